@@ -1,0 +1,149 @@
+"""Every exception of kingtask, one tree. Each answers: what can the caller do now?
+
+KingtaskError
+├── ConfigurationError     mend the configuration file or the option it names
+├── RequestRefused         a broker said no; `retryable` and `stored` say what that means
+│   ├── InvalidRequest     mend the request (also raised before anything is sent)
+│   ├── PermissionDenied   ask the operator
+│   ├── TaskNotFound       the task never existed, or its record has expired
+│   ├── IdConflict         another task has this id: choose a new one
+│   ├── WrongState         the task is not in a state that allows it
+│   ├── Busy               come back later
+│   ├── Unavailable        the broker is up, its Redis is not: come back later
+│   └── NotConfirmed       stored or not: send the same id again
+├── NoAnswer               no broker answered in time: stored or not, send the same id again
+├── ResultTimeout          the task has not ended yet: wait longer
+├── TaskFailed             the task ended, not in `succeeded`; carries the Result
+└── StoreError             Redis refused or did not answer a call (broker and worker only)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from kingtask.task import Result
+
+Stored = Literal["no", "unknown"]
+
+
+class KingtaskError(Exception):
+    """Root of all errors that kingtask raises."""
+
+
+class ConfigurationError(KingtaskError):
+    """A configuration file, option or environment variable is wrong; the text says which and what to do."""
+
+
+class RequestRefused(KingtaskError):
+    """A broker's error reply. `code` is the wire code of PROTOCOL.md."""
+
+    code = "internal"
+    retryable = False
+    stored: Stored = "no"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        retryable: bool | None = None,
+        stored: Stored | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+        if code is not None:
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+        if stored is not None:
+            self.stored = stored
+
+
+class InvalidRequest(RequestRefused):
+    """The request breaks a rule of PROTOCOL.md; `field` is the path of the offending place."""
+
+    code = "invalid_request"
+
+
+class PermissionDenied(RequestRefused):
+    code = "permission_denied"
+
+
+class TaskNotFound(RequestRefused):
+    code = "not_found"
+
+
+class IdConflict(RequestRefused):
+    code = "id_conflict"
+
+
+class WrongState(RequestRefused):
+    code = "wrong_state"
+
+
+class Busy(RequestRefused):
+    code = "busy"
+    retryable = True
+
+
+class Unavailable(RequestRefused):
+    code = "unavailable"
+    retryable = True
+
+
+class NotConfirmed(RequestRefused):
+    code = "not_confirmed"
+    retryable = True
+    stored: Stored = "unknown"
+
+
+REFUSALS: dict[str, type[RequestRefused]] = {
+    "invalid_request": InvalidRequest,
+    "malformed": InvalidRequest,
+    "bad_frames": InvalidRequest,
+    "too_big": InvalidRequest,
+    "too_deep": InvalidRequest,
+    "unsupported_version": InvalidRequest,
+    "unknown_op": InvalidRequest,
+    "permission_denied": PermissionDenied,
+    "not_found": TaskNotFound,
+    "id_conflict": IdConflict,
+    "wrong_state": WrongState,
+    "busy": Busy,
+    "rate_limited": Busy,
+    "unavailable": Unavailable,
+    "store_full": Unavailable,
+    "not_confirmed": NotConfirmed,
+    "internal": RequestRefused,
+}
+"""Every wire code and the exception that stands for it; PROTOCOL.md lists the same codes (tested)."""
+
+
+class NoAnswer(KingtaskError):
+    """No broker answered before the deadline. A submit may or may not be stored; resend it with the same id."""
+
+
+class ResultTimeout(KingtaskError):
+    """The task did not end within the time the caller was ready to wait. It goes on."""
+
+
+class TaskFailed(KingtaskError):
+    """The task ended in another state than `succeeded`; `result` says how."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.describe())
+        self.result = result
+
+
+class StoreError(KingtaskError):
+    """A call to Redis failed. `stored` says whether it may have taken effect, `kind` which way it failed."""
+
+    def __init__(self, kind: str, message: str, *, stored: Stored = "no") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.stored: Stored = stored

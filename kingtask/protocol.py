@@ -1,0 +1,407 @@
+"""Wire protocol v1, implemented once: bytes to typed requests, values to replies, and every limit (PROTOCOL.md).
+
+Pure: no socket, no clock. The only module that knows msgpack; the store packs its arguments through it.
+Every frame is hostile: one decode per message with every length capped, ext types, duplicate and non-string keys
+refused; whatever else a decoder may raise is one `malformed`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgpack
+import msgspec
+
+from kingtask import task
+from kingtask.errors import REFUSALS, InvalidRequest, RequestRefused
+from kingtask.task import QueueName, State, TaskId, TaskSpec
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_FRAMES = 3
+"""An empty delimiter and the message, after the routing id; one more is tolerated to be refused by name."""
+MAX_BATCH = 1000
+MAX_DEPTH = 8
+MAX_WAIT_S = 3600.0
+MAX_PAGE = 200
+MAX_RID_LENGTH = 64
+MAX_STRING_BYTES = 2 * 1024 * 1024
+
+LIMITS: dict[str, int | float] = {
+    "message_bytes": MAX_MESSAGE_BYTES,
+    "batch": MAX_BATCH,
+    "depth": MAX_DEPTH,
+    "args": task.MAX_ARGS,
+    "arg_bytes": task.MAX_ARG_BYTES,
+    "args_bytes": task.MAX_ARGS_BYTES,
+    "stdin_bytes": task.MAX_STDIN_BYTES,
+    "env": task.MAX_ENV,
+    "env_bytes": task.MAX_ENV_BYTES,
+    "retries": task.MAX_RETRIES,
+    "interval_s": task.MAX_INTERVAL_S,
+    "ahead_s": task.MAX_AHEAD_S,
+    "keep_result_s": task.MAX_KEEP_S,
+    "tags": task.MAX_TAGS,
+    "tag_length": task.MAX_TAG_LENGTH,
+    "wait_s": MAX_WAIT_S,
+    "page": MAX_PAGE,
+}
+"""Sent in the reply to `ping`; PROTOCOL.md shows the same table (tested)."""
+
+Rid = int | str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every op has; `tag_field` picks the class by `op`."""
+
+
+class Ping(Request, tag_field="op", tag="ping"):
+    pass
+
+
+class Submit(Request, tag_field="op", tag="submit"):
+    """One of `task` (its failure is the reply's) and `tasks` (an outcome each); both still undecoded maps."""
+
+    task: dict[str, Any] | None = None
+    tasks: Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+
+
+class Get(Request, tag_field="op", tag="get"):
+    id: TaskId
+
+
+class Wait(Request, tag_field="op", tag="wait"):
+    id: TaskId
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 60.0
+
+
+class Cancel(Request, tag_field="op", tag="cancel"):
+    id: TaskId
+
+
+class Requeue(Request, tag_field="op", tag="requeue"):
+    id: TaskId
+    new_id: TaskId
+
+
+class List(Request, tag_field="op", tag="list"):
+    state: State
+    queue: QueueName | None = None
+    since: task.Instant | None = None
+    until: task.Instant | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = 50
+    cursor: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,16}(\.[0-9]{1,12})?:[0-9]{1,9}\Z")] | None = None
+
+
+class Stats(Request, tag_field="op", tag="stats"):
+    pass
+
+
+class Pause(Request, tag_field="op", tag="pause"):
+    queue: QueueName
+
+
+class Resume(Request, tag_field="op", tag="resume"):
+    queue: QueueName
+
+
+REQUESTS: dict[str, type[Request]] = {
+    "ping": Ping,
+    "submit": Submit,
+    "get": Get,
+    "wait": Wait,
+    "cancel": Cancel,
+    "requeue": Requeue,
+    "list": List,
+    "stats": Stats,
+    "pause": Pause,
+    "resume": Resume,
+}
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pack(value: Any) -> bytes:
+    """msgpack with the bin type, as on the wire."""
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def pack_raw(value: Any) -> bytes:
+    """msgpack without the bin type: what Redis's cmsgpack reads; str and bytes both become raw strings."""
+    packed: bytes = msgpack.packb(value, use_bin_type=False)
+    return packed
+
+
+def unpack_raw(packed: bytes) -> Any:
+    """The inverse of pack_raw for data of our own making; raw strings come as bytes."""
+    return msgpack.unpackb(packed, raw=True, strict_map_key=False)
+
+
+class _TooDeep(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("a map holds the same key twice", code="malformed")
+    return found
+
+
+def _no_ext(code: int, data: bytes) -> Any:
+    raise InvalidRequest(f"msgpack ext type {code} is not part of the protocol", code="malformed")
+
+
+def decode(message: bytes) -> dict[str, Any]:
+    """One message as a map. Raises InvalidRequest (`too_big`, `malformed`, `too_deep`, `invalid_request`)."""
+    size = len(message)
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidRequest(f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {size:,}", code="too_big")
+    try:
+        value = msgpack.unpackb(
+            message,
+            object_pairs_hook=_unique,
+            ext_hook=_no_ext,
+            strict_map_key=True,
+            max_str_len=MAX_STRING_BYTES,
+            max_bin_len=MAX_STRING_BYTES,
+            max_array_len=MAX_BATCH,
+            max_map_len=256,
+            max_ext_len=16,
+        )
+    except InvalidRequest:
+        raise
+    except msgpack.StackError:
+        raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep") from None
+    except Exception as error:  # the decoder raises seven kinds; all mean the same to the sender
+        raise InvalidRequest(f"the message is not msgpack: {error or type(error).__name__}", code="malformed") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"expected a map, got {_kind(value)}", code="invalid_request")
+    if not within_depth(value, MAX_DEPTH):
+        raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep")
+    return value
+
+
+def within_depth(value: Any, depth: int) -> bool:
+    """True if containers nest no deeper than `depth` levels."""
+    if isinstance(value, dict):
+        return depth > 0 and all(within_depth(v, depth - 1) for v in value.values() if isinstance(v, (dict, list)))
+    if isinstance(value, list):
+        return depth > 0 and all(within_depth(v, depth - 1) for v in value if isinstance(v, (dict, list)))
+    return True
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rid_of(envelope: Mapping[str, Any]) -> Rid | None:
+    """The request's correlation id if it has a usable one; an error reply carries it, or nil."""
+    rid = envelope.get("rid")
+    if isinstance(rid, bool) or not isinstance(rid, (int, str)):
+        return None
+    if isinstance(rid, str) and len(rid) > MAX_RID_LENGTH:
+        return None
+    return rid
+
+
+def parse(envelope: dict[str, Any]) -> Request:
+    """A decoded message as a request. Raises InvalidRequest naming the place."""
+    if rid_of(envelope) is None:
+        raise InvalidRequest(
+            f"rid: expected an integer or a string of at most {MAX_RID_LENGTH} characters, got {show(envelope.get('rid'))}",
+            field="rid",
+        )
+    version = envelope.get("v")
+    if type(version) is not int or version != VERSION:
+        raise InvalidRequest(
+            f"v: expected {VERSION}, got {show(version)}", code="unsupported_version", field="v"
+        )
+    op = envelope.get("op")
+    kind = REQUESTS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        raise InvalidRequest(f"op: expected one of {', '.join(REQUESTS)}, got {show(op)}", code="unknown_op", field="op")
+    body = {key: value for key, value in envelope.items() if key not in ("v", "rid")}
+    request = convert(body, kind)
+    if isinstance(request, Submit) and (request.task is None) == (request.tasks is None):
+        raise InvalidRequest("task: expected exactly one of task and tasks", field="task")
+    return request
+
+
+def parse_task(value: Any, now_s: float, place: str) -> TaskSpec:
+    """A task's map as a TaskSpec; `now_s` epoch seconds. Raises InvalidRequest naming the place."""
+    if isinstance(value, dict) and isinstance(value.get("id"), str):
+        value = {**value, "id": value["id"].lower()}
+    spec = convert(value, TaskSpec, place)
+    task.check_spec(spec, now_s, place)
+    return spec
+
+
+T = TypeVar("T")
+
+_MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `\$?(?P<path>[^`]*)`)?\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
+_MAP_KEY = re.compile(r"key` in `\$?(?P<path>.*)\Z", re.DOTALL)
+
+_SHAPES = {
+    task.NAME_PATTERN: "an executable's name: letters, digits, . _ - and up to three /, no segment beginning with . or -",
+    task.QUEUE_PATTERN: "a queue's name: letters, digits, . _ -, at most 64, not beginning with . or -",
+    task.ID_PATTERN: "a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11",
+}
+
+
+def convert(value: Any, kind: type[T], place: str = "") -> T:
+    """msgspec.convert, with errors that name the field, the value and what was expected."""
+    try:
+        return msgspec.convert(value, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), value, place) from None
+
+
+def _explain(text: str, value: Any, place: str) -> InvalidRequest:
+    match = _MESSAGE.match(text)
+    what, path = (match["what"], match["path"] or "") if match else (text, "")
+    key = _MAP_KEY.match(path)
+    path = (key["path"] if key else path).lstrip(".")
+    full = ".".join(part for part in (place, path) if part) if not path.startswith("[") else place + path
+    for pattern, form in ((_UNKNOWN, "unknown field"), (_MISSING, "this field is required")):
+        found = pattern.match(what)
+        if found:
+            field = f"{full}.{found['field'][:64]}" if full else found["field"][:64]
+            return InvalidRequest(f"{field}: {form}", field=field)
+    for shape, words in _SHAPES.items():
+        what = what.replace(f"`str` matching regex {shape!r}", words)
+    what = what[0].lower() + what[1:].replace("`", "")
+    if "got" not in what:
+        what += f", got {show(_at(value, path))}"
+    return InvalidRequest(f"{full}: {what}" if full else what, field=full or None)
+
+
+def _at(value: Any, path: str) -> Any:
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        try:
+            value = value[name] if name else value[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a map", list: "an array", tuple: "an array", str: "a string", bytes: "binary", bool: "a boolean"}
+    return names.get(type(value), "nil" if value is None else "a number")
+
+
+def show(value: Any) -> str:
+    """A value in an error message: short, printable."""
+    if isinstance(value, (dict, list, tuple, bytes)) or value is None:
+        return _kind(value)
+    text = ascii(value[:64] if isinstance(value, str) else value)
+    return text if len(text) <= 66 else text[:63] + "…"
+
+
+# ── replies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ok(rid: Rid | None, fields: dict[str, Any]) -> bytes:
+    return pack({"v": VERSION, "rid": rid, "ok": True, **fields})
+
+
+def refusal(rid: Rid | None, error: RequestRefused) -> bytes:
+    return pack({"v": VERSION, "rid": rid, "ok": False, "error": error_fields(error)})
+
+
+def error_fields(error: RequestRefused) -> dict[str, Any]:
+    """The `error` map of a reply or of one task's outcome."""
+    fields: dict[str, Any] = {
+        "code": error.code,
+        "message": error.message,
+        "retryable": error.retryable,
+        "stored": error.stored,
+    }
+    if error.field is not None:
+        fields["field"] = error.field
+    if error.retry_after_s is not None:
+        fields["retry_after_s"] = error.retry_after_s
+    return fields
+
+
+def error_from(fields: Mapping[str, Any]) -> RequestRefused:
+    """The exception for an `error` map; unknown codes and fields of a newer broker are taken as they are."""
+    code = str(fields.get("code", "internal"))
+    stored: Literal["no", "unknown"] = "unknown" if fields.get("stored") == "unknown" else "no"
+    return REFUSALS.get(code, RequestRefused)(
+        str(fields.get("message", code)),
+        code=code,
+        field=fields.get("field"),
+        retryable=bool(fields.get("retryable")),
+        stored=stored,
+        retry_after_s=fields.get("retry_after_s"),
+    )
+
+
+def encode_request(rid: Rid, op: str, fields: Mapping[str, Any]) -> bytes:
+    """A request as bytes. Raises InvalidRequest (`too_big`) before anything is sent."""
+    message = pack({"v": VERSION, "rid": rid, "op": op, **fields})
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise InvalidRequest(
+            f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {len(message):,}", code="too_big"
+        )
+    return message
+
+
+def decode_reply(message: bytes) -> dict[str, Any]:
+    """A broker's reply as a map (`rid`, `ok`, …). Raises InvalidRequest (`malformed`) if it is none."""
+    try:
+        reply = msgpack.unpackb(message)
+    except Exception as error:  # as in decode
+        raise InvalidRequest(f"the reply is not msgpack: {error or type(error).__name__}", code="malformed") from None
+    if not isinstance(reply, dict) or "ok" not in reply:
+        raise InvalidRequest("the reply is not one of protocol v1", code="malformed")
+    return reply
+
+
+def task_fields(spec: TaskSpec) -> dict[str, Any]:
+    """A TaskSpec as the map of a submit request; fields at their default are left out."""
+    return {name: value for name, value in msgspec.structs.asdict(spec).items() if value != _DEFAULTS[name]}
+
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: None if field.required else msgspec.structs.replace(TaskSpec(name="x")).__getattribute__(field.name)
+    for field in msgspec.structs.fields(TaskSpec)
+}
+
+
+def result_fields(result: task.Result) -> dict[str, Any]:
+    """A Result as the `task` map of a reply."""
+    fields: dict[str, Any] = msgspec.to_builtins(result, builtin_types=(bytes,))
+    return fields
+
+
+def result_from(fields: Mapping[str, Any]) -> task.Result:
+    """The `task` map of a reply as a Result; fields of a newer broker are ignored."""
+    return convert(dict(fields), task.Result, "task")
+
+
+# ── wakeups (broker's XPUB to workers): hints, never delivery ────────────────────────────────────────────────────────
+
+WORKER_PATTERN = r"[A-Za-z0-9._-]{1,128}"
+_TOPIC = re.compile(rb"(ready:[A-Za-z0-9_][A-Za-z0-9._-]{0,63}/|cancel:[A-Za-z0-9._-]{1,128}/)\Z")
+
+
+def ready_topic(queue: str) -> bytes:
+    """Published as [topic, number of tasks] when tasks became ready; the slash ends the name (SUB matches prefixes)."""
+    return f"ready:{queue}/".encode()
+
+
+def cancel_topic(worker: str) -> bytes:
+    """Published as [topic, task id] when a task that this worker runs is to be cancelled."""
+    return f"cancel:{worker}/".encode()
+
+
+def is_topic(topic: bytes) -> bool:
+    """True for what a worker may subscribe to; anything else is ignored."""
+    return _TOPIC.match(topic) is not None

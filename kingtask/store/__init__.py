@@ -1,0 +1,1 @@
+"""The record: Redis, and the only code that talks to it."""

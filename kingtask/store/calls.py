@@ -1,0 +1,263 @@
+"""Every call of the function library as a value: what to send and how to read the answer. Pure.
+
+The asyncio store sends them; tests send the same ones over a blocking client. Times are milliseconds of Redis's clock,
+`now_us` is its microseconds at the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from kingtask.protocol import pack_raw
+from kingtask.store import record
+from kingtask.task import Result, State, TaskSpec
+
+Pairs = list[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the configuration decides about tasks; every process that can end one passes its own."""
+
+    keep_ms: int = 86_400_000
+    failed_keep_ms: int = 7 * 86_400_000
+    lease_ms: int = 15_000
+    max_lost: int = 3
+    max_queues: int = 1_000
+    max_queue_length: int = 10_000_000
+
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    function: str
+    arguments: dict[str, Any]
+    decode: Callable[[Any], Any]
+
+    def payload(self, db: int) -> bytes:
+        """The one argument of the function; it carries the database number for the channels' names."""
+        return pack_raw({"db": db, **self.arguments})
+
+
+class Fence(NamedTuple):
+    """What an attempt must show: the task, the attempt's number and the claim's token (16 bytes)."""
+
+    id: str
+    number: int
+    token: bytes
+
+
+class Submitted(NamedTuple):
+    now_us: int
+    outcomes: list[str]
+    """One each: ready, scheduled, exists, conflict, full (the queue) or queues (too many names)."""
+    ready: Pairs
+    due_ms: list[int]
+
+
+class Ticked(NamedTuple):
+    now_us: int
+    ready: Pairs
+    upcoming_ms: list[int]
+    complete: bool
+    more: bool
+    lost: int
+
+
+class Claimed(NamedTuple):
+    id: str
+    number: int
+    name: str
+    spec: bytes
+    queue: str
+    due_ms: int
+    fail_if_lost: bool
+    claimed_ms: int
+
+
+class Claims(NamedTuple):
+    now_us: int
+    tasks: list[Claimed]
+
+
+class Answers(NamedTuple):
+    now_us: int
+    answers: list[str]
+
+
+class Found(NamedTuple):
+    now_us: int
+    result: Result | None
+
+
+class Ended(NamedTuple):
+    """One attempt's end as the worker reports it. `verdict`: succeeded, failed, or final (failed, never retried)."""
+
+    fence: Fence
+    verdict: str
+    reason: str
+    record: bytes
+    stdout: bytes
+    stderr: bytes
+    stdout_size: int
+    stderr_size: int
+
+
+CUT_BYTES = 4096
+"""Outputs of `finish_cut`, which a full Redis still takes."""
+
+
+def prepare(task_id: str, spec: TaskSpec) -> tuple[str, str, bytes, bytes]:
+    """A task as `submit` takes it: id, name, spec, plan."""
+    return (task_id, spec.name, record.pack_spec(spec), record.pack_plan(spec))
+
+
+def submit(policy: Policy, tasks: Sequence[tuple[str, str, bytes, bytes]]) -> Call:
+    limits = {"max_queues": policy.max_queues, "max_queue_length": policy.max_queue_length}
+    return Call("submit", {**limits, "tasks": tasks}, _submitted)
+
+
+def requeue(policy: Policy, task_id: str, new_id: str) -> Call:
+    limits = {"max_queues": policy.max_queues, "max_queue_length": policy.max_queue_length}
+    return Call("requeue", {**limits, "id": task_id, "new_id": new_id}, lambda r: (r[0].decode(), r[1].decode()))
+
+
+def tick(
+    policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool
+) -> Call:
+    arguments = {
+        **_keep(policy),
+        "broker": broker,
+        "heartbeat": heartbeat,
+        "lease": policy.lease_ms,
+        "max_lost": policy.max_lost,
+        "upcoming": upcoming,
+        "window": window_ms,
+        "housekeep": int(housekeep),
+    }
+    return Call("tick", arguments, _ticked)
+
+
+def claim(
+    policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, again: bool = False
+) -> Call:
+    arguments = {
+        **_keep(policy),
+        "worker": worker,
+        "queues": queues,
+        "n": n,
+        "token": token,
+        "lease": policy.lease_ms,
+        "again": int(again),
+    }
+    return Call("claim", arguments, _claims)
+
+
+def extend(
+    policy: Policy, worker: str, held: Sequence[Fence], claims: Sequence[bytes] = (), heartbeat: bytes = b""
+) -> Call:
+    arguments = {
+        **_keep(policy),
+        "worker": worker,
+        "lease": policy.lease_ms,
+        "held": held,
+        "claims": claims,
+        "heartbeat": heartbeat,
+    }
+    return Call("extend", arguments, _answers)
+
+
+def finish(policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False) -> Call:
+    rows = [(*e.fence, *e[1:]) for e in ended]
+    return Call("finish_cut" if cut else "finish", {**_keep(policy), "worker": worker, "ended": rows}, _answers)
+
+
+def release(policy: Policy, worker: str, attempts: Sequence[tuple[Fence, bytes]]) -> Call:
+    rows = [(*fence, packed) for fence, packed in attempts]
+    return Call("release", {**_keep(policy), "worker": worker, "attempts": rows}, _answers)
+
+
+def cancel(policy: Policy, task_id: str) -> Call:
+    return Call("cancel", {**_keep(policy), "id": task_id}, _text)
+
+
+def pause(policy: Policy, queue: str, paused: bool) -> Call:
+    return Call("pause", {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues}, _text)
+
+
+def wait(task_id: str) -> Call:
+    return Call("wait", {"id": task_id}, _text)
+
+
+def get(task_id: str) -> Call:
+    def decode(reply: Any) -> Found:
+        now_us, due_ms, fields = reply
+        return Found(now_us, record.result_of(task_id, _hash(fields), due_ms) if fields else None)
+
+    return Call("get", {"id": task_id}, decode)
+
+
+def states(task_ids: Sequence[str]) -> Call:
+    return Call("states", {"ids": task_ids}, lambda reply: [state.decode() for state in reply])
+
+
+def list_tasks(
+    state: State, queue: str, *, first: str, last: str, skip: int, limit: int
+) -> Call:
+    """`first` and `last` are scores as text in reading order, `skip` entries of the first score are passed over."""
+    arguments = {"state": state, "queue": queue, "from": first, "to": last, "skip": skip, "limit": limit}
+    return Call("list", arguments, record.page_of)
+
+
+def stats() -> Call:
+    return Call("stats", {}, record.stats_of)
+
+
+def open_namespace(schema: int, cluster: str) -> Call:
+    return Call("open", {"schema": schema, "cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
+
+
+def _keep(policy: Policy) -> dict[str, Any]:
+    return {"keep": policy.keep_ms, "failed_keep": policy.failed_keep_ms}
+
+
+def _text(reply: Any) -> str:
+    text: str = reply.decode()
+    return text
+
+
+def _pairs(flat: list[Any]) -> Pairs:
+    return [(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
+
+
+def _hash(flat: list[Any]) -> dict[str, bytes]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+
+
+def _submitted(reply: Any) -> Submitted:
+    now_us, outcomes, ready, due_ms = reply
+    return Submitted(now_us, [outcome.decode() for outcome in outcomes], _pairs(ready), due_ms)
+
+
+def _ticked(reply: Any) -> Ticked:
+    now_us, ready, upcoming, complete, more, lost = reply
+    return Ticked(now_us, _pairs(ready), upcoming, bool(complete), bool(more), lost)
+
+
+def _claims(reply: Any) -> Claims:
+    now_us, rows = reply
+    return Claims(
+        now_us,
+        [
+            Claimed(task_id.decode(), number, name.decode(), spec, queue.decode(), due_ms, bool(fail), claimed_ms)
+            for task_id, number, name, spec, queue, due_ms, fail, claimed_ms in rows
+        ],
+    )
+
+
+def _answers(reply: Any) -> Answers:
+    now_us, answers = reply
+    return Answers(now_us, [answer.decode() for answer in answers])

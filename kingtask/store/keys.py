@@ -1,0 +1,50 @@
+"""Names of keys and channels. `kingtask.lua` builds the same ones behind the prefix it is given (its header lists them)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+NAMESPACE_PATTERN = r"\A[A-Za-z0-9_.-]{1,32}\Z"
+
+KEY_PATTERNS = {
+    "task": re.compile(r"task:[0-9a-f-]{36}"),
+    "schedule": re.compile(r"schedule"),
+    "ready": re.compile(r"ready:[^{}:]+"),
+    "running": re.compile(r"running"),
+    "expiry": re.compile(r"expiry"),
+    "held": re.compile(r"held:[^{}:]+"),
+    "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
+    "queues": re.compile(r"queues"),
+    "counts": re.compile(r"counts:[^{}:]+"),
+    "rates": re.compile(r"rates:[^{}:]+:[0-9]+"),
+    "workers": re.compile(r"workers"),
+    "brokers": re.compile(r"brokers"),
+    "meta": re.compile(r"meta"),
+}
+"""Every kind of key there is, behind the prefix; the tests walk the keyspace and know no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of one namespace in one database."""
+
+    namespace: str
+    db: int = 0
+
+    @property
+    def prefix(self) -> str:
+        """On every key; the braces put a namespace into one hash slot."""
+        return f"{{{self.namespace}}}:"
+
+    @property
+    def meta(self) -> str:
+        """KEYS[1] of every function."""
+        return f"{self.prefix}meta"
+
+    def task(self, task_id: str) -> str:
+        return f"{self.prefix}task:{task_id}"
+
+    def channel(self, what: str) -> str:
+        """Pub/sub ignores database numbers, so the channel carries its own: `due`, `ready`, `cancel`, `ended`."""
+        return f"{self.prefix}{self.db}:{what}"

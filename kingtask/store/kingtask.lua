@@ -1,0 +1,799 @@
+#!lua name=kingtask_@HASH@
+--[[
+The store: every change of a task's state is one call of one function below, and nothing else writes these keys.
+
+Rules
+  * Check everything, then write: an error never leaves half a change.
+  * Every function may be sent again: tasks are keyed by id, attempts by number and token.
+  * TIME is read once per call. Due instants and leases are compared here only.
+  * A call works on at most some 200 items (10,000 moves block the server for 100 ms); callers split what is longer.
+  * Numbers go into text with %.0f: `..` would round 16 digits to 14.
+
+Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] is `{<namespace>}:meta`
+  task:<id>        hash   the task, fields below; no TTL while it lives, then the time its record is kept
+  schedule         zset   id → due ms, plus a fraction that keeps submission order within a millisecond
+  ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
+  running          zset   id → end of the lease, ms
+  expiry           zset   id → ms; waiting tasks that may not be started after an instant
+  held:<worker>    hash   id → attempt number ':' token; what a worker was given (TTL)
+  finished:<state> zset   id → ms; recent terminal tasks, capped
+  queues           hash   queue → '0', or '1' when paused; at most max_queues
+  counts:<queue>   hash   totals, and the numbers now `scheduled` and `running`
+  rates:<queue>:<minute>  hash  what happened in that minute (TTL)
+  workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob
+  meta             hash   schema, cluster, sequence (of places), submits, ticked (ms), returned (ms: end of an outage)
+
+Fields of task:<id>
+  name, spec       as sent; spec is opaque here (arguments, stdin, …)
+  plan             msgpack array {start, delay, queue, priority, retry, keep, expires, on_lost}, as sent, in ms;
+                   0 = absent, queue '' = default, on_lost 1 = fail. Name, plan and spec are the identity of a request:
+                   the same id with the same three is the same request sent again.
+  state, created, due (ms; absent while scheduled: the score says it), place (of its last stay in ready)
+  attempt, token, worker, claimed   the fence of the last claim, and when that was
+  failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
+  cancel, watched                   '1': cancel was asked for; a client waits for the end
+  attempt:<n>      msgpack array {n, worker, started, ended, reason, exit, signal, message, stderr}; -1 = absent
+  finished, reason, out, err, out_size, err_size, origin
+--]]
+
+local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some lost and released ones
+local FINISHED_CAP = 10000    -- entries of each finished:<state>
+local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
+local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
+local OUTAGE = 3000           -- ms without a tick after which the leases are forgiven (brokers tick every second)
+local MAX_GRACED = 3          -- outages forgiven to one attempt
+local BUDGET = 200            -- items of one kind in one tick
+local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
+local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
+local STEP = 1 / 1024         -- fractions of a ms in `schedule`: exact in a double until the year 2248
+
+local TRANSITIONS = {
+  scheduled = {ready = true, cancelled = true, expired = true},
+  ready = {running = true, cancelled = true, expired = true},
+  running = {succeeded = true, failed = true, scheduled = true, ready = true, cancelled = true},
+  succeeded = {}, failed = {}, cancelled = {}, expired = {},
+}
+local TERMINAL = {succeeded = true, failed = true, cancelled = true, expired = true}
+
+local function call(...) return redis.call(...) end  -- redis.call exists only while a function runs
+local function floor(n) return n - n % 1 end
+
+local function int(n) return string.format('%.0f', n) end
+
+-- One call's view: prefix, time, and the counter changes that are written once at its end.
+local function begin(keys, args)
+  local time = call('TIME')
+  local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local prefix = string.sub(keys[1], 1, -5)
+  return {
+    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {},
+    args = args[1] and cmsgpack.unpack(args[1]) or {},
+  }
+end
+
+local function count(c, queue, field, n, rated)
+  local of = c.counts[queue]
+  if not of then of = {}; c.counts[queue] = of end
+  of[field] = (of[field] or 0) + n
+  if rated then
+    local per = c.rates[queue]
+    if not per then per = {}; c.rates[queue] = per end
+    per[field] = (per[field] or 0) + n
+  end
+end
+
+local function settle(c)
+  for queue, fields in pairs(c.counts) do
+    for field, n in pairs(fields) do
+      if n ~= 0 then call('HINCRBY', c.p .. 'counts:' .. queue, field, int(n)) end
+    end
+    call('HSET', c.p .. 'counts:' .. queue, 'touched', int(c.now))
+  end
+  local minute = int(floor(c.now / 60000))
+  for queue, fields in pairs(c.rates) do
+    local key = c.p .. 'rates:' .. queue .. ':' .. minute
+    for field, n in pairs(fields) do call('HINCRBY', key, field, int(n)) end
+    call('PEXPIRE', key, 180000)
+  end
+end
+
+local function publish(c, what, text) call('PUBLISH', c.p .. c.args.db .. ':' .. what, text) end
+
+local function read_plan(packed)
+  local a = cmsgpack.unpack(packed)
+  return {
+    start = a[1], delay = a[2], queue = a[3] == '' and 'default' or a[3], priority = a[4],
+    retry = a[5], keep = a[6], expires = a[7], fail_if_lost = a[8] == 1,
+  }
+end
+
+local function check_move(from, to)
+  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
+    error('KINGTASK no transition from ' .. tostring(from) .. ' to ' .. to)
+  end
+end
+
+-- ── moves: each leaves every key of the task consistent ─────────────────────────────────────────────────────────────
+
+local function next_places(c, n)
+  return tonumber(call('HINCRBY', c.p .. 'meta', 'sequence', n)) - n
+end
+
+local function enter_ready(c, id, plan, place)
+  call('ZADD', c.p .. 'ready:' .. plan.queue, int(place), id)
+  if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
+end
+
+-- Returns the score under which submission order is kept among the tasks of one millisecond.
+local function enter_schedule(c, id, plan, due)
+  local key = c.p .. 'schedule'
+  local last = call('ZREVRANGEBYSCORE', key, '(' .. int(due + 1), int(due), 'WITHSCORES', 'LIMIT', 0, 1)
+  local score = due
+  if last[2] then score = math.min(tonumber(last[2]) + STEP, due + 1 - STEP) end
+  call('ZADD', key, string.format('%.10f', score), id)
+  if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
+  count(c, plan.queue, 'scheduled', 1)
+end
+
+local function leave(c, id, state, plan, worker)
+  if state == 'scheduled' then
+    call('ZREM', c.p .. 'schedule', id)
+    count(c, plan.queue, 'scheduled', -1)
+  elseif state == 'ready' then
+    call('ZREM', c.p .. 'ready:' .. plan.queue, id)
+  elseif state == 'running' then
+    call('ZREM', c.p .. 'running', id)
+    if worker then call('HDEL', c.p .. 'held:' .. worker, id) end
+    count(c, plan.queue, 'running', -1)
+  end
+end
+
+-- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms.
+local function close(c, id, from, to, plan, reason, worker)
+  check_move(from, to)
+  leave(c, id, from, plan, worker)
+  local key = c.p .. 'task:' .. id
+  if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
+  call('HDEL', key, 'place', 'cancel', 'graced')
+  call('HSET', key, 'state', to, 'finished', int(c.now), 'reason', reason)
+  local keep = plan.keep > 0 and plan.keep or c.args.keep
+  if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
+  call('PEXPIRE', key, int(keep))
+  call('ZADD', c.p .. 'finished:' .. to, int(c.now), id)
+  count(c, plan.queue, to, 1, true)
+  if call('HDEL', key, 'watched') == 1 then publish(c, 'ended', id) end
+end
+
+local function record_attempt(key, number, packed)
+  call('HSET', key, 'attempt:' .. int(number), packed)
+  if number > LIVE_ATTEMPTS then call('HDEL', key, 'attempt:' .. int(number - LIVE_ATTEMPTS)) end
+end
+
+local function brief(number, worker, started, ended, reason)
+  return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
+end
+
+-- A failed attempt: the next interval of the list, or the end. Returns the new state and, if scheduled, the instant.
+local function fail(c, id, plan, worker, failures, final, cancelled, reason)
+  if cancelled then
+    close(c, id, 'running', 'cancelled', plan, reason, worker)
+    return 'cancelled'
+  end
+  local interval = plan.retry[failures]
+  if final or not interval then
+    close(c, id, 'running', 'failed', plan, reason, worker)
+    return 'failed'
+  end
+  check_move('running', 'scheduled')
+  leave(c, id, 'running', plan, worker)
+  local due = c.now + interval
+  enter_schedule(c, id, plan, due)
+  call('HSET', c.p .. 'task:' .. id, 'state', 'scheduled', 'reason', reason)
+  call('HDEL', c.p .. 'task:' .. id, 'graced')
+  count(c, plan.queue, 'retried', 1, true)
+  return 'scheduled', due
+end
+
+-- An attempt given back unstarted, or lost: to ready at its old place, without its fence.
+local function give_back(c, id, plan, worker, place, woken)
+  check_move('running', 'ready')
+  leave(c, id, 'running', plan, worker)
+  local key = c.p .. 'task:' .. id
+  call('HSET', key, 'state', 'ready')
+  call('HDEL', key, 'token', 'graced')
+  enter_ready(c, id, plan, tonumber(place))
+  woken[plan.queue] = (woken[plan.queue] or 0) + 1
+end
+
+local function wake(c, woken)
+  for queue, n in pairs(woken) do publish(c, 'ready', queue .. ' ' .. int(n)) end
+end
+
+local function earliest(c)
+  local first = call('ZRANGE', c.p .. 'schedule', 0, 0, 'WITHSCORES')
+  return first[2] and floor(tonumber(first[2])) or nil
+end
+
+-- Tells every broker of a new earliest instant; `before` is what earliest() said at the start of the call.
+local function announce(c, before, due)
+  if due and (not before or due < before) then publish(c, 'due', int(due)) end
+end
+
+-- ── submit, requeue ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- Makes the queue's name known; false if there are too many already.
+local function admit(c, queue)
+  local key = c.p .. 'queues'
+  if call('HEXISTS', key, queue) == 1 then return true end
+  if call('HLEN', key) >= c.args.max_queues then return false end
+  call('HSET', key, queue, '0')
+  return true
+end
+
+-- How many more tasks may wait in the queue, or 'queues' if it is new and there are too many.
+local function room(c, queue)
+  if not admit(c, queue) then return 'queues' end
+  local scheduled = tonumber(call('HGET', c.p .. 'counts:' .. queue, 'scheduled') or 0)
+  return c.args.max_queue_length - scheduled - call('ZCARD', c.p .. 'ready:' .. queue)
+end
+
+-- args {db, max_queues, max_queue_length, tasks = {{id, name, spec, plan}, …}}
+-- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready | scheduled | exists | conflict | full | queues
+local function submit(keys, args)
+  local c = begin(keys, args)
+  local outcomes, gained, dues, rooms = {}, {}, {}, {}
+  local tasks, plans = c.args.tasks, {}
+  for i, t in ipairs(tasks) do plans[i] = read_plan(t[4]) end
+  local before = earliest(c)
+  call('HINCRBY', c.p .. 'meta', 'submits', #tasks)  -- a write even if all exist: WAIT covers only its connection's writes
+  local place = next_places(c, #tasks)
+  for i, t in ipairs(tasks) do
+    local id, name, spec, packed = t[1], t[2], t[3], t[4]
+    local key = c.p .. 'task:' .. id
+    local known = call('HMGET', key, 'name', 'spec', 'plan')
+    if known[1] then
+      local same = known[1] == name and known[2] == spec and known[3] == packed
+      outcomes[i] = same and 'exists' or 'conflict'
+    else
+      local plan = plans[i]
+      local due = plan.start
+      if plan.delay > 0 then due = c.now + plan.delay end
+      local left = rooms[plan.queue] or room(c, plan.queue)
+      if left == 'queues' then
+        outcomes[i] = 'queues'
+      elseif left <= 0 then
+        outcomes[i] = 'full'
+      else
+        rooms[plan.queue] = left - 1
+        count(c, plan.queue, 'submitted', 1, true)
+        if due > c.now then
+          call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', int(c.now))
+          enter_schedule(c, id, plan, due)
+          outcomes[i] = 'scheduled'
+          dues[#dues + 1] = due
+        else
+          local at = (9 - plan.priority) * BAND + place + i
+          call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', int(c.now),
+            'due', int(due > 0 and due or c.now), 'place', int(at))
+          enter_ready(c, id, plan, at)
+          outcomes[i] = 'ready'
+          gained[plan.queue] = (gained[plan.queue] or 0) + 1
+        end
+      end
+    end
+  end
+  settle(c)
+  local first = dues[1]
+  for _, due in ipairs(dues) do first = math.min(first, due) end
+  announce(c, before, first)
+  local woken = {}
+  for queue, n in pairs(gained) do woken[#woken + 1] = queue; woken[#woken + 1] = n end
+  return {c.us, outcomes, woken, dues}
+end
+
+-- args {db, id, new_id, max_queues, max_queue_length}: a new task, due now, of a terminal one.
+-- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | missing | <state of a living task>
+local function requeue(keys, args)
+  local c = begin(keys, args)
+  local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
+  local old = call('HMGET', key, 'name', 'spec', 'plan', 'state')
+  if not old[1] then return {'missing', ''} end
+  local known = call('HMGET', new, 'name', 'origin')
+  if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
+  if not TERMINAL[old[4]] then return {old[4], ''} end
+  local plan = read_plan(old[3])
+  local left = room(c, plan.queue)
+  if left == 'queues' then return {'queues', ''} end
+  if left <= 0 then return {'full', ''} end
+  -- The new task starts now and is not bound by an instant that has passed.
+  local a = cmsgpack.unpack(old[3])
+  a[1], a[2], a[7] = 0, 0, 0
+  plan.expires = 0
+  local at = (9 - plan.priority) * BAND + next_places(c, 1) + 1
+  call('HSET', new, 'name', old[1], 'spec', old[2], 'plan', cmsgpack.pack(a), 'state', 'ready', 'created', int(c.now),
+    'due', int(c.now), 'place', int(at), 'origin', c.args.id)
+  enter_ready(c, c.args.new_id, plan, at)
+  count(c, plan.queue, 'submitted', 1, true)
+  settle(c)
+  publish(c, 'ready', plan.queue .. ' 1')
+  return {'ready', plan.queue}
+end
+
+-- ── tick ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+local function promote(c, gained)
+  local ids = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', int(c.now) .. '.9999999', 'WITHSCORES',
+    'LIMIT', 0, BUDGET)
+  local n = #ids / 2
+  if n == 0 then return 0 end
+  local place = next_places(c, n)
+  for i = 1, n do
+    local id, due = ids[2 * i - 1], floor(tonumber(ids[2 * i]))
+    local key = c.p .. 'task:' .. id
+    local packed = call('HGET', key, 'plan')
+    if not packed then
+      call('ZREM', c.p .. 'schedule', id)  -- its record was deleted by hand: nothing left to run
+    else
+      local plan = read_plan(packed)
+      if plan.expires > 0 and plan.expires <= c.now then
+        close(c, id, 'scheduled', 'expired', plan, 'expires_at')
+      else
+        check_move('scheduled', 'ready')
+        leave(c, id, 'scheduled', plan)
+        local at = (9 - plan.priority) * BAND + place + i
+        call('HSET', key, 'state', 'ready', 'due', int(due), 'place', int(at))
+        enter_ready(c, id, plan, at)
+        gained[plan.queue] = (gained[plan.queue] or 0) + 1
+      end
+    end
+  end
+  return n
+end
+
+local function reap(c, gained)
+  local ids = call('ZRANGEBYSCORE', c.p .. 'running', '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+  local forgiven = tonumber(call('HGET', c.p .. 'meta', 'returned') or 0) + c.args.lease
+  local lost = 0
+  for _, id in ipairs(ids) do
+    local key = c.p .. 'task:' .. id
+    local t = call('HMGET', key, 'plan', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
+    if not t[1] then
+      call('ZREM', c.p .. 'running', id)
+    elseif c.now < forgiven and tonumber(t[7] or 0) < MAX_GRACED then
+      call('ZADD', c.p .. 'running', int(forgiven), id)
+      call('HINCRBY', key, 'graced', 1)
+    else
+      local plan, number, worker = read_plan(t[1]), tonumber(t[2]), t[3]
+      lost = lost + 1
+      record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
+      call('HDEL', key, 'token')
+      count(c, plan.queue, 'lost', 1, true)
+      local times = tonumber(call('HINCRBY', key, 'lost', 1))
+      if t[8] then
+        close(c, id, 'running', 'cancelled', plan, 'lost', worker)
+      elseif plan.fail_if_lost or times >= c.args.max_lost then
+        close(c, id, 'running', 'failed', plan, 'lost', worker)
+      else
+        give_back(c, id, plan, worker, t[5], gained)
+      end
+    end
+  end
+  return #ids, lost
+end
+
+local function expire(c)
+  local ids = call('ZRANGEBYSCORE', c.p .. 'expiry', '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+  for _, id in ipairs(ids) do
+    local t = call('HMGET', c.p .. 'task:' .. id, 'plan', 'state')
+    call('ZREM', c.p .. 'expiry', id)
+    if t[1] and (t[2] == 'scheduled' or t[2] == 'ready') then
+      close(c, id, t[2], 'expired', read_plan(t[1]), 'expires_at')
+    end
+  end
+  return #ids
+end
+
+local function forget_silent(c, key)
+  local all = call('HGETALL', c.p .. key)
+  for i = 1, #all, 2 do
+    if tonumber(string.sub(all[i + 1], 1, 13)) < c.now - HEARTBEAT_TTL then call('HDEL', c.p .. key, all[i]) end
+  end
+end
+
+-- Once a second: what is capped is trimmed, silent peers and long-empty queues are forgotten.
+local function housekeep(c)
+  for state in pairs(TERMINAL) do
+    local key = c.p .. 'finished:' .. state
+    local over = call('ZCARD', key) - FINISHED_CAP
+    if over > 0 then call('ZREMRANGEBYRANK', key, 0, math.min(over, 1000) - 1) end
+    for _, id in ipairs(call('ZRANGE', key, 0, 19)) do
+      if call('EXISTS', c.p .. 'task:' .. id) == 0 then call('ZREM', key, id) end
+    end
+  end
+  forget_silent(c, 'workers')
+  forget_silent(c, 'brokers')
+  local queue = call('HRANDFIELD', c.p .. 'queues')
+  if queue and call('HGET', c.p .. 'queues', queue) == '0' and call('EXISTS', c.p .. 'ready:' .. queue) == 0 then
+    local t = call('HMGET', c.p .. 'counts:' .. queue, 'scheduled', 'running', 'touched')
+    local busy = tonumber(t[1] or 0) + tonumber(t[2] or 0)
+    if busy == 0 and tonumber(t[3] or 0) < c.now - IDLE_QUEUE then
+      call('HDEL', c.p .. 'queues', queue)
+      call('DEL', c.p .. 'counts:' .. queue)
+    end
+  end
+end
+
+-- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, upcoming, window, housekeep}
+-- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost}: instants are the earliest `upcoming` within
+-- `window` ms, complete = 1 if there are no further ones in it; more = 1 if work was left for another tick.
+local function tick(keys, args)
+  local c = begin(keys, args)
+  local a = c.args
+  local ticked = tonumber(call('HGET', c.p .. 'meta', 'ticked') or 0)
+  if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', c.p .. 'meta', 'returned', int(c.now)) end
+  call('HSET', c.p .. 'meta', 'ticked', int(c.now))
+  local gained = {}
+  local moved = promote(c, gained)
+  local reaped, lost = reap(c, gained)
+  local late = expire(c)
+  if a.housekeep == 1 then
+    call('HSET', c.p .. 'brokers', a.broker, string.format('%013.0f', c.now) .. a.heartbeat)
+    housekeep(c)
+  end
+  settle(c)
+  local found = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', int(c.now + a.window), 'WITHSCORES',
+    'LIMIT', 0, a.upcoming)
+  local upcoming, last = {}, -1
+  for i = 2, #found, 2 do
+    local due = floor(tonumber(found[i]))
+    if due ~= last then upcoming[#upcoming + 1] = due; last = due end
+  end
+  local woken = {}
+  for queue, n in pairs(gained) do woken[#woken + 1] = queue; woken[#woken + 1] = n end
+  local more = moved == BUDGET or reaped == BUDGET or late == BUDGET
+  return {c.us, woken, upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
+end
+
+-- ── workers: claim, extend, finish, release ─────────────────────────────────────────────────────────────────────────
+
+local function hold(c, worker)
+  call('PEXPIRE', c.p .. 'held:' .. worker, HELD_TTL)
+end
+
+local function granted(c, id, worker)
+  local t = call('HMGET', c.p .. 'task:' .. id, 'name', 'spec', 'plan', 'attempt', 'due', 'claimed')
+  local plan = read_plan(t[3])
+  return {id, tonumber(t[4]), t[1], t[2], plan.queue, tonumber(t[5]), plan.fail_if_lost and 1 or 0, tonumber(t[6])}
+end
+
+-- args {db, worker, queues, n, token, lease, keep, failed_keep, again}: again = 1 sends a claim whose reply was lost
+-- once more and gets what it got. Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}}
+local function claim(keys, args)
+  local c = begin(keys, args)
+  local a = c.args
+  local held = c.p .. 'held:' .. a.worker
+  local tasks = {}
+  if a.again == 1 then
+    local all = call('HGETALL', held)
+    for i = 1, #all, 2 do
+      if string.sub(all[i + 1], -#a.token) == a.token then tasks[#tasks + 1] = granted(c, all[i], a.worker) end
+    end
+    if #tasks > 0 then return {c.us, tasks} end
+  end
+  local left = math.min(a.n, BUDGET)
+  local looks = BUDGET
+  for _, queue in ipairs(a.queues) do
+    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) ~= '0'
+    while left > 0 and looks > 0 and not paused do
+      local ids = call('ZRANGE', c.p .. 'ready:' .. queue, 0, left - 1)
+      if #ids == 0 then break end
+      for _, id in ipairs(ids) do
+        looks = looks - 1
+        local key = c.p .. 'task:' .. id
+        local t = call('HMGET', key, 'plan', 'attempt')
+        local plan = t[1] and read_plan(t[1])
+        if not plan then
+          call('ZREM', c.p .. 'ready:' .. queue, id)
+        elseif plan.expires > 0 and plan.expires <= c.now then
+          close(c, id, 'ready', 'expired', plan, 'expires_at')
+        else
+          check_move('ready', 'running')
+          leave(c, id, 'ready', plan)
+          if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
+          local number = tonumber(t[2] or 0) + 1
+          call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
+            'claimed', int(c.now))
+          call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
+          call('HSET', held, id, int(number) .. ':' .. a.token)
+          count(c, queue, 'running', 1)
+          count(c, queue, 'started', 1, true)
+          tasks[#tasks + 1] = granted(c, id, a.worker)
+          left = left - 1
+        end
+      end
+    end
+  end
+  if #tasks > 0 then hold(c, a.worker) end
+  settle(c)
+  return {c.us, tasks}
+end
+
+-- The task if this worker holds this very attempt, else nil.
+local function fenced_read(c, id, number, token, ...)
+  local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
+  if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
+  return t
+end
+
+-- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, keep, failed_keep}
+-- Renews what is held; whatever else is recorded for the worker, except under the tokens of claims still under way, is
+-- handed back uncounted: it never learnt of it. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
+local function extend(keys, args)
+  local c = begin(keys, args)
+  local a = c.args
+  local known, statuses, woken = {}, {}, {}
+  for i, h in ipairs(a.held) do
+    known[h[1]] = true
+    local t = fenced_read(c, h[1], h[2], h[3])
+    if t and t[1] == 'running' then
+      call('ZADD', c.p .. 'running', int(c.now + a.lease), h[1])
+      statuses[i] = t[5] and 'cancel' or 'ok'
+    else
+      statuses[i] = 'fenced'
+    end
+  end
+  local coming = {}
+  for _, token in ipairs(a.claims) do coming[token] = true end
+  local all = call('HGETALL', c.p .. 'held:' .. a.worker)
+  for i = 1, #all, 2 do
+    local id = all[i]
+    local number, token = string.match(all[i + 1], '^(%d+):(.*)$')
+    if not known[id] and not coming[token] then
+      local t = fenced_read(c, id, tonumber(number), token, 'claimed')
+      if t and t[1] == 'running' then
+        local plan = read_plan(t[4])
+        record_attempt(c.p .. 'task:' .. id, tonumber(number),
+          brief(tonumber(number), a.worker, tonumber(t[7]), c.now, 'released'))
+        if t[5] then
+          close(c, id, 'running', 'cancelled', plan, 'cancelled', a.worker)
+        else
+          give_back(c, id, plan, a.worker, t[6], woken)
+        end
+      else
+        call('HDEL', c.p .. 'held:' .. a.worker, id)
+      end
+    end
+  end
+  if #all > 0 then hold(c, a.worker) end
+  if #a.heartbeat > 0 then
+    call('HSET', c.p .. 'workers', a.worker, string.format('%013.0f', c.now) .. a.heartbeat)
+  end
+  settle(c)
+  wake(c, woken)
+  return {c.us, statuses}
+end
+
+-- args {db, worker, keep, failed_keep, ended = {{id, number, token, verdict, reason, record, out, err, out_size,
+-- err_size}, …}}; verdict: succeeded | failed | final (failed, no retry).
+-- Returns {now_us, {state now | 'recorded' (it was before) | 'fenced', …}}
+local function finish(keys, args)
+  local c = begin(keys, args)
+  local before = earliest(c)
+  local answers, first = {}, nil
+  for i, e in ipairs(c.args.ended) do
+    local id, number, verdict, reason = e[1], e[2], e[4], e[5]
+    local key = c.p .. 'task:' .. id
+    local t = fenced_read(c, id, number, e[3], 'failures')
+    if not t then
+      answers[i] = 'fenced'
+    elseif t[1] ~= 'running' then
+      answers[i] = 'recorded'
+    else
+      local plan = read_plan(t[4])
+      record_attempt(key, number, e[6])
+      local state, due
+      if verdict == 'succeeded' then
+        close(c, id, 'running', 'succeeded', plan, '', c.args.worker)
+        state = 'succeeded'
+      else
+        local failures = tonumber(call('HINCRBY', key, 'failures', 1))
+        state, due = fail(c, id, plan, c.args.worker, failures, verdict == 'final', t[5], reason)
+      end
+      if TERMINAL[state] then
+        if #e[7] > 0 then call('HSET', key, 'out', e[7]) end
+        if #e[8] > 0 then call('HSET', key, 'err', e[8]) end
+        call('HSET', key, 'out_size', int(e[9]), 'err_size', int(e[10]))
+      elseif not first or due < first then
+        first = due
+      end
+      answers[i] = state
+    end
+  end
+  settle(c)
+  announce(c, before, first)
+  return {c.us, answers}
+end
+
+local function finish_cut(keys, args)
+  for _, e in ipairs(cmsgpack.unpack(args[1]).ended) do
+    if #e[7] + #e[8] > 4096 then return redis.error_reply('KINGTASK finish_cut takes outputs of at most 4096 bytes') end
+  end
+  return finish(keys, args)
+end
+
+-- args {db, worker, keep, failed_keep, attempts = {{id, number, token, record}, …}}: handed back, uncounted.
+-- Returns {now_us, {'ready' | 'cancelled' | 'fenced', …}}
+local function release(keys, args)
+  local c = begin(keys, args)
+  local answers, woken = {}, {}
+  for i, r in ipairs(c.args.attempts) do
+    local t = fenced_read(c, r[1], r[2], r[3])
+    if not t or t[1] ~= 'running' then
+      answers[i] = 'fenced'
+    else
+      local plan = read_plan(t[4])
+      record_attempt(c.p .. 'task:' .. r[1], r[2], r[4])
+      if t[5] then
+        close(c, r[1], 'running', 'cancelled', plan, 'cancelled', c.args.worker)
+        answers[i] = 'cancelled'
+      else
+        give_back(c, r[1], plan, c.args.worker, t[6], woken)
+        answers[i] = 'ready'
+      end
+    end
+  end
+  settle(c)
+  wake(c, woken)
+  return {c.us, answers}
+end
+
+-- ── cancel, pause, wait ─────────────────────────────────────────────────────────────────────────────────────────────
+
+-- args {db, id, keep, failed_keep}. Returns the state it found, or 'missing'; scheduled and ready are cancelled at
+-- once, a running one is flagged and its worker told.
+local function cancel(keys, args)
+  local c = begin(keys, args)
+  local id = c.args.id
+  local key = c.p .. 'task:' .. id
+  local t = call('HMGET', key, 'state', 'plan', 'worker')
+  if not t[1] then return 'missing' end
+  if t[1] == 'scheduled' or t[1] == 'ready' then
+    close(c, id, t[1], 'cancelled', read_plan(t[2]), 'cancelled')
+    settle(c)
+  elseif t[1] == 'running' then
+    call('HSET', key, 'cancel', '1')
+    publish(c, 'cancel', t[3] .. ' ' .. id)
+  end
+  return t[1]
+end
+
+-- args {db, queue, paused, max_queues}. Returns 'ok' or 'queues'.
+local function pause(keys, args)
+  local c = begin(keys, args)
+  local a = c.args
+  if not admit(c, a.queue) then return 'queues' end
+  call('HSET', c.p .. 'queues', a.queue, a.paused == 1 and '1' or '0')
+  if a.paused == 0 then
+    local n = call('ZCARD', c.p .. 'ready:' .. a.queue)
+    if n > 0 then publish(c, 'ready', a.queue .. ' ' .. int(n)) end
+  end
+  return 'ok'
+end
+
+-- args {db, id}: marks a living task as waited for. Returns its state, or 'missing'.
+local function wait(keys, args)
+  local c = begin(keys, args)
+  local key = c.p .. 'task:' .. c.args.id
+  local state = call('HGET', key, 'state')
+  if not state then return 'missing' end
+  if not TERMINAL[state] then call('HSET', key, 'watched', '1') end
+  return state
+end
+
+-- ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- args {id}. Returns {now_us, due of a scheduled task or 0, {field, value, …}}; the last is empty if there is none.
+local function get(keys, args)
+  local c = begin(keys, args)
+  local all = call('HGETALL', c.p .. 'task:' .. c.args.id)
+  local due = call('ZSCORE', c.p .. 'schedule', c.args.id)
+  return {c.us, due and floor(tonumber(due)) or 0, all}
+end
+
+-- args {ids}. Returns the state of each, or ''.
+local function states(keys, args)
+  local c = begin(keys, args)
+  local found = {}
+  for i, id in ipairs(c.args.ids) do found[i] = call('HGET', c.p .. 'task:' .. id, 'state') or '' end
+  return found
+end
+
+-- args {state, queue ('' = all), from, to, skip, limit}: from and to are scores as text, in reading order: terminal
+-- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
+-- Returns {score of the last entry looked at, entries looked at with that score, done, {{id, score, name, plan,
+-- created, due, attempt, worker, reason, origin, state}, …}}
+local function list(keys, args)
+  local c = begin(keys, args)
+  local a = c.args
+  local key, order = c.p .. a.state, 'ZRANGEBYSCORE'
+  if a.state == 'scheduled' then key = c.p .. 'schedule' end
+  if a.state == 'ready' then key = c.p .. 'ready:' .. a.queue end
+  if TERMINAL[a.state] then key = c.p .. 'finished:' .. a.state; order = 'ZREVRANGEBYSCORE' end
+  local found = call(order, key, a.from, a.to, 'WITHSCORES', 'LIMIT', a.skip, BUDGET)
+  local rows, score, same, looked = {}, '', 0, 0
+  for i = 1, #found, 2 do
+    if #rows == a.limit then break end
+    local id = found[i]
+    if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
+    looked = looked + 1
+    local t = call('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
+      'origin', 'state')
+    if t[1] and t[9] == a.state and (a.queue == '' or read_plan(t[2]).queue == a.queue) then
+      local row = {id, found[i + 1]}
+      for k = 1, 9 do row[k + 2] = t[k] or '' end
+      rows[#rows + 1] = row
+    end
+  end
+  if looked == same and score == a.from then same = same + a.skip end
+  return {score, same, looked * 2 == #found and #found < 2 * BUDGET and 1 or 0, rows}
+end
+
+local function oldest_due(c, queue)
+  local oldest
+  for band = 0, 9 do
+    local from = int(band * BAND)
+    local id = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, from, '(' .. int((band + 1) * BAND), 'LIMIT', 0, 1)[1]
+    local due = id and tonumber(call('HGET', c.p .. 'task:' .. id, 'due') or nil)
+    if due and (not oldest or due < oldest) then oldest = due end
+  end
+  return oldest
+end
+
+-- args {}. Returns {now_us, {{queue, paused, ready, oldest due ms or 0, {totals…}, {this minute…}, {last minute…}}, …},
+-- {worker, heartbeat, …}, {broker, heartbeat, …}}
+local function stats(keys, args)
+  local c = begin(keys, args)
+  local rows = {}
+  local minute = floor(c.now / 60000)
+  local queues = call('HGETALL', c.p .. 'queues')
+  for i = 1, #queues, 2 do
+    local q = queues[i]
+    rows[#rows + 1] = {
+      q, queues[i + 1] == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. q), oldest_due(c, q) or 0,
+      call('HGETALL', c.p .. 'counts:' .. q),
+      call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute)),
+      call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute - 1)),
+    }
+  end
+  return {c.us, rows, call('HGETALL', c.p .. 'workers'), call('HGETALL', c.p .. 'brokers')}
+end
+
+-- args {schema, cluster}: writes both if the namespace is new. Returns {now_us, schema, cluster}.
+local function open(keys, args)
+  local c = begin(keys, args)
+  call('HSETNX', keys[1], 'schema', c.args.schema)
+  call('HSETNX', keys[1], 'cluster', c.args.cluster)
+  local t = call('HMGET', keys[1], 'schema', 'cluster')
+  return {c.us, tonumber(t[1]), t[2]}
+end
+
+local function register(name, callback, ...)
+  redis.register_function{function_name = 'kingtask_' .. name .. '_@HASH@', callback = callback, flags = {...}}
+end
+
+register('submit', submit)
+register('requeue', requeue)
+register('tick', tick, 'allow-oom')
+register('claim', claim, 'allow-oom')
+register('extend', extend, 'allow-oom')
+register('finish', finish)
+register('finish_cut', finish_cut, 'allow-oom')
+register('release', release, 'allow-oom')
+register('cancel', cancel, 'allow-oom')
+register('pause', pause)
+register('wait', wait, 'allow-oom')
+register('open', open)
+register('get', get, 'no-writes')
+register('states', states, 'no-writes')
+register('list', list, 'no-writes')
+register('stats', stats, 'no-writes')

@@ -1,0 +1,38 @@
+"""The function library: its text, and names that carry a hash of the content.
+
+Function names are global on a server, so two releases can run side by side only under different names; loading never
+replaces, and "already exists" means that the very same text is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+
+SCHEMA = 1
+"""Version of what the keys hold; `meta` records it, and a newer one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A text with `@HASH@` where names are made."""
+
+    template: str
+
+    @property
+    def hash(self) -> str:
+        return sha256(self.template.encode()).hexdigest()[:12]
+
+    @property
+    def text(self) -> str:
+        return self.template.replace("@HASH@", self.hash)
+
+    def function(self, name: str) -> str:
+        return f"kingtask_{name}_{self.hash}"
+
+
+@cache
+def shipped() -> Library:
+    return Library(files("kingtask.store").joinpath("kingtask.lua").read_text("utf-8"))

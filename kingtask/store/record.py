@@ -1,0 +1,246 @@
+"""How a task lies in Redis, and back: plan, spec and attempt records to values (field list: header of kingtask.lua). Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from kingtask.clock import duration_ms, start_ms
+from kingtask.protocol import pack, pack_raw, unpack_raw
+from kingtask.task import Attempt, Result, State, TaskSpec
+
+STDERR_TAIL_BYTES = 1024
+MESSAGE_BYTES = 512
+
+
+class Execution(NamedTuple):
+    """What the worker needs of a spec."""
+
+    args: tuple[str, ...]
+    stdin: bytes
+    env: dict[str, str]
+    time_limit_ms: int
+    """0: the worker's default."""
+    stderr: str
+    """fail, keep, or '' for the worker's default."""
+    tags: tuple[str, ...]
+
+
+def pack_plan(spec: TaskSpec) -> bytes:
+    """What the functions read, in ms: start, delay, queue, priority, retry, keep, expires, on_lost."""
+    return pack_raw(
+        (
+            start_ms(spec.start_at),
+            duration_ms(spec.delay_s),
+            "" if spec.queue == "default" else spec.queue,
+            spec.priority,
+            [duration_ms(interval) for interval in spec.retry],
+            duration_ms(spec.keep_result_s or 0),
+            start_ms(spec.expires_at or 0),
+            int(spec.on_lost == "fail"),
+        )
+    )
+
+
+def pack_spec(spec: TaskSpec) -> bytes:
+    """What only the worker reads; defaults at the end are left out, so that equal requests are equal bytes."""
+    limit_ms = duration_ms(spec.time_limit_s or 0)
+    fields = [spec.args, spec.stdin, spec.env, limit_ms, spec.stderr or "", spec.tags]
+    while fields and not fields[-1]:
+        fields.pop()
+    return pack(fields)
+
+
+def unpack_spec(packed: bytes) -> Execution:
+    fields = unpack_raw(packed)
+    args, stdin, env, limit_ms, stderr, tags = fields + [[], b"", {}, 0, b"", []][len(fields) :]
+    return Execution(
+        tuple(arg.decode() for arg in args),
+        stdin,
+        {name.decode(): value.decode() for name, value in env.items()},
+        limit_ms,
+        stderr.decode() if stderr else "",
+        tuple(tag.decode() for tag in tags),
+    )
+
+
+def pack_attempt(
+    number: int,
+    worker: str,
+    started_ms: int,
+    ended_ms: int,
+    reason: str,
+    exit_code: int | None = None,
+    signal: int | None = None,
+    message: str = "",
+    stderr: bytes = b"",
+) -> bytes:
+    """The record of an ended attempt, bounded: the tail of stderr and of the message."""
+    return pack_raw(
+        (
+            number,
+            worker,
+            started_ms,
+            ended_ms,
+            reason,
+            -1 if exit_code is None else exit_code,
+            -1 if signal is None else signal,
+            message.encode()[-MESSAGE_BYTES:],
+            stderr[-STDERR_TAIL_BYTES:],
+        )
+    )
+
+
+def unpack_attempt(packed: bytes) -> Attempt:
+    number, worker, started_ms, ended_ms, reason, exit_code, signal, message, stderr = unpack_raw(packed)
+    return Attempt(
+        number=number,
+        worker=worker.decode(),
+        started_at=started_ms / 1000,
+        ended_at=ended_ms / 1000,
+        reason=reason.decode(),
+        exit_code=None if exit_code < 0 else exit_code,
+        signal=None if signal < 0 else signal,
+        message=message.decode("utf-8", "replace"),
+        stderr_tail=stderr,
+    )
+
+
+def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
+    """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
+    plan = unpack_raw(fields["plan"])
+    spec = unpack_spec(fields["spec"])
+    state = State(fields["state"].decode())
+    created_ms = int(fields["created"])
+    attempts = sorted(
+        (unpack_attempt(packed) for name, packed in fields.items() if name.startswith("attempt:")),
+        key=lambda attempt: attempt.number,
+    )
+    running = state is State.RUNNING
+    return Result(
+        id=task_id,
+        name=fields["name"].decode(),
+        queue=plan[2].decode() or "default",
+        priority=plan[3],
+        state=state,
+        created_at=created_ms / 1000,
+        due_at=(due_ms or int(fields.get("due", created_ms))) / 1000,
+        args=spec.args,
+        tags=spec.tags,
+        origin=_text(fields.get("origin")),
+        reason=_text(fields.get("reason")) or "",
+        cancelling="cancel" in fields,
+        worker=_text(fields.get("worker")) if running else None,
+        attempt=int(fields.get("attempt", 0)),
+        started_at=int(fields["claimed"]) / 1000 if "claimed" in fields else None,
+        finished_at=int(fields["finished"]) / 1000 if "finished" in fields else None,
+        stdout=fields.get("out", b""),
+        stderr=fields.get("err", b""),
+        stdout_size=int(fields.get("out_size", 0)),
+        stderr_size=int(fields.get("err_size", 0)),
+        attempts=tuple(attempts),
+    )
+
+
+class Page(NamedTuple):
+    tasks: list[Result]
+    """Without arguments, outputs and attempts."""
+    cursor: tuple[str, int] | None
+    """Score and how many entries of that score were seen; None at the end."""
+
+
+def page_of(reply: Any) -> Page:
+    score, seen, done, rows = reply
+    return Page([_row(row) for row in rows], None if done else (score.decode(), seen))
+
+
+def _row(row: list[Any]) -> Result:
+    task_id, score, name, plan, created, due, attempt, worker, reason, origin, state = row
+    fields = unpack_raw(plan)
+    kind = State(state.decode())
+    at_ms = int(float(score))
+    created_ms = int(created)
+    return Result(
+        id=task_id.decode(),
+        name=name.decode(),
+        queue=fields[2].decode() or "default",
+        priority=fields[3],
+        state=kind,
+        created_at=created_ms / 1000,
+        due_at=(at_ms if kind is State.SCHEDULED else int(due or created_ms)) / 1000,
+        attempt=int(attempt or 0),
+        worker=worker.decode() or None if kind is State.RUNNING else None,
+        reason=reason.decode(),
+        origin=origin.decode() or None,
+        finished_at=at_ms / 1000 if kind not in (State.SCHEDULED, State.READY, State.RUNNING) else None,
+    )
+
+
+class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
+    """`totals` since the queue was first used; `rates` per second over the last one to two minutes."""
+
+    name: str
+    paused: bool
+    scheduled: int
+    ready: int
+    running: int
+    oldest_waiting_s: float
+    totals: dict[str, int]
+    rates: dict[str, float]
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker or broker and what its heartbeat says; `seen_s` ago."""
+
+    name: str
+    seen_s: float
+    facts: dict[str, Any]
+
+
+class StoreStats(NamedTuple):
+    queues: list[QueueStats]
+    workers: list[Peer]
+    brokers: list[Peer]
+
+
+def stats_of(reply: Any) -> StoreStats:
+    now_us, rows, workers, brokers = reply
+    queues = [_queue_of(row, now_us / 1_000_000) for row in rows]
+    return StoreStats(
+        sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us)
+    )
+
+
+def _queue_of(row: list[Any], now_s: float) -> QueueStats:
+    name, paused, ready, oldest_ms, totals, minute, before = row
+    counts, current, last = _counts(totals), _counts(minute), _counts(before)
+    span_s = 60 + now_s % 60
+    return QueueStats(
+        name=name.decode(),
+        paused=bool(paused),
+        scheduled=counts.pop("scheduled", 0),
+        ready=ready,
+        running=counts.pop("running", 0),
+        oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
+        totals={key: n for key, n in counts.items() if key != "touched"},
+        rates={
+            key: round((current.get(key, 0) + last.get(key, 0)) / span_s, 3) for key in sorted(current | last)
+        },
+    )
+
+
+def _counts(flat: list[Any]) -> dict[str, int]:
+    return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+def _peers(flat: list[Any], now_us: int) -> list[Peer]:
+    peers = []
+    for i in range(0, len(flat), 2):
+        seen_ms, facts = int(flat[i + 1][:13]), msgspec.json.decode(flat[i + 1][13:] or b"{}")
+        peers.append(Peer(name=flat[i].decode(), seen_s=max(0.0, now_us / 1e6 - seen_ms / 1e3), facts=facts))
+    return sorted(peers, key=lambda peer: peer.name)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
