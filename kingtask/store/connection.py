@@ -1,0 +1,177 @@
+"""One pipelined connection to Redis on the asyncio loop: commands out, replies to callbacks in order.
+
+No task or future per command. The driver never sends a command twice: when an answer is overdue or the connection is
+lost, every command without an answer gets a StoreError that says `stored: unknown`, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from kingtask.clock import monotonic_us
+from kingtask.errors import StoreError
+from kingtask.store.address import RedisAddress
+
+Callback = Callable[[Any], None]
+
+_KINDS = {
+    "LOADING": "loading",
+    "READONLY": "readonly",
+    "MASTERDOWN": "masterdown",
+    "NOREPLICAS": "noreplicas",
+    "BUSY": "busy",
+    "OOM": "full",
+    "MISCONF": "misconf",
+    "NOAUTH": "auth",
+    "WRONGPASS": "auth",
+    "NOPERM": "permission",
+    "CLUSTERDOWN": "clusterdown",
+    "MOVED": "moved",
+    "UNKILLABLE": "busy",
+}
+
+
+def store_error(reply: Exception) -> StoreError:
+    """Redis's error reply as a StoreError; all of these are refusals, so nothing was stored."""
+    text = str(reply)
+    if text.startswith("ERR Function not found"):
+        return StoreError("no_function", text)
+    return StoreError(_KINDS.get(text.split(" ", 1)[0], "error"), text)
+
+
+class Connection(asyncio.Protocol):
+    """Made by `connect`; used from the loop's thread only."""
+
+    def __init__(self, timeout_s: float, on_lost: Callable[[Connection, str], None]) -> None:
+        self._timeout_s = timeout_s
+        self._on_lost = on_lost
+        self._reader = hiredis.Reader()
+        self._pending: deque[tuple[Callback, int]] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._why = "the server closed the connection"
+        self.on_message: Callable[[bytes, bytes], None] | None = None
+        """Set before SUBSCRIBE; then what arrives is channel and message, and no further commands may be sent."""
+        self.sent_us = 0
+        """While a callback runs: when its command was sent (monotonic µs)."""
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None
+
+    def send(self, command: tuple[Any, ...], callback: Callback) -> None:
+        """Send one command; `callback` gets the reply, or a StoreError. Raises nothing."""
+        if self._transport is None:
+            callback(StoreError("away", f"not connected to Redis: {self._why}"))
+            return
+        self._pending.append((callback, monotonic_us()))
+        self._transport.write(hiredis.pack_command(command))
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(self._timeout_s, self._check_overdue)
+
+    async def ask(self, *command: Any) -> Any:
+        """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.send(command, lambda reply: future.done() or future.set_result(reply))
+        reply = await future
+        if isinstance(reply, StoreError):
+            raise reply
+        return reply
+
+    def abort(self, why: str) -> None:
+        """Close at once; commands without an answer get a StoreError."""
+        if self._transport is not None:
+            self._why = why
+            self._transport.abort()
+            self._end()
+
+    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                if self.on_message is not None and isinstance(reply, list):
+                    if reply[0] == b"message":
+                        self.on_message(reply[1], reply[2])
+                        continue
+                    if reply[0] == b"subscribe" and not self._pending:
+                        continue
+                callback, self.sent_us = self._pending.popleft()
+                callback(store_error(reply) if isinstance(reply, hiredis.ReplyError) else reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.abort(f"the answer is not Redis's protocol ({error}); is this address a Redis server?")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            self._why = str(error)
+        self._end()
+
+    def _end(self) -> None:
+        if self._transport is None:
+            return
+        self._transport = None
+        if self._watch is not None:
+            self._watch.cancel()
+        pending, self._pending = self._pending, deque()
+        self._on_lost(self, self._why)
+        for callback, _ in pending:
+            callback(StoreError("lost", f"no answer from Redis: {self._why}", stored="unknown"))
+
+    def _check_overdue(self) -> None:
+        self._watch = None
+        if not self._pending or self._transport is None:
+            return
+        left_s = self._timeout_s - (monotonic_us() - self._pending[0][1]) / 1e6
+        if left_s <= 0:
+            self.abort(f"no answer within {self._timeout_s:g} s")
+        else:
+            self._watch = asyncio.get_running_loop().call_later(left_s, self._check_overdue)
+
+
+async def connect(
+    address: RedisAddress, *, timeout_s: float, on_lost: Callable[[Connection, str], None]
+) -> Connection:
+    """Open a connection, TLS and authentication included. Raises StoreError (`away`, or what AUTH and SELECT said)."""
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(timeout_s, on_lost)
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            if address.path is not None:
+                _, connection = await loop.create_unix_connection(make, address.path)
+            else:
+                _, connection = await loop.create_connection(make, address.host, address.port, ssl=_tls(address))
+    except (OSError, TimeoutError, ssl.SSLError) as error:
+        raise StoreError("away", f"cannot connect to {address}: {str(error) or 'no answer'}") from None
+    try:
+        if address.password is not None:
+            user = () if address.user is None else (address.user,)
+            await connection.ask("AUTH", *user, address.password)
+        if address.db:
+            await connection.ask("SELECT", address.db)
+    except StoreError:
+        connection.abort("refused")
+        raise
+    return connection
+
+
+def _tls(address: RedisAddress) -> ssl.SSLContext | None:
+    if address.tls is None:
+        return None
+    context = ssl.create_default_context(cafile=address.tls.ca)
+    if address.tls.cert:
+        context.load_cert_chain(address.tls.cert, address.tls.key)
+    return context

@@ -1,0 +1,144 @@
+"""A connection that is kept up: connect, check, use; on loss wait a little and connect again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from kingtask.errors import ConfigurationError, StoreError
+from kingtask.store.address import RedisAddress
+from kingtask.store.connection import Callback, Connection, connect
+from kingtask.store.keys import Keys
+from kingtask.store.library import Library
+from kingtask.store.server import REFUSED_FOR_GOOD, Server, check_server
+
+log = logging.getLogger("kingtask.store")
+
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+"""So that a restarted Redis is in use again within about two seconds."""
+
+RECONNECT_ON = frozenset({"no_function", "readonly", "masterdown", "moved", "auth"})
+"""Error replies after which the connection is made anew: its checks find the primary and load the library."""
+
+
+class Link:
+    """One purpose's connection. `accept` may refuse a server by raising ConfigurationError; `on_up` may send at once."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        keys: Keys,
+        library: Library,
+        *,
+        purpose: str,
+        timeout_s: float,
+        on_up: Callable[[Server], None],
+        on_down: Callable[[], None],
+        accept: Callable[[Server], None] | None = None,
+        channels: dict[bytes, Callable[[bytes], None]] | None = None,
+    ) -> None:
+        self._address = address
+        self._keys = keys
+        self._library = library
+        self._purpose = purpose
+        self._timeout_s = timeout_s
+        self._on_up = on_up
+        self._on_down = on_down
+        self._accept = accept
+        self._channels = channels
+        self._connection: Connection | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
+
+    @property
+    def up(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def sent_us(self) -> int:
+        """While a callback runs: when its command was sent (monotonic µs)."""
+        return self._connection.sent_us if self._connection is not None else 0
+
+    async def open(self) -> None:
+        """Try once, then keep trying in the background. Raises ConfigurationError if the server is refused for good."""
+        try:
+            await self._connect()
+        except StoreError as error:
+            if error.kind in REFUSED_FOR_GOOD:
+                raise ConfigurationError(f"redis: {self._address} refuses: {error}; check user and password") from None
+            log.warning("redis=away address=%s purpose=%s error=%r retrying=yes", self._address, self._purpose, str(error))
+        self._keeper = asyncio.create_task(self._keep_up())
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort("closed")
+
+    def send(self, command: tuple[Any, ...], callback: Callback) -> None:
+        """Send one command; the callback gets the reply or a StoreError."""
+        connection = self._connection
+        if connection is None:
+            callback(StoreError("away", f"Redis at {self._address} is not reachable"))
+            return
+        connection.send(command, callback)
+
+    def reject(self, error: StoreError) -> None:
+        """Tell of an error reply: some of them need a new connection."""
+        if error.kind in RECONNECT_ON and self._connection is not None:
+            self._connection.abort(str(error))
+
+    async def _connect(self) -> None:
+        connection = await connect(self._address, timeout_s=self._timeout_s, on_lost=self._dropped)
+        try:
+            server = await check_server(connection, self._keys, self._library)
+            if self._accept is not None:
+                self._accept(server)
+            if self._channels is not None:
+                connection.on_message = self._message
+                await connection.ask("SUBSCRIBE", *self._channels)
+        except (StoreError, ConfigurationError) as error:
+            connection.abort(str(error))
+            raise
+        self._lost.clear()
+        self._connection = connection
+        log.info(
+            "redis=up address=%s purpose=%s server=%s-%s", self._address, self._purpose, server.product, server.version
+        )
+        self._on_up(server)
+
+    async def _keep_up(self) -> None:
+        pause_s, told = FIRST_PAUSE_S, ""
+        while True:
+            if self._connection is not None:
+                pause_s = FIRST_PAUSE_S
+                await self._lost.wait()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            try:
+                await self._connect()
+                told = ""
+            except (StoreError, ConfigurationError) as error:
+                if str(error) != told:  # once per kind of trouble, not once per attempt
+                    told = str(error)
+                    log.warning("redis=away address=%s purpose=%s error=%r", self._address, self._purpose, told)
+
+    def _dropped(self, connection: Connection, why: str) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        self._lost.set()
+        log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self._purpose, why)
+        self._on_down()
+
+    def _message(self, channel: bytes, message: bytes) -> None:
+        if self._channels is not None and channel in self._channels:
+            self._channels[channel](message)

@@ -1,0 +1,97 @@
+"""What must be true of a Redis server before it is used, checked on every connection that is made to it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from kingtask.errors import ConfigurationError, StoreError
+from kingtask.store import calls
+from kingtask.store.connection import Connection
+from kingtask.store.keys import Keys
+from kingtask.store.library import SCHEMA, Library
+
+OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
+
+REFUSED_FOR_GOOD = frozenset({"auth", "permission"})
+"""Kinds of StoreError that waiting does not mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A server that passed the checks. `settings` is empty where CONFIG is not permitted."""
+
+    product: str
+    version: str
+    cluster: str
+    settings: dict[str, str]
+
+    @property
+    def fsync_always(self) -> bool:
+        """True if a reply proves that the write is on disk."""
+        return (
+            self.settings.get("appendonly") == "yes"
+            and self.settings.get("appendfsync") == "always"
+            and self.settings.get("no-appendfsync-on-rewrite") == "no"
+        )
+
+
+async def check_server(connection: Connection, keys: Keys, library: Library) -> Server:
+    """Check version and role, load the library, read the namespace's `meta`.
+
+    Raises ConfigurationError for what only a person can mend, StoreError for what may pass.
+    """
+    facts = _facts(await connection.ask("INFO", "server"))
+    product = "valkey" if "valkey_version" in facts else "redis"
+    version = facts.get(f"{product}_version", "0")
+    if _numbers(version) < OLDEST[product]:
+        raise ConfigurationError(
+            f"redis: this server is {product} {version}; kingtask needs Redis 7.0 or Valkey 7.2, or newer"
+        )
+    role = (await connection.ask("ROLE"))[0].decode()
+    if role != "master":
+        raise StoreError("readonly", f"this server is a {role}, not the primary")
+    await _load(connection, library)
+    call = calls.open_namespace(SCHEMA, uuid.uuid4().hex)
+    _, schema, cluster = call.decode(
+        await connection.ask("FCALL", library.function(call.function), 1, keys.meta, call.payload(keys.db))
+    )
+    if schema > SCHEMA:
+        raise ConfigurationError(
+            f"redis: the namespace {keys.namespace!r} was written by a newer kingtask (schema {schema}, this one knows"
+            f" {SCHEMA}); upgrade this machine, or use another namespace"
+        )
+    return Server(product=product, version=version, cluster=cluster, settings=await _settings(connection))
+
+
+async def _load(connection: Connection, library: Library) -> None:
+    try:
+        await connection.ask("FUNCTION", "LOAD", library.text)
+    except StoreError as error:
+        if "already exists" in str(error):
+            return
+        if "unknown command" in str(error).lower():
+            raise ConfigurationError(
+                "redis: this server has no functions (FUNCTION LOAD is unknown or renamed); kingtask needs them"
+            ) from None
+        raise
+
+
+async def _settings(connection: Connection) -> dict[str, str]:
+    try:
+        flat = await connection.ask("CONFIG", "GET", "append*")
+        flat += await connection.ask("CONFIG", "GET", "no-appendfsync-on-rewrite")
+        flat += await connection.ask("CONFIG", "GET", "maxmemory*")
+    except StoreError as error:
+        if error.kind in ("permission", "error"):
+            return {}
+        raise
+    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+
+
+def _facts(text: bytes) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
