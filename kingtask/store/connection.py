@@ -78,7 +78,12 @@ class Connection(asyncio.Protocol):
     async def ask(self, *command: Any) -> Any:
         """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.send(command, lambda reply: future.done() or future.set_result(reply))
+
+        def answered(reply: Any) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.send(command, answered)
         reply = await future
         if isinstance(reply, StoreError):
             raise reply
@@ -139,9 +144,7 @@ class Connection(asyncio.Protocol):
             self._watch = asyncio.get_running_loop().call_later(left_s, self._check_overdue)
 
 
-async def connect(
-    address: RedisAddress, *, timeout_s: float, on_lost: Callable[[Connection, str], None]
-) -> Connection:
+async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[[Connection, str], None]) -> Connection:
     """Open a connection, TLS and authentication included. Raises StoreError (`away`, or what AUTH and SELECT said)."""
     loop = asyncio.get_running_loop()
 

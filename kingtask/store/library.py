@@ -7,7 +7,7 @@ replaces, and "already exists" means that the very same text is there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib.resources import files
 
@@ -15,13 +15,13 @@ SCHEMA = 1
 """Version of what the keys hold; `meta` records it, and a newer one is refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Library:
     """A text with `@HASH@` where names are made."""
 
     template: str
 
-    @property
+    @cached_property
     def hash(self) -> str:
         return sha256(self.template.encode()).hexdigest()[:12]
 

@@ -57,7 +57,12 @@ class Store:
     async def ask(self, call: Call) -> Any:
         """Send a call and wait for its answer; raises StoreError. For what is not hot."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.send(call, lambda value: future.done() or future.set_result(value))
+
+        def answered(value: Any) -> None:
+            if not future.done():
+                future.set_result(value)
+
+        self.send(call, answered)
         value = await future
         if isinstance(value, StoreError):
             raise value
@@ -78,16 +83,17 @@ class Store:
         keys = self._keys
         link.send(("FCALL", self._library.function(call.function), 1, keys.meta, call.payload(keys.db)), answered)
 
-    def _new_link(self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any) -> Link:
+    def _new_link(
+        self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any
+    ) -> Link:
         return Link(
             self._address,
             self._keys,
             self._library,
             purpose=purpose,
-            timeout_s=self._timeout_s,
             on_up=on_up,
             on_down=on_down,
-            **more,
+            **{"timeout_s": self._timeout_s, **more},
         )
 
     def _went_up(self, server: Server) -> None:
@@ -125,14 +131,14 @@ class BrokerStore(Store):
         self._ack = ack
         self.ack_level: AckLevel | None = None
         """The level an OK has now; None until a server was seen."""
-        self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)
+        self._submits = self._new_link(
+            "submit", lambda server: None, lambda: None, accept=self._accept, timeout_s=timeout_s + ack.timeout_s
+        )
         channels = {
             self._keys.channel(what).encode(): lambda message, act=act: act(message.decode())
             for what, act in events.items()
         }
-        self._events = self._new_link(
-            "events", lambda server: on_resubscribed(), lambda: None, channels=channels
-        )
+        self._events = self._new_link("events", lambda server: on_resubscribed(), lambda: None, channels=channels)
 
     async def open(self) -> None:
         """As Store.open; also raises ConfigurationError if the server cannot give the level that was asked for."""

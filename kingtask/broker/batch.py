@@ -1,0 +1,59 @@
+"""Submits gathered during one drain of the ROUTER and sent as few function calls (group commit)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kingtask.errors import StoreError
+from kingtask.store import calls
+from kingtask.store.store import BrokerStore
+
+MAX_ITEMS = 200
+MAX_BYTES = 1_048_576
+"""A call on more would hold Redis up for others (10,000 moves blocked it for 100 ms)."""
+
+Outcome = str | StoreError
+"""What `submit` said of one task, `unconfirmed` if the level was not reached, or why the call failed."""
+
+
+class Batch:
+    """`on_stored(reply)` is called once for each call that Redis has answered."""
+
+    def __init__(self, store: BrokerStore, policy: calls.Policy, on_stored: Callable[[calls.Submitted], None]) -> None:
+        self._store = store
+        self._policy = policy
+        self._on_stored = on_stored
+        self._tasks: list[tuple[str, str, bytes, bytes]] = []
+        self._callbacks: list[Callable[[Outcome], None]] = []
+        self._bytes = 0
+
+    def add(self, task: tuple[str, str, bytes, bytes], callback: Callable[[Outcome], None]) -> None:
+        """Add one prepared task; `callback` gets its outcome. Sends at once what makes a full call."""
+        size = len(task[2]) + len(task[3])
+        if self._tasks and self._bytes + size > MAX_BYTES:
+            self.flush()
+        self._tasks.append(task)
+        self._callbacks.append(callback)
+        self._bytes += size
+        if len(self._tasks) >= MAX_ITEMS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._tasks:
+            return
+        tasks, callbacks = self._tasks, self._callbacks
+        self._tasks, self._callbacks, self._bytes = [], [], 0
+
+        def answered(value: Any) -> None:
+            if isinstance(value, StoreError):
+                for callback in callbacks:
+                    callback(value)
+                return
+            reply, confirmed = value
+            self._on_stored(reply)
+            for callback, outcome in zip(callbacks, reply.outcomes, strict=True):
+                held = confirmed or outcome in ("conflict", "full", "queues")
+                callback(outcome if held else "unconfirmed")
+
+        self._store.submit(calls.submit(self._policy, tasks), answered)

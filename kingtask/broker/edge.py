@@ -1,0 +1,158 @@
+"""The ROUTER: every frame is hostile, the loop is never blocked, and the socket is always read.
+
+A ROUTER that is not read buffers without limit, so reading never stops: what is too much is answered `busy` by `ops`.
+Its descriptor is edge-triggered, so EVENTS is looked at again after each batch of sends and receives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from kingtask import protocol
+from kingtask.clock import monotonic_us
+from kingtask.errors import ConfigurationError, InvalidRequest
+
+log = logging.getLogger("kingtask.broker")
+
+Peer = tuple[bytes, ...]
+"""The frames in front of a message: the routing id and, from a REQ, the empty delimiter; a reply goes behind them."""
+
+DRAIN_MESSAGES = 256
+DRAIN_US = 2_000
+"""A drain ends at either, so that timers and Redis's answers are never kept waiting longer."""
+
+SOCKET_OPTIONS: dict[int, int] = {
+    zmq.HANDSHAKE_IVL: 3_000,  # ms; a connection that does not speak ZMTP is closed after it
+    zmq.HEARTBEAT_IVL: 1_000,  # ms; a stopped or cut-off peer is noticed and its buffers are freed
+    zmq.HEARTBEAT_TIMEOUT: 3_000,
+    zmq.SNDHWM: 1_000,  # messages per peer; a peer that does not read loses replies, not our memory
+    zmq.RCVHWM: 1_000,
+    zmq.BACKLOG: 1_024,
+    zmq.LINGER: 0,
+}
+
+
+def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
+    """Bind all endpoints. Raises ConfigurationError that names the setting and what to do."""
+    for endpoint in endpoints:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigurationError(f"{setting}: cannot listen on {endpoint}: {_advice(error)}") from None
+
+
+def _advice(error: zmq.ZMQError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "it is in use; is another broker running? Stop it, or choose another port"
+        case errno.EACCES:
+            return "permission denied; choose a port above 1023 or a directory this user may write to"
+        case errno.EADDRNOTAVAIL | errno.ENODEV:
+            return "this host has no such address"
+        case _:
+            return str(error)
+
+
+class Edge:
+    """Owns the ROUTER. `on_request(peer, message)` for each message, `on_drained()` after each batch of them."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Sequence[str],
+        *,
+        on_request: Callable[[Peer, bytes], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._on_request = on_request
+        self._on_drained = on_drained
+        self._socket = context.socket(zmq.ROUTER)
+        for option, value in SOCKET_OPTIONS.items():
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A message a little over the limit is answered, one far over it costs the sender the connection.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES + 65_536)
+        try:
+            bind(self._socket, endpoints, "addr")
+        except ConfigurationError:
+            self._socket.close()
+            raise
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._look_again = False
+        self.replies_dropped = 0
+        self.refused_frames = 0
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+        self._look()
+
+    def stop(self, linger_ms: int = 1_000) -> None:
+        """Stop reading; replies already handed over get `linger_ms` to leave. Idempotent."""
+        if self._socket.closed:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        self._socket.close(linger_ms)
+
+    def reply(self, peer: Peer, message: bytes) -> None:
+        """Send without blocking; a peer that is gone or does not read loses the reply and may ask again."""
+        try:
+            for frame in peer:
+                self._socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE)
+            self._socket.send(message, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self.replies_dropped += 1
+        self._look()
+
+    def _look(self) -> None:
+        if not self._look_again and self._loop is not None:
+            self._look_again = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._look_again = False
+        if self._socket.closed:
+            return
+        until_us = monotonic_us() + DRAIN_US
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                frames = self._receive()
+            except zmq.Again:
+                break
+            if frames is not None:
+                self._on_request(frames[0], frames[1])
+            if monotonic_us() > until_us:
+                self._look()
+                break
+        else:
+            self._look()
+        self._on_drained()
+
+    def _receive(self) -> tuple[Peer, bytes] | None:
+        """One message, read frame by frame; None if it was nothing to answer. Raises zmq.Again when there is none."""
+        socket = self._socket
+        sender = socket.recv(zmq.NOBLOCK)
+        frames: list[bytes] = []
+        count = 0
+        while socket.getsockopt(zmq.RCVMORE):
+            frame = socket.recv(zmq.NOBLOCK)
+            count += 1
+            if count <= protocol.MAX_FRAMES:
+                frames.append(frame)
+        if count == 1 and frames[0]:
+            return (sender,), frames[0]
+        if count == 2 and not frames[0] and frames[1]:
+            return (sender, b""), frames[1]
+        self.refused_frames += 1
+        if count >= 2 and any(frames):
+            error = InvalidRequest(
+                f"expected one frame, or an empty delimiter and one frame; got {count}", code="bad_frames"
+            )
+            self.reply((sender, b"") if not frames[0] else (sender,), protocol.refusal(None, error))
+        return None

@@ -1,0 +1,295 @@
+"""The broker process: its parts put together, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import uuid
+from typing import Any
+
+import zmq
+
+from kingtask import __version__, protocol
+from kingtask.broker import requests
+from kingtask.broker.batch import Batch
+from kingtask.broker.edge import Edge, Peer
+from kingtask.broker.submits import Submits
+from kingtask.broker.ticker import Ticker
+from kingtask.broker.waits import Waits
+from kingtask.broker.wakeups import Wakeups
+from kingtask.clock import monotonic_us, wall_s
+from kingtask.config import BrokerConfig
+from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable
+from kingtask.store import calls
+from kingtask.store.store import Ack, BrokerStore
+from kingtask.task import Result
+
+log = logging.getLogger("kingtask.broker")
+
+DRAIN_S = 5.0
+"""On stop: how long requests under way may still get their reply."""
+OPEN_FILES = 65_536
+
+
+class Broker:
+    """All of one broker. `start` binds and connects, `stop` answers what is under way and closes; both once."""
+
+    def __init__(self, config: BrokerConfig) -> None:
+        self._config = config
+        self._policy = config.policy
+        self.name = f"{_label(socket.gethostname())}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context.setsockopt(zmq.MAX_SOCKETS, 64)
+        self._edge = Edge(self._context, config.endpoints, on_request=self._request, on_drained=self._drained)
+        try:
+            self._wakeups = Wakeups(self._context, config.wakeup_endpoints)
+        except BaseException:
+            self._edge.stop(0)
+            self._context.term()
+            raise
+        self._store = BrokerStore(
+            config.redis_address,
+            config.namespace,
+            ack=Ack(level=config.ack, replicas=config.ack_replicas, timeout_s=config.ack_timeout),
+            events={
+                "due": self._announced,
+                "ready": self._published_ready,
+                "cancel": self._published_cancel,
+                "ended": lambda task_id: self._waits.ended(task_id),
+            },
+            on_resubscribed=lambda: self._waits.look(),
+        )
+        self._waits = Waits(self._store)
+        self._ticker = Ticker(
+            self._store,
+            self._policy,
+            self.name,
+            heartbeat=self._heartbeat,
+            on_ready=self._wakeups.ready,
+        )
+        self._batch = Batch(self._store, self._policy, self._stored)
+        self._submits = Submits(self._batch, ack_level=lambda: self._store.ack_level, new_id=lambda: str(uuid.uuid4()))
+        self._pending = 0
+        self._pending_bytes = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+
+    async def start(self) -> None:
+        """Raises ConfigurationError for what only a person can mend; an unreachable Redis is waited for."""
+        await self._store.open()
+        self._edge.start()
+        self._wakeups.start()
+        self._waits.start()
+        self._ticker.start()
+        log.info(
+            "broker=started name=%s version=%s addr=%s wakeup=%s",
+            self.name,
+            __version__,
+            ",".join(self._config.endpoints),
+            ",".join(self._config.wakeup_endpoints),
+        )
+
+    async def stop(self) -> None:
+        """Refuse new requests, answer those under way (at most DRAIN_S), close everything."""
+        self._draining = True
+        self._waits.stop()
+        self._ticker.stop()
+        if self._pending:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), DRAIN_S)
+            except TimeoutError:
+                log.warning("broker=stopping unanswered=%d", self._pending)
+        self._edge.stop()
+        self._wakeups.stop()
+        await self._store.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._context.term)
+        log.info("broker=stopped name=%s", self.name)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _request(self, peer: Peer, message: bytes) -> None:
+        rid: protocol.Rid | None = None
+        try:
+            envelope = protocol.decode(message)
+            rid = protocol.rid_of(envelope)
+            request = protocol.parse(envelope)
+            if isinstance(request, protocol.Ping):
+                self._edge.reply(peer, protocol.ok(rid, self._pong()))
+                return
+            self._admit()
+            answer = _Answer(self, peer, rid, len(message))
+            try:
+                self._act(request, answer)
+            except RequestRefused as error:
+                answer.give(error)
+        except RequestRefused as error:
+            self._edge.reply(peer, protocol.refusal(rid, error))
+
+    def _act(self, request: protocol.Request, answer: _Answer) -> None:
+        if isinstance(request, protocol.Submit):
+            self._submits.take(request, wall_s(), answer.give)
+        elif isinstance(request, protocol.Wait):
+            self._wait(request, answer)
+        else:
+            op = requests.OPS[type(request)]
+
+            def answered(value: Any) -> None:
+                answer.give(_fields(op, request, value))
+
+            self._store.send(op.call(request, self._policy), answered)
+
+    def _wait(self, request: protocol.Wait, answer: _Answer) -> None:
+        if len(self._waits) >= self._config.max_waits:
+            raise Busy("too many waits at once; use get, or come back later", retry_after_s=requests.FULL_AGAIN_S)
+        answer.release()  # a wait may be long, it has a bound of its own
+
+        def ended(found: Result | StoreError | None) -> None:
+            if isinstance(found, StoreError):
+                answer.give(requests.store_refusal(found, writes=False))
+            elif found is None:
+                answer.give(requests.not_found(request.id))
+            else:
+                answer.give({**requests.task_reply(request.id, found), "pending": not found.ended})
+
+        self._waits.add(request.id, request.timeout_s, ended)
+
+    def _admit(self) -> None:
+        if self._draining:
+            raise Unavailable("this broker is stopping; ask another one", retry_after_s=requests.AWAY_AGAIN_S)
+        if self._pending >= self._config.max_pending or self._pending_bytes >= self._config.max_pending_bytes:
+            raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=requests.BUSY_AGAIN_S)
+        if not self._store.up:
+            raise Unavailable("Redis is not reachable; the broker keeps trying", retry_after_s=requests.AWAY_AGAIN_S)
+
+    def taken(self, size: int) -> None:
+        self._pending += 1
+        self._pending_bytes += size
+
+    def given(self, size: int) -> None:
+        self._pending -= 1
+        self._pending_bytes -= size
+        if not self._pending:
+            self._idle.set()
+
+    def send(self, peer: Peer, message: bytes) -> None:
+        self._edge.reply(peer, message)
+
+    def _drained(self) -> None:
+        self._batch.flush()
+
+    def _pong(self) -> dict[str, Any]:
+        clock = self._store.clock
+        return {
+            "server": "kingtask",
+            "version": __version__,
+            "protocols": [protocol.VERSION],
+            "broker": self.name,
+            "ready": self._store.up and not self._draining,
+            "ack": self._store.ack_level,
+            "now": clock.now_us(monotonic_us()) / 1e6 if clock.known else wall_s(),
+            "limits": protocol.LIMITS,
+        }
+
+    # ── what Redis said ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _stored(self, reply: calls.Submitted) -> None:
+        for queue, tasks in reply.ready:
+            self._wakeups.ready(queue, tasks)
+        if reply.due_ms:
+            self._ticker.learn(reply.due_ms)
+
+    def _announced(self, due_ms: str) -> None:
+        self._ticker.learn((int(due_ms),))
+
+    def _published_ready(self, text: str) -> None:
+        queue, _, tasks = text.partition(" ")
+        self._wakeups.ready(queue, int(tasks))
+
+    def _published_cancel(self, text: str) -> None:
+        worker, _, task_id = text.partition(" ")
+        self._wakeups.cancel(worker, task_id)
+
+    def _heartbeat(self) -> bytes:
+        clock = self._store.clock
+        facts = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "addr": list(self._config.addr),
+            "ack": self._store.ack_level,
+            "clock_offset_s": round(clock.now_us(monotonic_us()) / 1e6 - wall_s(), 4) if clock.known else None,
+        }
+        return json.dumps(facts).encode()
+
+
+class _Answer:
+    """One request's reply: counted while it is under way, given once."""
+
+    __slots__ = ("_broker", "_peer", "_rid", "_size")
+
+    def __init__(self, broker: Broker, peer: Peer, rid: protocol.Rid | None, size: int) -> None:
+        self._broker = broker
+        self._peer = peer
+        self._rid = rid
+        self._size = size
+        broker.taken(size)
+
+    def release(self) -> None:
+        """No longer count it as under way."""
+        if self._size:
+            self._broker.given(self._size)
+            self._size = 0
+
+    def give(self, fields: dict[str, Any] | RequestRefused) -> None:
+        self.release()
+        if isinstance(fields, RequestRefused):
+            self._broker.send(self._peer, protocol.refusal(self._rid, fields))
+        else:
+            self._broker.send(self._peer, protocol.ok(self._rid, fields))
+
+
+def _fields(op: requests.Op, request: protocol.Request, value: Any) -> dict[str, Any] | RequestRefused:
+    if isinstance(value, StoreError):
+        return requests.store_refusal(value, writes=op.writes)
+    try:
+        return op.answer(request, value)
+    except RequestRefused as error:
+        return error
+
+
+def _label(host: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in host)[:64] or "host"
+
+
+def raise_open_files() -> None:
+    """A connection is a descriptor: take what the hard limit gives (1,024 is used up by 1,500 clients)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def run(config: BrokerConfig) -> int:
+    """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
+    raise_open_files()
+    asyncio.run(_run(config))
+    return 0
+
+
+async def _run(config: BrokerConfig) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    broker = Broker(config)
+    try:
+        await broker.start()
+        await stop.wait()
+    finally:
+        await broker.stop()

@@ -1,0 +1,93 @@
+"""The op `submit`: tasks checked, batched, and the reply put together from their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kingtask import protocol
+from kingtask.broker import requests
+from kingtask.broker.batch import Batch, Outcome
+from kingtask.errors import InvalidRequest, RequestRefused, StoreError
+
+Finish = Callable[[dict[str, Any] | RequestRefused], None]
+"""Called once with the reply's fields, or with the error that is the reply."""
+
+
+class Submits:
+    """`ack_level` names the level that an OK has now."""
+
+    def __init__(self, batch: Batch, *, ack_level: Callable[[], str | None], new_id: Callable[[], str]) -> None:
+        self._batch = batch
+        self._ack_level = ack_level
+        self._new_id = new_id
+
+    def take(self, request: protocol.Submit, now_s: float, finish: Finish) -> None:
+        """Take one request. Raises InvalidRequest if it is a single task that breaks a rule."""
+        if request.task is not None:
+            self._take_one(request.task, now_s, finish)
+        elif request.tasks is not None:
+            _Many(self, request.tasks, now_s, finish)
+
+    def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish) -> None:
+        task = requests.prepare(value, now_s, "task", self._new_id)
+
+        def stored(outcome: Outcome) -> None:
+            refused = refusal(outcome, task)
+            finish({**accepted(outcome, task), "ack": self._ack_level()} if refused is None else refused)
+
+        self._batch.add(task, stored)
+
+    def add(self, task: requests.Prepared, callback: Callable[[Outcome], None]) -> None:
+        self._batch.add(task, callback)
+
+    def prepare(self, value: Any, now_s: float, place: str) -> requests.Prepared:
+        return requests.prepare(value, now_s, place, self._new_id)
+
+    def ack(self) -> str | None:
+        return self._ack_level()
+
+
+class _Many:
+    """One request with several tasks: an outcome each, in their order; a bad one does not hinder the others."""
+
+    def __init__(self, submits: Submits, values: list[Any], now_s: float, finish: Finish) -> None:
+        self._submits = submits
+        self._finish = finish
+        self._outcomes: list[dict[str, Any]] = [{}] * len(values)
+        self._missing = len(values)
+        for i, value in enumerate(values):
+            try:
+                task = submits.prepare(value, now_s, f"tasks[{i}]")
+            except InvalidRequest as error:
+                task_id = value.get("id") if isinstance(value, dict) else None
+                self._settle(i, _refused(task_id if isinstance(task_id, str) else None, error))
+            else:
+                submits.add(task, self._callback(i, task))
+
+    def _callback(self, i: int, task: requests.Prepared) -> Callable[[Outcome], None]:
+        def stored(outcome: Outcome) -> None:
+            error = refusal(outcome, task)
+            self._settle(i, accepted(outcome, task) if error is None else _refused(task[0], error))
+
+        return stored
+
+    def _settle(self, i: int, outcome: dict[str, Any]) -> None:
+        self._outcomes[i] = outcome
+        self._missing -= 1
+        if not self._missing:
+            self._finish({"ack": self._submits.ack(), "outcomes": self._outcomes})
+
+
+def refusal(outcome: Outcome, task: requests.Prepared) -> RequestRefused | None:
+    if isinstance(outcome, StoreError):
+        return requests.store_refusal(outcome, writes=True)
+    return requests.submit_refusal(outcome, task[0], task[1])
+
+
+def accepted(outcome: Outcome, task: requests.Prepared) -> dict[str, Any]:
+    return {"id": task[0], "outcome": "exists" if outcome == "exists" else "created"}
+
+
+def _refused(task_id: str | None, error: RequestRefused) -> dict[str, Any]:
+    return {"id": task_id, "outcome": "error", "error": protocol.error_fields(error)}

@@ -1,0 +1,123 @@
+"""The chore of time: call `tick` when the next instant is reached, at least once a second, one at a time.
+
+Any broker may tick at any time and ticking twice is harmless, so nothing here is elected or locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from kingtask.clock import monotonic_s
+from kingtask.errors import StoreError
+from kingtask.schedule import WINDOW_MS, Schedule
+from kingtask.store import calls
+from kingtask.store.store import Store
+
+log = logging.getLogger("kingtask.broker")
+
+IDLE_S = 1.0
+"""Leases, expiry and what other brokers scheduled are looked at this often at least."""
+APART_S = 0.001
+UPCOMING = 1_000
+"""Instants asked for once a second; between, NEXT keeps the heap exact (whoever puts in a new earliest announces it)."""
+NEXT = 32
+
+
+class Ticker:
+    """`on_ready(queue, tasks)` is called for each queue that gained work."""
+
+    def __init__(
+        self,
+        store: Store,
+        policy: calls.Policy,
+        broker: str,
+        *,
+        heartbeat: Callable[[], bytes],
+        on_ready: Callable[[str, int], None],
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._broker = broker
+        self._heartbeat = heartbeat
+        self._on_ready = on_ready
+        self._schedule = Schedule()
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_flight = False
+        self._last_s = 0.0
+        self._housekept_s = 0.0
+        self._stopped = True
+
+    def start(self) -> None:
+        self._stopped = False
+        self._store.on_up.append(self.now)
+        self.now()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def now(self) -> None:
+        """Tick as soon as may be: on start, and whenever Redis is back."""
+        self._arm(at_s=0.0)
+
+    def learn(self, due_ms: Sequence[int]) -> None:
+        """Take in instants that were just put into Redis's schedule."""
+        clock = self._store.clock
+        if not clock.known:
+            return
+        horizon_ms = clock.now_us(int(monotonic_s() * 1e6)) // 1000 + WINDOW_MS
+        earlier = False
+        for instant_ms in due_ms:
+            if instant_ms <= horizon_ms:
+                earlier |= self._schedule.add(instant_ms)
+        if earlier:
+            self._arm()
+
+    def _arm(self, at_s: float | None = None) -> None:
+        if self._stopped or self._in_flight:
+            return
+        if at_s is None:
+            at_s = self._housekept_s + IDLE_S
+            next_ms = self._schedule.next_ms
+            if next_ms is not None and self._store.clock.known:
+                at_s = min(at_s, self._store.clock.monotonic_s(next_ms))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(max(at_s, self._last_s + APART_S), self._tick)
+
+    def _tick(self) -> None:
+        self._last_s = monotonic_s()
+        housekeep = self._last_s - self._housekept_s >= IDLE_S
+        if housekeep:
+            self._housekept_s = self._last_s
+        if not self._store.up:
+            self._arm(at_s=self._last_s + IDLE_S)
+            return
+        self._in_flight = True
+        call = calls.tick(
+            self._policy,
+            self._broker,
+            self._heartbeat() if housekeep else b"",
+            upcoming=UPCOMING if housekeep else NEXT,
+            window_ms=WINDOW_MS,
+            housekeep=housekeep,
+        )
+        self._store.send(call, self._ticked)
+
+    def _ticked(self, reply: calls.Ticked | StoreError) -> None:
+        self._in_flight = False
+        if isinstance(reply, StoreError):
+            log.warning("tick=failed error=%r", str(reply))
+            self._arm(at_s=self._last_s + IDLE_S)
+            return
+        self._schedule.reached(reply.now_us // 1000)
+        for instant_ms in reply.upcoming_ms:
+            self._schedule.add(instant_ms)
+        for queue, tasks in reply.ready:
+            self._on_ready(queue, tasks)
+        if reply.lost:
+            log.warning("leases=expired attempts=%d", reply.lost)
+        self._arm(at_s=0.0 if reply.more else None)
