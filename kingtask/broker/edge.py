@@ -82,6 +82,7 @@ class Edge:
         except ConfigurationError:
             self._socket.close()
             raise
+        self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._look_again = False
         self.replies_dropped = 0
@@ -89,7 +90,7 @@ class Edge:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+        self._loop.add_reader(self._fd, self._drain)
         self._look()
 
     def stop(self, linger_ms: int = 1_000) -> None:
@@ -97,7 +98,7 @@ class Edge:
         if self._socket.closed:
             return
         if self._loop is not None:
-            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+            self._loop.remove_reader(self._fd)
         self._socket.close(linger_ms)
 
     def reply(self, peer: Peer, message: bytes) -> None:

@@ -119,7 +119,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
 
-def _list_call(request: protocol.List, policy: calls.Policy) -> calls.Call:
+def _list_call(request: protocol.List, _policy: calls.Policy) -> calls.Call:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:
         raise InvalidRequest("queue: required to list ready tasks (each queue has its own order)", field="queue")
@@ -136,12 +136,12 @@ def _list_call(request: protocol.List, policy: calls.Policy) -> calls.Call:
     return calls.list_tasks(request.state, request.queue or "", first=first, last=last, skip=skip, limit=request.limit)
 
 
-def _list(request: protocol.List, page: Page) -> dict[str, Any]:
+def _list(_request: protocol.List, page: Page) -> dict[str, Any]:
     cursor = None if page.cursor is None else f"{page.cursor[0]}:{page.cursor[1]}"
     return {"tasks": [protocol.result_fields(result) for result in page.tasks], "cursor": cursor}
 
 
-def _stats(request: protocol.Stats, stats: StoreStats) -> dict[str, Any]:
+def _stats(_request: protocol.Stats, stats: StoreStats) -> dict[str, Any]:
     served = {
         queue for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S for queue in worker.facts.get("queues", ())
     }
@@ -160,11 +160,11 @@ def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, 
 
 
 OPS: dict[type[protocol.Request], Op] = {
-    protocol.Get: Op(lambda r, policy: calls.get(r.id), _get, writes=False),
+    protocol.Get: Op(lambda r, _policy: calls.get(r.id), _get, writes=False),
     protocol.Cancel: Op(lambda r, policy: calls.cancel(policy, r.id), _cancel),
     protocol.Requeue: Op(lambda r, policy: calls.requeue(policy, r.id, r.new_id), _requeue),
     protocol.List: Op(_list_call, _list, writes=False),
-    protocol.Stats: Op(lambda r, policy: calls.stats(), _stats, writes=False),
+    protocol.Stats: Op(lambda r, _policy: calls.stats(), _stats, writes=False),
     protocol.Pause: Op(lambda r, policy: calls.pause(policy, r.queue, True), _pause),
     protocol.Resume: Op(lambda r, policy: calls.pause(policy, r.queue, False), _pause),
 }

@@ -56,15 +56,17 @@ class Broker:
             config.redis_address,
             config.namespace,
             ack=Ack(level=config.ack, replicas=config.ack_replicas, timeout_s=config.ack_timeout),
-            events={
+        )
+        self._waits = Waits(self._store)
+        self._store.listen(
+            {
                 "due": self._announced,
                 "ready": self._published_ready,
                 "cancel": self._published_cancel,
-                "ended": lambda task_id: self._waits.ended(task_id),
+                "ended": self._waits.ended,
             },
-            on_resubscribed=lambda: self._waits.look(),
+            on_resubscribed=self._waits.look,
         )
-        self._waits = Waits(self._store)
         self._ticker = Ticker(
             self._store,
             self._policy,

@@ -21,8 +21,9 @@ IDLE_S = 1.0
 """Leases, expiry and what other brokers scheduled are looked at this often at least."""
 APART_S = 0.001
 UPCOMING = 1_000
-"""Instants asked for once a second; between, NEXT keeps the heap exact (whoever puts in a new earliest announces it)."""
+"""Instants asked for once a second."""
 NEXT = 32
+"""Asked for by the ticks between; enough, since whoever puts in a new earliest instant announces it."""
 
 
 class Ticker:

@@ -34,20 +34,21 @@ class Wakeups:
         except ConfigurationError:
             self._socket.close()
             raise
+        self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._topics = 0
         self.refused_topics = 0
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._read)
+        self._loop.add_reader(self._fd, self._read)
         self._read()
 
     def stop(self) -> None:
         if self._socket.closed:
             return
         if self._loop is not None:
-            self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+            self._loop.remove_reader(self._fd)
         self._socket.close(0)
 
     def ready(self, queue: str, tasks: int) -> None:

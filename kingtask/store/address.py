@@ -48,7 +48,7 @@ def parse_address(text: str, *, password: str | None = None, tls: RedisTLS | Non
         raise _wrong(text, "the port is not a number from 1 to 65535") from None
     query = dict(part.partition("=")[::2] for part in url.query.split("&") if part)
     if set(query) - {"db"}:
-        raise _wrong(text, f"unknown parameter {sorted(set(query) - {'db'})[0]!r}")
+        raise _wrong(text, f"unknown parameter {min(set(query) - {'db'})!r}")
     database = query.get("db") or ("0" if url.scheme == "unix" else url.path.strip("/") or "0")
     if not database.isascii() or not database.isdigit() or len(database) > 4:
         raise _wrong(text, f"the database {database!r} is not a number")

@@ -1,4 +1,4 @@
-"""Names of keys and channels. `kingtask.lua` builds the same ones behind the prefix it is given (its header lists them)."""
+"""Names of keys and channels; `kingtask.lua` builds the same ones behind the prefix it is given (see its header)."""
 
 from __future__ import annotations
 

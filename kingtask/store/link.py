@@ -27,7 +27,7 @@ RECONNECT_ON = frozenset({"no_function", "readonly", "masterdown", "moved", "aut
 
 
 class Link:
-    """One purpose's connection. `accept` may refuse a server by raising ConfigurationError; `on_up` may send at once."""
+    """One purpose's connection. `accept` may refuse a server (ConfigurationError); `on_up` may send at once."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class Link:
         except StoreError as error:
             if error.kind in REFUSED_FOR_GOOD:
                 raise ConfigurationError(f"redis: {self._address} refuses: {error}; check user and password") from None
-            log.warning("redis=away address=%s purpose=%s error=%r retrying=yes", self._address, self._purpose, str(error))
+            log.warning(
+                "redis=away address=%s purpose=%s error=%r retrying=yes", self._address, self._purpose, str(error)
+            )
         self._keeper = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:

@@ -123,8 +123,6 @@ class BrokerStore(Store):
         namespace: str,
         *,
         ack: Ack,
-        events: dict[str, Callable[[str], None]],
-        on_resubscribed: Callable[[], None],
         timeout_s: float = 5.0,
     ) -> None:
         super().__init__(address, namespace, "broker", timeout_s=timeout_s)
@@ -134,6 +132,13 @@ class BrokerStore(Store):
         self._submits = self._new_link(
             "submit", lambda server: None, lambda: None, accept=self._accept, timeout_s=timeout_s + ack.timeout_s
         )
+        self._events: Link | None = None
+
+    def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
+        """Before `open`: whom to tell of the functions' publications (`due`, `ready`, `cancel`, `ended`).
+
+        `on_resubscribed` is called whenever the subscription stands anew: what was published before is lost.
+        """
         channels = {
             self._keys.channel(what).encode(): lambda message, act=act: act(message.decode())
             for what, act in events.items()
@@ -143,12 +148,14 @@ class BrokerStore(Store):
     async def open(self) -> None:
         """As Store.open; also raises ConfigurationError if the server cannot give the level that was asked for."""
         await self._submits.open()
-        await self._events.open()
+        if self._events is not None:
+            await self._events.open()
         await super().open()
 
     async def close(self) -> None:
         await self._submits.close()
-        await self._events.close()
+        if self._events is not None:
+            await self._events.close()
         await super().close()
 
     def submit(self, call: Call, callback: Callback) -> None:
