@@ -7,6 +7,7 @@ Redis TIME decides when anything is due (invariant 4). Brokers and workers arm t
 from __future__ import annotations
 
 import time
+from math import ceil
 
 US_PER_S = 1_000_000
 
@@ -30,9 +31,7 @@ def start_ms(at_s: float) -> int:
 
     A float near 1.8e9 resolves about 0.2 µs, so what lies beyond the third decimal of a millisecond is noise.
     """
-    ms = round(at_s * 1000, 3)
-    whole = int(ms)
-    return whole if whole >= ms else whole + 1
+    return ceil(round(at_s * 1000, 3))
 
 
 def duration_ms(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""How a task lies in Redis, and back: plan, spec and attempt records to values (field list: header of kingtask.lua). Pure."""
+"""How a task lies in Redis, and back: plan, spec and attempt records to values (fields: see kingtask.lua). Pure."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def pack_plan(spec: TaskSpec) -> bytes:
     """What the functions read, in ms: start, delay, queue, priority, retry, keep, expires, on_lost."""
     return pack_raw(
         (
-            start_ms(spec.start_at),
-            duration_ms(spec.delay_s),
+            start_ms(spec.start_at) if spec.start_at else 0,
+            duration_ms(spec.delay_s) if spec.delay_s else 0,
             "" if spec.queue == "default" else spec.queue,
             spec.priority,
             [duration_ms(interval) for interval in spec.retry],
-            duration_ms(spec.keep_result_s or 0),
-            start_ms(spec.expires_at or 0),
-            int(spec.on_lost == "fail"),
+            duration_ms(spec.keep_result_s) if spec.keep_result_s else 0,
+            start_ms(spec.expires_at) if spec.expires_at else 0,
+            1 if spec.on_lost == "fail" else 0,
         )
     )
 
@@ -207,9 +207,7 @@ class StoreStats(NamedTuple):
 def stats_of(reply: Any) -> StoreStats:
     now_us, rows, workers, brokers = reply
     queues = [_queue_of(row, now_us / 1_000_000) for row in rows]
-    return StoreStats(
-        sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us)
-    )
+    return StoreStats(sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us))
 
 
 def _queue_of(row: list[Any], now_s: float) -> QueueStats:
@@ -224,9 +222,7 @@ def _queue_of(row: list[Any], now_s: float) -> QueueStats:
         running=counts.pop("running", 0),
         oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
         totals={key: n for key, n in counts.items() if key != "touched"},
-        rates={
-            key: round((current.get(key, 0) + last.get(key, 0)) / span_s, 3) for key in sorted(current | last)
-        },
+        rates={key: round((current.get(key, 0) + last.get(key, 0)) / span_s, 3) for key in sorted(current | last)},
     )
 
 
