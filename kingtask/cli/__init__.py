@@ -1,0 +1,1 @@
+"""The command line: `kingtask`, and the entry points of the two daemons."""

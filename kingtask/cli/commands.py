@@ -1,0 +1,76 @@
+"""The group `kingtask`; a subcommand's module is imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from kingtask import __version__
+from kingtask.cli.exit import MEANINGS
+
+COMMANDS: dict[str, str] = {
+    "submit": "submit:submit",
+    "get": "tasks:get",
+    "wait": "tasks:wait",
+    "cancel": "tasks:cancel",
+    "requeue": "requeue:requeue",
+    "list": "listing:list_tasks",
+    "stats": "queues:stats",
+    "pause": "queues:pause",
+    "resume": "queues:resume",
+    "ping": "queues:ping",
+    "doctor": "doctor:doctor",
+    "dev": "dev:dev",
+    "demo": "demo:demo",
+}
+"""Module and function of each, below kingtask.cli."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(import_module(f"kingtask.cli.{module}"), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _exit_statuses() -> str:
+    lines = [f"{status.value:>5}  {meaning}" for status, meaning in MEANINGS.items()]
+    return "\b\nExit statuses:\n" + "\n".join(lines)
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=_exit_statuses(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="kingtask", message="%(prog)s %(version)s")
+def kingtask() -> None:
+    """Run executables now, at an instant, or again after a failure, and read what they printed.
+
+    \b
+    kingtask demo                                  see it work, nothing else needed
+    kingtask dev                                   a broker, a worker and their store, to try things with
+    kingtask submit --wait example 12 45           run an executable of the workers and print its output
+    kingtask submit --at +5m --retry 5,8,9 report  in five minutes, and up to three times again
+    """

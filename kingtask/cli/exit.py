@@ -1,0 +1,76 @@
+"""Exit statuses of `kingtask`, and which error gets which. GUIDE.md shows the same table (tested)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from kingtask.errors import (
+    ConfigurationError,
+    KingtaskError,
+    NoAnswer,
+    PermissionDenied,
+    RequestRefused,
+    ResultTimeout,
+    StoreError,
+    TaskFailed,
+    TaskNotFound,
+)
+
+
+class Exit(IntEnum):
+    OK = 0
+    TASK_FAILED = 1
+    USAGE = 2
+    CONFIGURATION = 3
+    NO_ANSWER = 4
+    PERMISSION = 5
+    REFUSED = 6
+    NOT_FOUND = 7
+    NOT_CONFIRMED = 8
+    PENDING = 9
+    OUTPUT = 74
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.OK: "done; for submit --wait and wait: the task succeeded",
+    Exit.TASK_FAILED: "the task ended, but not in `succeeded`; for doctor and demo: something is wrong",
+    Exit.USAGE: "the command line is wrong, nothing was sent",
+    Exit.CONFIGURATION: "a configuration file or the environment is wrong",
+    Exit.NO_ANSWER: "no broker could be reached, or none answered in time; sending the same id again is safe",
+    Exit.PERMISSION: "refused for lack of permission",
+    Exit.REFUSED: "refused by the broker, nothing was stored",
+    Exit.NOT_FOUND: "no such task (it never existed, or its record has expired)",
+    Exit.NOT_CONFIRMED: "the broker cannot say whether it is stored; sending the same id again is safe",
+    Exit.PENDING: "the task has not ended within the time given; it goes on",
+    Exit.OUTPUT: "the output could not be written (disk full, …)",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.BROKEN_PIPE: "whoever read the output has closed it",
+}
+
+
+def exit_for(error: KingtaskError) -> Exit:
+    """The exit status that stands for an error."""
+    if isinstance(error, RequestRefused) and error.stored == "unknown":
+        return Exit.NOT_CONFIRMED
+    return next(status for kind, status in _STATUSES if isinstance(error, kind))
+
+
+_STATUSES: tuple[tuple[type[KingtaskError], Exit], ...] = (
+    (ConfigurationError, Exit.CONFIGURATION),
+    (PermissionDenied, Exit.PERMISSION),
+    (TaskNotFound, Exit.NOT_FOUND),
+    (RequestRefused, Exit.REFUSED),
+    (NoAnswer, Exit.NO_ANSWER),
+    (StoreError, Exit.NO_ANSWER),
+    (ResultTimeout, Exit.PENDING),
+    (TaskFailed, Exit.TASK_FAILED),
+    (KingtaskError, Exit.REFUSED),
+)
+"""The first kind that fits; what the command line itself finds wrong in a request is a usage error before this."""
+
+
+def first_failure(statuses: list[Exit]) -> Exit:
+    """Of several tasks in one command: the first status that is not OK."""
+    return next((status for status in statuses if status is not Exit.OK), Exit.OK)

@@ -1,0 +1,89 @@
+"""Types of options: each turns text into a value or names what was expected (exit status 2)."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kingtask.cli import times
+
+if TYPE_CHECKING:
+    from click import Context, Parameter
+
+KEY_NAMESPACE = uuid.UUID("471f1daf-9a86-49d9-87fb-d9d3b6f45ced")
+"""`--key TEXT` makes the id uuid5(KEY_NAMESPACE, TEXT). Never change it: equal keys must stay equal tasks."""
+
+
+class WhenType(click.ParamType):
+    name = "time"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> times.When:
+        if isinstance(value, times.When):
+            return value
+        try:
+            return times.parse_when(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}; expected one of: {times.FORMS}", param, ctx)
+
+
+class SecondsType(click.ParamType):
+    name = "seconds"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return times.parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}; expected {times.DURATION_FORMS}", param, ctx)
+
+
+class IntervalsType(click.ParamType):
+    name = "seconds,…"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return times.parse_intervals(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}; expected a list such as 5,8,9, each {times.DURATION_FORMS}", param, ctx)
+
+
+class TaskIdType(click.ParamType):
+    name = "id"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
+        text = str(value).lower()
+        try:
+            if str(uuid.UUID(text)) == text:
+                return text
+        except ValueError:
+            pass
+        self.fail(f"{value!r} is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", param, ctx)
+
+
+class PairType(click.ParamType):
+    name = "name=value"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, content = value.partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r}: expected NAME=VALUE", param, ctx)
+        return key, content
+
+
+WHEN = WhenType()
+SECONDS = SecondsType()
+INTERVALS = IntervalsType()
+TASK_ID = TaskIdType()
+PAIR = PairType()
+
+
+def id_of_key(key: str) -> str:
+    """The task id that `--key` stands for."""
+    return str(uuid.uuid5(KEY_NAMESPACE, key))

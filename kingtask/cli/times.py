@@ -1,0 +1,124 @@
+"""Times and durations as people type them. Pure: `now_s` is given.
+
+An instant is one of FORMS. A date and time without a zone is local time, as for at(1) and cron: one that the clocks
+skip in spring is refused, of one that occurs twice in autumn the first is meant. A time relative to now starts with +.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from kingtask.task import LATEST_S
+
+FORMS = (
+    "2026-07-01T08:30:00Z or 2026-07-01T08:30+02:00 (ISO 8601 with a zone), '2026-07-01 08:30[:SS]' (local time),"
+    " 1782887400 (epoch seconds), +90s, +5m, +1h30m (from now)"
+)
+DURATION_FORMS = "seconds (2.5) or 90s, 5m, 1h30m, 7d"
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+EARLIEST_S = 1_000_000_000.0
+"""September 2001. A smaller number is no instant that anyone means, but a delay whose + was forgotten."""
+
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
+_EPOCH = re.compile(rf"{_NUMBER}\Z")
+_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
+_PARTS = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d))+\Z")
+_CALENDAR = re.compile(
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[T ](?P<time>[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,6})?)?)"
+    r"(?P<zone>Z|z|[+-][0-9]{2}:?[0-9]{2})?\Z"
+)
+
+
+class When(NamedTuple):
+    """Epoch seconds, or if `relative` seconds from now (negative: ago)."""
+
+    seconds: float
+    relative: bool = False
+
+    def at(self, now_s: float) -> float:
+        """Epoch seconds."""
+        return now_s + self.seconds if self.relative else self.seconds
+
+
+def parse_when(text: str) -> When:
+    """Read one of FORMS, or the same relative form with - for the past. Raises ValueError with the reason."""
+    text = text.strip()
+    if text[:1] in ("+", "-"):
+        seconds = parse_duration(text[1:])
+        return When(seconds if text[0] == "+" else -seconds, relative=True)
+    if _EPOCH.match(text):
+        return When(_epoch(text))
+    match = _CALENDAR.match(text)
+    if not match:
+        raise ValueError("not a time")
+    return When(_calendar(match))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `2.5`, `90s`, `1h30m`. Raises ValueError with the reason."""
+    text = text.strip()
+    if _EPOCH.match(text):
+        return float(text)
+    if not _PARTS.match(text):
+        raise ValueError("not a duration")
+    return math.fsum(float(number) * UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def parse_intervals(text: str) -> tuple[float, ...]:
+    """The retry list `5,8,9`. Raises ValueError naming the entry."""
+    intervals = []
+    for i, part in enumerate(text.split(","), 1):
+        try:
+            intervals.append(parse_duration(part))
+        except ValueError:
+            raise ValueError(f"entry {i} is {part.strip()!r}, not a duration") from None
+    return tuple(intervals)
+
+
+def local_time(at_s: float | None) -> str:
+    """Epoch seconds as local time for people, `-` for None."""
+    return "-" if at_s is None else datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_duration(seconds: float) -> str:
+    """A duration for people: `0.4s`, `12s`, `3m05s`, `2h10m`, `5d03h`."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02}h"
+
+
+def _epoch(text: str) -> float:
+    seconds = float(text)
+    if seconds > LATEST_S:
+        raise ValueError("beyond the year 2286: are these milliseconds?")
+    if 0 < seconds < EARLIEST_S:
+        raise ValueError(f"before September 2001: is +{text}s meant?")
+    return seconds
+
+
+def _calendar(match: re.Match[str]) -> float:
+    zone = (match["zone"] or "").upper()
+    try:
+        instant = datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
+        seconds = instant.timestamp()
+        # astimezone moves a local time that does not exist to one that does.
+        skipped = instant.tzinfo is None and instant.astimezone().replace(tzinfo=None) != instant
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(str(error) or "no such date") from None
+    if skipped:
+        raise ValueError("the local clocks skip this time")
+    if not 0 <= seconds <= LATEST_S:
+        raise ValueError("not between 1970 and 2286")
+    return seconds

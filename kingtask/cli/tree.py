@@ -1,0 +1,167 @@
+"""Child processes that start in order, stop in reverse order, and never outlive this process.
+
+Each child asks the kernel for SIGKILL at its parent's death (PR_SET_PDEATHSIG, prctl(2)), so even `kill -9` of this
+process leaves nothing behind. Each has a process group of its own: Ctrl-C in the terminal reaches this process only,
+which then stops them in the right order. Spawn from the main thread: the death signal is tied to the spawning thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import IO
+
+from kingtask.clock import monotonic_s
+
+PR_SET_PDEATHSIG = 1
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+KILLED_WITHIN_S = 10.0
+
+
+class Ended(Exception):
+    """A child ended although nobody asked it to."""
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(f"{name} ended with {f'signal {-status}' if status < 0 else f'exit status {status}'}")
+        self.name = name
+        self.status = status
+
+
+class Stopped(Exception):
+    """A signal asked this process to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    stop_s: float
+    """How long it may take to end after SIGTERM."""
+
+
+class Tree:
+    """Use as a context manager from the main thread: signals are taken over inside, children stopped on leaving."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._signals = 0
+        self._previous: dict[signal.Signals, object] = {}
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def __enter__(self) -> Tree:
+        for end in (self._wake_r, self._wake_w):
+            end.setblocking(False)
+        self._selector.register(self._wake_r, selectors.EVENT_READ, None)
+        signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._note_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.set_wakeup_fd(-1)
+            self._selector.close()
+            self._wake_r.close()
+            self._wake_w.close()
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        stop_s: float,
+        env: Mapping[str, str] | None = None,
+        output: IO[bytes] | None = None,
+    ) -> int:
+        """Start a child and return its process id; `output` takes its stdout and stderr instead of ours."""
+        parent = os.getpid()
+        set_death_signal = self._libc.prctl
+
+        def tie_to_parent() -> None:
+            set_death_signal(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:  # it died before the line above
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            env=env,
+            process_group=0,
+            preexec_fn=tie_to_parent,  # noqa: PLW1509 - no thread runs yet, and nothing is allocated in the child
+        )
+        child = Child(name, process, os.pidfd_open(process.pid), stop_s)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self._children.append(child)
+        return process.pid
+
+    def watch(self, timeout_s: float | None) -> None:
+        """Wait for something to happen, at most `timeout_s`.
+
+        Raises Ended if a child ended, Stopped if a signal asked for the end.
+        """
+        for key, _ in self._selector.select(timeout_s) if not self._signals else ():
+            if key.data is None:
+                self._drain_wakeups()
+            else:
+                raise Ended(key.data.name, key.data.process.wait())
+        if self._signals:
+            raise Stopped
+
+    def stop(self) -> None:
+        """Stop the children, last started first: SIGTERM, then SIGKILL when its time is up or a second signal comes."""
+        while self._children:
+            child = self._children.pop()
+            self._selector.unregister(child.pidfd)
+            _send(child, signal.SIGTERM)
+            if not self._ended_within(child, child.stop_s):
+                _send(child, signal.SIGKILL)
+                child.process.wait(KILLED_WITHIN_S)
+            child.process.wait()
+            os.close(child.pidfd)
+
+    def _ended_within(self, child: Child, timeout_s: float) -> bool:
+        seen, deadline = self._signals, monotonic_s() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.pidfd, selectors.EVENT_READ)
+            selector.register(self._wake_r, selectors.EVENT_READ)
+            while (left := deadline - monotonic_s()) > 0 and self._signals == seen:
+                for key, _ in selector.select(left):
+                    if key.fd == child.pidfd:
+                        return True
+                    self._drain_wakeups()
+        return False
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _drain_wakeups(self) -> None:
+        try:
+            while self._wake_r.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+
+def _send(child: Child, number: signal.Signals) -> None:
+    try:
+        signal.pidfd_send_signal(child.pidfd, number)
+    except ProcessLookupError:
+        pass
