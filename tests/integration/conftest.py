@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kingtask import Client
+from tests.integration.rig import Rig
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with Rig() as started:
+        yield started
+
+
+@pytest.fixture
+def client(rig: Rig) -> Client:
+    """One broker and one worker with four slots, and a client."""
+    rig.start_broker()
+    rig.start_worker()
+    return rig.client()

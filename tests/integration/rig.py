@@ -1,0 +1,213 @@
+"""A whole installation of real processes: a private Redis, brokers and workers from configuration files, clients.
+
+Everything lives in one temporary directory, every process in its own session and is ended by its pid.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import yaml
+
+from kingtask import Client
+from tests.servers import RedisServer, die_with_parent, free_port
+
+PATIENCE_S = 30.0
+"""How long a condition may take on a loaded machine before a test gives up; no test measures by it."""
+
+LEDGER = """#!/bin/sh
+# Appends one line to a file outside Redis: the truth about what was executed.
+echo "$KINGTASK_ID $KINGTASK_ATTEMPT start $(date +%s.%N)" >> "$LEDGER"
+[ -n "$1" ] && sleep "$1"
+echo "$KINGTASK_ID $KINGTASK_ATTEMPT end $(date +%s.%N)" >> "$LEDGER"
+echo done
+"""
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
+    """Wait until the condition holds and return what it gave; fails with `what` after a while."""
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {patience_s:g} s in vain: {what}")
+        time.sleep(0.005)
+    return value
+
+
+class Daemon:
+    """One broker or worker process."""
+
+    def __init__(self, rig: Rig, kind: str, config: dict[str, Any]) -> None:
+        self._rig = rig
+        self.kind = kind
+        self.config = config
+        number = len(list(rig.directory.glob(f"{kind}*.yaml")))
+        self.path = rig.directory / f"{kind}{number}.yaml"
+        self.path.write_text(yaml.safe_dump(config))
+        self.log = rig.directory / f"{kind}{number}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def endpoint(self) -> str:
+        address: str = self.config["addr"]
+        return address if "://" in address else f"tcp://{address}"
+
+    def start(self) -> Self:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"from kingtask.cli.daemons import {self.kind}; {self.kind}()", "-c", self.path],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._wait_ready()
+        return self
+
+    def _wait_ready(self) -> None:
+        assert self.process is not None
+        if self.kind == "broker":
+            with Client(self.endpoint) as client:
+                until(lambda: self._alive() and _pings(client), f"{self.kind} ready; its log: {self.text()[-2000:]}")
+        else:
+            until(lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()), f"worker up: {self.text()[-2000:]}")
+
+    def _alive(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.kind} ended with {self.process.returncode}: {self.text()[-2000:]}")
+        return True
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """As a crash: SIGKILL to the process itself."""
+        self.end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """In good order: SIGTERM; returns the exit status."""
+        return self.end(signal.SIGTERM)
+
+    def end(self, number: int) -> int:
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            return process.wait(PATIENCE_S * 2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.kind} did not end: {self.text()[-2000:]}") from None
+
+
+def _pings(client: Client) -> bool:
+    return bool(client.ping(timeout=PATIENCE_S)["ready"])
+
+
+class Rig:
+    """Redis, and whatever is started on it. Options are redis.conf's, `_` for `-`."""
+
+    def __init__(self, **redis_options: str | int) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kingtask-rig-"))
+        self.bin_path = self.directory / "bin"
+        self.bin_path.mkdir()
+        self.ledger = self.directory / "ledger"
+        self.ledger.touch()
+        self.redis = RedisServer(**{"appendonly": "yes", "appendfsync": "always", **redis_options})
+        self.daemons: list[Daemon] = []
+        self._stack = ExitStack()
+        self.executable("ledger", LEDGER)
+
+    def __enter__(self) -> Self:
+        self.redis.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+        for daemon in reversed(self.daemons):
+            daemon.kill()
+        self.redis.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def executable(self, name: str, text: str) -> Path:
+        """Put an executable into bin_path; `name` may have directories."""
+        path = self.bin_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def start_broker(self, **config: Any) -> Daemon:
+        address = f"127.0.0.1:{free_port()}"
+        settings = {"addr": address, "wakeup": f"127.0.0.1:{free_port()}", "redis": self.redis.url, **config}
+        daemon = Daemon(self, "broker", settings)
+        self.daemons.append(daemon)
+        return daemon.start()
+
+    def start_worker(self, **config: Any) -> Daemon:
+        brokers = [daemon for daemon in self.daemons if daemon.kind == "broker"]
+        settings = {
+            "broker": [broker.config["addr"] for broker in brokers],
+            "wakeup": [broker.config["wakeup"] for broker in brokers],
+            "redis": self.redis.url,
+            "bin_path": str(self.bin_path),
+            "concurrency": 4,
+            **config,
+        }
+        daemon = Daemon(self, "worker", settings)
+        self.daemons.append(daemon)
+        return daemon.start()
+
+    def client(self, **options: Any) -> Client:
+        """A client of all brokers, closed with the rig."""
+        endpoints = [daemon.endpoint for daemon in self.daemons if daemon.kind == "broker"]
+        return self._stack.enter_context(Client(endpoints, **options))
+
+    def worker_names(self) -> list[str]:
+        found = self.redis.client().hkeys("{kingtask}:workers")
+        return [name.decode() for name in found]
+
+    def executions(self, event: str = "start") -> list[tuple[str, int, float]]:
+        """The ledger: id, attempt and epoch seconds of each start (or end), in the order in which they were written."""
+        rows = [line.split() for line in self.ledger.read_text().splitlines()]
+        return [(row[0], int(row[1]), float(row[3])) for row in rows if row[2] == event]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """For the `ledger` executable."""
+        return {"LEDGER": str(self.ledger)}
+
+
+def alive(pid: int) -> bool:
+    """True if the process exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
