@@ -11,7 +11,7 @@ Rules
 
 Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] is `{<namespace>}:meta`
   task:<id>        hash   the task, fields below; no TTL while it lives, then the time its record is kept
-  schedule         zset   id → due ms, plus a fraction that keeps submission order within a millisecond
+  schedule         zset   id → due ms, plus a fraction that keeps submission order among the first 1,023 of a millisecond
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
@@ -21,7 +21,7 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   counts:<queue>   hash   totals, and the numbers now `scheduled` and `running`
   rates:<queue>:<minute>  hash  what happened in that minute (TTL)
   workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob
-  meta             hash   schema, cluster, sequence (of places), submits, ticked (ms), returned (ms: end of an outage)
+  meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage)
 
 Fields of task:<id>
   name, spec       as sent; spec is opaque here (arguments, stdin, …)
@@ -42,7 +42,8 @@ local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish 
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
 local OUTAGE = 3000           -- ms without a tick after which the leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
-local BUDGET = 200            -- items of one kind in one tick
+local BUDGET = 200            -- items of one kind in one tick, claim or page
+local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
 local STEP = 1 / 1024         -- fractions of a ms in `schedule`: exact in a double until the year 2248
@@ -60,13 +61,13 @@ local function floor(n) return n - n % 1 end
 
 local function int(n) return string.format('%.0f', n) end
 
--- One call's view: prefix, time, and the counter changes that are written once at its end.
+-- One call's view: prefix, time, and what is written once at its end (settle): counters, and which tails to trim.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local prefix = string.sub(keys[1], 1, -5)
   return {
-    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {},
+    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {}, closed = {},
     args = args[1] and cmsgpack.unpack(args[1]) or {},
   }
 end
@@ -95,6 +96,13 @@ local function settle(c)
     for field, n in pairs(fields) do call('HINCRBY', key, field, int(n)) end
     call('PEXPIRE', key, 180000)
   end
+  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', c.p .. 'finished:' .. state, 0, -FINISHED_CAP - 1) end
+end
+
+local function flat(map)
+  local list = {}
+  for key, value in pairs(map) do list[#list + 1] = key; list[#list + 1] = value end
+  return list
 end
 
 local function publish(c, what, text) call('PUBLISH', c.p .. c.args.db .. ':' .. what, text) end
@@ -160,6 +168,7 @@ local function close(c, id, from, to, plan, reason, worker)
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   call('PEXPIRE', key, int(keep))
   call('ZADD', c.p .. 'finished:' .. to, int(c.now), id)
+  c.closed[to] = true
   count(c, plan.queue, to, 1, true)
   if call('HDEL', key, 'watched') == 1 then publish(c, 'ended', id) end
 end
@@ -195,7 +204,7 @@ local function fail(c, id, plan, worker, failures, final, cancelled, reason)
 end
 
 -- An attempt given back unstarted, or lost: to ready at its old place, without its fence.
-local function give_back(c, id, plan, worker, place, woken)
+local function back_to_ready(c, id, plan, worker, place, woken)
   check_move('running', 'ready')
   leave(c, id, 'running', plan, worker)
   local key = c.p .. 'task:' .. id
@@ -245,8 +254,7 @@ local function submit(keys, args)
   local tasks, plans = c.args.tasks, {}
   for i, t in ipairs(tasks) do plans[i] = read_plan(t[4]) end
   local before = earliest(c)
-  call('HINCRBY', c.p .. 'meta', 'submits', #tasks)  -- a write even if all exist: WAIT covers only its connection's writes
-  local place = next_places(c, #tasks)
+  local place = next_places(c, #tasks)  -- a write even if all exist: WAIT covers only its own connection's writes
   for i, t in ipairs(tasks) do
     local id, name, spec, packed = t[1], t[2], t[3], t[4]
     local key = c.p .. 'task:' .. id
@@ -286,9 +294,7 @@ local function submit(keys, args)
   local first = dues[1]
   for _, due in ipairs(dues) do first = math.min(first, due) end
   announce(c, before, first)
-  local woken = {}
-  for queue, n in pairs(gained) do woken[#woken + 1] = queue; woken[#woken + 1] = n end
-  return {c.us, outcomes, woken, dues}
+  return {c.us, outcomes, flat(gained), dues}
 end
 
 -- args {db, id, new_id, max_queues, max_queue_length}: a new task, due now, of a terminal one.
@@ -296,10 +302,10 @@ end
 local function requeue(keys, args)
   local c = begin(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
-  local old = call('HMGET', key, 'name', 'spec', 'plan', 'state')
-  if not old[1] then return {'missing', ''} end
   local known = call('HMGET', new, 'name', 'origin')
   if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
+  local old = call('HMGET', key, 'name', 'spec', 'plan', 'state')
+  if not old[1] then return {'missing', ''} end
   if not TERMINAL[old[4]] then return {old[4], ''} end
   local plan = read_plan(old[3])
   local left = room(c, plan.queue)
@@ -322,8 +328,7 @@ end
 -- ── tick ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 local function promote(c, gained)
-  local ids = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', int(c.now) .. '.9999999', 'WITHSCORES',
-    'LIMIT', 0, BUDGET)
+  local ids = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
   local n = #ids / 2
   if n == 0 then return 0 end
   local place = next_places(c, n)
@@ -374,7 +379,7 @@ local function reap(c, gained)
       elseif plan.fail_if_lost or times >= c.args.max_lost then
         close(c, id, 'running', 'failed', plan, 'lost', worker)
       else
-        give_back(c, id, plan, worker, t[5], gained)
+        back_to_ready(c, id, plan, worker, t[5], gained)
       end
     end
   end
@@ -400,12 +405,10 @@ local function forget_silent(c, key)
   end
 end
 
--- Once a second: what is capped is trimmed, silent peers and long-empty queues are forgotten.
+-- Once a second: entries of vanished records, silent peers and long-empty queues are forgotten.
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
-    local over = call('ZCARD', key) - FINISHED_CAP
-    if over > 0 then call('ZREMRANGEBYRANK', key, 0, math.min(over, 1000) - 1) end
     for _, id in ipairs(call('ZRANGE', key, 0, 19)) do
       if call('EXISTS', c.p .. 'task:' .. id) == 0 then call('ZREM', key, id) end
     end
@@ -448,49 +451,57 @@ local function tick(keys, args)
     local due = floor(tonumber(found[i]))
     if due ~= last then upcoming[#upcoming + 1] = due; last = due end
   end
-  local woken = {}
-  for queue, n in pairs(gained) do woken[#woken + 1] = queue; woken[#woken + 1] = n end
   local more = moved == BUDGET or reaped == BUDGET or late == BUDGET
-  return {c.us, woken, upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
+  return {c.us, flat(gained), upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
 end
 
 -- ── workers: claim, extend, finish, release ─────────────────────────────────────────────────────────────────────────
 
-local function hold(c, worker)
-  call('PEXPIRE', c.p .. 'held:' .. worker, HELD_TTL)
+-- The task if the caller holds this very attempt, else nil.
+local function fenced_read(c, id, number, token, ...)
+  local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
+  if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
+  return t
 end
 
-local function granted(c, id, worker)
-  local t = call('HMGET', c.p .. 'task:' .. id, 'name', 'spec', 'plan', 'attempt', 'due', 'claimed')
-  local plan = read_plan(t[3])
-  return {id, tonumber(t[4]), t[1], t[2], plan.queue, tonumber(t[5]), plan.fail_if_lost and 1 or 0, tonumber(t[6])}
+local function held_by(c, worker)
+  local attempts, all = {}, call('HGETALL', c.p .. 'held:' .. worker)
+  for i = 1, #all, 2 do
+    local number, token = string.match(all[i + 1], '^(%d+):(.*)$')
+    attempts[#attempts + 1] = {id = all[i], number = tonumber(number), token = token}
+  end
+  return attempts
+end
+
+local function grant(id, number, name, spec, plan, due, claimed)
+  return {id, number, name, spec, plan.queue, tonumber(due), plan.fail_if_lost and 1 or 0, tonumber(claimed)}
 end
 
 -- args {db, worker, queues, n, token, lease, keep, failed_keep, again}: again = 1 sends a claim whose reply was lost
--- once more and gets what it got. Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}}
+-- once more and gets what it got. May return fewer than n although there are more: see BUDGET and CLAIM_BYTES.
+-- Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}}
 local function claim(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local held = c.p .. 'held:' .. a.worker
   local tasks = {}
   if a.again == 1 then
-    local all = call('HGETALL', held)
-    for i = 1, #all, 2 do
-      if string.sub(all[i + 1], -#a.token) == a.token then tasks[#tasks + 1] = granted(c, all[i], a.worker) end
+    for _, h in ipairs(held_by(c, a.worker)) do
+      local t = h.token == a.token and fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
+      if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], read_plan(t[4]), t[9], t[10]) end
     end
     if #tasks > 0 then return {c.us, tasks} end
   end
-  local left = math.min(a.n, BUDGET)
-  local looks = BUDGET
+  local held = c.p .. 'held:' .. a.worker
+  local left, looks, bytes = math.min(a.n, BUDGET), BUDGET, 0
   for _, queue in ipairs(a.queues) do
-    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) ~= '0'
+    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
     while left > 0 and looks > 0 and not paused do
       local ids = call('ZRANGE', c.p .. 'ready:' .. queue, 0, left - 1)
       if #ids == 0 then break end
       for _, id in ipairs(ids) do
         looks = looks - 1
         local key = c.p .. 'task:' .. id
-        local t = call('HMGET', key, 'plan', 'attempt')
+        local t = call('HMGET', key, 'plan', 'attempt', 'name', 'spec', 'due')
         local plan = t[1] and read_plan(t[1])
         if not plan then
           call('ZREM', c.p .. 'ready:' .. queue, id)
@@ -507,22 +518,29 @@ local function claim(keys, args)
           call('HSET', held, id, int(number) .. ':' .. a.token)
           count(c, queue, 'running', 1)
           count(c, queue, 'started', 1, true)
-          tasks[#tasks + 1] = granted(c, id, a.worker)
+          tasks[#tasks + 1] = grant(id, number, t[3], t[4], plan, t[5], c.now)
           left = left - 1
+          bytes = bytes + #t[4]
+          if bytes >= CLAIM_BYTES then left = 0; break end
         end
       end
     end
   end
-  if #tasks > 0 then hold(c, a.worker) end
+  if #tasks > 0 then call('PEXPIRE', held, HELD_TTL) end
   settle(c)
   return {c.us, tasks}
 end
 
--- The task if this worker holds this very attempt, else nil.
-local function fenced_read(c, id, number, token, ...)
-  local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
-  if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
-  return t
+-- An attempt that did not end by itself, uncounted: back to its place, or cancelled if that was asked for.
+local function hand_back(c, id, t, worker, record, woken)
+  record_attempt(c.p .. 'task:' .. id, tonumber(t[2]), record)
+  local plan = read_plan(t[4])
+  if t[5] then
+    close(c, id, 'running', 'cancelled', plan, 'cancelled', worker)
+    return 'cancelled'
+  end
+  back_to_ready(c, id, plan, worker, t[6], woken)
+  return 'ready'
 end
 
 -- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, keep, failed_keep}
@@ -531,40 +549,30 @@ end
 local function extend(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local known, statuses, woken = {}, {}, {}
+  local known, coming, statuses, woken = {}, {}, {}, {}
   for i, h in ipairs(a.held) do
-    known[h[1]] = true
-    local t = fenced_read(c, h[1], h[2], h[3])
+    local id, number, token = h[1], h[2], h[3]
+    local t = fenced_read(c, id, number, token)
     if t and t[1] == 'running' then
-      call('ZADD', c.p .. 'running', int(c.now + a.lease), h[1])
+      known[id] = true
+      call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
       statuses[i] = t[5] and 'cancel' or 'ok'
     else
       statuses[i] = 'fenced'
     end
   end
-  local coming = {}
   for _, token in ipairs(a.claims) do coming[token] = true end
-  local all = call('HGETALL', c.p .. 'held:' .. a.worker)
-  for i = 1, #all, 2 do
-    local id = all[i]
-    local number, token = string.match(all[i + 1], '^(%d+):(.*)$')
-    if not known[id] and not coming[token] then
-      local t = fenced_read(c, id, tonumber(number), token, 'claimed')
+  for _, h in ipairs(held_by(c, a.worker)) do
+    if not known[h.id] and not coming[h.token] then
+      local t = fenced_read(c, h.id, h.number, h.token, 'claimed')
       if t and t[1] == 'running' then
-        local plan = read_plan(t[4])
-        record_attempt(c.p .. 'task:' .. id, tonumber(number),
-          brief(tonumber(number), a.worker, tonumber(t[7]), c.now, 'released'))
-        if t[5] then
-          close(c, id, 'running', 'cancelled', plan, 'cancelled', a.worker)
-        else
-          give_back(c, id, plan, a.worker, t[6], woken)
-        end
+        hand_back(c, h.id, t, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'), woken)
       else
-        call('HDEL', c.p .. 'held:' .. a.worker, id)
+        call('HDEL', c.p .. 'held:' .. a.worker, h.id)
       end
     end
   end
-  if #all > 0 then hold(c, a.worker) end
+  call('PEXPIRE', c.p .. 'held:' .. a.worker, HELD_TTL)
   if #a.heartbeat > 0 then
     call('HSET', c.p .. 'workers', a.worker, string.format('%013.0f', c.now) .. a.heartbeat)
   end
@@ -628,19 +636,8 @@ local function release(keys, args)
   local answers, woken = {}, {}
   for i, r in ipairs(c.args.attempts) do
     local t = fenced_read(c, r[1], r[2], r[3])
-    if not t or t[1] ~= 'running' then
-      answers[i] = 'fenced'
-    else
-      local plan = read_plan(t[4])
-      record_attempt(c.p .. 'task:' .. r[1], r[2], r[4])
-      if t[5] then
-        close(c, r[1], 'running', 'cancelled', plan, 'cancelled', c.args.worker)
-        answers[i] = 'cancelled'
-      else
-        give_back(c, r[1], plan, c.args.worker, t[6], woken)
-        answers[i] = 'ready'
-      end
-    end
+    local running = t and t[1] == 'running'
+    answers[i] = running and hand_back(c, r[1], t, c.args.worker, r[4], woken) or 'fenced'
   end
   settle(c)
   wake(c, woken)
@@ -738,18 +735,20 @@ local function list(keys, args)
   return {score, same, looked * 2 == #found and #found < 2 * BUDGET and 1 or 0, rows}
 end
 
-local function oldest_due(c, queue)
-  local oldest
-  for band = 0, 9 do
-    local from = int(band * BAND)
-    local id = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, from, '(' .. int((band + 1) * BAND), 'LIMIT', 0, 1)[1]
-    local due = id and tonumber(call('HGET', c.p .. 'task:' .. id, 'due') or nil)
-    if due and (not oldest or due < oldest) then oldest = due end
+-- Since when the longest waiting task of a queue could have been claimed: the first of each priority tells.
+local function oldest_since(c, queue)
+  local oldest, from = nil, 0
+  while true do
+    local first = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if not first[1] then return oldest end
+    local t = call('HMGET', c.p .. 'task:' .. first[1], 'due', 'created')
+    local since = t[1] and math.max(tonumber(t[1]), tonumber(t[2]))  -- a start in the past waits since it was submitted
+    if since and (not oldest or since < oldest) then oldest = since end
+    from = (floor(tonumber(first[2]) / BAND) + 1) * BAND
   end
-  return oldest
 end
 
--- args {}. Returns {now_us, {{queue, paused, ready, oldest due ms or 0, {totals…}, {this minute…}, {last minute…}}, …},
+-- args {}. Returns {now_us, {{queue, paused, ready, oldest since ms or 0, {totals…}, {this minute…}, {last minute…}}, …},
 -- {worker, heartbeat, …}, {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = begin(keys, args)
@@ -759,7 +758,7 @@ local function stats(keys, args)
   for i = 1, #queues, 2 do
     local q = queues[i]
     rows[#rows + 1] = {
-      q, queues[i + 1] == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. q), oldest_due(c, q) or 0,
+      q, queues[i + 1] == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. q), oldest_since(c, q) or 0,
       call('HGETALL', c.p .. 'counts:' .. q),
       call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute)),
       call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute - 1)),
@@ -790,9 +789,9 @@ register('finish', finish)
 register('finish_cut', finish_cut, 'allow-oom')
 register('release', release, 'allow-oom')
 register('cancel', cancel, 'allow-oom')
-register('pause', pause)
+register('pause', pause, 'allow-oom')  -- to resume a queue drains; names are bounded
 register('wait', wait, 'allow-oom')
-register('open', open)
+register('open', open, 'allow-oom')  -- else no worker could connect to a full store to drain it
 register('get', get, 'no-writes')
 register('states', states, 'no-writes')
 register('list', list, 'no-writes')
