@@ -11,7 +11,8 @@ KingtaskError
 │   ├── Busy               come back later
 │   ├── Unavailable        the broker is up, its Redis is not: come back later
 │   └── NotConfirmed       stored or not: send the same id again
-├── NoAnswer               no broker answered in time: stored or not, send the same id again
+├── NoAnswer               no broker answered in time: `stored` says whether sending the same id again is needed
+├── ClientClosed           the client was closed: make a new one
 ├── ResultTimeout          the task has not ended yet: wait longer
 ├── TaskFailed             the task ended, not in `succeeded`; carries the Result
 └── StoreError             Redis refused or did not answer a call (broker and worker only)
@@ -29,6 +30,9 @@ Stored = Literal["no", "unknown"]
 
 class KingtaskError(Exception):
     """Root of all errors that kingtask raises."""
+
+    id: str | None = None
+    """The task that a client's call was about, if it was about one: after a failed submit, the id to send again."""
 
 
 class ConfigurationError(KingtaskError):
@@ -125,7 +129,19 @@ REFUSALS: dict[str, type[RequestRefused]] = {
 
 
 class NoAnswer(KingtaskError):
-    """No broker answered before the deadline. A submit may or may not be stored; resend it with the same id."""
+    """No broker answered before the deadline.
+
+    `stored` is "no" if nothing ever left this process, else a submit may or may not be stored: resend it with the same
+    id.
+    """
+
+    def __init__(self, message: str, *, stored: Stored = "unknown") -> None:
+        super().__init__(message)
+        self.stored: Stored = stored
+
+
+class ClientClosed(KingtaskError):
+    """The client was closed before this call; nothing was sent."""
 
 
 class ResultTimeout(KingtaskError):
@@ -138,6 +154,10 @@ class TaskFailed(KingtaskError):
     def __init__(self, result: Result) -> None:
         super().__init__(result.describe())
         self.result = result
+        self.id = result.id
+
+    def __reduce__(self) -> tuple[type[TaskFailed], tuple[Result]]:
+        return TaskFailed, (self.result,)
 
 
 class StoreError(KingtaskError):
