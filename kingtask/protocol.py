@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgpack
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from kingtask import task
 from kingtask.errors import REFUSALS, InvalidRequest, RequestRefused
 from kingtask.task import QueueName, State, TaskId, TaskSpec
+from kingtask.validation import convert, show
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -57,36 +58,36 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What every op has; `tag_field` picks the class by `op`."""
 
 
-class Ping(Request, tag_field="op", tag="ping"):
+class Ping(Request, frozen=True, tag_field="op", tag="ping"):
     pass
 
 
-class Submit(Request, tag_field="op", tag="submit"):
+class Submit(Request, frozen=True, tag_field="op", tag="submit"):
     """One of `task` (its failure is the reply's) and `tasks` (an outcome each); both still undecoded maps."""
 
     task: dict[str, Any] | None = None
     tasks: Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_BATCH)] | None = None
 
 
-class Get(Request, tag_field="op", tag="get"):
+class Get(Request, frozen=True, tag_field="op", tag="get"):
     id: TaskId
 
 
-class Wait(Request, tag_field="op", tag="wait"):
+class Wait(Request, frozen=True, tag_field="op", tag="wait"):
     id: TaskId
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 60.0
 
 
-class Cancel(Request, tag_field="op", tag="cancel"):
+class Cancel(Request, frozen=True, tag_field="op", tag="cancel"):
     id: TaskId
 
 
-class Requeue(Request, tag_field="op", tag="requeue"):
+class Requeue(Request, frozen=True, tag_field="op", tag="requeue"):
     id: TaskId
     new_id: TaskId
 
 
-class List(Request, tag_field="op", tag="list"):
+class List(Request, frozen=True, tag_field="op", tag="list"):
     state: State
     queue: QueueName | None = None
     since: task.Instant | None = None
@@ -95,15 +96,15 @@ class List(Request, tag_field="op", tag="list"):
     cursor: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,16}(\.[0-9]{1,12})?:[0-9]{1,9}\Z")] | None = None
 
 
-class Stats(Request, tag_field="op", tag="stats"):
+class Stats(Request, frozen=True, tag_field="op", tag="stats"):
     pass
 
 
-class Pause(Request, tag_field="op", tag="pause"):
+class Pause(Request, frozen=True, tag_field="op", tag="pause"):
     queue: QueueName
 
 
-class Resume(Request, tag_field="op", tag="resume"):
+class Resume(Request, frozen=True, tag_field="op", tag="resume"):
     queue: QueueName
 
 
@@ -180,7 +181,7 @@ def decode(message: bytes) -> dict[str, Any]:
     except Exception as error:  # the decoder raises seven kinds; all mean the same to the sender
         raise InvalidRequest(f"the message is not msgpack: {error or type(error).__name__}", code="malformed") from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"expected a map, got {_kind(value)}", code="invalid_request")
+        raise InvalidRequest(f"expected a map, got {show(value)}", code="invalid_request")
     if not within_depth(value, MAX_DEPTH):
         raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep")
     return value
@@ -217,13 +218,13 @@ def parse(envelope: dict[str, Any]) -> Request:
         )
     version = envelope.get("v")
     if type(version) is not int or version != VERSION:
-        raise InvalidRequest(
-            f"v: expected {VERSION}, got {show(version)}", code="unsupported_version", field="v"
-        )
+        raise InvalidRequest(f"v: expected {VERSION}, got {show(version)}", code="unsupported_version", field="v")
     op = envelope.get("op")
     kind = REQUESTS.get(op) if isinstance(op, str) else None
     if kind is None:
-        raise InvalidRequest(f"op: expected one of {', '.join(REQUESTS)}, got {show(op)}", code="unknown_op", field="op")
+        raise InvalidRequest(
+            f"op: expected one of {', '.join(REQUESTS)}, got {show(op)}", code="unknown_op", field="op"
+        )
     body = {key: value for key, value in envelope.items() if key not in ("v", "rid")}
     request = convert(body, kind)
     if isinstance(request, Submit) and (request.task is None) == (request.tasks is None):
@@ -238,69 +239,6 @@ def parse_task(value: Any, now_s: float, place: str) -> TaskSpec:
     spec = convert(value, TaskSpec, place)
     task.check_spec(spec, now_s, place)
     return spec
-
-
-T = TypeVar("T")
-
-_MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `\$?(?P<path>[^`]*)`)?\Z", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`\Z", re.DOTALL)
-_MAP_KEY = re.compile(r"key` in `\$?(?P<path>.*)\Z", re.DOTALL)
-
-_SHAPES = {
-    task.NAME_PATTERN: "an executable's name: letters, digits, . _ - and up to three /, no segment beginning with . or -",
-    task.QUEUE_PATTERN: "a queue's name: letters, digits, . _ -, at most 64, not beginning with . or -",
-    task.ID_PATTERN: "a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11",
-}
-
-
-def convert(value: Any, kind: type[T], place: str = "") -> T:
-    """msgspec.convert, with errors that name the field, the value and what was expected."""
-    try:
-        return msgspec.convert(value, kind, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
-        raise _explain(str(error), value, place) from None
-
-
-def _explain(text: str, value: Any, place: str) -> InvalidRequest:
-    match = _MESSAGE.match(text)
-    what, path = (match["what"], match["path"] or "") if match else (text, "")
-    key = _MAP_KEY.match(path)
-    path = (key["path"] if key else path).lstrip(".")
-    full = ".".join(part for part in (place, path) if part) if not path.startswith("[") else place + path
-    for pattern, form in ((_UNKNOWN, "unknown field"), (_MISSING, "this field is required")):
-        found = pattern.match(what)
-        if found:
-            field = f"{full}.{found['field'][:64]}" if full else found["field"][:64]
-            return InvalidRequest(f"{field}: {form}", field=field)
-    for shape, words in _SHAPES.items():
-        what = what.replace(f"`str` matching regex {shape!r}", words)
-    what = what[0].lower() + what[1:].replace("`", "")
-    if "got" not in what:
-        what += f", got {show(_at(value, path))}"
-    return InvalidRequest(f"{full}: {what}" if full else what, field=full or None)
-
-
-def _at(value: Any, path: str) -> Any:
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        try:
-            value = value[name] if name else value[int(index)]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "a map", list: "an array", tuple: "an array", str: "a string", bytes: "binary", bool: "a boolean"}
-    return names.get(type(value), "nil" if value is None else "a number")
-
-
-def show(value: Any) -> str:
-    """A value in an error message: short, printable."""
-    if isinstance(value, (dict, list, tuple, bytes)) or value is None:
-        return _kind(value)
-    text = ascii(value[:64] if isinstance(value, str) else value)
-    return text if len(text) <= 66 else text[:63] + "…"
 
 
 # ── replies ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -68,10 +68,28 @@ NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9._-]{
 QUEUE_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z"
 ID_PATTERN = r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z"
 
-TaskName = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-QueueName = Annotated[str, msgspec.Meta(pattern=QUEUE_PATTERN)]
-TaskId = Annotated[str, msgspec.Meta(pattern=ID_PATTERN)]
-Instant = Annotated[float, msgspec.Meta(ge=0, le=LATEST_S)]
+TaskName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=NAME_PATTERN,
+        description="an executable's name (letters, digits, . _ -; up to four parts joined by /, each at most 64"
+        " characters and not beginning with . or -)",
+    ),
+]
+QueueName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=QUEUE_PATTERN,
+        description="a queue's name (letters, digits, . _ -; at most 64 characters, not beginning with . or -)",
+    ),
+]
+TaskId = Annotated[
+    str, msgspec.Meta(pattern=ID_PATTERN, description="a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11")
+]
+Instant = Annotated[
+    float,
+    msgspec.Meta(ge=0, le=LATEST_S, description=f"an instant in epoch seconds, a number from 0 to {LATEST_S:,.0f}"),
+]
 Interval = Annotated[float, msgspec.Meta(ge=0, le=MAX_INTERVAL_S)]
 Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_LENGTH)]
 
@@ -102,8 +120,9 @@ _ENV_NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 ENV_REFUSED_PREFIXES = ("KINGTASK_", "LD_", "DYLD_")
 ENV_REFUSED = frozenset(
     "PATH IFS ENV BASH_ENV SHELLOPTS BASHOPTS PS4 PROMPT_COMMAND GLIBC_TUNABLES GCONV_PATH LOCPATH NLSPATH HOSTALIASES"
-    " PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE PYTHONEXECUTABLE PYTHONINSPECT PYTHONPLATLIBDIR PYTHONPYCACHEPREFIX"
-    " PYTHONWARNINGS PYTHONBREAKPOINT PERL5LIB PERLLIB PERL5OPT PERL5DB PERLIO_DEBUG RUBYLIB RUBYOPT GEM_PATH GEM_HOME"
+    " PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE PYTHONEXECUTABLE PYTHONINSPECT PYTHONPLATLIBDIR"
+    " PYTHONPYCACHEPREFIX PYTHONWARNINGS PYTHONBREAKPOINT PYTHONCASEOK PERL5LIB PERLLIB PERL5OPT PERL5DB PERLIO_DEBUG"
+    " RUBYLIB RUBYOPT GEM_PATH GEM_HOME"
     " NODE_PATH NODE_OPTIONS NODE_EXTRA_CA_CERTS CLASSPATH JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS JAVA_HOME"
     " LUA_PATH LUA_CPATH LUA_INIT PHPRC PHP_INI_SCAN_DIR GUILE_LOAD_PATH TCLLIBPATH ERL_LIBS ERL_FLAGS R_LIBS R_PROFILE"
     " DOTNET_STARTUP_HOOKS CORECLR_PROFILER_PATH ZDOTDIR".split()

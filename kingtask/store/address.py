@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from kingtask.errors import ConfigurationError
 
 FORMS = "host:port, host:port/db, redis://[user:password@]host:port/db, rediss://…, unix:///path?db=0"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisTLS:
+class RedisTLS(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Paths of PEM files; `cert` and `key` only where the server asks clients for one."""
 
     ca: str | None = None

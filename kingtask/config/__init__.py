@@ -1,0 +1,9 @@
+"""Configuration of the broker and the worker: YAML files, read once, checked, then frozen values.
+
+`document` reads a file and knows on which line each value stands; `address` reads `host:port` and `ipc://…`;
+`settings` has the keys, their ranges and what must hold between them.
+"""
+
+from kingtask.config.settings import BrokerConfig, WorkerConfig, load_broker, load_worker
+
+__all__ = ["BrokerConfig", "WorkerConfig", "load_broker", "load_worker"]

@@ -1,0 +1,311 @@
+"""Every key of broker.yaml and worker.yaml: its type, range and default, and what must hold between keys.
+
+`etc/broker.yaml` and `etc/worker.yaml` explain them to people (a test compares the two). All durations are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+import msgspec
+
+from kingtask import task
+from kingtask.clock import duration_ms
+from kingtask.config import document
+from kingtask.config.address import Address, parse
+from kingtask.errors import ConfigurationError, InvalidRequest
+from kingtask.protocol import MAX_MESSAGE_BYTES, WORKER_PATTERN
+from kingtask.store.address import RedisAddress, RedisTLS, parse_address
+from kingtask.store.calls import Policy
+from kingtask.store.keys import NAMESPACE_PATTERN
+from kingtask.validation import convert, nearest
+
+MAX_OUTPUT_BYTES = 1_048_576
+"""Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""
+
+Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
+Keep = Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)]
+Lease = Annotated[float, msgspec.Meta(ge=0.5, le=3600)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Namespace = Annotated[
+    str, msgspec.Meta(pattern=NAMESPACE_PATTERN, description="1 to 32 letters, digits, dots, dashes and underscores")
+]
+WorkerName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"\A{WORKER_PATTERN}\Z", description="1 to 128 letters, digits, dots, dashes and underscores"
+    ),
+]
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both daemons need."""
+
+    lists: ClassVar[frozenset[str]] = frozenset()
+    """Keys that take one value or a list of them."""
+
+    redis: str = "127.0.0.1:6379"
+    redis_password_file: str | None = None
+    redis_tls: RedisTLS | None = None
+    namespace: Namespace = "kingtask"
+    log_path: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    result_keep_time: Keep = 86_400.0
+    failed_keep_time: Keep = 604_800.0
+    lease: Lease = 15.0
+    max_lost: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+
+    @property
+    def redis_address(self) -> RedisAddress:
+        """Where Redis is and how to log in; reads `redis_password_file`. Raises ConfigurationError."""
+        password = None if self.redis_password_file is None else _secret(Path(self.redis_password_file))
+        return parse_address(self.redis, password=password, tls=self.redis_tls)
+
+    @property
+    def policy(self) -> Policy:
+        """What is passed to Redis with each call."""
+        return Policy(
+            keep_ms=duration_ms(self.result_keep_time),
+            failed_keep_ms=duration_ms(self.failed_keep_time),
+            lease_ms=duration_ms(self.lease),
+            max_lost=self.max_lost,
+        )
+
+    def check(self) -> None:
+        """Check what the types cannot say. Raises Wrong."""
+        _about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
+        if self.redis_password_file is not None:
+            path = _absolute("redis_password_file", self.redis_password_file)
+            _about("redis_password_file", lambda: _secret(path))
+        if self.redis_tls is not None:
+            self._check_tls(self.redis_tls)
+
+    def _check_tls(self, tls: RedisTLS) -> None:
+        for name in ("ca", "cert", "key"):
+            value = getattr(tls, name)
+            if value is not None:
+                path = _absolute(f"redis_tls.{name}", value)
+                if not os.access(path, os.R_OK) or not path.is_file():
+                    raise Wrong(f"redis_tls.{name}", f"expected the path of a readable PEM file, got {value!r}")
+        if (tls.cert is None) != (tls.key is None):
+            raise Wrong("redis_tls", "cert and key go together; give both or neither")
+
+
+class BrokerConfig(_Settings, frozen=True):
+    lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
+
+    addr: Addresses = ("127.0.0.1:9595",)
+    wakeup: Addresses | None = None
+    insecure: bool = False
+    ack: Literal["stored", "fsync", "replicas"] | None = None
+    ack_replicas: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    ack_timeout: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 5.0
+    max_pending: Count = 10_000
+    max_pending_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
+    max_waits: Count = 10_000
+    max_queues: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
+    max_queue_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 10_000_000
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [parse(text).endpoint for text in self.addr]
+
+    @property
+    def wakeup_endpoints(self) -> list[str]:
+        return [address.endpoint for address in _wakeups(self.addr, self.wakeup)]
+
+    @property
+    def policy(self) -> Policy:
+        return replace(super().policy, max_queues=self.max_queues, max_queue_length=self.max_queue_length)
+
+    def check(self) -> None:
+        super().check()
+        listening = _read_addresses("addr", self.addr)
+        wakeups = _read_wakeups("addr", self.addr, self.wakeup)
+        seen: set[str] = set()
+        for field, address in [*listening, *wakeups]:
+            if address.endpoint in seen:
+                raise Wrong(field, f"{address} is taken twice (wakeups use the next port; see `wakeup`)")
+            seen.add(address.endpoint)
+            if address.public and not self.insecure:
+                raise Wrong(
+                    field,
+                    f"{address} can be reached from other machines, and whoever reaches it may run every"
+                    " executable: listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in that"
+                    " network may do so",
+                )
+        if self.ack_replicas != 1 and self.ack != "replicas":
+            raise Wrong("ack_replicas", "goes only with `ack: replicas`")
+
+
+class WorkerConfig(_Settings, frozen=True):
+    lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
+
+    bin_path: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
+    broker: Addresses = ("127.0.0.1:9595",)
+    wakeup: Addresses | None = None
+    name: WorkerName | None = None
+    period: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
+    task_run_time: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] = 3600.0
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1024)] = msgspec.field(
+        default_factory=lambda: min(1024, len(os.sched_getaffinity(0)))
+    )
+    queues: Annotated[tuple[task.QueueName, ...], msgspec.Meta(min_length=1, max_length=256)] = ("default",)
+    stderr: Literal["fail", "keep"] = "fail"
+    drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    kill_grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
+    max_output_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTPUT_BYTES)] = MAX_OUTPUT_BYTES
+    renew: Annotated[float, msgspec.Meta(ge=0.1, le=1800)] = 5.0
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [parse(text).endpoint for text in self.broker]
+
+    @property
+    def wakeup_endpoints(self) -> list[str]:
+        return [address.endpoint for address in _wakeups(self.broker, self.wakeup)]
+
+    def check(self) -> None:
+        super().check()
+        _read_addresses("broker", self.broker)
+        _read_wakeups("broker", self.broker, self.wakeup)
+        if self.wakeup is not None and len(self.wakeup) != len(self.broker):
+            raise Wrong("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
+        for key, values in (("broker", self.broker), ("queues", self.queues), ("bin_path", self.bin_path)):
+            for i, value in enumerate(values):
+                if value in values[:i]:
+                    raise Wrong(f"{key}[{i}]", f"{value!r} is listed twice")
+        for i, directory in enumerate(self.bin_path):
+            _check_bin_path(f"bin_path[{i}]", directory)
+        if self.renew > self.lease / 2:
+            raise Wrong(
+                "renew",
+                f"expected at most half of lease ({self.lease / 2:g}), so that one lost renewal is harmless,"
+                f" got {self.renew:g}",
+            )
+
+
+class Wrong(Exception):
+    """A value breaks a rule: its key and what is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def load_broker(path: str | Path) -> BrokerConfig:
+    """The broker's configuration. Raises ConfigurationError naming file, line and key."""
+    return _load(path, BrokerConfig, {"worker": WorkerConfig})
+
+
+def load_worker(path: str | Path) -> WorkerConfig:
+    """The worker's configuration. Raises ConfigurationError naming file, line and key."""
+    return _load(path, WorkerConfig, {"broker": BrokerConfig})
+
+
+C = TypeVar("C", BrokerConfig, WorkerConfig)
+T = TypeVar("T")
+
+
+def _load(path: str | Path, kind: type[C], others: dict[str, type[_Settings]]) -> C:
+    file = document.read(path)
+    known = kind.__struct_fields__
+    for key in file.values:
+        if key not in known:
+            raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
+    single = {key for key in kind.lists if not isinstance(file.values.get(key, []), list)}
+    # A key without a value means its default.
+    values = {key: [value] if key in single else value for key, value in file.values.items() if value is not None}
+    try:
+        config = convert(values, kind)
+        config.check()
+    except InvalidRequest as error:
+        raise _complaint(file, single, error.field or "", error.message.removeprefix(f"{error.field}: ")) from None
+    except Wrong as error:
+        raise _complaint(file, single, error.field, str(error)) from None
+    return config
+
+
+def _complaint(file: document.Document, single: set[str], field: str, message: str) -> ConfigurationError:
+    key = field.removesuffix("[0]")
+    field = key if key in single else field
+    return file.error(field, f"{field}: {message}" if field else message)
+
+
+def _hint(key: str, known: tuple[str, ...], others: dict[str, type[_Settings]]) -> str:
+    for daemon, kind in others.items():
+        if key in kind.__struct_fields__:
+            return f"it belongs into the configuration of the {daemon}"
+    meant = nearest(key, known)
+    return f"did you mean {meant}?" if meant else f"expected one of {', '.join(sorted(known))}"
+
+
+def _about(field: str, action: Callable[[], T]) -> T:
+    """Run `action`; what it has to complain about is about `field`."""
+    try:
+        return action()
+    except ConfigurationError as error:
+        raise Wrong(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:
+    return [parse(text) for text in given] if given is not None else [parse(text).beside() for text in addresses]
+
+
+def _read_addresses(key: str, texts: tuple[str, ...]) -> list[tuple[str, Address]]:
+    return [(f"{key}[{i}]", _about(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
+
+
+def _read_wakeups(key: str, addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[tuple[str, Address]]:
+    if given is not None:
+        return _read_addresses("wakeup", given)
+    return [(field, _about(field, address.beside)) for field, address in _read_addresses(key, addresses)]
+
+
+def _absolute(field: str, text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise Wrong(field, f"expected an absolute path, got {text!r} (here that would be {Path.cwd() / path})")
+    return path
+
+
+def _check_bin_path(field: str, text: str) -> None:
+    path = _absolute(field, text)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise Wrong(field, f"cannot use {text}: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise Wrong(field, f"expected the directory of the executables, but {text} is none")
+    if mode & stat.S_IWOTH:
+        raise Wrong(field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise Wrong(field, f"this user may not read {text}")
+
+
+MAX_SECRET_BYTES = 4096
+
+
+def _secret(path: Path) -> str:
+    """The one line of a file that only its owner and group may read. Raises ConfigurationError."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigurationError(f"{path} is not a regular file")
+        if mode & stat.S_IRWXO:
+            raise ConfigurationError(f"every user may read or change {path}; chmod 640 {path}")
+        with path.open("rb") as file:
+            secret = file.read(MAX_SECRET_BYTES + 1).decode().strip()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8 text") from None
+    if not secret or len(secret) > MAX_SECRET_BYTES or len(secret.splitlines()) > 1:
+        raise ConfigurationError(f"expected one line, the password, in {path}")
+    return secret

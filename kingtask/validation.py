@@ -1,0 +1,185 @@
+"""Decoded values into typed ones; a refusal names the place, what was expected there and what was found. Pure.
+
+msgspec decides what is valid. Only when it refuses is the type at that place looked up and put into words, so that
+every bound is told at once and the text depends on the types alone: `retry[1]: expected a number from 0 to 2,592,000,
+got -1`. A type whose rule is hard to read (a pattern) carries its words as the `description` of its Meta.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from kingtask.errors import InvalidRequest
+
+T = TypeVar("T")
+
+SHOWN = 64
+"""Characters of a value or name that an error message repeats."""
+
+
+def convert(value: Any, kind: type[T], place: str = "") -> T:
+    """`value` as a `kind`; `place` is its path in the request. Raises InvalidRequest naming the path within it."""
+    try:
+        return msgspec.convert(value, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), value, kind, place) from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, or None."""
+    close = get_close_matches(name[:SHOWN], list(names), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def show(value: Any) -> str:
+    """A value in an error message: short and printable."""
+    match value:
+        case None:
+            return "nil"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return ascii(value) if len(value) <= SHOWN else f"{value[:SHOWN]!a}… ({len(value):,} characters)"
+        case bytes():
+            return f"binary of {len(value):,} bytes"
+        case list() | tuple():
+            return f"an array of {len(value):,}"
+        case dict():
+            return f"a map of {len(value):,}"
+        case _:
+            text = ascii(value)
+            return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
+    """Put msgspec's refusal `text` into our words; of the text only the path is used, the types say the rest."""
+    where = _WHERE.search(text)
+    shape, path = _bare(_shape(kind)), place
+    for name, index in _PATH.findall(where["path"]) if where else ():
+        step = _step(value, shape, name, index)
+        if step is None:
+            break
+        suffix, value, shape = step
+        path = f"{path}{suffix}" if suffix.startswith("[") or not path else f"{path}.{suffix}"
+    if isinstance(shape, inspect.StructType) and isinstance(value, dict):
+        return _explain_fields(value, shape, path)
+    if isinstance(shape, inspect.DictType) and isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                return _refusal(path, f"expected strings as keys, got {show(key)}")
+    return _refusal(path, f"expected {_words(shape)}, got {show(value)}")
+
+
+_WHERE = re.compile(r" - at `(?:key` in `)?\$(?P<path>[^`]*)`\Z")
+_PATH = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
+
+
+def _step(value: Any, shape: inspect.Type, name: str, index: str) -> tuple[str, Any, inspect.Type] | None:
+    """One part of msgspec's path further down: our words for it, the value and the type there."""
+    match shape:
+        case inspect.StructType() if name and isinstance(value, dict) and name in value:
+            for field in shape.fields:
+                if field.encode_name == name:
+                    return name, value[name], _bare(field.type)
+        case inspect.VarTupleType() | inspect.ListType() if index.isdigit() and int(index) < len(value):
+            return f"[{index}]", value[int(index)], _bare(shape.item_type)
+        case inspect.DictType() if index == "...":  # msgspec does not say which entry: the first that is wrong
+            inner = _bare(shape.value_type)
+            for key, item in value.items():
+                if not isinstance(item, _PYTHON_TYPES.get(type(inner), object)):
+                    return f"[{show(key)}]", item, inner
+    return None
+
+
+_PYTHON_TYPES: dict[type, type] = {inspect.StrType: str, inspect.BytesType: bytes, inspect.DictType: dict}
+
+
+def _explain_fields(value: dict[Any, Any], shape: inspect.StructType, path: str) -> InvalidRequest:
+    names = [field.encode_name for field in shape.fields]
+    for key in value:
+        if not isinstance(key, str):
+            return _refusal(path, f"expected strings as keys, got {show(key)}")
+        if key not in names and key != shape.tag_field:
+            meant = nearest(key, names)
+            return _refusal(_under(path, key[:SHOWN]), "unknown field" + (f"; did you mean {meant}?" if meant else ""))
+    for field in shape.fields:
+        if field.required and field.encode_name not in value:
+            return _refusal(_under(path, field.encode_name), "this field is required")
+    return _refusal(path, f"expected {_words(shape)}")
+
+
+def _under(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _refusal(path: str, message: str) -> InvalidRequest:
+    path = path if path.isprintable() else ascii(path)
+    return InvalidRequest(f"{path}: {message}" if path else message, field=path or None)
+
+
+@cache
+def _shape(kind: Any) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+def _bare(shape: inspect.Type) -> inspect.Type:
+    """The type itself: without "or nil"."""
+    if isinstance(shape, inspect.UnionType):
+        others = [one for one in shape.types if not isinstance(one, inspect.NoneType)]
+        return others[0] if len(others) == 1 else shape
+    return shape
+
+
+def _words(shape: inspect.Type) -> str:
+    match shape:
+        case inspect.Metadata():
+            return (shape.extra_json_schema or {}).get("description") or _words(shape.type)
+        case inspect.IntType():
+            return "an integer" + _between(shape.ge, shape.le)
+        case inspect.FloatType():
+            return "a number" + _between(shape.ge, shape.le)
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.StrType():
+            return "a string" + _sized(shape.min_length, shape.max_length, "characters")
+        case inspect.BytesType():
+            return "binary" + _sized(shape.min_length, shape.max_length, "bytes")
+        case inspect.VarTupleType() | inspect.ListType():
+            return "an array" + _sized(shape.min_length, shape.max_length, "entries")
+        case inspect.DictType():
+            return "a map" + _sized(shape.min_length, shape.max_length, "entries")
+        case inspect.LiteralType():
+            return "one of " + ", ".join(str(value) for value in shape.values)
+        case inspect.EnumType():
+            return "one of " + ", ".join(str(member.value) for member in shape.cls)
+        case inspect.UnionType():
+            return " or ".join(_words(one) for one in shape.types if not isinstance(one, inspect.NoneType))
+        case _:
+            return "a map"
+
+
+def _between(least: float | None, most: float | None) -> str:
+    if least is not None and most is not None:
+        return f" from {_number(least)} to {_number(most)}"
+    if least is not None:
+        return f" of at least {_number(least)}"
+    return f" of at most {_number(most)}" if most is not None else ""
+
+
+def _sized(least: int | None, most: int | None, unit: str) -> str:
+    if least and most is not None:
+        return f" of {least:,} to {most:,} {unit}"
+    if least:
+        return f" of at least {least:,} {unit}"
+    return f" of at most {most:,} {unit}" if most is not None else ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
