@@ -55,7 +55,9 @@ def pipelined(endpoint: str, messages: list[bytes]) -> float:
 def submits(n: int) -> list[bytes]:
     return [
         protocol.encode_request(
-            i, "submit", {"task": {"id": str(uuid.uuid4()), "name": "example", "args": ["12", "45"], "retry": [5, 8, 9]}}
+            i,
+            "submit",
+            {"task": {"id": str(uuid.uuid4()), "name": "example", "args": ["12", "45"], "retry": [5, 8, 9]}},
         )
         for i in range(n)
     ]

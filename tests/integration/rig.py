@@ -78,7 +78,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (prctl is all it does, and it takes no lock)
             )
         self._wait_ready()
         return self
@@ -89,7 +89,10 @@ class Daemon:
             with Client(self.endpoint) as client:
                 until(lambda: self._alive() and _pings(client), f"{self.kind} ready; its log: {self.text()[-2000:]}")
         else:
-            until(lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()), f"worker up: {self.text()[-2000:]}")
+            until(
+                lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()),
+                f"worker up: {self.text()[-2000:]}",
+            )
 
     def _alive(self) -> bool:
         assert self.process is not None
@@ -148,7 +151,9 @@ class Rig:
         self.redis.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
         for daemon in reversed(self.daemons):
             daemon.kill()
@@ -207,7 +212,6 @@ class Rig:
 def alive(pid: int) -> bool:
     """True if the process exists and is no zombie."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -81,7 +81,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(rig: Rig) -> None:
     assert {tuple(attempt.reason for attempt in result.attempts) for result in results} == {("lost", "")}
 
 
-ARGUMENTS = ["two words", "", "it's \"quoted\"", "line\nbreak", "-n", "--", "$(id); `id` *", "żółć 漢字 🙂", "\\", "\t "]
+ARGUMENTS = ["two words", "", 'it\'s "quoted"', "line\nbreak", "-n", "--", "$(id); `id` *", "żółć 漢字 🙂", "\\", "\t "]
 
 
 def test_arguments_arrive_intact(rig: Rig, client: Client) -> None:
@@ -136,7 +136,8 @@ def test_as_many_tasks_as_there_are_slots_run_at_once(rig: Rig, client: Client) 
     meeting = rig.directory / "meeting"
     meeting.mkdir()
     rig.executable(
-        "meet", f"#!/bin/sh\ntouch {meeting}/$KINGTASK_ID\nwhile [ $(ls {meeting} | wc -l) -lt 4 ]; do sleep 0.02; done\n"
+        "meet",
+        f"#!/bin/sh\ntouch {meeting}/$KINGTASK_ID\nwhile [ $(ls {meeting} | wc -l) -lt 4 ]; do sleep 0.02; done\n",
     )
     tasks = [client.submit("meet", time_limit=PATIENCE_S) for _ in range(4)]
     assert all(task.wait(PATIENCE_S).success for task in tasks)

@@ -1,0 +1,189 @@
+"""The ROUTER against peers that misbehave, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from kingtask import protocol
+from kingtask.broker.edge import Edge, Peer, bind
+from kingtask.broker.wakeups import Wakeups
+from kingtask.errors import ConfigurationError
+from tests.servers import free_port
+
+PATIENCE_MS = 20_000
+
+
+class Served:
+    """An Edge that answers each message with itself, on a loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.endpoint = f"tcp://127.0.0.1:{self.port}"
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.edge = Edge(self.context, (self.endpoint,), on_request=self.answer, on_drained=lambda: None)
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def answer(self, peer: Peer, message: bytes) -> None:
+        self.edge.reply(peer, message)
+
+    def run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(self.edge.start)
+        self.loop.run_forever()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.edge.stop, 0)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+        self.context.term()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    serving = Served()
+    serving.thread.start()
+    yield serving
+    serving.stop()
+
+
+class Sockets:
+    """Clients of one test, closed at its end."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._made: list[zmq.Socket[bytes]] = []
+
+    def new(self, kind: int, endpoint: str | None = None) -> zmq.Socket[bytes]:
+        made = self._context.socket(kind)
+        made.linger = 0
+        made.rcvtimeo = PATIENCE_MS
+        self._made.append(made)
+        if endpoint:
+            made.connect(endpoint)
+        return made
+
+    def close(self) -> None:
+        for made in self._made:
+            made.close()
+        self._context.term()
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    made = Sockets()
+    yield made
+    made.close()
+
+
+def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: Served) -> None:
+    dealer, req = sockets.new(zmq.DEALER, served.endpoint), sockets.new(zmq.REQ, served.endpoint)
+    dealer.send(b"one")
+    req.send(b"two")
+    assert dealer.recv_multipart() == [b"one"]
+    assert req.recv_multipart() == [b"two"]
+
+
+def test_thousands_in_flight_are_all_answered_in_order(sockets: Sockets, served: Served) -> None:
+    """More than one drain takes, so the edge-triggered descriptor must be looked at again by itself."""
+    dealer = sockets.new(zmq.DEALER, served.endpoint)
+    for i in range(900):
+        dealer.send(str(i).encode())
+    assert [int(dealer.recv()) for _ in range(900)] == list(range(900))
+
+
+@pytest.mark.parametrize("frames", [[b"a", b"b"], [b"", b"a", b"b"], [b"a"] * 5, [b"x"] * 5_000, [b"", b"", b"a"]])
+def test_a_wrong_number_of_frames_is_one_error(sockets: Sockets, served: Served, frames: list[bytes]) -> None:
+    dealer = sockets.new(zmq.DEALER, served.endpoint)
+    dealer.send_multipart(frames)
+    reply = protocol.decode_reply(dealer.recv_multipart()[-1])
+    assert reply["error"]["code"] == "bad_frames"
+    dealer.send(b"still here")
+    assert dealer.recv() == b"still here"
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"", b""]])
+def test_an_empty_message_is_dropped(sockets: Sockets, served: Served, frames: list[bytes]) -> None:
+    dealer = sockets.new(zmq.DEALER, served.endpoint)
+    dealer.send_multipart(frames)
+    dealer.send(b"still here")
+    assert dealer.recv() == b"still here"
+    assert served.edge.refused_frames == 1
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 99, b"PING\r\n", b"\0" * 999, b"\xff" * 999]
+)
+def test_garbage_on_the_port_hinders_nobody(sockets: Sockets, served: Served, garbage: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as raw:
+        raw.sendall(garbage)
+        dealer = sockets.new(zmq.DEALER, served.endpoint)
+        dealer.send(b"still here")
+        assert dealer.recv() == b"still here"
+
+
+def test_a_message_far_over_the_limit_costs_the_connection(sockets: Sockets, served: Served) -> None:
+    dealer = sockets.new(zmq.DEALER, served.endpoint)
+    dealer.send(b"x" * (protocol.MAX_MESSAGE_BYTES + 1_000_000))
+    other = sockets.new(zmq.DEALER, served.endpoint)
+    other.send(b"still here")
+    assert other.recv() == b"still here"
+
+
+def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: Served) -> None:
+    waiting = threading.Event()
+    held: list[Peer] = []
+
+    def hold(sender: Peer, message: bytes) -> None:
+        if message == b"hold":
+            held.append(sender)
+            waiting.set()
+        else:
+            served.edge.reply(held[0], b"too late") if message == b"now" else None
+            served.edge.reply(sender, message)
+
+    served.edge._on_request = hold
+    gone = sockets.new(zmq.DEALER, served.endpoint)
+    gone.send(b"hold")
+    assert waiting.wait(PATIENCE_MS / 1000)
+    gone.close(0)
+    other = sockets.new(zmq.DEALER, served.endpoint)
+    while served.edge.replies_dropped == 0:  # its end takes a moment to be seen
+        other.send(b"now")
+        assert other.recv() == b"now"
+
+
+def test_a_port_in_use_says_what_to_do(sockets: Sockets, served: Served) -> None:
+    other = sockets.new(zmq.ROUTER)
+    with pytest.raises(ConfigurationError, match=f"addr: cannot listen on {served.endpoint}: it is in use"):
+        bind(other, (served.endpoint,), "addr")
+
+
+def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
+    async def scene() -> None:
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        serving: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        wakeups = Wakeups(serving, (endpoint,))
+        wakeups.start()
+        known, unknown = sockets.new(zmq.SUB, endpoint), sockets.new(zmq.SUB, endpoint)
+        known.subscribe(protocol.ready_topic("default"))
+        for topic in (b"", b"ready:", b"ready:default", b"x" * 200, b"ready:a b/", b"cancel:/"):
+            unknown.subscribe(topic)
+        deadline = asyncio.get_running_loop().time() + PATIENCE_MS / 1000
+        while not known.poll(0) or wakeups.refused_topics < 6:
+            assert asyncio.get_running_loop().time() < deadline
+            wakeups.ready("default", 3)
+            await asyncio.sleep(0.005)
+        assert known.recv_multipart() == [b"ready:default/", b"3"]
+        assert not unknown.poll(0)
+        wakeups.stop()
+        serving.term()
+
+    asyncio.run(scene())

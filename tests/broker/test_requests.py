@@ -1,0 +1,169 @@
+"""What requests mean: values in, values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kingtask import protocol
+from kingtask.broker import requests
+from kingtask.errors import (
+    Busy,
+    IdConflict,
+    InvalidRequest,
+    NotConfirmed,
+    RequestRefused,
+    StoreError,
+    TaskNotFound,
+    Unavailable,
+    WrongState,
+)
+from kingtask.store import calls
+from kingtask.store.record import Page, Peer, QueueStats, StoreStats
+from kingtask.task import State
+
+ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
+OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
+POLICY = calls.Policy()
+
+
+def answer(request: protocol.Request, value: Any) -> dict[str, Any]:
+    return requests.OPS[type(request)].answer(request, value)
+
+
+def test_every_op_has_one_place() -> None:
+    elsewhere = {protocol.Ping, protocol.Submit, protocol.Wait}
+    assert set(requests.OPS) | elsewhere == set(protocol.REQUESTS.values())
+    assert not set(requests.OPS) & elsewhere
+
+
+@pytest.mark.parametrize("outcome", ["ready", "scheduled", "exists"])
+def test_what_is_stored_is_no_refusal(outcome: str) -> None:
+    assert requests.submit_refusal(outcome, ID, "x") is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind", "retryable", "stored"),
+    [
+        ("conflict", IdConflict, False, "no"),
+        ("full", Busy, True, "no"),
+        ("queues", Busy, True, "no"),
+        ("unconfirmed", NotConfirmed, True, "unknown"),
+        ("??", RequestRefused, False, "no"),
+    ],
+)
+def test_refused_outcomes(outcome: str, kind: type[RequestRefused], retryable: bool, stored: str) -> None:
+    refused = requests.submit_refusal(outcome, ID, "x")
+    assert type(refused) is kind
+    assert (refused.retryable, refused.stored) == (retryable, stored)
+
+
+@pytest.mark.parametrize("kind", ["away", "loading", "readonly", "masterdown", "noreplicas", "misconf", "busy", "auth"])
+def test_a_store_that_cannot_serve_is_unavailable(kind: str) -> None:
+    refused = requests.store_refusal(StoreError(kind, "why"), writes=True)
+    assert (type(refused), refused.retryable, refused.stored) == (Unavailable, True, "no")
+
+
+def test_a_write_without_an_answer_may_be_stored_and_a_read_is_not() -> None:
+    lost = StoreError("lost", "why", stored="unknown")
+    assert type(requests.store_refusal(lost, writes=True)) is NotConfirmed
+    read = requests.store_refusal(lost, writes=False)
+    assert (type(read), read.stored) == (Unavailable, "no")
+
+
+def test_a_full_store_has_its_own_code() -> None:
+    refused = requests.store_refusal(StoreError("full", "OOM"), writes=True)
+    assert (refused.code, refused.retryable) == ("store_full", True)
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [("scheduled", "cancelled"), ("ready", "cancelled"), ("running", "cancelling"), ("cancelled", "cancelled")],
+)
+def test_cancel(state: str, outcome: str) -> None:
+    assert answer(protocol.Cancel(id=ID), state)["outcome"] == outcome
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "expired"])
+def test_cancel_of_an_ended_task(state: str) -> None:
+    with pytest.raises(WrongState, match=state):
+        answer(protocol.Cancel(id=ID), state)
+
+
+def test_what_is_not_there() -> None:
+    for request, value in (
+        (protocol.Cancel(id=ID), "missing"),
+        (protocol.Get(id=ID), calls.Found(0, None)),
+        (protocol.Requeue(id=ID, new_id=OTHER), ("missing", "")),
+    ):
+        with pytest.raises(TaskNotFound, match=ID):
+            answer(request, value)
+
+
+@pytest.mark.parametrize(("found", "outcome"), [(("ready", "default"), "created"), (("exists", ""), "exists")])
+def test_requeue(found: tuple[str, str], outcome: str) -> None:
+    reply = answer(protocol.Requeue(id=ID, new_id=OTHER), found)
+    assert reply == {"id": OTHER, "origin": ID, "outcome": outcome}
+
+
+@pytest.mark.parametrize("state", ["scheduled", "ready", "running"])
+def test_requeue_of_a_living_task(state: str) -> None:
+    with pytest.raises(WrongState, match=state):
+        answer(protocol.Requeue(id=ID, new_id=OTHER), (state, ""))
+
+
+def list_arguments(**fields: Any) -> dict[str, Any]:
+    request = protocol.List(**fields)
+    return requests.OPS[protocol.List].call(request, POLICY).arguments
+
+
+def test_list_reads_living_tasks_forwards_and_ended_ones_backwards() -> None:
+    scheduled = list_arguments(state=State.SCHEDULED, since=10.0, until=20.0)
+    assert (scheduled["from"], scheduled["to"]) == ("10000", "20000")
+    failed = list_arguments(state=State.FAILED, since=10.0, until=20.0)
+    assert (failed["from"], failed["to"]) == ("20000", "10000")
+
+
+def test_list_goes_on_behind_a_cursor() -> None:
+    found = list_arguments(state=State.FAILED, cursor="20000:3", since=10.0)
+    assert (found["from"], found["to"], found["skip"]) == ("20000", "10000", 3)
+
+
+def test_a_cursor_from_a_reply_is_accepted_again() -> None:
+    page = Page([], ("1763870000000.0009765625", 7))
+    reply = answer(protocol.List(state=State.SCHEDULED), page)
+    again = protocol.parse({"v": 1, "rid": 1, "op": "list", "state": "scheduled", "cursor": reply["cursor"]})
+    assert isinstance(again, protocol.List)
+    assert again.cursor == "1763870000000.0009765625:7"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"state": State.READY}, "queue"),
+        ({"state": State.READY, "queue": "q", "since": 1.0}, "since"),
+        ({"state": State.RUNNING, "until": 1.0}, "until"),
+    ],
+)
+def test_list_refuses_what_it_cannot_do(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        list_arguments(**fields)
+    assert caught.value.field == field
+
+
+def test_a_queue_is_served_by_workers_seen_lately() -> None:
+    queues = [
+        QueueStats(name=name, paused=False, scheduled=0, ready=1, running=0, oldest_waiting_s=0, totals={}, rates={})
+        for name in ("served", "left", "never")
+    ]
+    workers = [
+        Peer(name="a", seen_s=1.0, facts={"queues": ["served"]}),
+        Peer(name="b", seen_s=requests.WORKER_ALIVE_S + 1, facts={"queues": ["left"]}),
+    ]
+    reply = answer(protocol.Stats(), StoreStats(queues, workers, []))
+    assert {queue["name"]: queue["served"] for queue in reply["queues"]} == {
+        "served": True,
+        "left": False,
+        "never": False,
+    }
