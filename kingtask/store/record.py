@@ -44,9 +44,9 @@ def pack_plan(spec: TaskSpec) -> bytes:
 
 
 def pack_spec(spec: TaskSpec) -> bytes:
-    """What only the worker reads; defaults at the end are left out, so that equal requests are equal bytes."""
+    """What only the worker reads; defaults at the end are left out and names sorted: equal requests are equal bytes."""
     limit_ms = duration_ms(spec.time_limit_s or 0)
-    fields = [spec.args, spec.stdin, spec.env, limit_ms, spec.stderr or "", spec.tags]
+    fields = [spec.args, spec.stdin, dict(sorted(spec.env.items())), limit_ms, spec.stderr or "", spec.tags]
     while fields and not fields[-1]:
         fields.pop()
     return pack(fields)
@@ -86,7 +86,7 @@ def pack_attempt(
             reason,
             -1 if exit_code is None else exit_code,
             -1 if signal is None else signal,
-            message.encode()[-MESSAGE_BYTES:],
+            message.encode("utf-8", "backslashreplace")[-MESSAGE_BYTES:],  # a path may hold surrogates
             stderr[-STDERR_TAIL_BYTES:],
         )
     )

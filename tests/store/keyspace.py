@@ -1,0 +1,230 @@
+"""A namespace as it lies in Redis, and what must hold of it between any two calls.
+
+`check` knows every kind of key, why none grows without end, and the conservation of tasks: each living one is in exactly
+one of schedule, ready and running, each index names only what is there, and the counters equal reality.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from kingtask.protocol import unpack_raw
+from kingtask.store.keys import KEY_PATTERNS, Keys
+from kingtask.task import TERMINAL
+
+LIVING = {"scheduled", "ready", "running"}
+FINISHED_CAP = 10_000
+ATTEMPTS_CAP = 72
+META_FIELDS = {b"schema", b"cluster", b"sequence", b"ticked", b"returned"}
+COUNT_FIELDS = {
+    *(b"submitted started retried lost scheduled running touched".split()),
+    *(state.encode() for state in TERMINAL),
+}
+TASK_FIELDS = {
+    *("name spec plan state created due place attempt token worker claimed failures lost graced cancel watched".split()),
+    *("finished reason out err out_size err_size origin".split()),
+}
+_ATTEMPT = re.compile(r"attempt:\d+")
+
+_DUMP = """
+local keys, out = redis.call('KEYS', ARGV[1] .. '*'), {}
+for i, key in ipairs(keys) do
+  local kind = redis.call('TYPE', key).ok
+  local value
+  if kind == 'hash' then value = redis.call('HGETALL', key)
+  elseif kind == 'zset' then value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
+  out[i] = {key, kind, redis.call('PTTL', key), value}
+end
+return out
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    kind: str
+    ttl_ms: int
+    value: dict[bytes, bytes]
+    """Field or member to value or score, as sent."""
+
+
+Dump = dict[str, Entry]
+"""By key, without the namespace's prefix."""
+
+
+def dump(client: redis.Redis, keys: Keys) -> Dump:
+    """Everything in the namespace, seen at one instant."""
+    found: Any = client.eval(_DUMP, 0, keys.prefix)
+    return {
+        key.decode().removeprefix(keys.prefix): Entry(
+            kind.decode(), ttl, dict(zip(value[::2], value[1::2], strict=True))
+        )
+        for key, kind, ttl, value in found
+    }
+
+
+def remove(client: redis.Redis, keys: Keys) -> None:
+    """Remove what a test has left in its own namespace."""
+    names = list(client.scan_iter(match=f"{keys.prefix}*", count=1000))
+    if names:
+        client.delete(*names)
+    client.delete(f"clock:{keys.meta}")
+
+
+def task_in(view: Dump, task_id: str) -> dict[str, Any]:
+    """Everything that names the task: its hash, whether it has a TTL, its place in each index."""
+    member = task_id.encode()
+    found: dict[str, Any] = {}
+    for key, entry in view.items():
+        if key == f"task:{task_id}":
+            found[key] = (entry.ttl_ms >= 0, entry.value)
+        elif member in entry.value:
+            found[key] = entry.value[member]
+    return found
+
+
+def check(view: Dump, *, max_queues: int = 1000) -> None:
+    """Assert everything that must hold."""
+    for key, entry in view.items():
+        kinds = [kind for kind, pattern in KEY_PATTERNS.items() if pattern.fullmatch(key)]
+        assert len(kinds) == 1, f"{key}: a key of {len(kinds)} kinds"
+        _BOUNDS.get(kinds[0], _no_ttl)(key, entry)
+    _check_tasks(view)
+    _check_counts(view)
+    assert len(_members(view, "queues")) <= max_queues
+
+
+# ── every key has a TTL or a bound ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _no_ttl(key: str, entry: Entry) -> None:
+    """`schedule`, `ready:*`, `running` and `expiry` hold living tasks only, and `queues` is bounded: see `check`."""
+    assert entry.ttl_ms == -1, f"{key}: a TTL would lose tasks"
+
+
+def _task(key: str, entry: Entry) -> None:
+    fields = {field.decode() for field in entry.value}
+    attempts = {field for field in fields if _ATTEMPT.fullmatch(field)}
+    assert fields - attempts <= TASK_FIELDS, f"{key}: unknown fields {fields - attempts - TASK_FIELDS}"
+    assert len(attempts) <= ATTEMPTS_CAP
+    state = entry.value[b"state"].decode()
+    if state in LIVING:
+        assert entry.ttl_ms == -1, f"{key}: a living task would vanish"
+    else:
+        assert state in TERMINAL
+        assert entry.ttl_ms >= 0, f"{key}: an ended task is kept for ever"
+        assert not {"place", "cancel", "graced", "watched"} & fields
+        assert {"finished", "reason"} <= fields
+    assert state == "running" or "cancel" not in fields, f"{key}: asked to cancel, but {state}"
+
+
+def _with_ttl(key: str, entry: Entry) -> None:
+    assert entry.ttl_ms >= 0, f"{key}: no TTL"
+
+
+def _finished(key: str, entry: Entry) -> None:
+    _no_ttl(key, entry)
+    assert len(entry.value) <= FINISHED_CAP
+
+
+def _counts(key: str, entry: Entry) -> None:
+    _no_ttl(key, entry)
+    assert set(entry.value) <= COUNT_FIELDS, f"{key}: unknown fields {set(entry.value) - COUNT_FIELDS}"
+
+
+def _heartbeats(key: str, entry: Entry) -> None:
+    """Housekeeping removes who is silent; it reads the time in front."""
+    _no_ttl(key, entry)
+    assert all(value[:13].isdigit() for value in entry.value.values())
+
+
+def _meta(key: str, entry: Entry) -> None:
+    _no_ttl(key, entry)
+    assert set(entry.value) <= META_FIELDS, f"{key}: unknown fields {set(entry.value) - META_FIELDS}"
+
+
+_BOUNDS = {
+    "task": _task,
+    "held": _with_ttl,
+    "rates": _with_ttl,
+    "finished": _finished,
+    "counts": _counts,
+    "workers": _heartbeats,
+    "brokers": _heartbeats,
+    "meta": _meta,
+}
+
+
+# ── conservation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _members(view: Dump, key: str) -> dict[str, bytes]:
+    entry = view.get(key)
+    return {} if entry is None else {member.decode(): value for member, value in entry.value.items()}
+
+
+def _queue(fields: dict[bytes, bytes]) -> str:
+    queue: str = unpack_raw(fields[b"plan"])[2].decode()
+    return queue or "default"
+
+
+def _check_tasks(view: Dump) -> None:
+    """Compare every index with what the tasks themselves say."""
+    expected: dict[str, dict[str, Any]] = {}
+    ended: dict[str, str] = {}
+    for key, entry in view.items():
+        if not key.startswith("task:"):
+            continue
+        task_id, fields = key.removeprefix("task:"), entry.value
+        state = fields[b"state"].decode()
+        expires_ms = unpack_raw(fields[b"plan"])[6]
+        if state in TERMINAL:
+            ended[task_id] = state
+            continue
+        if state == "scheduled":
+            expected.setdefault("schedule", {})[task_id] = None
+        elif state == "ready":
+            expected.setdefault(f"ready:{_queue(fields)}", {})[task_id] = int(fields[b"place"])
+        else:
+            expected.setdefault("running", {})[task_id] = None
+            fence = fields[b"attempt"] + b":" + fields[b"token"]
+            expected.setdefault(f"held:{fields[b'worker'].decode()}", {})[task_id] = fence
+        if expires_ms and state != "running":
+            expected.setdefault("expiry", {})[task_id] = expires_ms
+
+    actual = {key for key in view if key.startswith(("ready:", "held:")) or key in ("schedule", "running", "expiry")}
+    for key in actual | set(expected):
+        found, wanted = _members(view, key), expected.get(key, {})
+        assert set(found) == set(wanted), f"{key}: names {sorted(found)}, the tasks say {sorted(wanted)}"
+        for task_id, value in wanted.items():
+            if isinstance(value, int):
+                assert float(found[task_id]) == value, f"{key}: {task_id} at {found[task_id]!r}, not {value}"
+            elif value is not None:
+                assert found[task_id] == value, f"{key}: {task_id} is {found[task_id]!r}, not {value!r}"
+
+    for state in TERMINAL:
+        listed = _members(view, f"finished:{state}")
+        for task_id in listed:
+            # A record that has had its time leaves an entry behind, which the cap and housekeeping remove.
+            assert ended.get(task_id, state) == state, f"finished:{state} lists {task_id}, which is {ended[task_id]}"
+        if len(listed) < FINISHED_CAP:
+            missing = {task_id for task_id, its in ended.items() if its == state} - set(listed)
+            assert not missing, f"finished:{state} lacks {missing}"
+
+
+def _check_counts(view: Dump) -> None:
+    real: Counter[tuple[str, str]] = Counter()
+    for key, entry in view.items():
+        if key.startswith("task:"):
+            real[_queue(entry.value), entry.value[b"state"].decode()] += 1
+    names = {key.removeprefix("counts:") for key in view if key.startswith("counts:")}
+    assert {queue for queue, state in real if state in LIVING} <= names
+    for queue in names:
+        assert queue in _members(view, "queues"), f"counts:{queue} for a queue without a name"
+        counted = _members(view, f"counts:{queue}")
+        for state in ("scheduled", "running"):
+            assert int(counted.get(state, 0)) == real[queue, state], f"counts:{queue} {state}: {counted.get(state)!r}"

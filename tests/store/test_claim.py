@@ -1,0 +1,134 @@
+"""claim: strict queue order, and the same answer when it is sent again."""
+
+from __future__ import annotations
+
+from kingtask.store import calls
+from kingtask.store.calls import Fence
+from kingtask.task import State
+from tests.store.syncstore import START_MS, TimedStore
+
+
+def test_what_a_worker_gets(store: TimedStore) -> None:
+    task = store.put(args=("a b",), stdin=b"\x00\xff", env={"K": "v"}, time_limit_s=2.5, stderr="keep", tags=("t",))
+    store.pass_ms(7)
+    (claimed,) = store.claim(worker="w1")
+    assert claimed[:2] == (task, 1)
+    assert (claimed.name, claimed.queue, claimed.fail_if_lost) == ("example", "default", False)
+    assert (claimed.due_ms, claimed.claimed_ms) == (START_MS, START_MS + 7)
+    execution = calls.record.unpack_spec(claimed.spec)
+    assert execution == (("a b",), b"\x00\xff", {"K": "v"}, 2500, "keep", ("t",))
+    result = store.get(task)
+    assert (result.state, result.worker, result.attempt) == (State.RUNNING, "w1", 1)
+    assert result.started_at == (START_MS + 7) / 1000
+
+
+def test_the_due_instant_of_a_scheduled_task_is_the_one_asked_for(store: TimedStore) -> None:
+    store.put(delay_s=1.0, on_lost="fail")
+    store.pass_ms(1500)
+    store.tick()
+    (claimed,) = store.claim()
+    assert (claimed.due_ms, claimed.claimed_ms, claimed.fail_if_lost) == (START_MS + 1000, START_MS + 1500, True)
+
+
+def test_queues_in_strict_order(store: TimedStore) -> None:
+    low = [store.put(queue="low", priority=9) for _ in range(3)]
+    high = [store.put(queue="high", priority=0) for _ in range(3)]
+    assert [task.id for task in store.claim(4, queues=["high", "low"])] == [*high, low[0]]
+    assert [task.id for task in store.claim(4, queues=["high", "low"])] == low[1:]
+    assert store.claim(4, queues=["high", "low", "unknown"]) == []
+
+
+def test_only_the_queues_asked_for(store: TimedStore) -> None:
+    store.put(queue="other")
+    assert store.claim(5) == []
+    assert store.claim(5, queues=[]) == []
+    assert store.claim(0, queues=["other"]) == []
+
+
+def test_a_paused_queue_gives_nothing_until_it_is_resumed(store: TimedStore) -> None:
+    held_up, other = store.put(queue="a"), store.put(queue="b")
+    store.pause("a")
+    assert [task.id for task in store.claim(5, queues=["a", "b"])] == [other]
+    store.pause("a", paused=False)
+    assert [task.id for task in store.claim(5, queues=["a", "b"])] == [held_up]
+
+
+def test_each_task_is_given_once(store: TimedStore) -> None:
+    ids = {store.put() for _ in range(10)}
+    first, second = store.claim(6, worker="w1"), store.claim(6, worker="w2")
+    assert (len(first), len(second)) == (6, 4)
+    assert {task.id for task in first + second} == ids
+
+
+def test_too_late_to_start_expires_instead(store: TimedStore) -> None:
+    late = [store.put(expires_at=START_MS / 1000 + 1) for _ in range(3)]
+    good = store.put(expires_at=START_MS / 1000 + 2)
+    store.pass_ms(1000)
+    assert [task.id for task in store.claim(2)] == [good]
+    assert {store.state(task) for task in late} == {"expired"}
+
+
+def test_a_call_gives_200_at_most(store: TimedStore) -> None:
+    for _ in range(2):
+        store.submit(*(store.spec() for _ in range(150)))
+    assert [len(store.claim(1000)) for _ in range(3)] == [200, 100, 0]
+
+
+def test_a_call_ends_after_a_mebibyte_of_specs(store: TimedStore) -> None:
+    """A reply of 200 tasks at 2 MiB each would hold Redis up for all; the worker claims again."""
+    tasks = [store.put(stdin=bytes(400_000)) for _ in range(5)]
+    assert [task.id for task in store.claim(5)] == tasks[:3]
+    assert [task.id for task in store.claim(5, queues=["default", "default"])] == tasks[3:]
+
+
+# ── sent again ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_claim_sent_again_gets_what_it_got(store: TimedStore) -> None:
+    for _ in range(5):
+        store.put(args=("x",), on_lost="fail")
+    token = store.new_token()
+    first = store.claim(2, token=token)
+    store.pass_ms(100)
+    assert sorted(store.claim(3, token=token, again=True)) == sorted(first)
+    assert len(store.claim(5)) == 3, "nothing more was taken"
+
+
+def test_a_claim_that_got_nothing_is_a_new_one_when_sent_again(store: TimedStore) -> None:
+    token = store.new_token()
+    assert store.claim(token=token) == []
+    task = store.put()
+    assert [claimed.id for claimed in store.claim(token=token, again=True)] == [task]
+
+
+def test_sent_again_it_gets_neither_other_claims_nor_other_workers_tasks(store: TimedStore) -> None:
+    mine, others = store.new_token(), store.new_token()
+    tasks = [store.put() for _ in range(4)]
+    store.claim(1, token=others)
+    store.claim(1, token=mine)
+    store.claim(1, worker="w2", token=mine)
+    assert [claimed.id for claimed in store.claim(5, token=mine, again=True)] == [tasks[1]]
+
+
+def test_sent_again_after_the_attempts_were_lost_it_claims_anew(store: TimedStore) -> None:
+    store.tick()
+    task, token = store.put(), store.new_token()
+    store.claim(token=token)
+    for _ in range(16):
+        store.pass_ms(1000)
+        store.tick()
+    (claimed,) = store.claim(token=token, again=True)
+    assert (claimed.id, claimed.number) == (task, 2)
+    assert store.end(Fence(task, 1, token)) == "fenced"
+    assert store.end(Fence(task, 2, token)) == "succeeded"
+
+
+def test_a_claim_that_arrives_late_is_not_lost(store: TimedStore) -> None:
+    """It ran after its socket was closed and its repetition had been answered: extend hands back what it took."""
+    first, second = store.put(), store.put()
+    token = store.new_token()
+    (claimed,) = store.claim(token=token, again=True)
+    store.claim(token=token)
+    fence = Fence(claimed.id, 1, token)
+    assert store.extend(fence) == ["ok"]
+    assert [store.state(task) for task in (first, second)] == ["running", "ready"]
