@@ -1,0 +1,249 @@
+"""One attempt: from a claim to a process, from its end to the report that Redis gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kingtask.store import record
+from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.worker import environment
+from kingtask.worker.executable import Unusable, find
+from kingtask.worker.guard import Guard
+from kingtask.worker.output import Capture
+from kingtask.worker.process import Process
+from kingtask.worker.spawn import Shortage, Spawned, TextBusy, input_file, spawn
+from kingtask.worker.verdict import Stop, Verdict, judge
+
+log = logging.getLogger("kingtask.worker")
+
+BUSY_TRIES = 5
+BUSY_PAUSE_S = 0.1
+"""An executable that is being written is looked at again so often before the attempt fails."""
+
+LEFT_BEHIND = "it left a process behind that held its output and was killed"
+
+Report = Ended | bytes
+"""How it ended, or the record to hand it back with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What is the same for all attempts of a worker."""
+
+    loop: asyncio.AbstractEventLoop
+    guard: Guard
+    worker: str
+    bin_path: tuple[str, ...]
+    environment: Mapping[str, str]
+    keep_stderr: bool
+    time_limit_ms: int
+    kill_grace_s: float
+    max_output_bytes: int
+    null: int
+    """A descriptor of /dev/null, read as standard input by what was sent none."""
+    now_ms: Callable[[], int]
+    """Redis's clock."""
+
+
+class Attempt:
+    """Calls `on_report(fence, report)` once, possibly before `start` returns; or `on_shortage(fence, why)` instead."""
+
+    __slots__ = (
+        "_at",
+        "_claimed",
+        "_fence",
+        "_limit_ms",
+        "_on_report",
+        "_on_shortage",
+        "_process",
+        "_spec",
+        "_started_ms",
+        "_stopped",
+        "_timer",
+        "_tries",
+    )
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        fence: Fence,
+        claimed: Claimed,
+        *,
+        on_report: Callable[[Fence, Report], None],
+        on_shortage: Callable[[Fence, str], None],
+    ) -> None:
+        self._at = conditions
+        self._fence = fence
+        self._claimed = claimed
+        self._on_report = on_report
+        self._on_shortage = on_shortage
+        self._process: Process | None = None
+        self._spec: record.Execution | None = None
+        self._started_ms = 0
+        self._limit_ms = 0
+        self._stopped: Stop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tries = 0
+
+    @property
+    def spawned(self) -> bool:
+        return self._process is not None
+
+    def start(self) -> None:
+        """Spawn; blocks until the exec (some 0.3 ms)."""
+        self._tries += 1
+        self._timer = None
+        # Redis's clock as seen from here may be a reply's travel behind: no attempt began before it was claimed.
+        self._started_ms = max(self._at.now_ms(), self._claimed.claimed_ms)
+        try:
+            spawned = self._spawn()
+        except TextBusy as error:
+            if self._tries < BUSY_TRIES:
+                self._timer = self._at.loop.call_later(BUSY_PAUSE_S, self.start)
+            else:
+                self._fail(Verdict("failed", "exec", f"cannot execute it: {error}"))
+        except Shortage as error:
+            self._on_shortage(self._fence, f"this host could not start a process: {error}")
+        except Unusable as error:
+            self._fail(Verdict("failed", error.reason, str(error)))
+        except Exception as error:  # whatever is wrong with one task must not cost the worker a slot
+            log.exception("attempt=broken task=%s name=%s", self._fence.id, self._claimed.name)
+            self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {error!r}"))
+        else:
+            self._process = Process(self._at.loop, self._at.guard, spawned, self._at.max_output_bytes, self._ended)
+            self._timer = self._at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
+
+    def stop(self, why: Stop) -> None:
+        """End it, unless it has ended by itself; the first reason counts. `fenced` gives no grace."""
+        if self._process is not None:
+            if self._process.exited_s is None:
+                self._stopped = self._stopped or why
+                self._process.stop(0 if why == "fenced" else self._at.kill_grace_s)
+        elif self._timer is not None:  # between two tries to start it
+            self._timer.cancel()
+            self._timer = None
+            if why == "cancelled":
+                self._fail(Verdict("failed", "cancelled", ""))
+            else:
+                self._on_report(self._fence, release_record(self._at, self._claimed, "the worker was stopping"))
+
+    def kill(self) -> None:
+        """Cut the grace short."""
+        if self._process is not None:
+            self._process.stop(0)
+
+    def _spawn(self) -> Spawned:
+        if self._spec is None:
+            self._spec = record.unpack_spec(self._claimed.spec)
+            self._limit_ms = self._spec.time_limit_ms or self._at.time_limit_ms
+        spec, claimed = self._spec, self._claimed
+        path = find(claimed.name, self._at.bin_path)
+        variables = environment.of_attempt(
+            self._at.environment,
+            spec.env,
+            task_id=claimed.id,
+            number=claimed.number,
+            queue=claimed.queue,
+            due_ms=claimed.due_ms,
+            deadline_ms=self._started_ms + self._limit_ms,
+        )
+        if not spec.stdin:
+            return spawn(path, spec.args, variables, self._at.null)
+        stdin = input_file(spec.stdin)
+        try:
+            return spawn(path, spec.args, variables, stdin)
+        finally:
+            os.close(stdin)
+
+    def _ended(self, process: Process) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if process.escaped or self._stopped:
+            self._at.guard.sweep(self._fence.id, self._fence.number)
+        if process.left_behind:
+            log.warning(
+                "attempt=left_processes task=%s attempt=%d name=%s escaped_group=%s:"
+                " they held its output after its exit and were killed",
+                self._fence.id,
+                self._fence.number,
+                self._claimed.name,
+                "yes" if process.escaped else "no",
+            )
+        if self._stopped == "released":
+            packed = _record(self._at, self._claimed, self._started_ms, "released", "the worker was stopped", process)
+            self._on_report(self._fence, packed)
+            return
+        assert self._spec is not None
+        verdict = judge(
+            process.returncode,
+            process.stderr.kept(),
+            process.stderr.size,
+            keep_stderr=self._spec.stderr == "keep" if self._spec.stderr else self._at.keep_stderr,
+            stopped=self._stopped,
+            limit_s=self._limit_ms / 1000,
+        )
+        self._report(verdict, process)
+
+    def _fail(self, verdict: Verdict) -> None:
+        self._report(verdict, None)
+
+    def _report(self, verdict: Verdict, process: Process | None) -> None:
+        claimed = self._claimed
+        nothing = Capture(0)
+        message = verdict.message
+        if process is not None and process.left_behind and (message or not verdict.reason):
+            message = f"{message}; {LEFT_BEHIND}" if message else LEFT_BEHIND
+        stdout = process.stdout if process is not None else nothing
+        stderr = process.stderr if process is not None else nothing
+        if verdict.verdict != "succeeded":
+            log.info(
+                "attempt=failed task=%s attempt=%d name=%s queue=%s reason=%s returncode=%s message=%r",
+                claimed.id,
+                claimed.number,
+                claimed.name,
+                claimed.queue,
+                verdict.reason,
+                process.returncode if process is not None else "none",
+                verdict.message,
+            )
+        ended = Ended(
+            self._fence,
+            verdict.verdict,
+            verdict.reason,
+            _record(self._at, claimed, self._started_ms, verdict.reason, message, process),
+            stdout.kept(),
+            stderr.kept(),
+            stdout.size,
+            stderr.size,
+        )
+        self._on_report(self._fence, ended)
+
+
+def release_record(at: Conditions, claimed: Claimed, why: str) -> bytes:
+    """The record of an attempt that is handed back unstarted."""
+    return _record(at, claimed, claimed.claimed_ms, "released", why, None)
+
+
+def _record(
+    at: Conditions, claimed: Claimed, started_ms: int, reason: str, message: str, process: Process | None
+) -> bytes:
+    code = process.returncode if process is not None else None
+    ended_ms = at.now_ms()
+    if process is not None and process.exited_s is not None:
+        ended_ms -= round((at.loop.time() - process.exited_s) * 1000)
+    return record.pack_attempt(
+        claimed.number,
+        at.worker,
+        started_ms,
+        max(ended_ms, started_ms),
+        reason,
+        exit_code=code if code is not None and code >= 0 else None,
+        signal=-code if code is not None and code < 0 else None,
+        message=message,
+        stderr=process.stderr.kept() if process is not None else b"",
+    )

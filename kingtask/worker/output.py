@@ -1,0 +1,55 @@
+"""What a program writes, kept within a bound: the first half and the last half of it, and the true size."""
+
+from __future__ import annotations
+
+
+class Capture:
+    """Bytes as they come, at most `limit` of them kept: all if they fit, else a head and a tail of half the limit each.
+
+    Holds at most 1.5 × `limit` bytes at any time, however much is written.
+    """
+
+    __slots__ = ("_head", "_head_limit", "_limit", "_tail", "_tail_limit", "size")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._head_limit = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._head = b""
+        self._tail = bytearray()
+        self.size = 0
+        """Bytes written, kept or not."""
+
+    def feed(self, data: bytes) -> None:
+        if not self.size and len(data) <= self._head_limit:
+            self._head = data  # the usual case: everything in one read
+            self.size = len(data)
+            return
+        self.size += len(data)
+        room = self._head_limit - len(self._head)
+        if room:
+            self._head += data[:room]
+            data = data[room:]
+        if len(data) >= self._tail_limit:
+            data = data[len(data) - self._tail_limit :]
+            self._tail.clear()
+        self._tail += data
+        # Half a limit of slack, so that moving the tail to the front is paid once per that many bytes.
+        if len(self._tail) > 2 * self._tail_limit:
+            self._drop_old()
+
+    def kept(self) -> bytes:
+        """What is kept, head and tail joined; `size` tells whether something is missing between them."""
+        if len(self._tail) > self._tail_limit:
+            self._drop_old()
+        return self._head + self._tail if self._tail else self._head
+
+    def _drop_old(self) -> None:
+        del self._tail[: len(self._tail) - self._tail_limit]
+
+
+def shorten(data: bytes, limit: int) -> bytes:
+    """What a Capture of that limit would have kept of `data`."""
+    if len(data) <= limit:
+        return data
+    return data[: limit - limit // 2] + data[len(data) - limit // 2 :]

@@ -1,0 +1,178 @@
+"""One running program, watched from its start until nothing of it is left.
+
+    running ──exit seen──▶ draining ──pipes at their end──▶ gone
+                              │ DRAIN_S                       ▲
+                              └─▶ group killed ──SETTLE_S─────┘
+
+The exit status decides, not the pipes: a background process that inherited them cannot hold the slot. The leader is
+reaped only after its group was killed, for until then its number cannot be given to another group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+from kingtask.worker.guard import Guard
+from kingtask.worker.output import Capture
+from kingtask.worker.spawn import Spawned
+
+READ_BYTES = 65_536
+"""What a pipe holds by default: one read empties it."""
+DRAIN_READS = 32
+"""Bound of one non-blocking drain, against writers that never pause; twice what a pipe can hold at most."""
+DRAIN_S = 0.2
+"""After the exit, for what background processes still write."""
+SETTLE_S = 0.1
+"""After the group was killed: a pipe still open then is held by a process that left the group."""
+
+
+class Process:
+    """Calls `on_end(self)` once, in the loop, when the process is gone and its output complete."""
+
+    __slots__ = (
+        "_grace",
+        "_guard",
+        "_loop",
+        "_on_end",
+        "_pidfd",
+        "_pipes",
+        "_place",
+        "_popen",
+        "escaped",
+        "exited_s",
+        "left_behind",
+        "returncode",
+        "stderr",
+        "stdout",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        guard: Guard,
+        spawned: Spawned,
+        keep_bytes: int,
+        on_end: Callable[[Process], None],
+    ) -> None:
+        self._loop = loop
+        self._guard = guard
+        self._place = guard.add(spawned.popen.pid)
+        self._popen = spawned.popen
+        self._pidfd = spawned.pidfd
+        self._on_end = on_end
+        self._grace: asyncio.TimerHandle | None = None
+        self.exited_s: float | None = None
+        """When the exit was seen, on the loop's clock; the rest is about what it left behind."""
+        self.stdout = Capture(keep_bytes)
+        self.stderr = Capture(keep_bytes)
+        self._pipes = {spawned.stdout: self.stdout, spawned.stderr: self.stderr}
+        self.returncode = 0
+        """Once ended: as subprocess has it, −n for signal n."""
+        self.left_behind = False
+        """Once ended: True if a process that it had started still held its output and was cut off."""
+        self.escaped = False
+        """Once ended: True if such a process had also left the group and could not be killed with it."""
+        loop.add_reader(spawned.pidfd, self._exited)
+        loop.add_reader(spawned.stdout, self._read, spawned.stdout)
+        loop.add_reader(spawned.stderr, self._read, spawned.stderr)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def stop(self, grace_s: float) -> None:
+        """End the whole group: TERM, and KILL after the grace. Calling it again may only shorten the grace."""
+        if self.exited_s is not None:
+            return
+        if grace_s <= 0:
+            self._kill_group()
+            return
+        if self._grace is None:
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)  # a stopped process takes TERM only once it goes on
+        elif self._grace.when() <= self._loop.time() + grace_s:
+            return
+        else:
+            self._grace.cancel()
+        self._grace = self._loop.call_later(grace_s, self._kill_group)
+
+    def _exited(self) -> None:
+        self.exited_s = self._loop.time()
+        self._loop.remove_reader(self._pidfd)
+        self._cancel_grace()
+        self._drain()
+        if self._pipes:
+            self._grace = self._loop.call_later(DRAIN_S, self._cut_off)
+        else:
+            self._end()
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        if data:
+            self._pipes[fd].feed(data)
+            return
+        self._close(fd)
+        if self.exited_s is not None and not self._pipes:
+            self._end()
+
+    def _drain(self) -> None:
+        for fd, capture in list(self._pipes.items()):
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(DRAIN_READS):
+                    data = os.read(fd, READ_BYTES)
+                    if not data:
+                        self._close(fd)
+                        break
+                    capture.feed(data)
+
+    def _cut_off(self) -> None:
+        self.left_behind = True
+        self._kill_group()
+        self._grace = self._loop.call_later(SETTLE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self.escaped = True
+        self._drain()
+        for fd in list(self._pipes):
+            self._close(fd)
+        self._end()
+
+    def _end(self) -> None:
+        self._cancel_grace()
+        self._kill_group()
+        self._guard.remove(self._place)
+        code = self._popen.poll()
+        assert code is not None, "the pidfd said that the process had ended"
+        self.returncode = code
+        os.close(self._pidfd)
+        on_end, self._on_end = self._on_end, _nothing
+        on_end(self)
+
+    def _close(self, fd: int) -> None:
+        del self._pipes[fd]
+        self._loop.remove_reader(fd)
+        os.close(fd)
+
+    def _cancel_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _kill_group(self) -> None:
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        # EPERM: nothing in the group may be signalled (all of it runs as another user); there is nothing more to do.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._popen.pid, number)
+
+
+def _nothing(process: Process) -> None:
+    pass
