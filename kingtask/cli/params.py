@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kingtask.cli import times
+from kingtask.task import QUEUE_PATTERN
 
 if TYPE_CHECKING:
     from click import Context, Parameter
@@ -65,6 +67,15 @@ class TaskIdType(click.ParamType):
         self.fail(f"{value!r} is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", param, ctx)
 
 
+class QueueType(click.ParamType):
+    name = "queue"
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
+        if re.match(QUEUE_PATTERN, value):
+            return str(value)
+        self.fail(f"{value!r}: expected letters, digits, . _ -, at most 64, not beginning with . or -", param, ctx)
+
+
 class PairType(click.ParamType):
     name = "name=value"
 
@@ -81,6 +92,7 @@ WHEN = WhenType()
 SECONDS = SecondsType()
 INTERVALS = IntervalsType()
 TASK_ID = TaskIdType()
+QUEUE = QueueType()
 PAIR = PairType()
 
 

@@ -19,7 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
+from kingtask.cli.examples import install
 from kingtask.cli.tree import Ended, Tree
 from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError, KingtaskError
@@ -31,13 +33,15 @@ POLL_S = 0.02
 LONGEST_SOCKET_PATH = 100
 """A unix socket's path holds 107 bytes (unix(7))."""
 DRAIN_S = 5.0
+FEWEST_SLOTS = 4
 KILL_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
     data: Path
-    bin_paths: Sequence[Path]
+    bin_paths: Sequence[Path] = ()
+    """Empty: the examples, copied into the data directory."""
     port: int
     """0: any free one."""
     log_level: str = "warning"
@@ -51,6 +55,7 @@ class Stack:
         self._options = options
         self._lock: IO[str] | None = None
         self._socket_directory: str | None = None
+        self.bin_paths = [path.resolve() for path in options.bin_paths]
         self.port = options.port
 
     @property
@@ -73,6 +78,7 @@ class Stack:
         """
         server = find_valkey()
         self._take_directory()
+        self.bin_paths = self.bin_paths or [install(self._options.data.resolve() / "examples")]
         if self.port:
             _check_port(self.port)
             _check_port(self.port + 1)
@@ -149,17 +155,17 @@ class Stack:
         return endpoint
 
     def _write_configuration(self, endpoint: Path) -> None:
-        redis = f"unix://{endpoint}"
+        redis = f"unix://{quote(str(endpoint))}"
         level = self._options.log_level
         _write(self.broker_file, {"addr": self.address, "redis": redis, "log_level": level})
-        # One name for every run: a worker that was killed gets what it held back at its first renewal, not a lease later.
         _write(
             self.worker_file,
             {
                 "broker": self.address,
                 "redis": redis,
-                "bin_path": [str(path.resolve()) for path in self._options.bin_paths],
+                "bin_path": [str(path) for path in self.bin_paths],
                 "name": "dev",
+                "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
                 "drain_timeout": DRAIN_S,
                 "kill_grace": KILL_GRACE_S,
                 "log_level": level,
@@ -173,8 +179,7 @@ class Stack:
         with Client(self.address, timeout=1.0) as client:
             while monotonic_s() < deadline:
                 with suppress(KingtaskError):
-                    age_s = monotonic_s() - started
-                    if client.ping().ready and any(worker.seen_s < age_s for worker in client.stats().workers):
+                    if client.ping()["ready"] and _seen(client.stats()["workers"], monotonic_s() - started):
                         return
                 self._tree.watch(POLL_S)
         raise ConfigurationError(f"broker and worker are not ready after {START_WITHIN_S:.0f} s; look at their messages")
@@ -227,6 +232,11 @@ def _answers(endpoint: Path) -> bool:
             return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
+
+
+def _seen(workers: Sequence[Mapping[str, Any]], within_s: float) -> bool:
+    # What an earlier run left in the record was seen before this one started.
+    return any(worker["seen_s"] < within_s for worker in workers)
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:

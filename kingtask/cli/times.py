@@ -24,7 +24,7 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 EARLIEST_S = 1_000_000_000.0
 """September 2001. A smaller number is no instant that anyone means, but a delay whose + was forgotten."""
 
-_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
 _EPOCH = re.compile(rf"{_NUMBER}\Z")
 _PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
 _PARTS = re.compile(rf"(?:{_NUMBER}(?:ms|s|m|h|d))+\Z")

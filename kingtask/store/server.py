@@ -44,7 +44,7 @@ async def check_server(connection: Connection, keys: Keys, library: Library) -> 
     facts = _facts(await connection.ask("INFO", "server"))
     product = "valkey" if "valkey_version" in facts else "redis"
     version = facts.get(f"{product}_version", "0")
-    if _numbers(version) < OLDEST[product]:
+    if release_of(version) < OLDEST[product]:
         raise ConfigurationError(
             f"redis: this server is {product} {version}; kingtask needs Redis 7.0 or Valkey 7.2, or newer"
         )
@@ -93,5 +93,5 @@ def _facts(text: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def release_of(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

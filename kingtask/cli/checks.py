@@ -1,0 +1,209 @@
+"""What `kingtask doctor` thinks of what it found. Facts in, findings out; only `bin_paths` looks for itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kingtask import __version__
+from kingtask.broker.requests import OPS, WORKER_ALIVE_S
+from kingtask.cli.times import short_duration
+from kingtask.protocol import Stats
+from kingtask.store.inspect import Inspection
+from kingtask.store.library import SCHEMA
+from kingtask.store.record import StoreStats
+
+NOTABLE_OFFSET_S = 0.5
+WRONG_OFFSET_S = 60.0
+
+REDIS_CONF = "in redis.conf (deploy/ has one)"
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    level: Level
+    subject: str
+    text: str
+    advice: str = ""
+    """What to do; empty if there is nothing."""
+
+
+def pings(address: str, pong: Mapping[str, Any] | None, why: str = "") -> Iterator[Finding]:
+    """One broker of the list that clients use."""
+    if pong is None:
+        yield Finding(Level.FAIL, "broker", f"{address}: {why}", "start kingtask-broker there, or name it with --broker")
+        return
+    said = f"{address}: kingtask {pong['version']}, an OK means: {pong['ack'] or 'unknown'}"
+    if not pong["ready"]:
+        yield Finding(Level.FAIL, "broker", f"{said}, but it cannot reach Redis", "see its log, and the lines on redis")
+    elif pong["version"] != __version__:
+        yield Finding(Level.WARN, "broker", said, f"this is kingtask {__version__}: bring both to one release")
+    else:
+        yield Finding(Level.OK, "broker", said)
+
+
+def redis(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]:
+    """The server itself: version, role, memory, what an acknowledgement is worth."""
+    server = found.server
+    name = f"{server.product} {server.version}"
+    if found.functions is False or found.too_old:
+        yield Finding(Level.FAIL, "redis", f"{name} is too old", "use Redis 7.0 or Valkey 7.2, or newer")
+        return
+    yield Finding(Level.OK, "redis", f"{name} answers in {found.round_trip_s * 1000:.1f} ms")
+    if found.role != "master":
+        yield Finding(Level.FAIL, "redis", f"it is a {found.role}", "let `redis:` name the primary")
+    if found.denied:
+        yield Finding(
+            Level.WARN,
+            "redis",
+            f"this user may not call {', '.join(found.denied)}, so not everything could be examined",
+            "run doctor as a user that may, or allow these commands",
+        )
+    yield from _memory(found)
+    yield from _persistence(found, wanted_ack)
+
+
+def _memory(found: Inspection) -> Iterator[Finding]:
+    policy = found.server.settings.get("maxmemory-policy")
+    limit = int(found.server.settings.get("maxmemory", "0"))
+    if policy is None:
+        return
+    if policy == "noeviction":
+        full = f", maxmemory {limit / 1e6:,.0f} MB" if limit else ", no maxmemory"
+        yield Finding(Level.OK, "memory", f"maxmemory-policy noeviction{full}")
+        return
+    yield Finding(
+        Level.FAIL if limit else Level.WARN,
+        "memory",
+        f"maxmemory-policy {policy}: tasks would be thrown away when memory is short",
+        f"set maxmemory-policy noeviction {REDIS_CONF}",
+    )
+
+
+def _persistence(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]:
+    settings, info = found.server.settings, found.info
+    for field, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "snapshot")):
+        if info.get(field, "ok") != "ok":
+            yield Finding(Level.FAIL, "disk", f"the last write of the {what} failed", "free space on Redis's disk")
+    if not settings:
+        return
+    always = f"set appendonly yes and appendfsync always {REDIS_CONF}"
+    if found.server.fsync_always:
+        text, advice = "every change is on disk before the OK", ""
+    elif settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always":
+        text, advice = "an OK is on disk, except while the file is rewritten", "set no-appendfsync-on-rewrite no"
+    elif settings.get("appendonly") == "yes":
+        text, advice = "if Redis's host dies, the last two seconds of OKs or more are lost", always
+    elif settings.get("save"):
+        text, advice = "if Redis dies, every OK since the last snapshot is lost", always
+    else:
+        text, advice = "if Redis dies or restarts, everything is lost", always
+    if wanted_ack == "fsync" and advice:
+        yield Finding(Level.FAIL, "ack", f"ack: fsync cannot be had: {text}", always)
+    else:
+        yield Finding(Level.WARN if advice else Level.OK, "ack", text, advice)
+
+
+def record(found: Inspection) -> Iterator[Finding]:
+    """The namespace: schema and function library."""
+    if found.schema is not None and found.schema > SCHEMA:
+        yield Finding(
+            Level.FAIL,
+            "library",
+            f"the namespace was written by a newer kingtask (schema {found.schema}, this one knows {SCHEMA})",
+            "bring this machine to that release",
+        )
+    elif found.library:
+        yield Finding(Level.OK, "library", f"schema {found.schema or SCHEMA}, functions of {__version__} loaded")
+    else:
+        yield Finding(
+            Level.WARN, "library", "this release's functions are not loaded yet", "a broker or worker loads them at start"
+        )
+
+
+def clock(offset_s: float, between: str) -> Iterator[Finding]:
+    """How far Redis's clock, which decides, is from the one that people read."""
+    text = f"{between}: {offset_s * 1000:+.1f} ms"
+    advice = "let both hosts take their time from NTP"
+    if abs(offset_s) >= WRONG_OFFSET_S:
+        yield Finding(Level.FAIL, "clock", f"{text}; tasks start at the wrong time", advice)
+    elif abs(offset_s) >= NOTABLE_OFFSET_S:
+        yield Finding(Level.WARN, "clock", text, advice)
+    else:
+        yield Finding(Level.OK, "clock", text)
+
+
+def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]:
+    """Brokers and workers that were seen lately, and queues that nobody serves; `stats` as on the wire."""
+    for kind in ("brokers", "workers"):
+        alive = [peer for peer in stats[kind] if peer["seen_s"] < WORKER_ALIVE_S]
+        names = ", ".join(f"{peer['name']} ({short_duration(peer['seen_s'])} ago)" for peer in alive)
+        if alive:
+            yield Finding(Level.OK, kind, names)
+        else:
+            yield Finding(Level.FAIL, kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log")
+    for peer in stats["brokers"]:
+        offset_s = peer.get("clock_offset_s")
+        if offset_s is not None:
+            yield from clock(offset_s, f"Redis against broker {peer['name']}")
+    troubles = list(_queues(stats["queues"]))
+    yield from troubles or [Finding(Level.OK, "queues", f"{len(stats['queues'])} known, none waits for a worker")]
+
+
+def _queues(queues: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for queue in queues:
+        waiting = queue["ready"] + queue["scheduled"]
+        name = f"{queue['name']}: {queue['ready']} ready, {queue['scheduled']} scheduled"
+        if waiting and not queue["served"]:
+            yield Finding(
+                Level.FAIL if queue["ready"] else Level.WARN,
+                "queues",
+                f"{name}, and no worker serves it",
+                f"add {queue['name']} to `queues` in a worker's configuration",
+            )
+        elif waiting and queue["paused"]:
+            yield Finding(Level.WARN, "queues", f"{name}, and it is paused", f"kingtask resume {queue['name']}")
+
+
+def as_on_the_wire(stats: StoreStats) -> dict[str, Any]:
+    """What a broker answers to `stats`, for when none does."""
+    found: dict[str, Any] = OPS[Stats].answer(None, stats)
+    return found
+
+
+def bin_paths(directories: Sequence[str | Path]) -> Iterator[Finding]:
+    """The directories of executables, as this user sees them."""
+    for directory in map(Path, directories):
+        problem, advice = _problem(directory)
+        if problem:
+            yield Finding(Level.FAIL, "bin_path", f"{directory}: {problem}", advice)
+            continue
+        files = [entry for entry in os.scandir(directory) if entry.is_file()]
+        plain = sorted(entry.name for entry in files if not os.access(entry.path, os.X_OK))
+        yield Finding(Level.OK, "bin_path", f"{directory}: {len(files) - len(plain)} executables")
+        if plain:
+            some = ", ".join(plain[:3]) + (", …" if len(plain) > 3 else "")
+            yield Finding(Level.WARN, "bin_path", f"{directory}: not executable: {some}", "chmod +x what tasks may name")
+
+
+def _problem(directory: Path) -> tuple[str, str]:
+    try:
+        entry = directory.stat()
+    except OSError as error:
+        return error.strerror or "not readable", "make it, or mend bin_path in the worker's configuration"
+    if not stat.S_ISDIR(entry.st_mode):
+        return "not a directory", "bin_path names the directory that holds the executables"
+    if not os.access(directory, os.R_OK | os.X_OK):
+        return "not readable", "chmod a+rx, or run doctor as the worker's user"
+    if entry.st_mode & stat.S_IWOTH:
+        return "anybody may write to it, and so decide what the worker runs", f"chmod o-w {directory}"
+    return "", ""

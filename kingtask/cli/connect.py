@@ -1,0 +1,58 @@
+"""How the commands find a broker: the options they share, and the client made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kingtask.cli.params import SECONDS
+
+if TYPE_CHECKING:
+    from kingtask.client import Client
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+DEFAULT_BROKER = "127.0.0.1:9595"
+DEFAULT_TIMEOUT_S = 10.0
+
+
+def _split(_context: click.Context, _option: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    addresses = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+    return addresses or (DEFAULT_BROKER,)
+
+
+def broker_option(command: Decorated) -> Decorated:
+    """Add --broker, passed as `broker`: a tuple of addresses."""
+    return click.option(
+        "--broker",
+        metavar="ADDRESS",
+        multiple=True,
+        envvar="KINGTASK_BROKER",
+        callback=_split,
+        help=f"Broker's address (host:port, tcp://…, ipc://…); more with commas or again. [default: {DEFAULT_BROKER}]",
+    )(command)
+
+
+def timeout_option(command: Decorated) -> Decorated:
+    """Add --timeout, passed as `timeout`: seconds for a broker's answer."""
+    return click.option(
+        "--timeout",
+        metavar="S",
+        type=SECONDS,
+        default=DEFAULT_TIMEOUT_S,
+        help=f"How long a broker may take to answer. [default: {DEFAULT_TIMEOUT_S:.0f} s]",
+    )(command)
+
+
+def json_option(command: Decorated) -> Decorated:
+    """Add --json, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")(command)
+
+
+def connect(broker: Sequence[str], timeout: float) -> Client:
+    """A client of these brokers; use it in a `with` block."""
+    from kingtask.client import Client
+
+    return Client(list(broker), timeout=timeout)

@@ -1,0 +1,101 @@
+"""Entry points of `kingtask-broker` and `kingtask-worker`.
+
+Both take `-c FILE`, and as the first kingtask did `-config=FILE` or `-config FILE`, which click would read as `-c`
+with the file `onfig=…`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from kingtask import __version__
+from kingtask.cli.exit import Exit, exit_for
+from kingtask.errors import ConfigurationError, KingtaskError
+
+CONFIG_FILE = click.Path(exists=False, path_type=Path)
+
+
+def broker() -> None:
+    """Entry point of `kingtask-broker`; does not return."""
+    sys.exit(_main(_broker, "kingtask-broker", sys.argv[1:]))
+
+
+def worker() -> None:
+    """Entry point of `kingtask-worker`; does not return."""
+    sys.exit(_main(_worker, "kingtask-worker", sys.argv[1:]))
+
+
+def with_two_dashes(args: list[str]) -> list[str]:
+    """Arguments with the original's `-config` spelled as click knows it."""
+    return [f"-{arg}" if arg == "-config" or arg.startswith("-config=") else arg for arg in args]
+
+
+def _daemon(run: Callable[[Path, bool], int], text: str) -> click.Command:
+    """A command with the options that both daemons have."""
+    command = click.version_option(__version__, message="%(prog)s %(version)s")(run)
+    command = click.option("--check", is_flag=True, help="Only check the configuration: exit status 0 or 3.")(command)
+    command = click.option(
+        "-c", "--config", "path", metavar="FILE", required=True, type=CONFIG_FILE, help="The YAML configuration."
+    )(command)
+    return click.command(help=text, context_settings={"help_option_names": ["-h", "--help"]})(command)
+
+
+def _run_broker(path: Path, check: bool) -> int:
+    from kingtask import config
+
+    settings = config.load_broker(path)
+    if check:
+        return _checked(path)
+    from kingtask import log
+    from kingtask.broker import server
+
+    log.setup("broker", settings.log_level, settings.log_path)
+    return server.run(settings)
+
+
+def _run_worker(path: Path, check: bool) -> int:
+    from kingtask import config
+
+    settings = config.load_worker(path)
+    if check:
+        return _checked(path)
+    from kingtask import log
+    from kingtask.worker import daemon
+
+    log.setup("worker", settings.log_level, settings.log_path)
+    return daemon.run(settings)
+
+
+_broker = _daemon(_run_broker, "Accept tasks and start each at its instant. SIGTERM stops it orderly.")
+_worker = _daemon(_run_worker, "Run the executables that tasks name. SIGTERM finishes what runs, within drain_timeout.")
+
+
+def _checked(path: Path) -> int:
+    click.echo(f"{path}: ok")
+    return Exit.OK
+
+
+def _main(command: click.Command, name: str, args: list[str]) -> int:
+    try:
+        status = command.main(with_two_dashes(args), prog_name=name, standalone_mode=False)
+    except click.exceptions.Abort:
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return Exit.USAGE
+    except ConfigurationError as error:
+        click.echo(f"{name}: {error}", err=True)
+        return Exit.CONFIGURATION
+    except KingtaskError as error:
+        click.echo(f"{name}: {error}", err=True)
+        return exit_for(error)
+    return status if isinstance(status, int) else Exit.OK
+
+
+if __name__ == "__main__":
+    # `python -m kingtask.cli.daemons broker|worker …`: how `kingtask dev` starts them, wherever the scripts lie.
+    {"broker": broker, "worker": worker}[sys.argv.pop(1)]()

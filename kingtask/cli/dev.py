@@ -1,0 +1,86 @@
+"""`kingtask dev`: a store, a broker and a worker in one foreground process tree, to try things with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kingtask.cli import output
+from kingtask.cli.connect import DEFAULT_BROKER
+from kingtask.cli.exit import Exit
+
+if TYPE_CHECKING:
+    from kingtask.cli.stack import Stack
+
+DEFAULT_PORT = int(DEFAULT_BROKER.rpartition(":")[2])
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def default_data() -> Path:
+    """Where the data lie between runs: the XDG base directory for state."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # The specification says to ignore a relative path.
+    base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
+    return base / "kingtask" / "dev"
+
+
+@click.command()
+@click.option(
+    "--bin-path", metavar="DIR", type=DIRECTORY, multiple=True, help="Executables; again for more.  [default: examples]"
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What is kept between runs.  [default: $XDG_STATE_HOME/kingtask/dev]",
+)
+@click.option(
+    "--port",
+    metavar="N",
+    type=click.IntRange(0, 65_534),
+    default=DEFAULT_PORT,
+    help=f"The broker's port; its wakeups use the next one. 0: any free one.  [default: {DEFAULT_PORT}]",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True)
+def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str) -> int:
+    """Run everything here: an embedded Valkey that writes each change to disk, a broker and a worker.
+
+    Data are kept between runs. Ctrl-C stops all of it in order, and nothing survives even `kill -9`. Not for
+    production: there, run kingtask-broker and kingtask-worker as services with a Redis of your own.
+    """
+    from kingtask.cli.stack import Stack, StackOptions
+    from kingtask.cli.tree import Ended, Stopped, Tree
+
+    where = (data or default_data()).absolute()
+    with Tree() as tree:
+        options = StackOptions(data=where, bin_paths=bin_path, port=port, log_level=log_level)
+        stack = Stack(tree, options)
+        try:
+            stack.start()
+            output.say(_ready(stack, where))
+            while True:
+                tree.watch(None)
+        except Stopped:
+            output.note("stopping: worker, broker, Valkey")
+            tree.stop()
+            return Exit.OK
+        except Ended as ended:
+            output.note(f"kingtask: {ended}; stopping the rest")
+            return Exit.CONFIGURATION if ended.status == Exit.CONFIGURATION else Exit.TASK_FAILED
+        finally:
+            tree.stop()
+            stack.close()
+
+
+def _ready(stack: Stack, data: Path) -> str:
+    broker = "" if stack.port == DEFAULT_PORT else f" --broker {stack.address}"
+    name = "example 12 45" if (stack.bin_paths[0] / "example").is_file() else "NAME [ARGS…]"
+    return (
+        f"ready: broker {stack.address}, executables {', '.join(map(str, stack.bin_paths))}, data {data}\n"
+        f"try:   kingtask submit{broker} --wait {name}\n"
+        f"look:  kingtask doctor{broker} -c {stack.broker_file} --worker-config {stack.worker_file}\n"
+        "stop:  Ctrl-C"
+    )

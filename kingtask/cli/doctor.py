@@ -1,0 +1,106 @@
+"""`kingtask doctor`: what is wrong, or will be, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kingtask.cli import output
+from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.exit import Exit
+from kingtask.errors import ConfigurationError, KingtaskError, StoreError
+
+if TYPE_CHECKING:
+    from kingtask.cli.checks import Finding
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", type=FILE, help="The broker's configuration: examine the Redis it names.")
+@click.option("--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine its bin_path, too.")
+@json_option
+@broker_option
+@timeout_option
+def doctor(
+    config: Path | None, worker_config: Path | None, as_json: bool, broker: tuple[str, ...], timeout: float
+) -> int:
+    """Examine brokers, Redis, workers and queues: a line each, ok, warn or fail, and what to do.
+
+    The exit status is 0 if nothing fails, else 1. Nothing is changed.
+    """
+    failed = False
+    for finding in examine(config, worker_config, broker, timeout):
+        failed = failed or finding.level == "fail"
+        if as_json:
+            output.write_json({**finding._asdict()})
+        else:
+            advice = f"\n{'':16}→ {finding.advice}" if finding.advice else ""
+            output.say(f"{finding.level:<5}{finding.subject:<10} {output.visible(finding.text)}{advice}")
+    return Exit.TASK_FAILED if failed else Exit.OK
+
+
+def examine(
+    config: Path | None, worker_config: Path | None, brokers: tuple[str, ...], timeout: float
+) -> Iterator[Finding]:
+    """Everything there is to say, in the order in which it matters."""
+    from kingtask.cli import checks
+
+    stats: Mapping[str, Any] | None = None
+    for address in brokers:
+        pong: Mapping[str, Any] | None = None
+        why = ""
+        try:
+            with connect((address,), timeout) as client:
+                pong = client.ping()
+                if stats is None and pong["ready"]:
+                    stats = client.stats()
+        except KingtaskError as error:
+            why = str(error)
+        yield from checks.pings(address, pong, why)
+    if config is not None:
+        found_stats = yield from _redis(config, timeout)
+        stats = stats or found_stats
+    else:
+        yield checks.Finding(checks.Level.WARN, "redis", "not examined", "give the broker's configuration: -c broker.yaml")
+    if stats is not None:
+        yield from checks.peers(stats)
+    if worker_config is not None:
+        yield from _worker(worker_config)
+
+
+def _redis(path: Path, timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
+    """Findings about the Redis of a broker's configuration; returns what its record says of peers and queues."""
+    from kingtask import config
+    from kingtask.cli import checks
+    from kingtask.store.inspect import inspect
+
+    try:
+        settings = config.load_broker(path)
+        found = inspect(settings.redis_address, settings.namespace, timeout_s=timeout)
+    except ConfigurationError as error:
+        yield checks.Finding(checks.Level.FAIL, "config", str(error), f"mend {path}")
+        return None
+    except StoreError as error:
+        advice = "see redis_password_file" if error.kind == "auth" else "start Redis, or mend `redis:`"
+        yield checks.Finding(checks.Level.FAIL, "redis", f"{settings.redis_address}: {error}", advice)
+        return None
+    yield from checks.redis(found, settings.ack)
+    yield from checks.record(found)
+    yield from checks.clock(found.offset_s, "Redis against this host")
+    return None if found.stats is None else checks.as_on_the_wire(found.stats)
+
+
+def _worker(path: Path) -> Iterator[Finding]:
+    from kingtask import config
+    from kingtask.cli import checks
+
+    try:
+        settings = config.load_worker(path)
+    except ConfigurationError as error:
+        yield checks.Finding(checks.Level.FAIL, "config", str(error), f"mend {path}")
+        return
+    yield from checks.bin_paths(settings.bin_path)

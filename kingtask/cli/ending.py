@@ -1,0 +1,44 @@
+"""What is shown of a task that was waited for, and the exit status that it gives the command."""
+
+from __future__ import annotations
+
+from kingtask.cli import output
+from kingtask.cli.exit import Exit
+from kingtask.task import Result
+
+SIGNALLED = 128
+"""A shell's exit status for a program that a signal ended: 128 + its number."""
+
+
+def show(result: Result, *, as_json: bool, propagate: bool) -> int:
+    """Write the task's stdout and stderr as they came, or a line of JSON; return the exit status.
+
+    A task that has not ended shows nothing but its state. A failure is described in a line on stderr.
+    """
+    if as_json:
+        output.write_json(output.result_fields(result))
+    else:
+        output.write(result.stdout)
+        if result.stderr:
+            output.write_error(result.stderr)
+        if result.truncated:
+            output.note(f"kingtask: the output was longer than what is kept ({_sizes(result)})")
+        if not result.success:
+            output.note(f"kingtask: {output.visible(result.describe())}")
+    return status_of(result, propagate=propagate)
+
+
+def status_of(result: Result, *, propagate: bool = False) -> int:
+    """The exit status for a task: its own one if it is to be propagated, and says that something went wrong."""
+    if not result.ended:
+        return Exit.PENDING
+    if result.success:
+        return Exit.OK
+    if propagate and result.signal:
+        return SIGNALLED + result.signal
+    return (propagate and result.exit_code) or Exit.TASK_FAILED
+
+
+def _sizes(result: Result) -> str:
+    sizes = (("stdout", result.stdout, result.stdout_size), ("stderr", result.stderr, result.stderr_size))
+    return ", ".join(f"{name} {len(kept):,} of {size:,} bytes" for name, kept, size in sizes if size > len(kept))

@@ -1,0 +1,124 @@
+"""The options of `submit` that describe a task. Each is passed under the name of the field of TaskSpec that it sets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from kingtask import protocol
+from kingtask.cli.params import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
+from kingtask.cli.times import When
+from kingtask.clock import wall_s
+from kingtask.errors import InvalidRequest
+from kingtask.task import MAX_STDIN_BYTES, TaskSpec
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--at", "start_at", metavar="TIME", type=WHEN, help="Start at this instant. A time without a zone is local."
+    ),
+    click.option("--delay", "delay_s", metavar="S", type=SECONDS, help="Start after so many seconds, or 90s, 5m, 1h30m."),
+    click.option(
+        "--retry", metavar="S,S,…", type=INTERVALS, help="After the first failure wait so long, after the second … ."
+    ),
+    click.option("--queue", metavar="QUEUE", help="The queue.  [default: default]"),
+    click.option("--priority", metavar="0-9", type=click.IntRange(0, 9), help="Higher goes first.  [default: 5]"),
+    click.option("--time-limit", "time_limit_s", metavar="S", type=SECONDS, help="How long an attempt may run."),
+    click.option("--stdin", metavar="FILE|-", help="What the executable reads; - is the standard input here."),
+    click.option("--env", metavar="NAME=VALUE", type=PAIR, multiple=True, help="A variable of its environment; again."),
+    click.option("--id", metavar="UUID", type=TASK_ID, help="The task's id; submitting it again changes nothing."),
+    click.option(
+        "--key", metavar="TEXT", help="Derive the id from this text: cron on two hosts then makes one task, not two."
+    ),
+    click.option("--tag", "tags", metavar="TEXT", multiple=True, help="A note kept with the task; again for more."),
+    click.option(
+        "--stderr", type=click.Choice(["fail", "keep"]), help="Whether writing to stderr makes it fail (worker's choice)."
+    ),
+    click.option(
+        "--on-lost",
+        type=click.Choice(["retry", "fail"]),
+        help="If its worker dies while it runs: run it again, or fail (at most one execution).  [default: retry]",
+    ),
+    click.option("--expires-at", metavar="TIME", type=WHEN, help="Do not start it after this instant."),
+    click.option(
+        "--keep-result", "keep_result_s", metavar="S", type=SECONDS, help="How long its result is kept once it ended."
+    ),
+)
+
+
+def task_options(command: Decorated) -> Decorated:
+    """Add all of OPTIONS."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were given as fields of a submit request. Raises click.UsageError."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if "id" in given and "key" in given:
+        raise click.UsageError("--id and --key exclude each other.")
+    if "start_at" in given and "delay_s" in given:
+        raise click.UsageError("--at and --delay exclude each other.")
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        match name:
+            case "start_at":
+                fields.update(_start(value))
+            case "key":
+                fields["id"] = id_of_key(_text("--key", value))
+            case "expires_at":
+                fields[name] = value.at(wall_s())
+            case "stdin":
+                fields[name] = _read(value)
+            case "env":
+                fields[name] = {_text("--env", key): _text("--env", content) for key, content in value}
+            case "tags":
+                fields[name] = [_text("--tag", tag) for tag in value]
+            case _:
+                fields[name] = value
+    return fields
+
+
+def task_of(name: str, args: tuple[str, ...], fields: Mapping[str, Any]) -> TaskSpec:
+    """The task, checked as the broker would. Raises click.UsageError."""
+    texts = [_text(f"argument {i}", arg) for i, arg in enumerate(args, 1)]
+    try:
+        return protocol.parse_task({**fields, "name": _text("NAME", name), "args": texts}, wall_s(), "")
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _start(when: When) -> dict[str, float]:
+    if not when.relative:
+        return {"start_at": when.seconds}
+    if when.seconds < 0:
+        raise click.UsageError("--at: a time in the past; leave it out to start now.")
+    # As a delay: counted on the record's clock, and equal on every host for the same --key.
+    return {"delay_s": when.seconds}
+
+
+def _read(path: str) -> bytes:
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+        else:
+            with open(path, "rb") as file:  # noqa: PTH123 - a Path adds nothing to a name that is only opened
+                data = file.read(MAX_STDIN_BYTES + 1)
+    except OSError as error:
+        raise click.UsageError(f"--stdin: cannot read {path}: {error.strerror}.") from None
+    if len(data) > MAX_STDIN_BYTES:
+        raise click.UsageError(f"--stdin: more than {MAX_STDIN_BYTES:,} bytes.")
+    return data
+
+
+def _text(place: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(f"{place}: not UTF-8 text ({value!a}).") from None
+    return value

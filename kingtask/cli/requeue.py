@@ -1,0 +1,1 @@
+"""`kingtask requeue`: run tasks that have ended once more, as new tasks."""

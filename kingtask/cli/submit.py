@@ -1,0 +1,101 @@
+"""`kingtask submit`: one task from the command line, or many from lines of JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kingtask.cli import ending, output
+from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.exit import Exit
+from kingtask.cli.fields import task_of, task_options, wire_fields
+from kingtask.cli.params import SECONDS
+from kingtask.errors import NoAnswer, RequestRefused, ResultTimeout
+
+if TYPE_CHECKING:
+    from kingtask.client import Client
+    from kingtask.task import TaskSpec
+
+FOREVER = "forever"
+"""What `--wait` without a value stands for."""
+
+
+class WaitType(click.ParamType):
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return math.inf if value == FOREVER else SECONDS.convert(value, param, ctx)
+
+
+class SubmitCommand(click.Command):
+    """A command whose `--wait` may have a value (`--wait=5`) and whose options end at NAME.
+
+    To click an option with an optional value takes the next word, which would be NAME.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        takes_value = {
+            name for param in self.params if isinstance(param, click.Option) and not param.is_flag for name in param.opts
+        }
+        words = list(args)
+        i = 0
+        while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "--"):
+            if words[i] == "--wait":
+                words[i] = f"--wait={FOREVER}"
+            elif words[i] in takes_value:
+                i += 1
+            i += 1
+        return super().parse_args(ctx, words)
+
+
+@click.command(cls=SubmitCommand, context_settings={"allow_interspersed_args": False})
+@task_options
+@click.option(
+    "--wait",
+    metavar="",
+    type=WaitType(),
+    help="[=S] Wait until it has ended, at most S seconds; its output becomes this command's.",
+)
+@click.option("--propagate", is_flag=True, help="With --wait: end with the task's exit status (a signal: 128 + number).")
+@click.option("--from", "source", metavar="FILE|-", help="Tasks as lines of JSON; for each a line of JSON with its outcome.")
+@json_option
+@broker_option
+@timeout_option
+@click.argument("name", required=False)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def submit(
+    name: str | None,
+    args: tuple[str, ...],
+    wait: float | None,
+    propagate: bool,
+    source: str | None,
+    as_json: bool,
+    broker: tuple[str, ...],
+    timeout: float,
+    **options: Any,
+) -> int:
+    """Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
+
+    Prints the task's id. With --wait the id goes to stderr and the task's stdout and stderr to stdout and stderr;
+    the exit status is 0 if it succeeded, 1 if not, 9 if it has not ended in time.
+
+    \b
+    kingtask submit --wait example 12 -45
+    kingtask submit --at '2026-07-01 08:30' --retry 5,8,9 report --verbose
+    kingtask submit --key "nightly $(date +%F)" backup
+    """
+    if source is not None:
+        if name is not None:
+            raise click.UsageError("--from and NAME exclude each other: each line names its executable.")
+        from kingtask.cli.batch import submit_lines
+
+        return submit_lines(source, wire_fields(options), broker=broker, timeout=timeout, wait=wait)
+    if name is None:
+        raise click.UsageError("Missing argument NAME: which executable is to run?")
+    if propagate and wait is None:
+        raise click.UsageError("--propagate needs --wait.")
+    spec = task_of(name, args, wire_fields(options))
+    with connect(broker, timeout) as client:
+        return _submit_one(client, spec, wait=wait, propagate=propagate, as_json=as_json)

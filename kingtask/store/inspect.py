@@ -1,0 +1,181 @@
+"""A look at a Redis server for `kingtask doctor`: nothing is written, and what may not be asked stays unknown.
+
+Uses redis-py, blocking: this is not a path that anything waits for.
+"""
+
+from __future__ import annotations
+
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kingtask.clock import wall_s
+from kingtask.errors import StoreError
+from kingtask.store import calls
+from kingtask.store.address import RedisAddress
+from kingtask.store.keys import Keys
+from kingtask.store.library import shipped
+from kingtask.store.record import StoreStats
+from kingtask.store.server import OLDEST, Server, release_of
+
+SETTINGS = (
+    "appendonly",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "save",
+    "maxmemory",
+    "maxmemory-policy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found. None or empty: not permitted, or not there."""
+
+    server: Server
+    """`settings` is empty where CONFIG is not permitted, `cluster` where the namespace is new."""
+    too_old: bool
+    role: str
+    offset_s: float
+    """The server's clock minus this host's."""
+    round_trip_s: float
+    info: dict[str, Any]
+    functions: bool | None
+    """False: the server has no functions at all; None: they may not be listed."""
+    library: bool
+    """Whether the library of this release is loaded."""
+    schema: int | None
+    """What `meta` says; None: the namespace is new."""
+    stats: StoreStats | None
+    denied: tuple[str, ...] = field(default=())
+    """Commands that this user may not call."""
+
+
+def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) -> Inspection:
+    """Look at a server; blocks for a few round trips of at most `timeout_s` each. Raises StoreError."""
+    client = _client(address, timeout_s)
+    try:
+        return _inspect(client, Keys(namespace, address.db))
+    except redis.AuthenticationError as error:
+        raise StoreError("auth", str(error)) from None
+    except redis.RedisError as error:
+        kind = "lost" if isinstance(error, (redis.ConnectionError, redis.TimeoutError)) else "error"
+        raise StoreError(kind, str(error)) from None
+    finally:
+        client.close()
+
+
+def _client(address: RedisAddress, timeout_s: float) -> redis.Redis:
+    where: dict[str, Any] = {"host": address.host, "port": address.port}
+    if address.path is not None:
+        where = {"unix_socket_path": address.path}
+    if address.tls is not None:
+        where |= {
+            "ssl": True,
+            "ssl_ca_certs": address.tls.ca,
+            "ssl_certfile": address.tls.cert,
+            "ssl_keyfile": address.tls.key,
+        }
+    return redis.Redis(
+        **where,
+        db=address.db,
+        username=address.user,
+        password=address.password,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+class _Asking:
+    """Commands that may be denied or unknown: the answer, or None and a note."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.denied: list[str] = []
+        self.unknown: list[str] = []
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        try:
+            return self._client.execute_command(*command)
+        except redis.NoPermissionError:
+            self.denied.append(" ".join(str(part) for part in command[:2]))
+        except redis.ResponseError as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            self.unknown.append(str(command[0]))
+        return None
+
+
+def _inspect(client: redis.Redis, keys: Keys) -> Inspection:
+    asking = _Asking(client)
+    client.execute_command("PING")
+    offset_s, round_trip_s = _clock(client)
+    info = asking.ask("INFO") or {}
+    product = "valkey" if "valkey_version" in info else "redis"
+    listed = asking.ask("FUNCTION", "LIST", "LIBRARYNAME", f"kingtask_{shipped().hash}")
+    version = str(info.get(f"{product}_version", "unknown"))
+    return Inspection(
+        server=Server(
+            product=product,
+            version=version,
+            cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
+            settings=_settings(asking),
+        ),
+        too_old=bool(info) and release_of(version) < OLDEST[product],
+        role=str(info.get("role", "unknown")),
+        offset_s=offset_s,
+        round_trip_s=round_trip_s,
+        info=info,
+        functions=False if "FUNCTION" in asking.unknown else None if listed is None else True,
+        library=bool(listed),
+        schema=_number(asking.ask("HGET", keys.meta, "schema")),
+        stats=_stats(asking, keys) if listed else None,
+        denied=tuple(asking.denied),
+    )
+
+
+def _clock(client: redis.Redis) -> tuple[float, float]:
+    """Offset and round trip of the quickest of three looks at TIME."""
+    looks = []
+    for _ in range(3):
+        sent = wall_s()
+        seconds, micros = client.time()
+        received = wall_s()
+        looks.append((received - sent, int(seconds) + int(micros) / 1e6 - (sent + received) / 2))
+    round_trip_s, offset_s = min(looks)
+    return offset_s, round_trip_s
+
+
+def _settings(asking: _Asking) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in SETTINGS:
+        answer = asking.ask("CONFIG", "GET", name)
+        if answer is None:
+            return {}
+        found.update(_pairs(answer))
+    return found
+
+
+def _pairs(answer: Any) -> dict[str, str]:
+    pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+    return {_text(name): _text(value) for name, value in pairs}
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _stats(asking: _Asking, keys: Keys) -> StoreStats | None:
+    call = calls.stats()
+    answer = asking.ask("FCALL_RO", shipped().function(call.function), 1, keys.meta, call.payload(keys.db))
+    found: StoreStats | None = None if answer is None else call.decode(answer)
+    return found
