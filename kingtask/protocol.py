@@ -57,6 +57,9 @@ Rid = int | str
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every op has; `tag_field` picks the class by `op`."""
 
+    v: int = VERSION
+    rid: Rid = 0
+
 
 class Ping(Request, frozen=True, tag_field="op", tag="ping"):
     pass
@@ -189,10 +192,17 @@ def decode(message: bytes) -> dict[str, Any]:
 
 def within_depth(value: Any, depth: int) -> bool:
     """True if containers nest no deeper than `depth` levels."""
-    if isinstance(value, dict):
-        return depth > 0 and all(within_depth(v, depth - 1) for v in value.values() if isinstance(v, (dict, list)))
-    if isinstance(value, list):
-        return depth > 0 and all(within_depth(v, depth - 1) for v in value if isinstance(v, (dict, list)))
+    level = [value]
+    while level:
+        if not depth:
+            return False
+        depth -= 1
+        level = [
+            item
+            for container in level
+            for item in (container.values() if type(container) is dict else container)
+            if type(item) is dict or type(item) is list
+        ]
     return True
 
 
@@ -225,8 +235,7 @@ def parse(envelope: dict[str, Any]) -> Request:
         raise InvalidRequest(
             f"op: expected one of {', '.join(REQUESTS)}, got {show(op)}", code="unknown_op", field="op"
         )
-    body = {key: value for key, value in envelope.items() if key not in ("v", "rid")}
-    request = convert(body, kind)
+    request = convert(envelope, kind)
     if isinstance(request, Submit) and (request.task is None) == (request.tasks is None):
         raise InvalidRequest("task: expected exactly one of task and tasks", field="task")
     return request
@@ -234,8 +243,8 @@ def parse(envelope: dict[str, Any]) -> Request:
 
 def parse_task(value: Any, now_s: float, place: str) -> TaskSpec:
     """A task's map as a TaskSpec; `now_s` epoch seconds. Raises InvalidRequest naming the place."""
-    if isinstance(value, dict) and isinstance(value.get("id"), str):
-        value = {**value, "id": value["id"].lower()}
+    if isinstance(value, dict) and isinstance(task_id := value.get("id"), str) and not task_id.islower():
+        value = {**value, "id": task_id.lower()}
     spec = convert(value, TaskSpec, place)
     task.check_spec(spec, now_s, place)
     return spec

@@ -129,11 +129,11 @@ def _list_call(request: protocol.List, _policy: calls.Policy) -> calls.Call:
     lowest = "-inf" if request.since is None else f"{request.since * 1000:.0f}"
     highest = "+inf" if request.until is None else f"{request.until * 1000:.0f}"
     first, last = (highest, lowest) if request.state in TERMINAL else (lowest, highest)
-    skip = 0
+    rest = 0
     if request.cursor is not None:
-        first, _, seen = request.cursor.partition(":")
-        skip = int(seen)
-    return calls.list_tasks(request.state, request.queue or "", first=first, last=last, skip=skip, limit=request.limit)
+        first, _, left = request.cursor.partition(":")
+        rest = int(left)
+    return calls.list_tasks(request.state, request.queue or "", first=first, last=last, rest=rest, limit=request.limit)
 
 
 def _list(_request: protocol.List, page: Page) -> dict[str, Any]:

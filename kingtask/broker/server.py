@@ -116,22 +116,21 @@ class Broker:
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _request(self, peer: Peer, message: bytes) -> None:
-        rid: protocol.Rid | None = None
+        envelope: dict[str, Any] = {}
         try:
             envelope = protocol.decode(message)
-            rid = protocol.rid_of(envelope)
             request = protocol.parse(envelope)
             if isinstance(request, protocol.Ping):
-                self._edge.reply(peer, protocol.ok(rid, self._pong()))
+                self._edge.reply(peer, protocol.ok(request.rid, self._pong()))
                 return
             self._admit()
-            answer = _Answer(self, peer, rid, len(message))
+            answer = _Answer(self, peer, request.rid, len(message))
             try:
                 self._act(request, answer)
             except RequestRefused as error:
                 answer.give(error)
         except RequestRefused as error:
-            self._edge.reply(peer, protocol.refusal(rid, error))
+            self._edge.reply(peer, protocol.refusal(protocol.rid_of(envelope), error))
 
     def _act(self, request: protocol.Request, answer: _Answer) -> None:
         if isinstance(request, protocol.Submit):
@@ -235,7 +234,7 @@ class _Answer:
 
     __slots__ = ("_broker", "_peer", "_rid", "_size")
 
-    def __init__(self, broker: Broker, peer: Peer, rid: protocol.Rid | None, size: int) -> None:
+    def __init__(self, broker: Broker, peer: Peer, rid: protocol.Rid, size: int) -> None:
         self._broker = broker
         self._peer = peer
         self._rid = rid

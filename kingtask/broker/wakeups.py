@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import zmq
 
 from kingtask import protocol
-from kingtask.broker.edge import SOCKET_OPTIONS, bind
+from kingtask.broker.edge import NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
 from kingtask.errors import ConfigurationError
 
 MAX_TOPIC_BYTES = 256
@@ -59,8 +59,8 @@ class Wakeups:
 
     def _publish(self, topic: bytes, body: bytes) -> None:
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
-            self._socket.send(topic, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(body, zmq.NOBLOCK)
+            self._socket.send(topic, NOBLOCK_MORE)
+            self._socket.send(body, NOBLOCK)
         if self._loop is not None:
             self._loop.call_soon(self._read)  # the descriptor is edge-triggered
 
@@ -68,7 +68,7 @@ class Wakeups:
         """Take in subscriptions: one byte (1 on, 0 off), then the topic."""
         while not self._socket.closed:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(NOBLOCK)
             except zmq.ZMQError:
                 return
             message = frames[0]
