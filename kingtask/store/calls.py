@@ -125,9 +125,7 @@ def requeue(policy: Policy, task_id: str, new_id: str) -> Call:
     return Call("requeue", {**limits, "id": task_id, "new_id": new_id}, lambda r: (r[0].decode(), r[1].decode()))
 
 
-def tick(
-    policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool
-) -> Call:
+def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool) -> Call:
     arguments = {
         **_keep(policy),
         "broker": broker,
@@ -141,9 +139,8 @@ def tick(
     return Call("tick", arguments, _ticked)
 
 
-def claim(
-    policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, again: bool = False
-) -> Call:
+def claim(policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, again: bool = False) -> Call:
+    """Up to `n` tasks; fewer if there are no more, or they are large: claim again as long as some come."""
     arguments = {
         **_keep(policy),
         "worker": worker,
@@ -204,11 +201,9 @@ def states(task_ids: Sequence[str]) -> Call:
     return Call("states", {"ids": task_ids}, lambda reply: [state.decode() for state in reply])
 
 
-def list_tasks(
-    state: State, queue: str, *, first: str, last: str, skip: int, limit: int
-) -> Call:
-    """`first` and `last` are scores as text in reading order, `skip` entries of the first score are passed over."""
-    arguments = {"state": state, "queue": queue, "from": first, "to": last, "skip": skip, "limit": limit}
+def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, limit: int) -> Call:
+    """`first` and `last` are scores as text in reading order; `first` and `rest` (else 0) come from a page's cursor."""
+    arguments = {"state": state, "queue": queue, "from": first, "to": last, "rest": rest, "limit": limit}
     return Call("list", arguments, record.page_of)
 
 

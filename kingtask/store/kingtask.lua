@@ -705,10 +705,11 @@ local function states(keys, args)
   return found
 end
 
--- args {state, queue ('' = all), from, to, skip, limit}: from and to are scores as text, in reading order: terminal
+-- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order: terminal
 -- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
--- Returns {score of the last entry looked at, entries looked at with that score, done, {{id, score, name, plan,
--- created, due, attempt, worker, reason, origin, state}, …}}
+-- Returns {score of the last entry looked at, rest, done, {{id, score, name, plan, created, due, attempt, worker, reason,
+-- origin, state}, …}}. The next page is read from that score with that rest: 1 + the entries of the score not looked at.
+-- What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others. 0 = from the start.
 local function list(keys, args)
   local c = begin(keys, args)
   local a = c.args
@@ -716,8 +717,9 @@ local function list(keys, args)
   if a.state == 'scheduled' then key = c.p .. 'schedule' end
   if a.state == 'ready' then key = c.p .. 'ready:' .. a.queue end
   if TERMINAL[a.state] then key = c.p .. 'finished:' .. a.state; order = 'ZREVRANGEBYSCORE' end
-  local found = call(order, key, a.from, a.to, 'WITHSCORES', 'LIMIT', a.skip, BUDGET)
-  local rows, score, same, looked = {}, '', 0, 0
+  local skip = a.rest > 0 and math.max(0, call('ZCOUNT', key, a.from, a.from) - a.rest + 1) or 0
+  local found = call(order, key, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
+  local rows, score, same, looked = {}, a.from, skip, 0
   for i = 1, #found, 2 do
     if #rows == a.limit then break end
     local id = found[i]
@@ -731,8 +733,8 @@ local function list(keys, args)
       rows[#rows + 1] = row
     end
   end
-  if looked == same and score == a.from then same = same + a.skip end
-  return {score, same, looked * 2 == #found and #found < 2 * BUDGET and 1 or 0, rows}
+  local rest = looked > 0 and 1 + call('ZCOUNT', key, score, score) - same or 0
+  return {score, rest, looked * 2 == #found and #found < 2 * BUDGET and 1 or 0, rows}
 end
 
 -- Since when the longest waiting task of a queue could have been claimed: the first of each priority tells.

@@ -147,12 +147,12 @@ class Page(NamedTuple):
     tasks: list[Result]
     """Without arguments, outputs and attempts."""
     cursor: tuple[str, int] | None
-    """Score and how many entries of that score were seen; None at the end."""
+    """Where the next page begins: `first` and `rest` of calls.list_tasks; None at the end."""
 
 
 def page_of(reply: Any) -> Page:
-    score, seen, done, rows = reply
-    return Page([_row(row) for row in rows], None if done else (score.decode(), seen))
+    score, rest, done, rows = reply
+    return Page([_row(row) for row in rows], None if done else (score.decode(), rest))
 
 
 def _row(row: list[Any]) -> Result:

@@ -127,7 +127,7 @@ def test_list_reads_living_tasks_forwards_and_ended_ones_backwards() -> None:
 
 def test_list_goes_on_behind_a_cursor() -> None:
     found = list_arguments(state=State.FAILED, cursor="20000:3", since=10.0)
-    assert (found["from"], found["to"], found["skip"]) == ("20000", "10000", 3)
+    assert (found["from"], found["to"], found["rest"]) == ("20000", "10000", 3)
 
 
 def test_a_cursor_from_a_reply_is_accepted_again() -> None:
