@@ -1,4 +1,9 @@
-"""Submits gathered during one drain of the ROUTER and sent as few function calls (group commit)."""
+"""Submits gathered into few function calls (group commit).
+
+When nothing is under way a batch leaves at the end of the drain that filled it; while CALLS are under way what arrives
+is gathered behind them. So a lone submit waits for nothing, and under load a call, its barrier and its fsync are
+shared by many.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ from kingtask.errors import StoreError
 from kingtask.store import calls
 from kingtask.store.store import BrokerStore
 
+CALLS = 2
+"""Under way at once: one being worked on by Redis, one ready for it."""
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576
 """A call on more would hold Redis up for others (10,000 moves blocked it for 100 ms)."""
@@ -27,25 +34,32 @@ class Batch:
         self._tasks: list[tuple[str, str, bytes, bytes]] = []
         self._callbacks: list[Callable[[Outcome], None]] = []
         self._bytes = 0
+        self._calls = 0
 
     def add(self, task: tuple[str, str, bytes, bytes], callback: Callable[[Outcome], None]) -> None:
         """Add one prepared task; `callback` gets its outcome. Sends at once what makes a full call."""
         size = len(task[2]) + len(task[3])
         if self._tasks and self._bytes + size > MAX_BYTES:
-            self.flush()
+            self._send()
         self._tasks.append(task)
         self._callbacks.append(callback)
         self._bytes += size
         if len(self._tasks) >= MAX_ITEMS:
-            self.flush()
+            self._send()
 
     def flush(self) -> None:
-        if not self._tasks:
-            return
+        """The drain has ended: send what was gathered, unless enough is under way."""
+        if self._tasks and self._calls < CALLS:
+            self._send()
+
+    def _send(self) -> None:
+        self._calls += 1
         tasks, callbacks = self._tasks, self._callbacks
         self._tasks, self._callbacks, self._bytes = [], [], 0
 
         def answered(value: Any) -> None:
+            self._calls -= 1
+            self.flush()
             if isinstance(value, StoreError):
                 for callback in callbacks:
                     callback(value)

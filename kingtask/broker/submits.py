@@ -34,7 +34,12 @@ class Submits:
 
         def stored(outcome: Outcome) -> None:
             refused = refusal(outcome, task)
-            finish({**accepted(outcome, task), "ack": self._ack_level()} if refused is None else refused)
+            if refused is None:
+                fields = accepted(outcome, task)
+                fields["ack"] = self._ack_level()
+                finish(fields)
+            else:
+                finish(refused)
 
         self._batch.add(task, stored)
 
