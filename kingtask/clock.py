@@ -36,7 +36,7 @@ def start_ms(at_s: float) -> int:
 
 def duration_ms(seconds: float) -> int:
     """Milliseconds of a duration, rounded up: waiting is never shorter than asked."""
-    return start_ms(seconds)
+    return ceil(round(seconds * 1000, 3))
 
 
 class ServerClock:

@@ -44,11 +44,11 @@ def pack_plan(spec: TaskSpec) -> bytes:
 
 
 def pack_spec(spec: TaskSpec) -> bytes:
-    """What only the worker reads; defaults at the end are left out and names sorted: equal requests are equal bytes."""
-    limit_ms = duration_ms(spec.time_limit_s or 0)
-    fields = [spec.args, spec.stdin, dict(sorted(spec.env.items())), limit_ms, spec.stderr or "", spec.tags]
+    """What only the worker reads; defaults at the end are left out, so that equal requests are equal bytes."""
+    limit_ms = duration_ms(spec.time_limit_s) if spec.time_limit_s else 0
+    fields = [spec.args, spec.stdin, spec.env, limit_ms, spec.stderr or "", spec.tags]
     while fields and not fields[-1]:
-        fields.pop()
+        del fields[-1]
     return pack(fields)
 
 
