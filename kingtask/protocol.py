@@ -29,6 +29,13 @@ MAX_WAIT_S = 3600.0
 MAX_PAGE = 200
 MAX_RID_LENGTH = 64
 MAX_STRING_BYTES = 2 * 1024 * 1024
+"""Over it nothing is decoded at all; below it the limits of each field decide, and name the field."""
+MAX_LENGTH = 4096
+"""Of one array or map; likewise."""
+MAX_CONTAINERS = 8 * MAX_BATCH
+"""Arrays and maps in one message; a full batch has 5 a task. 4 MiB of empty maps would take 300 MB and a second."""
+MAX_VALUES = 500_000
+"""Entries of all of them; a full batch of tasks with every field full has 432,000."""
 
 LIMITS: dict[str, int | float] = {
     "message_bytes": MAX_MESSAGE_BYTES,
@@ -55,7 +62,7 @@ Rid = int | str
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every op has; `tag_field` picks the class by `op`."""
+    """What every op has; `tag_field` picks the class by `op`. `parse` has looked at `v` and `rid` already."""
 
     v: int = VERSION
     rid: Rid = 0
@@ -145,53 +152,74 @@ def unpack_raw(packed: bytes) -> Any:
     return msgpack.unpackb(packed, raw=True, strict_map_key=False)
 
 
-class _TooDeep(Exception):
-    pass
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise InvalidRequest("a map holds the same key twice", code="malformed")
-    return found
-
-
-def _no_ext(code: int, data: bytes) -> Any:
-    raise InvalidRequest(f"msgpack ext type {code} is not part of the protocol", code="malformed")
-
-
 def decode(message: bytes) -> dict[str, Any]:
     """One message as a map. Raises InvalidRequest (`too_big`, `malformed`, `too_deep`, `invalid_request`)."""
     size = len(message)
     if size > MAX_MESSAGE_BYTES:
         raise InvalidRequest(f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {size:,}", code="too_big")
+    containers = values = 0
+
+    def take(items: list[Any]) -> list[Any]:
+        nonlocal containers, values
+        containers += 1
+        values += len(items)
+        if containers > MAX_CONTAINERS or values > MAX_VALUES:
+            raise InvalidRequest("the message holds more arrays, maps or values than any request needs", code="too_big")
+        return items
+
+    def take_map(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        found = {}
+        for key, value in take(pairs):
+            if type(key) is not str:
+                raise InvalidRequest(f"expected strings as keys of a map, got {show(key)}", code="malformed")
+            found[key] = value
+        if len(found) != len(pairs):
+            raise InvalidRequest("a map holds the same key twice", code="malformed")
+        return found
+
     try:
         value = msgpack.unpackb(
-            message,
-            object_pairs_hook=_unique,
-            ext_hook=_no_ext,
-            strict_map_key=True,
-            max_str_len=MAX_STRING_BYTES,
-            max_bin_len=MAX_STRING_BYTES,
-            max_array_len=MAX_BATCH,
-            max_map_len=256,
-            max_ext_len=16,
+            message, object_pairs_hook=take_map, list_hook=take, ext_hook=_refuse_ext, strict_map_key=False, **_LENGTHS
         )
     except InvalidRequest:
         raise
     except msgpack.StackError:
         raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep") from None
-    except Exception as error:  # the decoder raises seven kinds; all mean the same to the sender
-        raise InvalidRequest(f"the message is not msgpack: {error or type(error).__name__}", code="malformed") from None
+    except Exception as error:  # noqa: BLE001  (the decoder raises seven kinds; all mean the same to the sender)
+        raise _undecodable(error) from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"expected a map, got {show(value)}", code="invalid_request")
-    if not within_depth(value, MAX_DEPTH):
+        raise InvalidRequest(f"expected a map, got {show(value)}")
+    if containers > MAX_DEPTH and not _within(value, MAX_DEPTH):
         raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep")
     return value
 
 
-def within_depth(value: Any, depth: int) -> bool:
-    """True if containers nest no deeper than `depth` levels."""
+_LENGTHS = {
+    "max_str_len": MAX_STRING_BYTES,
+    "max_bin_len": MAX_STRING_BYTES,
+    "max_array_len": MAX_LENGTH,
+    "max_map_len": MAX_LENGTH,
+    "max_ext_len": MAX_LENGTH,
+}
+
+
+def _refuse_ext(code: int, _: bytes) -> Any:
+    raise InvalidRequest(f"msgpack's ext types are not part of the protocol, got type {code}", code="malformed")
+
+
+def _undecodable(error: Exception) -> InvalidRequest:
+    text = str(error) or type(error).__name__
+    if "exceeds max_" in text:
+        return InvalidRequest(
+            f"expected arrays and maps of at most {MAX_LENGTH:,} entries and strings of at most"
+            f" {MAX_STRING_BYTES:,} bytes",
+            code="too_big",
+        )
+    return InvalidRequest(f"the message is not msgpack: {text}", code="malformed")
+
+
+def _within(value: Any, depth: int) -> bool:
+    """True if arrays and maps nest no deeper than `depth` levels."""
     level = [value]
     while level:
         if not depth:
@@ -222,9 +250,9 @@ def rid_of(envelope: Mapping[str, Any]) -> Rid | None:
 def parse(envelope: dict[str, Any]) -> Request:
     """A decoded message as a request. Raises InvalidRequest naming the place."""
     if rid_of(envelope) is None:
+        shown = show(envelope.get("rid"))
         raise InvalidRequest(
-            f"rid: expected an integer or a string of at most {MAX_RID_LENGTH} characters, got {show(envelope.get('rid'))}",
-            field="rid",
+            f"rid: expected an integer or a string of at most {MAX_RID_LENGTH} characters, got {shown}", field="rid"
         )
     version = envelope.get("v")
     if type(version) is not int or version != VERSION:
@@ -232,9 +260,8 @@ def parse(envelope: dict[str, Any]) -> Request:
     op = envelope.get("op")
     kind = REQUESTS.get(op) if isinstance(op, str) else None
     if kind is None:
-        raise InvalidRequest(
-            f"op: expected one of {', '.join(REQUESTS)}, got {show(op)}", code="unknown_op", field="op"
-        )
+        known = ", ".join(REQUESTS)
+        raise InvalidRequest(f"op: expected one of {known}, got {show(op)}", code="unknown_op", field="op")
     request = convert(envelope, kind)
     if isinstance(request, Submit) and (request.task is None) == (request.tasks is None):
         raise InvalidRequest("task: expected exactly one of task and tasks", field="task")
@@ -243,8 +270,6 @@ def parse(envelope: dict[str, Any]) -> Request:
 
 def parse_task(value: Any, now_s: float, place: str) -> TaskSpec:
     """A task's map as a TaskSpec; `now_s` epoch seconds. Raises InvalidRequest naming the place."""
-    if isinstance(value, dict) and isinstance(task_id := value.get("id"), str) and not task_id.islower():
-        value = {**value, "id": task_id.lower()}
     spec = convert(value, TaskSpec, place)
     task.check_spec(spec, now_s, place)
     return spec
@@ -291,8 +316,11 @@ def error_from(fields: Mapping[str, Any]) -> RequestRefused:
 
 
 def encode_request(rid: Rid, op: str, fields: Mapping[str, Any]) -> bytes:
-    """A request as bytes. Raises InvalidRequest (`too_big`) before anything is sent."""
-    message = pack({"v": VERSION, "rid": rid, "op": op, **fields})
+    """A request as bytes. Raises InvalidRequest before anything is sent, if it is `too_big` or cannot be encoded."""
+    try:
+        message = pack({"v": VERSION, "rid": rid, "op": op, **fields})
+    except (TypeError, ValueError, OverflowError) as error:  # a lone surrogate, a huge integer, a foreign type
+        raise InvalidRequest(f"the request cannot be encoded: {error}") from None
     if len(message) > MAX_MESSAGE_BYTES:
         raise InvalidRequest(
             f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {len(message):,}", code="too_big"
@@ -304,8 +332,8 @@ def decode_reply(message: bytes) -> dict[str, Any]:
     """A broker's reply as a map (`rid`, `ok`, …). Raises InvalidRequest (`malformed`) if it is none."""
     try:
         reply = msgpack.unpackb(message)
-    except Exception as error:  # as in decode
-        raise InvalidRequest(f"the reply is not msgpack: {error or type(error).__name__}", code="malformed") from None
+    except Exception as error:  # noqa: BLE001  (as in decode)
+        raise _undecodable(error) from None
     if not isinstance(reply, dict) or "ok" not in reply:
         raise InvalidRequest("the reply is not one of protocol v1", code="malformed")
     return reply

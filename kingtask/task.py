@@ -72,19 +72,20 @@ TaskName = Annotated[
     str,
     msgspec.Meta(
         pattern=NAME_PATTERN,
-        description="an executable's name (letters, digits, . _ -; up to four parts joined by /, each at most 64"
-        " characters and not beginning with . or -)",
+        description="the name of an executable (letters, digits, . _ -; up to four parts joined by /, each of at most"
+        " 64 characters and not beginning with . or -)",
     ),
 ]
 QueueName = Annotated[
     str,
     msgspec.Meta(
         pattern=QUEUE_PATTERN,
-        description="a queue's name (letters, digits, . _ -; at most 64 characters, not beginning with . or -)",
+        description="the name of a queue (letters, digits, . _ -; at most 64 characters, not beginning with . or -)",
     ),
 ]
 TaskId = Annotated[
-    str, msgspec.Meta(pattern=ID_PATTERN, description="a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11")
+    str,
+    msgspec.Meta(pattern=ID_PATTERN, description="a UUID in lower case such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"),
 ]
 Instant = Annotated[
     float,
@@ -149,7 +150,7 @@ def check_spec(spec: TaskSpec, now_s: float, place: str) -> None:
 def _check_args(args: tuple[str, ...], place: str) -> None:
     total = 0
     for i, arg in enumerate(args):
-        size = len(arg) if arg.isascii() else len(arg.encode())
+        size = len(arg) if arg.isascii() else _utf8_bytes(arg, place, f"args[{i}]")
         total += size + 1
         if size > MAX_ARG_BYTES:
             raise _invalid(place, f"args[{i}]", f"expected at most {MAX_ARG_BYTES:,} bytes, got {size:,}")
@@ -162,16 +163,23 @@ def _check_args(args: tuple[str, ...], place: str) -> None:
 def _check_env(env: dict[str, str], place: str) -> None:
     total = 0
     for name, value in env.items():
-        where = f"env[{name[:64]!r}]"
+        where = f"env[{name[:64]!a}]"
         if not _ENV_NAME.match(name):
             raise _invalid(place, where, "expected a name of letters, digits and _ that does not begin with a digit")
         if name in ENV_REFUSED or name.startswith(ENV_REFUSED_PREFIXES):
             raise _invalid(place, where, "this name may not be set by a client (it decides which code is run)")
         if "\0" in value:
             raise _invalid(place, where, "expected no NUL character")
-        total += len(name) + len(value.encode()) + 2
+        total += len(name) + _utf8_bytes(value, place, where) + 2
     if total > MAX_ENV_BYTES:
         raise _invalid(place, "env", f"expected at most {MAX_ENV_BYTES:,} bytes in all, got {total:,}")
+
+
+def _utf8_bytes(text: str, place: str, field: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # only from a Python caller: the wire has no lone surrogates
+        raise _invalid(place, field, f"expected text, got {text[:64]!a}, which UTF-8 cannot hold") from None
 
 
 def _invalid(place: str, field: str, message: str) -> InvalidRequest:

@@ -50,9 +50,9 @@ def show(value: Any) -> str:
         case bytes():
             return f"binary of {len(value):,} bytes"
         case list() | tuple():
-            return f"an array of {len(value):,}"
+            return f"an array of {len(value):,} entries"
         case dict():
-            return f"a map of {len(value):,}"
+            return f"a map of {len(value):,} entries"
         case _:
             text = ascii(value)
             return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
