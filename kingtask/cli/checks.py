@@ -40,7 +40,9 @@ class Finding(NamedTuple):
 def pings(address: str, pong: Mapping[str, Any] | None, why: str = "") -> Iterator[Finding]:
     """One broker of the list that clients use."""
     if pong is None:
-        yield Finding(Level.FAIL, "broker", f"{address}: {why}", "start kingtask-broker there, or name it with --broker")
+        yield Finding(
+            Level.FAIL, "broker", f"{address}: {why}", "start kingtask-broker there, or name it with --broker"
+        )
         return
     said = f"{address}: kingtask {pong['version']}, an OK means: {pong['ack'] or 'unknown'}"
     if not pong["ready"]:
@@ -126,7 +128,10 @@ def record(found: Inspection) -> Iterator[Finding]:
         yield Finding(Level.OK, "library", f"schema {found.schema or SCHEMA}, functions of {__version__} loaded")
     else:
         yield Finding(
-            Level.WARN, "library", "this release's functions are not loaded yet", "a broker or worker loads them at start"
+            Level.WARN,
+            "library",
+            "this release's functions are not loaded yet",
+            "a broker or worker loads them at start",
         )
 
 
@@ -150,7 +155,9 @@ def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]
         if alive:
             yield Finding(Level.OK, kind, names)
         else:
-            yield Finding(Level.FAIL, kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log")
+            yield Finding(
+                Level.FAIL, kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log"
+            )
     for peer in stats["brokers"]:
         offset_s = peer.get("clock_offset_s")
         if offset_s is not None:
@@ -192,7 +199,9 @@ def bin_paths(directories: Sequence[str | Path]) -> Iterator[Finding]:
         yield Finding(Level.OK, "bin_path", f"{directory}: {len(files) - len(plain)} executables")
         if plain:
             some = ", ".join(plain[:3]) + (", …" if len(plain) > 3 else "")
-            yield Finding(Level.WARN, "bin_path", f"{directory}: not executable: {some}", "chmod +x what tasks may name")
+            yield Finding(
+                Level.WARN, "bin_path", f"{directory}: not executable: {some}", "chmod +x what tasks may name"
+            )
 
 
 def _problem(directory: Path) -> tuple[str, str]:

@@ -66,7 +66,7 @@ def _exit_statuses() -> str:
 )
 @click.version_option(__version__, prog_name="kingtask", message="%(prog)s %(version)s")
 def kingtask() -> None:
-    """Run executables now, at an instant, or again after a failure, and read what they printed.
+    r"""Run executables now, at an instant, or again after a failure, and read what they printed.
 
     \b
     kingtask demo                                  see it work, nothing else needed

@@ -51,7 +51,7 @@ def json_option(command: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")(command)
 
 
-def connect(broker: Sequence[str], timeout: float) -> Client:
+def connect(broker: Sequence[str], timeout: float = DEFAULT_TIMEOUT_S) -> Client:
     """A client of these brokers; use it in a `with` block."""
     from kingtask.client import Client
 

@@ -20,8 +20,8 @@ from kingtask.clock import monotonic_s, wall_s
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kingtask.client import Client
     from kingtask.cli.tree import Tree
+    from kingtask.client import Client
     from kingtask.task import Result
 
 AHEAD_S = 2.0
@@ -80,7 +80,7 @@ def demo() -> int:
 
 
 def run(address: str, tree: Tree) -> list[Case]:
-    """Submit the cases and wait for each, showing how they stand. Raises Stopped on a signal, Ended if a child ended."""
+    """Submit the cases and wait for each, showing how they stand. Raises Stopped and Ended as Tree.watch does."""
     from kingtask.client import Client
 
     with Client(address) as client:
@@ -135,7 +135,8 @@ def _lateness(result: Result, at: float) -> tuple[bool, str]:
 
 def _third_attempt(result: Result) -> tuple[bool, str]:
     numbers = [attempt.number for attempt in result.attempts]
-    return result.success and numbers == [1, 2, 3], f"attempt {result.attempt} succeeded" if result.success else "failed"
+    outcome = f"attempt {result.attempt} succeeded" if result.success else "failed"
+    return result.success and numbers == [1, 2, 3], outcome
 
 
 def _cut_off(result: Result) -> tuple[bool, str]:

@@ -44,7 +44,9 @@ def default_data() -> Path:
     default=DEFAULT_PORT,
     help=f"The broker's port; its wakeups use the next one. 0: any free one.  [default: {DEFAULT_PORT}]",
 )
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True
+)
 def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str) -> int:
     """Run everything here: an embedded Valkey that writes each change to disk, a broker and a worker.
 

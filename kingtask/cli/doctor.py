@@ -20,7 +20,9 @@ FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("-c", "--config", metavar="FILE", type=FILE, help="The broker's configuration: examine the Redis it names.")
+@click.option(
+    "-c", "--config", metavar="FILE", type=FILE, help="The broker's configuration: examine the Redis it names."
+)
 @click.option("--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine its bin_path, too.")
 @json_option
 @broker_option
@@ -65,7 +67,9 @@ def examine(
         found_stats = yield from _redis(config, timeout)
         stats = stats or found_stats
     else:
-        yield checks.Finding(checks.Level.WARN, "redis", "not examined", "give the broker's configuration: -c broker.yaml")
+        yield checks.Finding(
+            checks.Level.WARN, "redis", "not examined", "give the broker's configuration: -c broker.yaml"
+        )
     if stats is not None:
         yield from checks.peers(stats)
     if worker_config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 from kingtask.errors import (
@@ -71,6 +72,6 @@ _STATUSES: tuple[tuple[type[KingtaskError], Exit], ...] = (
 """The first kind that fits; what the command line itself finds wrong in a request is a usage error before this."""
 
 
-def first_failure(statuses: list[Exit]) -> Exit:
+def first_failure(statuses: Iterable[int]) -> int:
     """Of several tasks in one command: the first status that is not OK."""
-    return next((status for status in statuses if status is not Exit.OK), Exit.OK)
+    return next((status for status in statuses if status != Exit.OK), Exit.OK)

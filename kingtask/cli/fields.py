@@ -21,7 +21,9 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--at", "start_at", metavar="TIME", type=WHEN, help="Start at this instant. A time without a zone is local."
     ),
-    click.option("--delay", "delay_s", metavar="S", type=SECONDS, help="Start after so many seconds, or 90s, 5m, 1h30m."),
+    click.option(
+        "--delay", "delay_s", metavar="S", type=SECONDS, help="Start after so many seconds, or 90s, 5m, 1h30m."
+    ),
     click.option(
         "--retry", metavar="S,S,…", type=INTERVALS, help="After the first failure wait so long, after the second … ."
     ),
@@ -36,7 +38,9 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--tag", "tags", metavar="TEXT", multiple=True, help="A note kept with the task; again for more."),
     click.option(
-        "--stderr", type=click.Choice(["fail", "keep"]), help="Whether writing to stderr makes it fail (worker's choice)."
+        "--stderr",
+        type=click.Choice(["fail", "keep"]),
+        help="Whether writing to stderr makes it fail (worker's choice).",
     ),
     click.option(
         "--on-lost",

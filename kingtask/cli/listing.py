@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
@@ -20,18 +19,23 @@ if TYPE_CHECKING:
     from kingtask.client import Client
 
 LIVE = (State.RUNNING, State.READY, State.SCHEDULED)
-DEFAULT_LIMIT = 50
 TIMELESS = (State.READY, State.RUNNING)
-HEADINGS = ("ID", "STATE", "QUEUE", "NAME", "TRY", "WHEN", "")
+DEFAULT_LIMIT = 50
+HEADINGS = ("ID", "NAME", "QUEUE", "STATE", "WHEN", "ATTEMPT")
 
 
 @click.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="[default: those that live]")
 @click.option("--queue", type=QUEUE, metavar="QUEUE", help="Only of this queue.")
-@click.option("--since", metavar="TIME", type=WHEN, help="Ended, or for scheduled ones due, at or after; -1h is an hour ago.")
-@click.option("--until", metavar="TIME", type=WHEN, help="The same, at or before.")
+@click.option("--since", metavar="TIME", type=WHEN, help="Ended (scheduled: due) at or after; -1h is an hour ago.")
+@click.option("--until", metavar="TIME", type=WHEN, help="Ended (scheduled: due) at or before.")
 @click.option(
-    "--limit", metavar="N", type=click.IntRange(0), default=DEFAULT_LIMIT, show_default=True, help="Of each state; 0: all."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(0),
+    default=DEFAULT_LIMIT,
+    show_default=True,
+    help="Of each state; 0: all.",
 )
 @json_option
 @broker_option
@@ -52,20 +56,42 @@ def list_tasks(
     """
     states = LIVE if state is None else (State(state),)
     if (since or until) and any(each in TIMELESS for each in states):
-        raise click.UsageError("--since and --until go with --state scheduled or one that has ended.")
+        raise click.UsageError(
+            "--since and --until need --state, and one that has a time: scheduled, or one that ended."
+        )
     now_s = wall_s()
-    times = {"since": since and since.at(now_s), "until": until and until.at(now_s)}
+    period = (since and since.at(now_s), until and until.at(now_s))
+    rows: list[Result] = []
+    more = False
     with connect(broker, timeout) as client:
-        found = [
-            task
-            for each in states
-            for task in islice(tasks_of(client, each, queue, **times), limit or None)
-        ]
-    ...
+        for each in states:
+            for count, task in enumerate(tasks_of(client, each, queue, *period)):
+                if limit and count == limit:
+                    more = True
+                    break
+                if as_json:
+                    output.write_json(output.row_fields(task))
+                else:
+                    rows.append(task)
+    if not as_json:
+        output.say(output.table(HEADINGS, [_row(task) for task in rows]) if rows else "No such tasks.")
+    if more:
+        output.note(f"There are more; --limit {limit} left them out.")
+    return Exit.OK
 
 
 def tasks_of(
-    client: Client, state: State, queue: str | None, *, since: float | None = None, until: float | None = None
+    client: Client, state: State, queue: str | None, since: float | None = None, until: float | None = None
 ) -> Iterator[Result]:
-    """All tasks of a state, page by page; ready ones of all queues if none is named."""
-    ...
+    """All tasks of a state, read as they are wanted; ready ones queue by queue if none is named."""
+    if state is State.READY and queue is None:
+        names = [each["name"] for each in client.stats()["queues"] if each["ready"]]
+        for name in names:
+            yield from client.list(state, queue=name)
+    else:
+        yield from client.list(state, queue=queue, since=since, until=until)
+
+
+def _row(task: Result) -> tuple[str, ...]:
+    when = task.finished_at if task.state in TERMINAL else task.due_at
+    return (task.id, task.name, task.queue, output.ending(task), local_time(when), str(task.attempt or "-"))

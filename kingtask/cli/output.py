@@ -114,7 +114,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: S
     widths = [max(len(row[i]) for row in [list(headings), *cells]) for i in range(len(headings))]
     lines = []
     for row in [list(headings), *cells]:
-        parts = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        parts = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 

@@ -14,11 +14,15 @@ from kingtask.task import QUEUE_PATTERN
 if TYPE_CHECKING:
     from click import Context, Parameter
 
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # generic only since click 8.3
+
 KEY_NAMESPACE = uuid.UUID("471f1daf-9a86-49d9-87fb-d9d3b6f45ced")
 """`--key TEXT` makes the id uuid5(KEY_NAMESPACE, TEXT). Never change it: equal keys must stay equal tasks."""
 
 
-class WhenType(click.ParamType):
+class WhenType(ParamType):
     name = "time"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> times.When:
@@ -30,7 +34,7 @@ class WhenType(click.ParamType):
             self.fail(f"{value!r}: {error}; expected one of: {times.FORMS}", param, ctx)
 
 
-class SecondsType(click.ParamType):
+class SecondsType(ParamType):
     name = "seconds"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> float:
@@ -42,7 +46,7 @@ class SecondsType(click.ParamType):
             self.fail(f"{value!r}: {error}; expected {times.DURATION_FORMS}", param, ctx)
 
 
-class IntervalsType(click.ParamType):
+class IntervalsType(ParamType):
     name = "seconds,…"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[float, ...]:
@@ -54,29 +58,30 @@ class IntervalsType(click.ParamType):
             self.fail(f"{value!r}: {error}; expected a list such as 5,8,9, each {times.DURATION_FORMS}", param, ctx)
 
 
-class TaskIdType(click.ParamType):
+class TaskIdType(ParamType):
     name = "id"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
         text = str(value).lower()
         try:
-            if str(uuid.UUID(text)) == text:
-                return text
+            canonical = str(uuid.UUID(text)) == text
         except ValueError:
-            pass
-        self.fail(f"{value!r} is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", param, ctx)
+            canonical = False
+        if not canonical:
+            self.fail(f"{value!r} is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", param, ctx)
+        return text
 
 
-class QueueType(click.ParamType):
+class QueueType(ParamType):
     name = "queue"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
-        if re.match(QUEUE_PATTERN, value):
-            return str(value)
-        self.fail(f"{value!r}: expected letters, digits, . _ -, at most 64, not beginning with . or -", param, ctx)
+        if not re.match(QUEUE_PATTERN, value):
+            self.fail(f"{value!r}: expected letters, digits, . _ -, at most 64, not beginning with . or -", param, ctx)
+        return str(value)
 
 
-class PairType(click.ParamType):
+class PairType(ParamType):
     name = "name=value"
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[str, str]:

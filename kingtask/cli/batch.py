@@ -1,0 +1,142 @@
+"""`kingtask submit --from`: tasks as lines of JSON, and for each, in order, a line of JSON that says what became of it.
+
+A line is an object with the fields of a task in PROTOCOL.md; `stdin` is text there, `stdin_b64` any bytes. The
+options of the command line are the defaults. What can be read at once is submitted at once, so a slow writer gets each
+answer soon, and a fast one gets batches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import click
+import msgspec
+
+from kingtask import protocol
+from kingtask.cli import ending, output
+from kingtask.cli.connect import connect
+from kingtask.cli.exit import Exit, exit_for
+from kingtask.clock import monotonic_s, wall_s
+from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
+from kingtask.task import TaskSpec
+
+if TYPE_CHECKING:
+    from kingtask.client import Client
+
+READ_BYTES = 1_048_576
+LONGEST_LINE_BYTES = 8 * protocol.MAX_MESSAGE_BYTES
+"""A message in JSON: each byte may take several."""
+
+
+class Line(NamedTuple):
+    """One line of the input: the task in it, or what is wrong with it."""
+
+    number: int
+    spec: TaskSpec | None
+    error: InvalidRequest | None
+
+
+def submit_lines(
+    source: str, defaults: Mapping[str, Any], *, broker: tuple[str, ...], timeout: float, wait: float | None
+) -> int:
+    """Submit every line of `source` (`-`: standard input); the first exit status that is not 0."""
+    if "id" in defaults or "stdin" in defaults:
+        raise click.UsageError("--id, --key and --stdin do not go with --from: each line has its own.")
+    status = 0
+    number = 0
+    with _opened(source) as file, connect(broker, timeout) as client:
+        for texts in _blocks(file.fileno()):
+            lines = [_line(number + i, text, defaults) for i, text in enumerate(texts, 1) if text.strip()]
+            number += len(texts)
+            for fields, status_of_line in _outcomes(client, lines, wait):
+                output.write_json(fields)
+                status = status or status_of_line
+            if status == Exit.NO_ANSWER:
+                output.note(f"kingtask: no answer, stopped after line {number}")
+                break
+    return status
+
+
+def _opened(source: str) -> IO[bytes]:
+    if source == "-":
+        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+    try:
+        return Path(source).open("rb", buffering=0)
+    except OSError as error:
+        raise click.UsageError(f"--from: cannot read {source}: {error.strerror}.") from None
+
+
+def _blocks(fd: int) -> Iterator[list[bytes]]:
+    """Lines as they come: each time all that are there, waiting for at least one."""
+    rest = b""
+    while data := os.read(fd, READ_BYTES):
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > LONGEST_LINE_BYTES:
+            raise click.UsageError(f"--from: a line is longer than {LONGEST_LINE_BYTES:,} bytes.")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+def _line(number: int, text: bytes, defaults: Mapping[str, Any]) -> Line:
+    try:
+        return Line(number, protocol.parse_task({**defaults, **_fields(text)}, wall_s(), ""), None)
+    except InvalidRequest as error:
+        return Line(number, None, error)
+
+
+def _fields(text: bytes) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"not JSON: {error}", code="malformed") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("expected an object with the fields of a task")
+    if isinstance(fields.get("stdin"), str):
+        fields["stdin"] = fields["stdin"].encode()
+    if "stdin_b64" in fields:
+        try:
+            fields["stdin"] = b64decode(fields.pop("stdin_b64"), validate=True)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"stdin_b64: {error}", field="stdin_b64") from None
+    return fields
+
+
+def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[tuple[dict[str, Any], int]]:
+    """What became of each line, in their order, and the exit status for it."""
+    deadline = monotonic_s() + (wait or 0)
+    submitted = iter(client.submit_many([line.spec for line in lines if line.spec is not None]))
+    if wait is not None:
+        # All are stored before the first is waited for.
+        submitted = iter(list(submitted))
+    for line in lines:
+        if line.error is not None:
+            yield _refused(line, None, line.error)
+            continue
+        outcome = next(submitted)
+        if outcome.error is not None:
+            yield _refused(line, outcome.task.id, outcome.error)
+        elif wait is None:
+            yield {"line": line.number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK
+        else:
+            try:
+                result = ending.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
+            except KingtaskError as error:
+                yield _refused(line, outcome.task.id, error)
+            else:
+                yield {"line": line.number, **output.result_fields(result)}, ending.status_of(result)
+
+
+def _refused(line: Line, task_id: str | None, error: KingtaskError) -> tuple[dict[str, Any], int]:
+    if isinstance(error, RequestRefused):
+        fields = protocol.error_fields(error)
+    else:
+        stored = error.stored if isinstance(error, NoAnswer) else "no"
+        fields = {"code": "no_answer", "message": str(error), "retryable": True, "stored": stored}
+    return {"line": line.number, "id": task_id, "outcome": "error", "error": fields}, exit_for(error)
