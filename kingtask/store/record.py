@@ -46,7 +46,8 @@ def pack_plan(spec: TaskSpec) -> bytes:
 def pack_spec(spec: TaskSpec) -> bytes:
     """What only the worker reads; defaults at the end are left out, so that equal requests are equal bytes."""
     limit_ms = duration_ms(spec.time_limit_s) if spec.time_limit_s else 0
-    fields = [spec.args, spec.stdin, spec.env, limit_ms, spec.stderr or "", spec.tags]
+    env = dict(sorted(spec.env.items())) if spec.env else {}  # a map has no order
+    fields = [spec.args, spec.stdin, env, limit_ms, spec.stderr or "", spec.tags]
     while fields and not fields[-1]:
         del fields[-1]
     return pack(fields)
