@@ -1,0 +1,99 @@
+"""What README and GUIDE show is run: every command, against a real `kingtask dev`, and its output compared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import Block, blocks, matches, promised_output, steps
+from tests.servers import die_with_parent, free_port
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "kingtask" / "GUIDE.md"]
+PATIENCE_S = 60
+
+
+class Desk:
+    """A directory to work in, with `kingtask dev` running its `tasks`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "tasks").mkdir()
+        port = free_port()
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "KINGTASK_BROKER": f"127.0.0.1:{port}",
+            "COLUMNS": "120",
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+        }
+        command = [sys.executable, "-m", "kingtask", "dev", "--port", str(port)]
+        command += ["--bin-path", "tasks", "--data", "data"]
+        self.log = directory / "dev.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (prctl is all it does)
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while subprocess.run([sys.executable, "-m", "kingtask", "ping"], env=self.env, capture_output=True).returncode:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+
+    def run(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.directory,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        return done.stdout
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.name)
+def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Desk]]:
+    made = Desk(tmp_path_factory.mktemp("desk"))
+    yield request.param, made
+    made.close()
+
+
+def test_what_the_page_shows_is_what_happens(desk: tuple[Path, Desk]) -> None:
+    """In the page's order, since later commands build on earlier ones."""
+    page, place = desk
+    found = sorted(blocks(page, "console") + blocks(page, "python"), key=lambda block: block.line)
+    assert found, f"{page.name} shows nothing"
+    wrong = [complaint for block in found for complaint in check(block, place)]
+    assert not wrong, "\n\n".join(wrong)
+
+
+def check(block: Block, place: Desk) -> Iterator[str]:
+    if block.language == "python":
+        (place.directory / "block.py").write_text(block.text)
+        printed = place.run(f"{sys.executable} block.py")
+        if not matches(promised_output(block), printed):
+            yield f"{block}: python block promised\n{promised_output(block)}but printed\n{printed}"
+        return
+    for step in steps(block):
+        printed = place.run(step.command)
+        if not matches(step.expected, printed):
+            yield f"{block}: $ {step.command}\nshown:\n{step.expected}printed:\n{printed}"
