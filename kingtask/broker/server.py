@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -95,6 +96,8 @@ class Broker:
             ",".join(self._config.endpoints),
             ",".join(self._config.wakeup_endpoints),
         )
+        gc.collect()
+        gc.freeze()  # what exists now stays; later collections need not look at it
 
     async def stop(self) -> None:
         """Refuse new requests, answer those under way (at most DRAIN_S), close everything."""

@@ -46,12 +46,14 @@ class Waits:
         self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
 
     def stop(self) -> None:
-        """Answer every wait with the task as it stands, if Redis still answers; idempotent."""
+        """Send every waiting client to another broker; idempotent."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        for task_id in list(self._by_id):
-            self._settle(task_id)
+        stopping = StoreError("stopping", "this broker is stopping; ask another one")
+        for wait in [wait for waits in self._by_id.values() for wait in waits]:
+            self._remove(wait)
+            wait.answer(stopping)
 
     def add(self, task_id: str, timeout_s: float, answer: Answer) -> None:
         wait = _Wait(task_id, answer)

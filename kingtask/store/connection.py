@@ -158,7 +158,8 @@ async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[
             else:
                 _, connection = await loop.create_connection(make, address.host, address.port, ssl=_tls(address))
     except (OSError, TimeoutError, ssl.SSLError) as error:
-        raise StoreError("away", f"cannot connect to {address}: {str(error) or 'no answer'}") from None
+        why = str(error) or "no answer"
+        raise StoreError("away", f"cannot connect to {address} ({why}); is Redis running there? see `redis:`") from None
     try:
         if address.password is not None:
             user = () if address.user is None else (address.user,)
