@@ -66,11 +66,11 @@ def _exit_statuses() -> str:
 )
 @click.version_option(__version__, prog_name="kingtask", message="%(prog)s %(version)s")
 def kingtask() -> None:
-    r"""Run executables now, at an instant, or again after a failure, and read what they printed.
+    """Run executables now, at an instant, or again after a failure, and read what they printed.
 
     \b
     kingtask demo                                  see it work, nothing else needed
     kingtask dev                                   a broker, a worker and their store, to try things with
     kingtask submit --wait example 12 45           run an executable of the workers and print its output
     kingtask submit --at +5m --retry 5,8,9 report  in five minutes, and up to three times again
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are

@@ -51,7 +51,7 @@ class Case:
         return (" ".join((self.name, *self.args)), self.shows, state, self.outcome)
 
 
-@click.command()
+@click.command(short_help="See four tasks run, in a temporary directory.")
 def demo() -> int:
     """Start everything in a temporary directory, run four tasks, show how each ended.
 

@@ -27,7 +27,7 @@ def default_data() -> Path:
     return base / "kingtask" / "dev"
 
 
-@click.command()
+@click.command(short_help="Run a store, a broker and a worker here, to try things.")
 @click.option(
     "--bin-path", metavar="DIR", type=DIRECTORY, multiple=True, help="Executables; again for more.  [default: examples]"
 )

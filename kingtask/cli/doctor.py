@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Examine everything: what is wrong, and what to do about it.")
 @click.option(
     "-c", "--config", metavar="FILE", type=FILE, help="The broker's configuration: examine the Redis it names."
 )

@@ -24,7 +24,7 @@ DEFAULT_LIMIT = 50
 HEADINGS = ("ID", "NAME", "QUEUE", "STATE", "WHEN", "ATTEMPT")
 
 
-@click.command("list")
+@click.command("list", short_help="List tasks by state, queue and time.")
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="[default: those that live]")
 @click.option("--queue", type=QUEUE, metavar="QUEUE", help="Only of this queue.")
 @click.option("--since", metavar="TIME", type=WHEN, help="Ended (scheduled: due) at or after; -1h is an hour ago.")

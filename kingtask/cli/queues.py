@@ -32,7 +32,7 @@ def stats(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
     return Exit.OK
 
 
-@click.command()
+@click.command(short_help="Start nothing more from these queues.")
 @json_option
 @broker_option
 @timeout_option
@@ -52,7 +52,7 @@ def resume(queues: tuple[str, ...], as_json: bool, broker: tuple[str, ...], time
     return _set_paused(queues, False, as_json, broker, timeout)
 
 
-@click.command()
+@click.command(short_help="Ask a broker whether it is there.")
 @json_option
 @broker_option
 @timeout_option

@@ -42,7 +42,7 @@ def requeue(
     broker: tuple[str, ...],
     timeout: float,
 ) -> int:
-    r"""Run tasks that have ended once more. Prints the id of each new task; the old one keeps its result.
+    """Run tasks that have ended once more. Prints the id of each new task; the old one keeps its result.
 
     With --state the new id is derived from the old one, so that a second run of the same command, after the first was
     cut short or for what failed since, makes no task twice.
@@ -50,7 +50,7 @@ def requeue(
     \b
     kingtask list    --state failed --queue mail --since -1h     look
     kingtask requeue --state failed --queue mail --since -1h     and do it
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     if bool(ids) == (state is not None):
         raise click.UsageError("Which tasks? Give their ids, or --state with --queue, --since, --until.")
     if ids and (queue or since or until):

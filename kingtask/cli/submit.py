@@ -28,6 +28,11 @@ class WaitType(ParamType):
         return math.inf if value == FOREVER else SECONDS.convert(value, param, ctx)
 
 
+class WaitOption(click.Option):
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return "--wait[=S]", self.help or ""
+
+
 class SubmitCommand(click.Command):
     """A command whose `--wait` may have a value (`--wait=5`) and whose options end at NAME.
 
@@ -56,9 +61,9 @@ class SubmitCommand(click.Command):
 @task_options
 @click.option(
     "--wait",
-    metavar="",
+    cls=WaitOption,
     type=WaitType(),
-    help="[=S] Wait until it has ended, at most S seconds; its output becomes this command's.",
+    help="Wait until it has ended, or S seconds at most; its output becomes this command's.",
 )
 @click.option(
     "--propagate", is_flag=True, help="With --wait: end with the task's exit status (a signal: 128 + number)."
@@ -82,7 +87,7 @@ def submit(
     timeout: float,
     **options: Any,
 ) -> int:
-    r"""Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
+    """Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
 
     Prints the task's id. With --wait the id goes to stderr and the task's stdout and stderr to stdout and stderr;
     the exit status is 0 if it succeeded, 1 if not, 9 if it has not ended in time.
@@ -91,7 +96,7 @@ def submit(
     kingtask submit --wait example 12 -45
     kingtask submit --at '2026-07-01 08:30' --retry 5,8,9 report --verbose
     kingtask submit --key "nightly $(date +%F)" backup
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     if source is not None:
         if name is not None:
             raise click.UsageError("--from and NAME exclude each other: each line names its executable.")

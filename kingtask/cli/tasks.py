@@ -40,7 +40,7 @@ def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: f
         return each(ids, show)
 
 
-@click.command()
+@click.command(short_help="Wait until tasks have ended, and show their output.")
 @click.option("--timeout", metavar="S", type=SECONDS, help="Wait at most so long (exit status 9).  [default: no limit]")
 @click.option("--propagate", is_flag=True, help="End with the task's exit status (a signal: 128 + number).")
 @json_option

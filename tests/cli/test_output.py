@@ -1,0 +1,51 @@
+"""What is printed for programs and for people."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from kingtask.cli import output
+from kingtask.task import Attempt, Result, State
+
+RESULT = Result(
+    id="6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11",
+    name="x",
+    queue="default",
+    priority=5,
+    state=State.FAILED,
+    created_at=1.5,
+    due_at=1.5,
+    args=("ä", "\n"),
+    reason="exit",
+    stdout=b"\xff\0",
+    stderr="grün\n".encode(),
+    stdout_size=2,
+    stderr_size=6,
+    attempts=(Attempt(number=1, worker="w", started_at=1.0, ended_at=2.0, exit_code=3, stderr_tail=b"\xfe"),),
+)
+
+
+def test_a_result_is_one_line_of_json_with_every_field():
+    line = output.json_line(output.result_fields(RESULT))
+    assert line.count(b"\n") == 1
+    fields = json.loads(line)
+    expected = {field.name for field in msgspec.structs.fields(Result)} - {"stdout"}
+    assert set(fields) == expected | {"stdout_b64", "success", "exit_code", "signal", "truncated"}
+    assert (fields["stdout_b64"], fields["stderr"], fields["args"]) == ("/wA=", "grün\n", ["ä", "\n"])
+    assert fields["attempts"][0]["stderr_tail_b64"] == "/g=="
+
+
+def test_a_row_holds_only_what_a_list_knows():
+    assert "stdout" not in output.row_fields(RESULT)
+    assert output.row_fields(RESULT)["state"] == "failed"
+
+
+def test_nothing_of_a_task_reaches_a_terminal_unescaped():
+    assert output.visible("a\x1b[31mb\r\n\u202eö") == "a\\x1b[31mb\\r\\n\\u202eö"
+    assert "\x1b" not in output.table(("A",), [("\x1b]0;x\x07",)])
+
+
+def test_a_table_is_aligned():
+    assert output.table(("A", "N"), [("long", 1), ("x", 100)], right=(1,)) == "A       N\nlong    1\nx     100"
