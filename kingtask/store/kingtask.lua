@@ -159,8 +159,9 @@ end
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms.
 local function close(c, id, from, to, plan, reason, worker)
   check_move(from, to)
-  leave(c, id, from, plan, worker)
   local key = c.p .. 'task:' .. id
+  if from == 'scheduled' then call('HSET', key, 'due', int(floor(tonumber(call('ZSCORE', c.p .. 'schedule', id))))) end
+  leave(c, id, from, plan, worker)
   if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
   call('HDEL', key, 'place', 'cancel', 'graced')
   call('HSET', key, 'state', to, 'finished', int(c.now), 'reason', reason)
@@ -236,6 +237,7 @@ local function admit(c, queue)
   if call('HEXISTS', key, queue) == 1 then return true end
   if call('HLEN', key) >= c.args.max_queues then return false end
   call('HSET', key, queue, '0')
+  call('HSET', c.p .. 'counts:' .. queue, 'touched', int(c.now))
   return true
 end
 
@@ -444,8 +446,8 @@ local function tick(keys, args)
     housekeep(c)
   end
   settle(c)
-  local found = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', int(c.now + a.window), 'WITHSCORES',
-    'LIMIT', 0, a.upcoming)
+  local found = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', '(' .. int(c.now + a.window + 1),
+    'WITHSCORES', 'LIMIT', 0, a.upcoming)
   local upcoming, last = {}, -1
   for i = 2, #found, 2 do
     local due = floor(tonumber(found[i]))

@@ -9,40 +9,8 @@ import pytest
 from kingtask.store import calls
 from kingtask.store.calls import Policy
 from kingtask.task import State
+from tests.store.listener import ANSWER_S, Listener
 from tests.store.syncstore import START_MS, TimedStore
-
-CHANNELS = ("due", "ready", "cancel", "ended")
-ANSWER_S = 10.0
-
-
-class Listener:
-    """Hears a namespace's channels."""
-
-    def __init__(self, store: TimedStore) -> None:
-        self._store = store
-        self._pubsub = store.client.pubsub()
-        self._pubsub.subscribe(*(store.keys.channel(what) for what in CHANNELS))
-        for _ in CHANNELS:
-            self._next()
-
-    def heard(self) -> list[tuple[str, str]]:
-        """What was published since the last call, in order."""
-        mark = "that is all"
-        self._store.client.publish(self._store.keys.channel("ended"), mark)
-        heard: list[tuple[str, str]] = []
-        while True:
-            message = self._next()
-            if message["data"] == mark.encode():
-                return heard
-            heard.append((message["channel"].decode().rpartition(":")[2], message["data"].decode()))
-
-    def _next(self) -> dict[str, bytes]:
-        message: dict[str, bytes] | None = self._pubsub.get_message(timeout=ANSWER_S)
-        assert message is not None, "nothing was published"
-        return message
-
-    def close(self) -> None:
-        self._pubsub.close()
 
 
 @pytest.fixture
@@ -61,6 +29,7 @@ def test_cancel_before_it_runs_is_the_end(store: TimedStore) -> None:
     for task in (scheduled, ready):
         result = store.get(task)
         assert (result.state, result.reason, result.attempts) == (State.CANCELLED, "cancelled", ())
+        assert result.due_at == START_MS / 1000 + (5 if task == scheduled else 0)
     store.pass_ms(5000)
     assert store.tick().ready == []
     assert store.claim(5) == []

@@ -1,0 +1,340 @@
+"""What the store promises, in plain Python: lists and dicts, no index, no fraction, nothing clever.
+
+The state machine of test_machine.py does the same things to this and to a real server, and compares. Times are
+milliseconds of the test's clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kingtask.store.calls import Fence, Policy
+from kingtask.task import TERMINAL, State, TaskSpec
+
+OUTAGE_MS = 3000
+MAX_GRACED = 3
+WINDOW_MS = 60_000
+
+
+@dataclass
+class Task:
+    id: str
+    spec: TaskSpec
+    created: int
+    state: State
+    due: int
+    order: int
+    """Among the scheduled: place among those of the same instant. Among the ready: place in its priority."""
+    origin: str | None = None
+    attempt: int = 0
+    token: bytes | None = None
+    worker: str = ""
+    claimed: int = 0
+    lease_end: int = 0
+    failures: int = 0
+    lost: int = 0
+    graced: int = 0
+    cancel: bool = False
+    watched: bool = False
+    attempts: list[tuple[int, str]] = field(default_factory=list)
+    """Number and reason of each that has ended."""
+    finished: int = 0
+    reason: str = ""
+    keep: int = 0
+    stdout: bytes = b""
+
+    @property
+    def queue(self) -> str:
+        return self.spec.queue
+
+    @property
+    def expires(self) -> int:
+        return ms(self.spec.expires_at or 0)
+
+    @property
+    def fence(self) -> Fence:
+        return Fence(self.id, self.attempt, self.token or b"")
+
+
+def ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+class Model:
+    def __init__(self, policy: Policy, now: int) -> None:
+        self.policy = policy
+        self.now = now
+        self.tasks: dict[str, Task] = {}
+        self.queues: dict[str, bool] = {}
+        """Name to paused."""
+        self.published: list[tuple[str, str]] = []
+        self._order = 0
+        self._ticked = 0
+        self._returned = 0
+
+    # ── what is where ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def scheduled(self) -> list[Task]:
+        return sorted(self._in(State.SCHEDULED), key=lambda task: (task.due, task.order))
+
+    def ready(self, queue: str) -> list[Task]:
+        tasks = [task for task in self._in(State.READY) if task.queue == queue]
+        return sorted(tasks, key=lambda task: (-task.spec.priority, task.order))
+
+    def running(self) -> list[Task]:
+        return self._in(State.RUNNING)
+
+    def _in(self, state: State) -> list[Task]:
+        return [task for task in self.tasks.values() if task.state is state]
+
+    def _next(self) -> int:
+        self._order += 1
+        return self._order
+
+    # ── operations ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, specs: list[TaskSpec]) -> tuple[list[str], dict[str, int], list[int]]:
+        """Outcomes, tasks that became ready by queue, instants."""
+        earliest = self._earliest()
+        outcomes, gained, dues = [], Counter[str](), []
+        for spec in specs:
+            assert spec.id is not None
+            known = self.tasks.get(spec.id)
+            refused = None if known else self._refusal(spec.queue)
+            if known:
+                outcomes.append("exists" if known.spec == spec else "conflict")
+            elif refused:
+                outcomes.append(refused)
+            else:
+                due = self.now + ms(spec.delay_s) if spec.delay_s else ms(spec.start_at)
+                later = due > self.now
+                state = State.SCHEDULED if later else State.READY
+                self.tasks[spec.id] = Task(spec.id, spec, self.now, state, due or self.now, self._next())
+                outcomes.append(state.value)
+                if later:
+                    dues.append(due)
+                else:
+                    gained[spec.queue] += 1
+        self._announce(earliest, dues)
+        return outcomes, dict(gained), dues
+
+    def requeue(self, task_id: str, new_id: str) -> str:
+        if new_id in self.tasks:
+            return "exists" if self.tasks[new_id].origin == task_id else "conflict"
+        old = self.tasks.get(task_id)
+        if old is None:
+            return "missing"
+        if old.state not in TERMINAL:
+            return old.state.value
+        refused = self._refusal(old.queue)
+        if refused:
+            return refused
+        spec = msgspec.structs.replace(old.spec, id=new_id, start_at=0.0, delay_s=0.0, expires_at=None)
+        self.tasks[new_id] = Task(new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id)
+        self._publish("ready", f"{old.queue} 1")
+        return "ready"
+
+    def tick(self) -> tuple[dict[str, int], list[int], int]:
+        """Tasks that became ready by queue, upcoming instants, attempts lost."""
+        if self._ticked and self.now - self._ticked > OUTAGE_MS:
+            self._returned = self.now
+        self._ticked = self.now
+        gained = Counter[str]()
+        for task in self.scheduled():
+            if task.due > self.now:
+                continue
+            if self._too_late(task):
+                self._close(task, State.EXPIRED, "expires_at")
+            else:
+                task.state, task.order = State.READY, self._next()
+                gained[task.queue] += 1
+        lost = 0
+        forgiven = self._returned + self.policy.lease_ms
+        for task in self.running():
+            if task.lease_end > self.now:
+                continue
+            if self.now < forgiven and task.graced < MAX_GRACED:
+                task.lease_end = forgiven
+                task.graced += 1
+                continue
+            lost += 1
+            task.lost += 1
+            task.token = None
+            task.attempts.append((task.attempt, "lost"))
+            if task.cancel:
+                self._close(task, State.CANCELLED, "lost")
+            elif task.spec.on_lost == "fail" or task.lost >= self.policy.max_lost:
+                self._close(task, State.FAILED, "lost")
+            else:
+                self._give_back(task)
+                gained[task.queue] += 1
+        for task in [*self._in(State.SCHEDULED), *self._in(State.READY)]:
+            if self._too_late(task):
+                self._close(task, State.EXPIRED, "expires_at")
+        upcoming = sorted({task.due for task in self.scheduled() if task.due <= self.now + WINDOW_MS})
+        return dict(gained), upcoming, lost
+
+    def claim(self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool = False) -> list[Task]:
+        if again:
+            mine = [task for task in self.running() if task.worker == worker and task.token == token]
+            if mine:
+                return mine
+        claimed: list[Task] = []
+        for queue in queues:
+            for task in [] if self.queues.get(queue) else self.ready(queue):
+                if len(claimed) == n:
+                    break
+                if self._too_late(task):
+                    self._close(task, State.EXPIRED, "expires_at")
+                    continue
+                task.state = State.RUNNING
+                task.attempt += 1
+                task.token, task.worker, task.claimed, task.graced = token, worker, self.now, 0
+                task.lease_end = self.now + self.policy.lease_ms
+                claimed.append(task)
+        return claimed
+
+    def extend(self, worker: str, held: list[Fence], claims: list[bytes]) -> list[str]:
+        answers, known = [], set()
+        for fence in held:
+            task = self._holder(fence)
+            if task is None or task.state is not State.RUNNING:
+                answers.append("fenced")
+                continue
+            task.lease_end = self.now + self.policy.lease_ms
+            known.add(task.id)
+            answers.append("cancel" if task.cancel else "ok")
+        woken = Counter[str]()
+        for task in self.running():
+            if task.worker == worker and task.id not in known and task.token not in claims:
+                self._hand_back(task, woken)
+        self._wake(woken)
+        return answers
+
+    def finish(self, ended: list[tuple[Fence, str, bytes]]) -> list[str]:
+        """Fence, verdict and output of each."""
+        earliest = self._earliest()
+        answers, dues = [], []
+        for fence, verdict, stdout in ended:
+            task = self._holder(fence)
+            if task is None:
+                answers.append("fenced")
+                continue
+            if task.state is not State.RUNNING:
+                answers.append("recorded")
+                continue
+            reason = "" if verdict == "succeeded" else "exit"
+            task.attempts.append((task.attempt, reason))
+            task.failures += verdict != "succeeded"
+            if verdict == "succeeded":
+                self._close(task, State.SUCCEEDED, reason)
+            elif task.cancel:
+                self._close(task, State.CANCELLED, reason)
+            elif verdict == "final" or task.failures > len(task.spec.retry):
+                self._close(task, State.FAILED, reason)
+            else:
+                task.state, task.reason = State.SCHEDULED, reason
+                task.due = self.now + ms(task.spec.retry[task.failures - 1])
+                task.order = self._next()
+                dues.append(task.due)
+            if task.state in TERMINAL:
+                task.stdout = stdout
+            answers.append(task.state.value)
+        self._announce(earliest, dues)
+        return answers
+
+    def release(self, fences: list[Fence]) -> list[str]:
+        answers, woken = [], Counter[str]()
+        for fence in fences:
+            task = self._holder(fence)
+            if task is None or task.state is not State.RUNNING:
+                answers.append("fenced")
+            else:
+                self._hand_back(task, woken)
+                answers.append(task.state.value)
+        self._wake(woken)
+        return answers
+
+    def cancel(self, task_id: str) -> str:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "missing"
+        found = task.state
+        if found in (State.SCHEDULED, State.READY):
+            self._close(task, State.CANCELLED, "cancelled")
+        elif found is State.RUNNING:
+            task.cancel = True
+            self._publish("cancel", f"{task.worker} {task.id}")
+        return found.value
+
+    def wait(self, task_id: str) -> str:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "missing"
+        task.watched = task.state not in TERMINAL
+        return task.state.value
+
+    def pause(self, queue: str, *, paused: bool) -> str:
+        if queue not in self.queues and len(self.queues) >= self.policy.max_queues:
+            return "queues"
+        self.queues[queue] = paused
+        waiting = len(self.ready(queue))
+        if not paused and waiting:
+            self._publish("ready", f"{queue} {waiting}")
+        return "ok"
+
+    # ── parts of them ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refusal(self, queue: str) -> str | None:
+        if queue not in self.queues:
+            if len(self.queues) >= self.policy.max_queues:
+                return "queues"
+            self.queues[queue] = False
+        waiting = sum(task.queue == queue for task in [*self._in(State.SCHEDULED), *self._in(State.READY)])
+        return "full" if waiting >= self.policy.max_queue_length else None
+
+    def _too_late(self, task: Task) -> bool:
+        return 0 < task.expires <= self.now
+
+    def _holder(self, fence: Fence) -> Task | None:
+        task = self.tasks.get(fence.id)
+        if task is None or task.token is None or (task.attempt, task.token) != (fence.number, fence.token):
+            return None
+        return task
+
+    def _hand_back(self, task: Task, woken: Counter[str]) -> None:
+        task.attempts.append((task.attempt, "released"))
+        if task.cancel:
+            self._close(task, State.CANCELLED, "cancelled")
+        else:
+            self._give_back(task)
+            woken[task.queue] += 1
+
+    def _give_back(self, task: Task) -> None:
+        """To ready, at its old place: `order` has not changed since it was claimed."""
+        task.state, task.token = State.READY, None
+
+    def _close(self, task: Task, state: State, reason: str) -> None:
+        task.state, task.reason, task.finished, task.cancel = state, reason, self.now, False
+        keep = ms(task.spec.keep_result_s or 0) or self.policy.keep_ms
+        task.keep = max(keep, self.policy.failed_keep_ms) if state is State.FAILED else keep
+        if task.watched:
+            self._publish("ended", task.id)
+        task.watched = False
+
+    def _earliest(self) -> int | None:
+        return min((task.due for task in self._in(State.SCHEDULED)), default=None)
+
+    def _announce(self, earliest: int | None, dues: list[int]) -> None:
+        if dues and (earliest is None or min(dues) < earliest):
+            self._publish("due", str(min(dues)))
+
+    def _wake(self, woken: Counter[str]) -> None:
+        for queue, n in woken.items():
+            self._publish("ready", f"{queue} {n}")
+
+    def _publish(self, what: str, text: str) -> None:
+        self.published.append((what, text))

@@ -1,0 +1,85 @@
+"""The library on a server: loaded once, beside others, under names that carry its hash."""
+
+from __future__ import annotations
+
+import re
+from uuid import uuid4
+
+import pytest
+import redis
+
+from kingtask.store import calls
+from kingtask.store.library import Library, shipped
+from tests.servers import RedisServer
+from tests.store import keyspace
+from tests.store.syncstore import SyncStore, TimedStore, load
+
+FUNCTIONS = set(
+    "submit requeue tick claim extend finish finish_cut release cancel pause wait open get states list stats".split()
+)
+
+
+def library_names(client: redis.Redis) -> dict[str, set[str]]:
+    found = {}
+    for library in client.function_list():
+        fields = dict(zip(library[::2], library[1::2], strict=True))
+        functions = [dict(zip(row[::2], row[1::2], strict=True)) for row in fields[b"functions"]]
+        found[fields[b"library_name"].decode()] = {row[b"name"].decode() for row in functions}
+    return found
+
+
+def test_loading_it_again_says_that_it_exists(server: RedisServer) -> None:
+    client = server.client()
+    load(client, shipped())
+    with pytest.raises(redis.ResponseError, match="already exists"):
+        client.function_load(shipped().text)
+
+
+def test_every_name_carries_the_hash_of_the_text(server: RedisServer) -> None:
+    client, library = server.client(), shipped()
+    load(client, library)
+    assert re.fullmatch(r"[0-9a-f]{12}", library.hash)
+    functions = library_names(client)[f"kingtask_{library.hash}"]
+    assert all(re.fullmatch(rf"kingtask_[a-z_]+_{library.hash}", name) for name in functions)
+    assert "@HASH@" not in library.text
+
+
+def test_every_call_has_its_function_and_no_other_is_there(server: RedisServer) -> None:
+    client, library = server.client(), shipped()
+    load(client, library)
+    assert library_names(client)[f"kingtask_{library.hash}"] == {library.function(name) for name in FUNCTIONS}
+
+
+def test_two_versions_work_side_by_side_on_one_namespace(server: RedisServer, store: TimedStore) -> None:
+    """As during an upgrade: an old broker and a new worker share the schema."""
+    newer = Library(store.library.template + "\n-- the next release\n")
+    assert newer.hash != store.library.hash
+    other = SyncStore(server.client(), store.keys.namespace, newer)
+    task = store.put()
+    claims = other.ask(calls.claim(store.policy, "w1", ["default"], 1, b"t" * 16))
+    assert [claimed.id for claimed in claims.tasks] == [task]
+    assert store.end(calls.Fence(task, 1, b"t" * 16)) == "succeeded"
+
+
+def test_the_shipped_library_reads_the_servers_clock(server: RedisServer) -> None:
+    """All other tests set the clock; this one lets the server's run."""
+    store = SyncStore(server.client(), uuid4().hex)
+    policy = calls.Policy()
+    timed = TimedStore(store.client, store.keys.namespace)
+    before_s, before_us = store.client.time()
+    spec = timed.spec()
+    submitted = store.ask(calls.submit(policy, [calls.prepare(spec.id or "", spec)]))
+    after_s, after_us = store.client.time()
+    assert before_s * 1_000_000 + before_us <= submitted.now_us <= after_s * 1_000_000 + after_us
+    (claimed,) = store.ask(calls.claim(policy, "w1", ["default"], 1, b"t" * 16)).tasks
+    assert submitted.now_us // 1000 <= claimed.claimed_ms
+    ended = timed.ended(calls.Fence(claimed.id, 1, b"t" * 16))
+    assert store.ask(calls.finish(policy, "w1", [ended])).answers == ["succeeded"]
+    keyspace.check(keyspace.dump(store.client, store.keys))
+    keyspace.remove(store.client, store.keys)
+
+
+def test_open_writes_schema_and_cluster_once(store: TimedStore) -> None:
+    now_us, schema, cluster = store.ask(calls.open_namespace(1, "first"))
+    assert (now_us, schema, cluster) == (store.now_ms * 1000, 1, "first")
+    assert store.ask(calls.open_namespace(2, "second"))[1:] == (1, "first")

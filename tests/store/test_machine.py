@@ -1,0 +1,303 @@
+"""Random stories, told to a real server and to the model; after each step both must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import hypothesis.strategies as st
+import msgspec
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from kingtask.protocol import unpack_raw
+from kingtask.store import calls
+from kingtask.store.calls import Fence, Policy
+from kingtask.task import TERMINAL, State, TaskSpec
+from tests.servers import RedisServer
+from tests.store import keyspace
+from tests.store.listener import Listener
+from tests.store.model import Model, Task
+from tests.store.syncstore import START_MS, TimedStore, with_id
+
+POLICY = Policy(max_queues=3, max_queue_length=8, max_lost=2)
+QUEUES = ["default", "q", "r", "one-too-many"]
+WORKERS = ["w1", "w2"]
+
+moments = st.sampled_from([0.0, 0.001, 0.002, 1.0, 10.0, 59.0, 60.0, 61.0])
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.sampled_from(QUEUES),
+        "priority": st.integers(4, 6),
+        "delay_s": moments,
+        "start_at": moments.map(lambda s: START_MS / 1000 + s - 1),
+        "retry": st.lists(st.sampled_from([0.0, 0.5, 3.0, 20.0]), max_size=3).map(tuple),
+        "expires_at": moments.map(lambda s: START_MS / 1000 + s),
+        "keep_result_s": st.sampled_from([100.0, 1e6]),
+        "on_lost": st.just("fail"),
+    },
+).map(lambda given: {k: v for k, v in given.items() if k != "start_at" or not given.get("delay_s")})
+picks = st.integers(0, 10_000)
+"""Chooses one of whatever there is at that moment."""
+verdicts = st.sampled_from(["succeeded", "failed", "failed", "final"])
+
+
+class StoreMachine(RuleBasedStateMachine):
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__()
+        self.store = TimedStore(client, uuid4().hex, POLICY)
+        self.listener = Listener(self.store)
+        self.model = Model(POLICY, self.store.now_ms)
+        self.fences: list[Fence] = []
+        """All that were ever given out, most of them stale."""
+        self.unheard: list[tuple[str, bytes]] = []
+        """Worker and token of claims whose reply was lost."""
+
+    def teardown(self) -> None:
+        self.listener.close()
+        keyspace.remove(self.store.client, self.store.keys)
+
+    # ── tasks in ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(given=st.lists(fields, min_size=1, max_size=4))
+    def submit(self, given: list[dict[str, Any]]) -> None:
+        self._submit([self.store.spec(**one) for one in given])
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(pick=picks, change=st.sampled_from([{}, {}, {"priority": 9}, {"delay_s": 7.0, "start_at": 0.0}]))
+    def submit_a_known_id(self, pick: int, change: dict[str, Any]) -> None:
+        self._submit([with_id(self._task(pick).spec, **change), self.store.spec()])
+
+    def _submit(self, specs: list[TaskSpec]) -> None:
+        found = self.store.submit(*specs)
+        assert (found.outcomes, dict(found.ready), found.due_ms) == self.model.submit(specs)
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(pick=picks, other=st.none() | picks)
+    def requeue(self, pick: int, other: int | None) -> None:
+        old = self._task(pick).id
+        new = self.store.new_id() if other is None else self._task(other).id
+        assert self.store.requeue(old, new)[0] == self.model.requeue(old, new)
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(ms=st.sampled_from([1, 499, 500, 1000, 2999, 3001, 14_999, 15_000, 100_000, -2000]))
+    def time_passes(self, ms: int) -> None:
+        self.model.now = self.store.pass_ms(ms)
+
+    @precondition(lambda self: self.model.scheduled())
+    @rule(before_ms=st.integers(0, 1))
+    def the_next_instant_comes(self, before_ms: int) -> None:
+        self.model.now = self.model.scheduled()[0].due - before_ms
+        self.store.at(self.model.now, us=999)
+
+    @rule(housekeep=st.booleans())
+    def tick(self, housekeep: bool) -> None:
+        found = self.store.tick(housekeep=housekeep)
+        assert (dict(found.ready), found.upcoming_ms, found.lost) == self.model.tick()
+        assert (found.complete, found.more) == (True, False)
+
+    @rule(seconds=st.integers(1, 16))
+    def seconds_pass(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.time_passes(1000)
+            self.tick(housekeep=False)
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(worker=st.sampled_from(WORKERS), queues=st.permutations(QUEUES[:3]), n=st.integers(1, 4), heard=st.booleans())
+    def claim(self, worker: str, queues: list[str], n: int, heard: bool) -> None:
+        token = self.store.new_token()
+        self._claim(worker, queues, n, token, again=False)
+        if not heard:
+            self.unheard.append((worker, token))
+
+    @precondition(lambda self: self.unheard)
+    @rule(pick=picks, n=st.integers(1, 4))
+    def claim_again(self, pick: int, n: int) -> None:
+        worker, token = self.unheard[pick % len(self.unheard)]
+        self._claim(worker, ["default"], n, token, again=True)
+
+    def _claim(self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool) -> None:
+        found = self.store.claim(n, worker=worker, queues=queues, token=token, again=again)
+        wanted = self.model.claim(worker, queues, n, token, again=again)
+        order: Callable[[tuple[Any, ...]], Any] = (lambda row: row) if again else (lambda row: 0)  # a hash has no order
+        assert sorted(
+            ((task.id, task.number, task.queue, task.due_ms, task.fail_if_lost, task.claimed_ms) for task in found),
+            key=order,
+        ) == sorted(
+            (
+                (task.id, task.attempt, task.queue, task.due, task.spec.on_lost == "fail", task.claimed)
+                for task in wanted
+            ),
+            key=order,
+        )
+        self.fences += [task.fence for task in wanted if task.fence not in self.fences]
+
+    @rule(worker=st.sampled_from(WORKERS), forget=st.sets(picks, max_size=2), stale=st.lists(picks, max_size=2))
+    def extend(self, worker: str, forget: set[int], stale: list[int]) -> None:
+        unheard = [token for _, token in self.unheard]
+        held = [task.fence for task in self.model.running() if task.worker == worker and task.token not in unheard]
+        held = [fence for i, fence in enumerate(held) if i not in {pick % len(held) for pick in forget}]
+        held += [self._fence(pick) for pick in stale if self.fences]
+        claims = unheard[-1:]
+        assert self.store.extend(*held, worker=worker, claims=claims) == self.model.extend(worker, held, claims)
+
+    @precondition(lambda self: self.fences)
+    @rule(picked=st.lists(st.tuples(picks, verdicts), min_size=1, max_size=3), cut=st.booleans())
+    def finish(self, picked: list[tuple[int, str]], cut: bool) -> None:
+        ended = [(self._fence(pick), verdict, str(pick).encode()) for pick, verdict in picked]
+        for worker in WORKERS:
+            theirs = [row for row in ended if self._worker(row[0]) == worker]
+            rows = [self.store.ended(fence, verdict, stdout=stdout) for fence, verdict, stdout in theirs]
+            assert self.store.finish(*rows, worker=worker, cut=cut) == self.model.finish(theirs)
+
+    @precondition(lambda self: self.fences)
+    @rule(picked=st.lists(picks, min_size=1, max_size=3))
+    def release(self, picked: list[int]) -> None:
+        fences = [self._fence(pick) for pick in picked]
+        for worker in WORKERS:
+            theirs = [fence for fence in fences if self._worker(fence) == worker]
+            assert self.store.release(*theirs, worker=worker) == self.model.release(theirs)
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        task_id = self._task(pick).id
+        assert self.store.cancel(task_id) == self.model.cancel(task_id)
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(pick=picks)
+    def wait(self, pick: int) -> None:
+        task_id = self._task(pick).id
+        assert self.store.ask(calls.wait(task_id)) == self.model.wait(task_id)
+
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
+    def pause(self, queue: str, paused: bool) -> None:
+        assert self.store.pause(queue, paused) == self.model.pause(queue, paused=paused)
+
+    @precondition(lambda self: any(task.state in TERMINAL for task in self.model.tasks.values()))
+    @rule(pick=picks)
+    def a_record_has_had_its_time(self, pick: int) -> None:
+        ended = [task.id for task in self.model.tasks.values() if task.state in TERMINAL]
+        task_id = ended[pick % len(ended)]
+        self.store.client.delete(self.store.keys.task(task_id))
+        del self.model.tasks[task_id]
+
+    # ── choosing ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _task(self, pick: int) -> Task:
+        return list(self.model.tasks.values())[pick % len(self.model.tasks)]
+
+    def _fence(self, pick: int) -> Fence:
+        """Mostly one that is valid now, else any that ever was."""
+        valid = [task.fence for task in self.model.running()]
+        choice = valid if valid and pick % 3 else self.fences
+        return choice[pick % len(choice)]
+
+    def _worker(self, fence: Fence) -> str:
+        task = self.model.tasks.get(fence.id)
+        return task.worker if task else WORKERS[0]
+
+    # ── comparing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @invariant()
+    def the_same_was_published(self) -> None:
+        wanted, self.model.published = self.model.published, []
+        assert sorted(self.listener.heard()) == sorted(wanted)
+
+    @invariant()
+    def all_is_the_same(self) -> None:
+        view = keyspace.dump(self.store.client, self.store.keys)
+        keyspace.check(view, max_queues=POLICY.max_queues)
+        assert {key for key in view if key.startswith("task:")} == {f"task:{task_id}" for task_id in self.model.tasks}
+        for task in self.model.tasks.values():
+            assert shown(view[f"task:{task.id}"]) == expected(task), task.id
+        assert in_order(view, "schedule") == [task.id for task in self.model.scheduled()]
+        assert [int(float(score)) for score in scores(view, "schedule")] == [
+            task.due for task in self.model.scheduled()
+        ]
+        for queue in QUEUES:
+            assert in_order(view, f"ready:{queue}") == [task.id for task in self.model.ready(queue)]
+        leases = {task.id: task.lease_end for task in self.model.running()}
+        running = zip(in_order(view, "running"), scores(view, "running"), strict=True)
+        assert {task_id: int(score) for task_id, score in running} == leases
+        names = view["queues"].value if "queues" in view else {}
+        assert {name.decode(): paused == b"1" for name, paused in names.items()} == self.model.queues
+
+
+def in_order(view: keyspace.Dump, key: str) -> list[str]:
+    return [member.decode() for member in view[key].value] if key in view else []
+
+
+def scores(view: keyspace.Dump, key: str) -> list[bytes]:
+    return list(view[key].value.values()) if key in view else []
+
+
+def shown(entry: keyspace.Entry) -> dict[str, Any]:
+    """A task's hash in the words of the model."""
+    text = {name.decode(): value for name, value in entry.value.items()}
+    state = State(text["state"].decode())
+    records = [unpack_raw(value) for name, value in text.items() if name.startswith("attempt:")]
+    return {
+        "state": state,
+        "created": int(text["created"]),
+        "due": None if state is State.SCHEDULED else int(text.get("due", 0)),
+        "origin": text["origin"].decode() if "origin" in text else None,
+        "attempt": int(text.get("attempt", 0)),
+        "token": text.get("token"),
+        "worker": text.get("worker", b"").decode(),
+        "claimed": int(text.get("claimed", 0)),
+        "failures": int(text.get("failures", 0)),
+        "lost": int(text.get("lost", 0)),
+        "graced": int(text.get("graced", 0)),
+        "cancel": "cancel" in text,
+        "watched": "watched" in text,
+        "attempts": sorted((record[0], record[4].decode()) for record in records),
+        "finished": int(text.get("finished", 0)),
+        "reason": text.get("reason", b"").decode(),
+        "stdout": text.get("out", b""),
+        # Its TTL runs by the server's own clock: a minute is room enough for any run.
+        "keep": 0 if entry.ttl_ms < 0 else -(-entry.ttl_ms // 60_000),
+    }
+
+
+def expected(task: Task) -> dict[str, Any]:
+    return {
+        "state": task.state,
+        "created": task.created,
+        "due": None if task.state is State.SCHEDULED else task.due,
+        "origin": task.origin,
+        "attempt": task.attempt,
+        "token": task.token,
+        "worker": task.worker,
+        "claimed": task.claimed,
+        "failures": task.failures,
+        "lost": task.lost,
+        "graced": task.graced if task.state is State.RUNNING else 0,
+        "cancel": task.cancel,
+        "watched": task.watched,
+        "attempts": task.attempts,
+        "finished": task.finished,
+        "reason": task.reason,
+        "stdout": task.stdout,
+        "keep": -(-task.keep // 60_000),
+    }
+
+
+def test_the_store_does_what_the_model_says(server: RedisServer) -> None:
+    client = server.client()
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: StoreMachine(client),
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
