@@ -48,14 +48,18 @@ def show(value: Any) -> str:
         case str():
             return ascii(value) if len(value) <= SHOWN else f"{value[:SHOWN]!a}… ({len(value):,} characters)"
         case bytes():
-            return f"binary of {len(value):,} bytes"
+            return f"binary of {_many(len(value), 'byte', 'bytes')}"
         case list() | tuple():
-            return f"an array of {len(value):,} entries"
+            return f"an array of {_many(len(value), 'entry', 'entries')}"
         case dict():
-            return f"a map of {len(value):,} entries"
+            return f"a map of {_many(len(value), 'entry', 'entries')}"
         case _:
             text = ascii(value)
             return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def _many(n: int, one: str, many: str) -> str:
+    return f"{n:,} {one if n == 1 else many}"
 
 
 def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
@@ -108,7 +112,8 @@ def _explain_fields(value: dict[Any, Any], shape: inspect.StructType, path: str)
             return _refusal(path, f"expected strings as keys, got {show(key)}")
         if key not in names and key != shape.tag_field:
             meant = nearest(key, names)
-            return _refusal(_under(path, key[:SHOWN]), "unknown field" + (f"; did you mean {meant}?" if meant else ""))
+            name = key[:SHOWN] if key.isprintable() else ascii(key[:SHOWN])
+            return _refusal(_under(path, name), "unknown field" + (f"; did you mean {meant}?" if meant else ""))
     for field in shape.fields:
         if field.required and field.encode_name not in value:
             return _refusal(_under(path, field.encode_name), "this field is required")
@@ -120,7 +125,6 @@ def _under(path: str, name: str) -> str:
 
 
 def _refusal(path: str, message: str) -> InvalidRequest:
-    path = path if path.isprintable() else ascii(path)
     return InvalidRequest(f"{path}: {message}" if path else message, field=path or None)
 
 
