@@ -1,0 +1,140 @@
+"""The asyncio client: plans run as coroutines, over one connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from kingtask.client import address as addresses
+from kingtask.client import fork
+from kingtask.client.line import Line, Waiter
+from kingtask.client.operations import Operations
+from kingtask.client.plan import Flow, Found, Plan
+from kingtask.client.tasks import AsyncTask
+from kingtask.clock import monotonic_s, wall_s
+from kingtask.errors import ClientClosed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _method(
+    plan: Callable[Concatenate[Operations[AsyncTask], P], Plan[R]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
+    @wraps(plan)
+    async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._run(plan(self._operations, *args, **kwargs))
+
+    return method
+
+
+def _iterating(
+    flow: Callable[Concatenate[Operations[AsyncTask], P], Flow[R]],
+) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[R]]:
+    @wraps(flow)
+    def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        return self._iterate(flow(self._operations, *args, **kwargs))
+
+    return method
+
+
+class AsyncClient:
+    """Client for asyncio: the same methods, awaited (and `async for` over what Client iterates over).
+
+    Thousands of calls may be under way at a time. It belongs to the event loop that it is first used on, until it is
+    closed or that loop is; it is not for use by several threads.
+    """
+
+    def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
+        self._endpoints = addresses.endpoints(address)
+        self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
+        self._line: Line | None = None
+        self._closed = False
+        fork.watch(self)
+
+    submit = _method(Operations[AsyncTask].submit)
+    submit_many = _method(Operations[AsyncTask].submit_many)
+    map = _method(Operations[AsyncTask].map)
+    as_completed = _iterating(Operations[AsyncTask].as_completed)
+    get = _method(Operations[AsyncTask].get)
+    wait = _method(Operations[AsyncTask].wait)
+    result = _method(Operations[AsyncTask].result)
+    cancel = _method(Operations[AsyncTask].cancel)
+    requeue = _method(Operations[AsyncTask].requeue)
+    list = _iterating(Operations[AsyncTask].list)
+    stats = _method(Operations[AsyncTask].stats)
+    pause = _method(Operations[AsyncTask].pause)
+    resume = _method(Operations[AsyncTask].resume)
+    ping = _method(Operations[AsyncTask].ping)
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end with NoAnswer. Idempotent."""
+        self._closed = True
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def disown(self) -> Sequence[object]:
+        """In the child after a fork: forget the line, which is the parent's."""
+        line, self._line = self._line, None
+        return [] if line is None else [line]
+
+    def _task(self, task_id: str, name: str | None) -> AsyncTask:
+        return AsyncTask(self, task_id, name)
+
+    def _connected(self) -> Line:
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        line = self._line
+        loop = asyncio.get_running_loop()
+        if line is not None and line.loop is not loop:
+            if not line.loop.is_closed():
+                raise RuntimeError(f"{self!r} is bound to a different event loop")
+            line.close()
+            line = None
+        if line is None:
+            line = self._line = Line(self._endpoints)
+        return line
+
+    async def _run(self, plan: Plan[R]) -> R:
+        try:
+            calls = next(plan)  # what is wrong with the arguments shows before anything is connected
+            line, waiter = self._connected(), Waiter()
+            try:
+                while True:
+                    calls = plan.send(await line.exchange(calls, waiter))
+            finally:
+                line.abandon(waiter)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+
+    async def _iterate(self, flow: Flow[R]) -> AsyncIterator[R]:
+        waiter = Waiter()
+        line: Line | None = None
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Found):
+                    yield step.value
+                    step = next(flow)
+                else:
+                    line = self._connected()
+                    step = flow.send(await line.exchange(step, waiter))
+        except StopIteration:
+            return
+        finally:
+            flow.close()
+            if line is not None:
+                line.abandon(waiter)

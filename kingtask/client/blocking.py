@@ -1,0 +1,117 @@
+"""The blocking client: plans run on a channel of the calling thread; no thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from kingtask.client import address as addresses
+from kingtask.client.channel import Channel
+from kingtask.client.operations import Operations
+from kingtask.client.plan import Flow, Found, Plan
+from kingtask.client.pool import Pool
+from kingtask.client.tasks import Task
+from kingtask.clock import monotonic_s, wall_s
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _method(plan: Callable[Concatenate[Operations[Task], P], Plan[R]]) -> Callable[Concatenate[Client, P], R]:
+    @wraps(plan)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._run(plan(self._operations, *args, **kwargs))
+
+    return method
+
+
+def _iterating(
+    flow: Callable[Concatenate[Operations[Task], P], Flow[R]],
+) -> Callable[Concatenate[Client, P], Iterator[R]]:
+    @wraps(flow)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        return self._iterate(flow(self._operations, *args, **kwargs))
+
+    return method
+
+
+class Client:
+    """Submits tasks and asks about them; every method blocks until it has its answer.
+
+    `address` is one broker or several: `host:port`, `tcp://host:port`, `ipc://path`; one that does not answer is left
+    for the next. `timeout` (seconds) bounds each call that names no other, with all that is tried again in it. One
+    client serves any number of threads, and forked children too. Nothing is connected before the first call.
+    """
+
+    def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
+        self._pool = Pool(addresses.endpoints(address))
+        self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
+
+    submit = _method(Operations[Task].submit)
+    submit_many = _method(Operations[Task].submit_many)
+    map = _method(Operations[Task].map)
+    as_completed = _iterating(Operations[Task].as_completed)
+    get = _method(Operations[Task].get)
+    wait = _method(Operations[Task].wait)
+    result = _method(Operations[Task].result)
+    cancel = _method(Operations[Task].cancel)
+    requeue = _method(Operations[Task].requeue)
+    list = _iterating(Operations[Task].list)
+    stats = _method(Operations[Task].stats)
+    pause = _method(Operations[Task].pause)
+    resume = _method(Operations[Task].resume)
+    ping = _method(Operations[Task].ping)
+
+    def close(self) -> None:
+        """Close all connections; calls under way in other threads end with NoAnswer. Idempotent."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _task(self, task_id: str, name: str | None) -> Task:
+        return Task(self, task_id, name)
+
+    def _run(self, plan: Plan[R]) -> R:
+        try:
+            calls = next(plan)  # what is wrong with the arguments shows before anything is connected
+            channel = self._pool.take()
+            try:
+                while True:
+                    calls = plan.send(channel.exchange(calls))
+            finally:
+                self._pool.give(channel)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+
+    def _iterate(self, flow: Flow[R]) -> Iterator[R]:
+        """Run a flow; a channel is held only while something is under way on it."""
+        channel: Channel | None = None
+        try:
+            step = next(flow)
+            while True:
+                if isinstance(step, Found):
+                    yield step.value
+                    step = next(flow)
+                    continue
+                if channel is None:
+                    channel = self._pool.take()
+                finished = channel.exchange(step)
+                if channel.idle:
+                    self._pool.give(channel)
+                    channel = None
+                step = flow.send(finished)
+        except StopIteration:
+            return
+        finally:
+            flow.close()
+            if channel is not None:
+                self._pool.give(channel)

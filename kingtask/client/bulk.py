@@ -1,0 +1,158 @@
+"""Submitting many tasks: in chunks, several on their way at a time, with one outcome each in their order. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from kingtask import protocol
+from kingtask.client.call import Call, field
+from kingtask.client.plan import Plan
+from kingtask.client.tasks import AsyncTask, Outcome, Task
+from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
+
+IN_FLIGHT = 4
+"""Chunks on their way at a time: enough that broker and client work at once, and one busy reply costs little."""
+
+CHUNK_BYTES = protocol.MAX_MESSAGE_BYTES * 3 // 4
+"""Where a chunk ends by estimate; the exact size is known when it is packed, and one that is too big is halved."""
+
+TASK_BYTES = 64
+"""What a task takes besides its texts: the names of its fields, its id, numbers."""
+
+AGAIN_S = 0.1
+"""The least rest before tasks are sent again that were refused for now."""
+
+H = TypeVar("H", bound=Task | AsyncTask)
+
+Fields = dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """One task: its place among all, and its map for the wire."""
+
+    place: int
+    fields: Fields
+
+
+class Chunk(NamedTuple):
+    """Tasks that travel together; after `deadline` those that are refused for now are not sent again."""
+
+    entries: list[Entry]
+    deadline: float
+    rest_s: float = 0.0
+    """How long to wait before it is sent."""
+
+
+class Bulk(Generic[H]):
+    """One bulk submit. `timeout_s` bounds each chunk; `make(id, name)` makes the tasks that are handed out."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float], make: Callable[[str, str], H]) -> None:
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._make = make
+        self._outcomes: list[Outcome[H]] = []
+        self._stopped: NoAnswer | None = None
+        """Why nothing more is sent, once a chunk got no answer or none but refusals."""
+
+    def submit(self, tasks: Iterable[Fields]) -> Plan[list[Outcome[H]]]:
+        """Submit them; `tasks` is read only as far as chunks are on their way."""
+        source = self._chunks(tasks)
+        under_way: dict[Call, Chunk] = {}
+        ready: list[Chunk] = []
+        while True:
+            while len(under_way) + len(ready) < IN_FLIGHT and (chunk := next(source, None)) is not None:
+                ready.append(chunk)
+            starting = {self._call(chunk): chunk for chunk in ready}
+            under_way.update(starting)
+            if not under_way:
+                return self._outcomes
+            finished = yield tuple(starting)
+            ready = [again for call in finished for again in self._settle(under_way.pop(call), call)]
+
+    def _chunks(self, tasks: Iterable[Fields]) -> Iterator[Chunk]:
+        entries: list[Entry] = []
+        size = 0
+        for fields in tasks:
+            weight = _weight(fields)
+            if entries and (len(entries) == protocol.MAX_BATCH or size + weight > CHUNK_BYTES):
+                yield from self._chunk(entries)
+                entries, size = [], 0
+            entries.append(Entry(len(self._outcomes), fields))
+            self._outcomes.append(Outcome(self._make(fields["id"], fields["name"]), "created"))
+            size += weight
+        if entries:
+            yield from self._chunk(entries)
+
+    def _chunk(self, entries: list[Entry]) -> Iterator[Chunk]:
+        if self._stopped is None:
+            yield Chunk(entries, self._clock() + self._timeout_s)
+        else:
+            self._refuse(entries, self._stopped)
+
+    def _call(self, chunk: Chunk) -> Call:
+        left_s = chunk.deadline - self._clock()
+        return Call("submit", {"tasks": [entry.fields for entry in chunk.entries]}, left_s, delay_s=chunk.rest_s)
+
+    def _settle(self, chunk: Chunk, call: Call) -> Iterable[Chunk]:
+        """Note the outcomes of a chunk; return what is to be sent again."""
+        entries = chunk.entries
+        try:
+            answers = field(call.result(), "outcomes", list)
+            if len(answers) != len(entries):
+                raise InvalidRequest(f"{len(answers)} outcomes for {len(entries)} tasks", code="malformed")
+        except KingtaskError as error:
+            if not call.tries and isinstance(error, InvalidRequest) and len(entries) > 1:
+                # Never sent: one of them is too big or has no form on the wire, and halving finds it.
+                half = len(entries) // 2
+                return (chunk._replace(entries=entries[:half]), chunk._replace(entries=entries[half:]))
+            if isinstance(error, NoAnswer) or (isinstance(error, RequestRefused) and error.retryable):
+                self._stopped = NoAnswer(f"not sent, because an earlier chunk of tasks failed: {error}", stored="no")
+            self._refuse(entries, error)
+            return ()
+        refused: list[tuple[Entry, RequestRefused]] = []
+        for nth, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
+            match answer.get("outcome"):
+                case "created":
+                    pass
+                case "exists":
+                    self._outcomes[entry.place] = Outcome(self._outcomes[entry.place].task, "exists")
+                case _:
+                    refused.append((entry, _refusal(answer, nth, entry.place)))
+        return self._again(chunk, refused)
+
+    def _again(self, chunk: Chunk, refused: list[tuple[Entry, RequestRefused]]) -> Iterable[Chunk]:
+        """Those of the refused that are worth another try; the others have their outcome."""
+        asked = [error.retry_after_s or 0.0 for _, error in refused if error.retryable]
+        rest_s = max([AGAIN_S, *asked])
+        in_time = self._clock() + rest_s < chunk.deadline
+        again = []
+        for entry, error in refused:
+            if error.retryable and in_time:
+                again.append(entry)
+            else:
+                self._refuse((entry,), error)
+        return (chunk._replace(entries=again, rest_s=rest_s),) if again else ()
+
+    def _refuse(self, entries: Iterable[Entry], error: KingtaskError) -> None:
+        for place, _ in entries:
+            self._outcomes[place] = Outcome(self._outcomes[place].task, "error", error)
+
+
+def _refusal(answer: Mapping[str, Any], nth: int, place: int) -> RequestRefused:
+    """The error of one task, the `nth` of its chunk, which the message may say; said is then its place among all."""
+    fields = answer.get("error")
+    error = dict(fields) if isinstance(fields, dict) else {}
+    for name in ("message", "field"):
+        text = error.get(name)
+        if isinstance(text, str) and text.startswith(f"tasks[{nth}]"):
+            error[name] = f"tasks[{place}]" + text.removeprefix(f"tasks[{nth}]")
+    refusal = protocol.error_from(error)
+    refusal.id = answer.get("id")
+    return refusal
+
+
+def _weight(fields: Fields) -> int:
+    """About how many bytes this task takes in a message; never an error, whatever is in it."""
+    texts = [fields["name"], *fields.get("args", ()), fields.get("stdin", b""), *fields.get("env", {}).values()]
+    return TASK_BYTES + sum(len(text) for text in texts if isinstance(text, (str, bytes)))

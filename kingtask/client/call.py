@@ -1,0 +1,117 @@
+"""A call: one request on its way to its one reply, with one deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from math import inf
+from typing import Any
+
+from kingtask.errors import InvalidRequest, KingtaskError
+
+Reply = dict[str, Any]
+
+WRITES = frozenset({"submit", "cancel", "requeue", "pause", "resume"})
+"""Ops after whose failure it matters whether they took effect."""
+
+
+class Stage(Enum):
+    """Where a call is. A reply ends it at any stage."""
+
+    NEW = "not started"
+    QUEUED = "to be sent as soon as the connection takes it"
+    SENT = "on its way"
+    RESTING = "to be sent again, or for the first time, at its wake_at"
+    DONE = "has its reply or error"
+
+
+class Call:
+    """One request and, once it is `done`, its reply or error.
+
+    `timeout_s` bounds it as a whole. An op that the broker answers late by design (`wait`) says so by `answer_s`, and
+    by `silence_s` how much longer than that no broker may be heard. `delay_s` is a rest before it is first sent.
+    `about` is the id of the task concerned, for error messages. The other attributes belong to the core.
+    """
+
+    __slots__ = (
+        "about",
+        "answer_s",
+        "deadline",
+        "delay_s",
+        "error",
+        "fields",
+        "hard",
+        "maybe_stored",
+        "message",
+        "op",
+        "overdue",
+        "owner",
+        "refusals",
+        "refused_by",
+        "reply",
+        "rid",
+        "sent_at",
+        "silence_s",
+        "stage",
+        "timeout_s",
+        "tries",
+        "trouble_at",
+        "wake_at",
+    )
+
+    def __init__(
+        self,
+        op: str,
+        fields: Mapping[str, Any],
+        timeout_s: float,
+        *,
+        about: str | None = None,
+        answer_s: float = 0.0,
+        silence_s: float = inf,
+        delay_s: float = 0.0,
+    ) -> None:
+        self.op = op
+        self.fields = fields
+        self.timeout_s = timeout_s
+        self.about = about
+        self.answer_s = answer_s
+        self.silence_s = silence_s
+        self.delay_s = delay_s
+        self.owner: Any = None
+        """Whoever is to be told that it is done; the core does not look at it."""
+        self.stage = Stage.NEW
+        self.reply: Reply | None = None
+        self.error: KingtaskError | None = None
+        self.rid = 0
+        self.message = b""
+        self.hard = self.deadline = inf
+        self.wake_at = inf
+        self.sent_at = 0.0
+        self.tries = 0
+        self.overdue = 0
+        """Times that no reply came when one was due."""
+        self.refusals = 0
+        self.refused_by: int | None = None
+        """Index of the endpoint that said that it cannot serve now."""
+        self.trouble_at: float | None = None
+        """When the current row of refusals began."""
+        self.maybe_stored = False
+        """A try may have taken effect although its reply was lost or says that it is not known."""
+
+    @property
+    def done(self) -> bool:
+        return self.stage is Stage.DONE
+
+    def result(self) -> Reply:
+        """The reply of a call that is done. Raises its error."""
+        if self.reply is None:
+            raise self.error if self.error is not None else RuntimeError(f"call {self.rid} ({self.op}) is not done")
+        return self.reply
+
+
+def field(reply: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    """A field that a reply must have. Raises InvalidRequest (`malformed`) if the broker left it out."""
+    value = reply.get(name)
+    if not isinstance(value, kind):
+        raise InvalidRequest(f"the broker's reply has no usable {name!r}", code="malformed")
+    return value

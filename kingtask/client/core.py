@@ -1,0 +1,297 @@
+"""The client's core: which reply belongs to which call, what is sent again, when, and to which broker. Pure.
+
+Rules. A call's bytes never change: its `rid` correlates, its task ids were chosen before, so sending it again is safe,
+and any reply to any of its tries is its reply. A connection is one socket; when it breaks, what was not answered goes
+out again on the next one, at the next address. A broker that is merely slow is asked again where it is, so that
+its late reply still counts; one that is silent altogether is left. A refusal that may pass (`busy`, `unavailable`,
+`not_confirmed`) is a reason to rest and ask again. All this until the call's one deadline.
+
+The shell owns the sockets and the clock. It tells what happened (`opened`, `up`, `broken`, `sent`, `received`, `tick`;
+`now` is monotonic seconds) and then does what the core wants: close the socket if `closed`, open one to `endpoint` if
+`wants_connection`, send what `next_to_send` gives, and come back with `tick` at `next_at`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from math import inf, isfinite
+
+from kingtask import protocol
+from kingtask.client.call import WRITES, Call, Reply, Stage
+from kingtask.client.silence import no_answer
+from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused, Unavailable
+
+PATIENCE_S = 1.0
+"""How long a reply, or a handshake, may take before the next try; doubled after each round of all addresses."""
+LONGEST_PATIENCE_S = 8.0
+
+RECONNECT_S = 0.05
+"""The rest between two connections, doubled after each round of all addresses."""
+LONGEST_RECONNECT_S = 2.0
+
+REST_S = 0.05
+"""The rest after a refusal that may pass, doubled with each; the broker may ask for more."""
+LONGEST_REST_S = 2.0
+LONGEST_ASKED_REST_S = 60.0
+
+HEALTHY_S = 5.0
+"""A refusal this long after the request was sent begins a new row: in between the broker was at work on it."""
+
+
+class Core:
+    """The calls of one connection at a time, to one of `endpoints`; `random` gives 0 ≤ x < 1 and spreads retries."""
+
+    def __init__(self, endpoints: Sequence[str], random: Callable[[], float], *, first: int = 0) -> None:
+        self._endpoints = tuple(endpoints)
+        self._random = random
+        self._index = first % len(self._endpoints)
+        self._calls: dict[int, Call] = {}
+        self._queue: deque[Call] = deque()
+        self._timers: list[tuple[float, int]] = []
+        self._last_rid = 0
+        self._open_at: float | None = 0.0
+        """When the next connection is due; None while there is one."""
+        self._up_by = inf
+        """When a connection that is being made is given up."""
+        self._heard_at = -inf
+        self._failures = 0
+        """Connections that ended without a reply, since the last reply."""
+        self._complaint: str | None = None
+        """The last thing received that answered no call; NoAnswer repeats it."""
+
+    # ── what the shell looks at ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def index(self) -> int:
+        """Index of the address in use."""
+        return self._index
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoints[self._index]
+
+    @property
+    def closed(self) -> bool:
+        """There is to be no connection now."""
+        return self._open_at is not None
+
+    @property
+    def pending(self) -> int:
+        """Calls that are not done."""
+        return len(self._calls)
+
+    def wants_connection(self, now: float) -> bool:
+        return self._open_at is not None and self._open_at <= now and bool(self._calls)
+
+    def next_to_send(self) -> Call | None:
+        queue = self._queue
+        while queue:
+            if queue[0].stage is Stage.QUEUED:
+                return queue[0]
+            queue.popleft()
+        return None
+
+    def next_at(self) -> float:
+        """When `tick` or a new connection is due at the latest; inf if nothing is under way."""
+        if not self._calls:
+            return inf
+        timers = self._timers
+        while timers:
+            at, rid = timers[0]
+            call = self._calls.get(rid)
+            if call is not None and call.wake_at == at:
+                break
+            heappop(timers)
+        at = timers[0][0] if timers else inf
+        return min(at, self._up_by if self._open_at is None else self._open_at)
+
+    # ── what the shell tells ────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, call: Call, now: float) -> bool:
+        """Take a new call; return False if it is done at once, because it cannot be put into bytes."""
+        self._last_rid = call.rid = self._last_rid + 1
+        try:
+            call.message = protocol.encode_request(call.rid, call.op, call.fields)
+        except InvalidRequest as error:
+            self._finish(call, error=error)
+            return False
+        except (TypeError, ValueError, OverflowError) as error:  # of values that msgpack has no form for
+            self._finish(call, error=InvalidRequest(f"{call.op}: {error}"))
+            return False
+        call.hard = now + call.timeout_s
+        call.deadline = min(call.hard, now + call.delay_s + call.silence_s)
+        self._calls[call.rid] = call
+        if call.delay_s:
+            self._rest(call, now + call.delay_s)
+        else:
+            self._enqueue(call)
+        return True
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for this call any more."""
+        if call.stage is not Stage.DONE:
+            self._finish(call)
+
+    def end(self, error: KingtaskError) -> list[Call]:
+        """Give up all calls with this error; return them."""
+        calls = list(self._calls.values())
+        for call in calls:
+            self._finish(call, error=error)
+        return calls
+
+    def opened(self, now: float) -> None:
+        """A socket to `endpoint` was opened; it is not connected yet."""
+        self._open_at = None
+        self._up_by = now + self._patience(self._failures)
+
+    def up(self) -> None:
+        """The connection is made: somebody there speaks ZeroMQ."""
+        self._up_by = inf
+
+    def broken(self, now: float, *, why: str | None = None) -> None:
+        """The connection could not be made, or ended. What was not answered waits for the next one."""
+        if self._open_at is not None:
+            return
+        self._complaint = why or self._complaint
+        self._up_by = inf
+        self._failures += 1
+        self._index = (self._index + 1) % len(self._endpoints)
+        rest = _doubled(RECONNECT_S, (self._failures - 1) // len(self._endpoints), LONGEST_RECONNECT_S)
+        self._open_at = now + rest * (0.5 + 0.5 * self._random())
+        sent = sorted((call for call in self._calls.values() if call.stage is Stage.SENT), key=lambda call: -call.rid)
+        for call in sent:
+            call.maybe_stored = call.op in WRITES
+            call.stage = Stage.QUEUED
+            call.deadline = min(call.deadline, now + call.silence_s)
+            self._queue.appendleft(call)
+            self._arm(call, call.deadline)
+
+    def sent(self, now: float) -> None:
+        """What `next_to_send` gave is on its way."""
+        call = self._queue.popleft()
+        call.stage = Stage.SENT
+        call.sent_at = now
+        call.tries += 1
+        if not call.overdue:
+            call.deadline = min(call.hard, now + call.answer_s + call.silence_s)
+        self._arm(call, min(call.deadline, now + call.answer_s + self._patience(call.overdue)))
+
+    def received(self, frame: bytes, now: float) -> Call | None:
+        """Take a message; return the call that it made done, if any. Anything else than a reply is passed over."""
+        try:
+            reply = protocol.decode_reply(frame)
+        except InvalidRequest as error:
+            self._complaint = str(error)
+            return None
+        self._heard_at = now
+        self._failures = 0
+        rid = reply.get("rid")
+        call = self._calls.get(rid) if type(rid) is int else None
+        if reply["ok"] is True:
+            if call is not None:
+                self._finish(call, reply)
+            return call
+        fields = reply.get("error")
+        refusal = protocol.error_from(fields if isinstance(fields, dict) else {})
+        if call is None:
+            if rid is None:
+                self._complaint = str(refusal)
+            return None
+        self._refused(call, refusal, now)
+        return call if call.stage is Stage.DONE else None
+
+    def tick(self, now: float) -> list[Call]:
+        """Do what has become due; return the calls that are done because their deadline passed."""
+        failed = []
+        if self._up_by <= now:
+            self.broken(now)
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            at, rid = heappop(timers)
+            call = self._calls.get(rid)
+            if call is None or call.wake_at != at:
+                continue
+            if call.deadline <= now:
+                self._finish(call, error=no_answer(call, self._endpoints, self._complaint))
+                failed.append(call)
+            elif call.stage is Stage.RESTING:
+                if call.refused_by == self._index and len(self._endpoints) > 1:
+                    self.broken(now)
+                self._enqueue(call)
+            elif call.stage is Stage.SENT:
+                self._overdue(call, now)
+            else:
+                self._arm(call, call.deadline)
+        return failed
+
+    # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _overdue(self, call: Call, now: float) -> None:
+        """Its reply should have come: ask again, elsewhere if nothing at all has been heard since it was sent."""
+        call.overdue += 1
+        call.maybe_stored = call.op in WRITES
+        silent = self._heard_at < call.sent_at
+        if silent and (len(self._endpoints) > 1 or call.overdue > 1):
+            self.broken(now)
+        else:
+            self._enqueue(call)
+
+    def _refused(self, call: Call, error: RequestRefused, now: float) -> None:
+        if not error.retryable:
+            self._finish(call, error=error)
+            return
+        if error.stored == "unknown":
+            call.maybe_stored = True
+        if call.stage is not Stage.SENT:
+            return  # a refusal of an earlier try; the next one is decided already
+        if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
+            call.trouble_at, call.refusals = now, 0
+        rest = _doubled(REST_S, call.refusals, LONGEST_REST_S)
+        asked = error.retry_after_s
+        if isinstance(asked, (int, float)) and isfinite(asked):
+            rest = max(rest, min(asked, LONGEST_ASKED_REST_S))
+        again_at = now + rest * (1 + 0.25 * self._random())
+        if again_at >= min(call.hard, call.trouble_at + call.silence_s):
+            if call.maybe_stored:
+                error.stored = "unknown"
+            self._finish(call, error=error)
+            return
+        call.refusals += 1
+        call.refused_by = self._index if isinstance(error, Unavailable) else None
+        call.deadline = min(call.hard, again_at + call.silence_s)
+        self._rest(call, again_at)
+
+    def _rest(self, call: Call, until: float) -> None:
+        call.stage = Stage.RESTING
+        self._arm(call, min(until, call.deadline))
+
+    def _enqueue(self, call: Call) -> None:
+        call.stage = Stage.QUEUED
+        self._queue.append(call)
+        self._arm(call, call.deadline)
+
+    def _arm(self, call: Call, at: float) -> None:
+        call.wake_at = at
+        if at < inf:
+            heappush(self._timers, (at, call.rid))
+
+    def _finish(self, call: Call, reply: Reply | None = None, *, error: KingtaskError | None = None) -> None:
+        call.stage = Stage.DONE
+        call.reply = reply
+        if error is not None:
+            error.id = call.about
+            call.error = error
+        self._calls.pop(call.rid, None)
+        if not self._calls:
+            self._timers.clear()
+
+    def _patience(self, tries: int) -> float:
+        rounds = tries // len(self._endpoints)
+        spread = 1 + 0.25 * self._random() if rounds else 1.0
+        return _doubled(PATIENCE_S, rounds, LONGEST_PATIENCE_S) * spread
+
+
+def _doubled(first: float, times: int, longest: float) -> float:
+    return min(longest, first * 2.0 ** min(times, 16))

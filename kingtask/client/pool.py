@@ -1,0 +1,89 @@
+"""The channels of one blocking client: one for each thread that is using it, kept for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Event, Lock
+
+import zmq
+
+from kingtask.client import fork
+from kingtask.client.channel import Channel
+from kingtask.client.dealer import Context
+from kingtask.errors import ClientClosed
+
+MAX_IDLE = 16
+"""Connections kept while nobody uses them; each costs a few descriptors here and a heartbeat a second."""
+
+MAX_SOCKETS = 16_384
+"""A channel is three sockets of ZeroMQ (with its monitor), and threads may be many; the default is 1,023."""
+
+
+class Pool:
+    """`take` a channel, use it from one thread at a time, `give` it back. Thread-safe, and usable after a fork."""
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self._endpoints = tuple(endpoints)
+        self._first = 0
+        """Index of the address that answered last."""
+        self._lock = Lock()
+        self._closing = Event()
+        self._context: Context | None = None
+        self._idle: list[Channel] = []
+        self._taken: set[Channel] = set()
+        fork.watch(self)
+
+    def take(self) -> Channel:
+        """Raises ClientClosed."""
+        with self._lock:
+            if self._closing.is_set():
+                raise ClientClosed("the client is closed")
+            if self._idle:
+                channel = self._idle.pop()  # the last one used: the others may grow old
+            else:
+                channel = Channel(self._ensure_context(), self._endpoints, self._closing, first=self._first)
+            self._taken.add(channel)
+            return channel
+
+    def give(self, channel: Channel) -> None:
+        """Take a channel back. One with calls under way is closed: whoever made them no longer waits."""
+        with self._lock:
+            if channel not in self._taken:  # taken before a fork
+                return
+            self._taken.remove(channel)
+            self._first = channel.index
+            if channel.idle and len(self._idle) < MAX_IDLE and not self._closing.is_set():
+                self._idle.append(channel)
+                return
+        channel.close()
+
+    def close(self) -> None:
+        """Close all; calls under way in other threads end with NoAnswer. Blocks until they have. Idempotent."""
+        with self._lock:
+            self._closing.set()
+            channels = [*self._idle, *self._taken]
+            self._idle.clear()
+            context, self._context = self._context, None
+        for channel in channels:
+            channel.close()
+        if context is not None:
+            context.term()
+
+    def disown(self) -> list[object]:
+        """In the child after a fork: begin anew; return what is the parent's, untouched."""
+        parents: list[object] = [self._context]
+        parents += [channel.disown() for channel in (*self._idle, *self._taken)]
+        closed = self._closing.is_set()
+        self._lock, self._closing = Lock(), Event()  # another thread may have held the parent's
+        if closed:
+            self._closing.set()
+        self._context = None
+        self._idle = []
+        self._taken = set()
+        return parents
+
+    def _ensure_context(self) -> Context:
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.setsockopt(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        return self._context

@@ -1,0 +1,108 @@
+"""What callers pass to `submit`, as the fields of a request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
+from uuid import UUID
+
+from kingtask.client.tasks import AsyncTask, Task
+from kingtask.errors import InvalidRequest
+from kingtask.task import Result
+
+Instant = float | datetime
+"""Epoch seconds, or a datetime that has a time zone."""
+
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+
+TaskRef = str | UUID | Task | AsyncTask | Result
+
+
+class TaskOptions(TypedDict, total=False):
+    """Everything of a task but its name, arguments and id; what is left out or None takes the broker's default."""
+
+    at: Instant | None
+    delay: Duration | None
+    retry: Iterable[Duration]
+    queue: str | None
+    priority: int | None
+    time_limit: Duration | None
+    stdin: bytes | str | None
+    env: Mapping[str, str] | None
+    keep_result: Duration | None
+    expires_at: Instant | None
+    stderr: str | None
+    on_lost: str | None
+    tags: Iterable[str]
+
+
+def task_fields(task_id: str, name: str, args: Iterable[str], options: TaskOptions) -> dict[str, Any]:
+    """The map of one task. Raises InvalidRequest for what the wire has no form for; the protocol judges the rest."""
+    fields: dict[str, Any] = {"id": task_id, "name": name}
+    if args != ():
+        fields["args"] = _listed(args)
+    for option, value in options.items():
+        if value is not None and value != ():
+            field, convert = WIRE.get(option, (option, None))
+            fields[field] = value if convert is None else convert(value)
+    return fields
+
+
+def id_of(task: TaskRef) -> str:
+    """The id of a task that is given as such, by its result or by its id."""
+    if isinstance(task, (Task, AsyncTask, Result)):
+        return task.id
+    return str(task).lower()
+
+
+def epoch_s(value: Instant, place: str) -> float:
+    """An instant as epoch seconds; `place` is its name in an error. Raises InvalidRequest if a datetime has no zone."""
+    if not isinstance(value, datetime):
+        return value
+    if value.utcoffset() is None:
+        raise InvalidRequest(
+            f"{place}: expected a datetime with a time zone, such as datetime.now(UTC) or value.astimezone(),"
+            f" or epoch seconds; got {value!r}",
+            field=place,
+        )
+    return value.timestamp()
+
+
+def _seconds(value: Duration) -> float:
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def _listed(values: Any) -> Any:
+    """A list of anything that can be iterated over; but a string is one value, not a list of its characters."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        return values
+    return list(values)
+
+
+def _intervals(values: Any) -> Any:
+    listed = _listed(values)
+    return [_seconds(value) for value in listed] if isinstance(listed, list) else listed
+
+
+def _binary(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _map(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+WIRE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "at": ("start_at", lambda value: epoch_s(value, "task.start_at")),
+    "delay": ("delay_s", _seconds),
+    "retry": ("retry", _intervals),
+    "time_limit": ("time_limit_s", _seconds),
+    "stdin": ("stdin", _binary),
+    "env": ("env", _map),
+    "keep_result": ("keep_result_s", _seconds),
+    "expires_at": ("expires_at", lambda value: epoch_s(value, "task.expires_at")),
+    "tags": ("tags", _listed),
+}
+"""Options whose name or form on the wire is another one."""

@@ -1,0 +1,36 @@
+"""The error for a call that no broker answered: who was asked, what was seen, what may be stored, what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kingtask.client.call import WRITES, Call
+from kingtask.errors import NoAnswer
+
+
+def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> NoAnswer:
+    """`complaint` is the last thing received that was no reply to any call, if anything was."""
+    brokers = " or ".join(endpoints)
+    after = "" if call.answer_s else f" within {call.timeout_s:g} s"
+    text = f"no answer to {call.op} from {brokers}{after}: "
+    if not call.tries:
+        text += "no connection; is kingtask-broker running there, is the address right, does a firewall let it through?"
+        stored = call.op in WRITES and call.maybe_stored
+    else:
+        times = "once" if call.tries == 1 else f"{call.tries} times"
+        text += f"it was sent {times}; is the broker overloaded or stopped (see its log)?"
+        stored = call.op in WRITES
+    if complaint:
+        text += f" Last seen: {complaint}."
+    if call.op in WRITES:
+        text += _advice(call, stored)
+    return NoAnswer(text, stored="unknown" if stored else "no")
+
+
+def _advice(call: Call, stored: bool) -> str:
+    if call.op != "submit":
+        return " It may have taken effect; asking again is safe." if stored else " Nothing was changed."
+    if not stored:
+        return " Nothing was stored."
+    what = f"the same id ({call.about})" if call.about else "the same ids"
+    return f" It may be stored; submitting again with {what} is safe and makes no second task."

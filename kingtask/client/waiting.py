@@ -1,0 +1,100 @@
+"""Waiting for tasks to end: the op `wait`, asked again in slices, so that a broker that died is noticed. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from math import inf
+
+from kingtask import protocol
+from kingtask.client.call import Call, field
+from kingtask.client.plan import Flow, Found, Plan
+from kingtask.errors import ResultTimeout
+from kingtask.task import Result
+
+SLICE_S = 30.0
+"""How long the broker is asked to wait at a time."""
+
+TURN_S = 2.0
+"""The same while other tasks still have to take their turn."""
+
+WINDOW = 1_000
+"""Tasks waited for at a time; a broker has 10,000 waits for all its clients (`max_waits`)."""
+
+GRACE_S = 1.0
+"""How much later than the caller's time-out the reply may come that says how the task stands then."""
+
+AGAIN_S = 0.2
+"""The rest after a broker cut a wait short, which it does when it stops."""
+
+
+class Waiting:
+    """Waits of one caller, for `timeout` seconds in all (None: without end).
+
+    `silence_s` is how long no broker may be heard; `clock` gives monotonic seconds.
+    """
+
+    def __init__(self, timeout: float | None, *, silence_s: float, clock: Callable[[], float]) -> None:
+        self._timeout_s = inf if timeout is None else max(0.0, timeout)
+        self._silence_s = silence_s
+        self._clock = clock
+        self._deadline = clock() + self._timeout_s
+
+    def end(self, task_id: str) -> Plan[Result]:
+        """The task once it has ended. Raises ResultTimeout."""
+        rest_s = 0.0
+        while True:
+            (call,) = yield (self._call(task_id, rest_s, SLICE_S),)
+            result = _result(call)
+            if result.ended:
+                return result
+            if self._over():
+                raise ResultTimeout(f"{result.describe()}, after {self._timeout_s:g} s of waiting")
+            rest_s = self._rest_s(call)
+
+    def ends(self, task_ids: Iterable[str]) -> Flow[Result]:
+        """Each task when it ends. Raises ResultTimeout if one has not."""
+        backlog = deque((task_id, 0.0) for task_id in dict.fromkeys(task_ids))
+        under_way = 0
+        while backlog or under_way:
+            slice_s = TURN_S if len(backlog) + under_way > WINDOW else SLICE_S
+            starting = []
+            while backlog and under_way < WINDOW:
+                task_id, rest_s = backlog.popleft()
+                starting.append(self._call(task_id, rest_s, slice_s))
+                under_way += 1
+            for call in (yield starting):
+                under_way -= 1
+                result = _result(call)
+                if result.ended:
+                    yield Found(result)
+                elif self._over():
+                    left = 1 + under_way + len(backlog)
+                    raise ResultTimeout(f"{left} tasks have not ended, after {self._timeout_s:g} s of waiting")
+                else:
+                    backlog.append((result.id, self._rest_s(call)))
+
+    def _call(self, task_id: str, rest_s: float, slice_s: float) -> Call:
+        left_s = max(0.0, self._deadline - self._clock())
+        answer_s = min(slice_s, left_s)
+        return Call(
+            "wait",
+            {"id": task_id, "timeout_s": answer_s},
+            left_s + GRACE_S,
+            about=task_id,
+            answer_s=answer_s,
+            silence_s=self._silence_s,
+            delay_s=rest_s,
+        )
+
+    def _over(self) -> bool:
+        return self._clock() >= self._deadline
+
+    def _rest_s(self, call: Call) -> float:
+        """How long to rest before asking again: a broker that answers before its time would be asked without end."""
+        early = self._clock() < call.sent_at + call.answer_s - AGAIN_S
+        return AGAIN_S if early else 0.0
+
+
+def _result(call: Call) -> Result:
+    return protocol.result_from(field(call.result(), "task", dict))
