@@ -20,7 +20,8 @@ KingtaskError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import copyreg
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from kingtask.task import Result
@@ -33,6 +34,10 @@ class KingtaskError(Exception):
 
     id: str | None = None
     """The task that a client's call was about, if it was about one: after a failed submit, the id to send again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry everything between processes, whatever the constructor takes."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class ConfigurationError(KingtaskError):
@@ -155,9 +160,6 @@ class TaskFailed(KingtaskError):
         super().__init__(result.describe())
         self.result = result
         self.id = result.id
-
-    def __reduce__(self) -> tuple[type[TaskFailed], tuple[Result]]:
-        return TaskFailed, (self.result,)
 
 
 class StoreError(KingtaskError):

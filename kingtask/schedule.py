@@ -13,7 +13,7 @@ WINDOW_MS = 60_000
 """How far ahead instants are kept; tick reports the earliest of the next minute at least once a second."""
 
 CAPACITY = 4096
-"""Distinct milliseconds kept; some 400 KB at the most."""
+"""Distinct milliseconds kept when it sheds; it holds up to twice as many, 850 KB."""
 
 
 class Schedule:

@@ -264,8 +264,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def describe(self) -> str:
         """One line for people: how the task stands or ended, and why."""
-        text = f"task {self.id} ({self.name}) {'is' if not self.ended else 'has'} {self.state}"
-        if self.reason:
+        verb = "was" if self.state is State.CANCELLED else "has" if self.ended else "is"
+        text = f"task {self.id} ({self.name}) {verb} {self.state}"
+        if self.reason and self.reason != self.state:
             text += f": {self.reason}"
         last = self.attempts[-1] if self.attempts else None
         if last is not None and not self.success:
