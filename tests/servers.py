@@ -107,7 +107,7 @@ class RedisServer:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C ends the tests, which then end it
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, and nothing else can ask for that signal
         )
         ready = threading.Event()
         threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
@@ -170,5 +170,7 @@ class RedisServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -39,30 +39,36 @@ class RedisAddress:
 
 
 def parse_address(text: str, *, password: str | None = None, tls: RedisTLS | None = None) -> RedisAddress:
-    """Read one of FORMS. `password` (of redis_password_file) wins over the URL's. Raises ConfigurationError."""
-    url = urlsplit(text if "://" in text else f"redis://{text}")
-    if url.scheme not in ("redis", "rediss", "unix"):
-        raise _wrong(text, f"{url.scheme}:// is not known")
+    """Read one of FORMS. `password` (of redis_password_file) wins over the URL's.
+
+    Raises ConfigurationError, which never quotes the text: a password may stand anywhere in what cannot be read.
+    """
     try:
-        port = url.port if url.port is not None else 6379
+        url = urlsplit(text if "://" in text else f"redis://{text}")
+        port = 6379 if url.port is None else url.port
     except ValueError:
-        raise _wrong(text, "the port is not a number from 1 to 65535") from None
+        raise _wrong("the host cannot be read, or the port is not a number from 1 to 65535") from None
+    if url.scheme not in ("redis", "rediss", "unix"):
+        raise _wrong("it begins with another scheme")
+    if url.fragment:
+        raise _wrong("it holds a #")
     query = dict(part.partition("=")[::2] for part in url.query.split("&") if part)
     if set(query) - {"db"}:
-        raise _wrong(text, f"unknown parameter {min(set(query) - {'db'})!r}")
-    database = query.get("db") or ("0" if url.scheme == "unix" else url.path.strip("/") or "0")
+        raise _wrong("the only parameter is db")
+    unix = url.scheme == "unix"
+    if unix and (not url.path.strip("/") or url.hostname):
+        raise _wrong("the path of the socket is missing or not absolute")
+    if not unix and not (1 <= port <= 65535 and url.hostname):
+        raise _wrong("the host is missing, or the port is not a number from 1 to 65535")
+    database = query.get("db") or ("" if unix else url.path.strip("/")) or "0"
     if not database.isascii() or not database.isdigit() or len(database) > 4:
-        raise _wrong(text, f"the database {database!r} is not a number")
-    if url.scheme == "unix" and not url.path:
-        raise _wrong(text, "the path of the socket is missing")
-    if url.scheme != "unix" and not (1 <= port <= 65535 and url.hostname):
-        raise _wrong(text, "the host or port is missing")
-    if tls is not None and url.scheme == "unix":
-        raise _wrong(text, "redis_tls does not go with a unix socket")
+        raise _wrong("the database is not a number")
+    if unix and tls is not None:
+        raise _wrong("redis_tls does not go with a unix socket")
     return RedisAddress(
         host=url.hostname or "",
         port=port,
-        path=unquote(url.path) if url.scheme == "unix" else None,
+        path=unquote(url.path) if unix else None,
         db=int(database),
         user=unquote(url.username) if url.username else None,
         password=password if password is not None else (unquote(url.password) if url.password else None),
@@ -70,6 +76,7 @@ def parse_address(text: str, *, password: str | None = None, tls: RedisTLS | Non
     )
 
 
-def _wrong(text: str, why: str) -> ConfigurationError:
-    shown = text if "@" not in text else f"…@{text.rpartition('@')[2]}"
-    return ConfigurationError(f"redis: cannot read {shown!r}: {why}; expected one of: {FORMS}")
+def _wrong(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"redis: {why}; expected one of: {FORMS} (in user and password, # / ? @ and : are written as %xx)"
+    )

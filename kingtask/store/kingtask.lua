@@ -412,7 +412,7 @@ local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
     for _, id in ipairs(call('ZRANGE', key, 0, 19)) do
-      if call('EXISTS', c.p .. 'task:' .. id) == 0 then call('ZREM', key, id) end
+      if call('HGET', c.p .. 'task:' .. id, 'state') ~= state then call('ZREM', key, id) end  -- gone, or its id used anew
     end
   end
   forget_silent(c, 'workers')

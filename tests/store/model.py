@@ -143,6 +143,15 @@ class Model:
             self._returned = self.now
         self._ticked = self.now
         gained = Counter[str]()
+        self._promote(gained)
+        lost = self._reap(gained)
+        for task in [*self._in(State.SCHEDULED), *self._in(State.READY)]:
+            if self._too_late(task):
+                self._close(task, State.EXPIRED, "expires_at")
+        upcoming = sorted({task.due for task in self.scheduled() if task.due <= self.now + WINDOW_MS})
+        return dict(gained), upcoming, lost
+
+    def _promote(self, gained: Counter[str]) -> None:
         for task in self.scheduled():
             if task.due > self.now:
                 continue
@@ -151,6 +160,8 @@ class Model:
             else:
                 task.state, task.order = State.READY, self._next()
                 gained[task.queue] += 1
+
+    def _reap(self, gained: Counter[str]) -> int:
         lost = 0
         forgiven = self._returned + self.policy.lease_ms
         for task in self.running():
@@ -171,11 +182,7 @@ class Model:
             else:
                 self._give_back(task)
                 gained[task.queue] += 1
-        for task in [*self._in(State.SCHEDULED), *self._in(State.READY)]:
-            if self._too_late(task):
-                self._close(task, State.EXPIRED, "expires_at")
-        upcoming = sorted({task.due for task in self.scheduled() if task.due <= self.now + WINDOW_MS})
-        return dict(gained), upcoming, lost
+        return lost
 
     def claim(self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool = False) -> list[Task]:
         if again:

@@ -45,7 +45,7 @@ class SyncStore:
 
     def ask(self, call: Call) -> Any:
         name = self.library.function(call.function)
-        return call.decode(self.client.fcall(name, 1, self.keys.meta, call.payload(self.keys.db)))  # type: ignore[arg-type]
+        return call.decode(self.client.fcall(name, 1, self.keys.meta, call.payload(self.keys.db)))
 
 
 def load(client: redis.Redis, library: Library) -> None:
@@ -58,7 +58,7 @@ def load(client: redis.Redis, library: Library) -> None:
 
 
 class TimedStore(SyncStore):
-    """Adds a clock, task ids in falling order (so that an order by id never passes for one by time), and short forms."""
+    """Adds a clock, short forms, and ids in falling order, so that an order by id never passes for one by time."""
 
     def __init__(self, client: redis.Redis, namespace: str, policy: Policy | None = None) -> None:
         super().__init__(client, namespace, timed_library())
@@ -116,9 +116,7 @@ class TimedStore(SyncStore):
     def tick(
         self, *, broker: str = "b1", heartbeat: bytes = b"{}", upcoming: int = 1000, housekeep: bool = False
     ) -> calls.Ticked:
-        call = calls.tick(
-            self.policy, broker, heartbeat, upcoming=upcoming, window_ms=60_000, housekeep=housekeep
-        )
+        call = calls.tick(self.policy, broker, heartbeat, upcoming=upcoming, window_ms=60_000, housekeep=housekeep)
         ticked: calls.Ticked = self.ask(call)
         return ticked
 
@@ -203,7 +201,7 @@ class TimedStore(SyncStore):
 
     def ttl_ms(self, task_id: str) -> int:
         """Milliseconds that the record is kept; -1 for ever, -2 if there is none."""
-        ttl: int = self.client.pttl(self.keys.task(task_id))  # type: ignore[assignment]
+        ttl: int = self.client.pttl(self.keys.task(task_id))
         return ttl
 
 

@@ -185,7 +185,7 @@ def test_channels_carry_namespace_and_database(store: TimedStore) -> None:
     pubsub.get_message(timeout=ANSWER_S)
     spec = store.spec(delay_s=1.0)
     call = calls.submit(store.policy, [calls.prepare(spec.id or "", spec)])
-    store.client.fcall(store.library.function("submit"), 1, store.keys.meta, call.payload(3))  # type: ignore[arg-type]
+    store.client.fcall(store.library.function("submit"), 1, store.keys.meta, call.payload(3))
     message = pubsub.get_message(timeout=ANSWER_S)
     pubsub.close()
     assert message is not None

@@ -46,13 +46,16 @@ def test_a_stale_fence_is_refused_and_renews_nothing(store: TimedStore) -> None:
     fence = store.take()
     store.pass_ms(5000)
     before = store.client.zscore(f"{store.keys.prefix}running", task)
-    assert store.extend(
-        fence._replace(token=store.new_token()),
-        fence._replace(number=2),
-        fence._replace(number=0),
-        fence._replace(id=store.new_id()),
-        worker="w2",
-    ) == ["fenced"] * 4
+    assert (
+        store.extend(
+            fence._replace(token=store.new_token()),
+            fence._replace(number=2),
+            fence._replace(number=0),
+            fence._replace(id=store.new_id()),
+            worker="w2",
+        )
+        == ["fenced"] * 4
+    )
     assert store.client.zscore(f"{store.keys.prefix}running", task) == before
     assert store.extend(fence) == ["ok"]
 

@@ -53,7 +53,7 @@ def test_what_grows_it_is_refused_and_leaves_no_trace(filling: TimedStore) -> No
     before = keyspace.dump(store.client, store.keys)
     set_full(store, full=True)
     for grow in (
-        lambda: store.put(),
+        store.put,
         lambda: store.put(delay_s=1.0),
         lambda: store.requeue(ended),
         lambda: store.finish(store.ended(fence, stdout=bytes(5000))),

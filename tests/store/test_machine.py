@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import hypothesis.strategies as st
-import msgspec
+import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -290,12 +290,13 @@ def expected(task: Task) -> dict[str, Any]:
     }
 
 
+@pytest.mark.timeout(300)  # a failure is shrunk before it is shown
 def test_the_store_does_what_the_model_says(server: RedisServer) -> None:
     client = server.client()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: StoreMachine(client),
+    run_state_machine_as_test(
+        lambda: StoreMachine(client),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=120,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -308,4 +308,6 @@ def test_the_library_holds_the_same_table() -> None:
     }
     assert table == TRANSITIONS
     (terminal,) = re.findall(r"^local TERMINAL = \{(.*?)\}", shipped().template, re.MULTILINE)
-    assert set(re.findall(r"(\w+) = true", terminal)) == {state for state, targets in TRANSITIONS.items() if not targets}
+    assert set(re.findall(r"(\w+) = true", terminal)) == {
+        state for state, targets in TRANSITIONS.items() if not targets
+    }
