@@ -114,7 +114,9 @@ class Attempt:
             log.exception("attempt=broken task=%s name=%s", self._fence.id, self._claimed.name)
             self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {error!r}"))
         else:
-            self._process = Process(self._at.loop, self._at.guard, spawned, self._at.max_output_bytes, self._ended)
+            self._process = Process(
+                self._at.loop, self._at.guard.groups, spawned, self._at.max_output_bytes, self._ended
+            )
             self._timer = self._at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
 
     def stop(self, why: Stop) -> None:

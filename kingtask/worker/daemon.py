@@ -22,7 +22,7 @@ from kingtask.store.calls import Fence
 from kingtask.store.store import Store
 from kingtask.worker import environment
 from kingtask.worker.attempt import Attempt, Conditions, Report, release_record
-from kingtask.worker.guard import Guard
+from kingtask.worker.guard import Groups, Guard
 from kingtask.worker.slots import Claim, Extend, Finish, Release, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
 
@@ -177,14 +177,14 @@ class Worker:
 
     def _claim(self, action: Claim) -> None:
         call = calls.claim(self._policy, self._name, self._config.queues, action.n, action.token, again=action.again)
-        self._store.send(call, partial(self._claimed, action.token, monotonic_s()))
+        self._store.send(call, partial(self._claimed, monotonic_s()))
 
-    def _claimed(self, token: bytes, sent_s: float, reply: calls.Claims | StoreError) -> None:
+    def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:
         if isinstance(reply, StoreError):
-            self._slots.claim_failed(token, stored=reply.stored)
+            self._slots.claim_failed(stored=reply.stored)
             log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
         else:
-            self._slots.claimed(token, reply.tasks, sent_s)
+            self._slots.claimed(reply.tasks, sent_s)
             if reply.tasks and not self._spawning:
                 self._spawn_next()
         self._soon()
@@ -316,7 +316,7 @@ def run(config: WorkerConfig) -> int:
     """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
-    guard = Guard(name, config.concurrency)
+    guard = Guard(name, Groups(config.concurrency))
     worker = Worker(config, name, guard)
     try:
         asyncio.run(worker.serve())

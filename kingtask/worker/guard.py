@@ -31,24 +31,16 @@ MAX_PASSES = 100
 PAUSE_S = 0.02
 
 
-class Guard:
-    """The worker's end. `slots` is how many groups may run at once. Forks: make it before any thread or loop."""
+class Groups:
+    """The process groups that run now, at most `slots`, in memory shared with the guard."""
 
-    def __init__(self, worker: str, slots: int) -> None:
-        self._worker = worker
-        self._memory = mmap.mmap(-1, 4 * slots)  # anonymous and shared with the child
+    def __init__(self, slots: int) -> None:
+        self._memory = mmap.mmap(-1, 4 * slots)  # anonymous: what is forked sees the same
         self._table = memoryview(self._memory).cast("i")
         self._free = list(range(slots))
-        reading, self._pipe = os.pipe2(os.O_CLOEXEC)
-        self.pid = os.fork()
-        if self.pid == 0:
-            _child(reading, self._table, worker)
-        os.close(reading)
-        os.set_blocking(self._pipe, False)
-        self._lost = False
 
     def add(self, group: int) -> int:
-        """Take charge of a process group; returns its place for `remove`."""
+        """Returns the group's place, for `remove`."""
         place = self._free.pop()
         self._table[place] = group
         return place
@@ -57,6 +49,26 @@ class Guard:
         """To be called before the group's leader is reaped: after that the number may be another group's."""
         self._table[place] = 0
         self._free.append(place)
+
+    def kill(self) -> None:
+        for group in self._table:
+            if group > 0:
+                with contextlib.suppress(OSError):
+                    os.killpg(group, signal.SIGKILL)
+
+
+class Guard:
+    """The worker's end of it. Forks: make it before any thread or loop."""
+
+    def __init__(self, worker: str, groups: Groups) -> None:
+        self.groups = groups
+        reading, self._pipe = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(reading, groups, worker)
+        os.close(reading)
+        os.set_blocking(self._pipe, False)
+        self._lost = False
 
     def sweep(self, task_id: str, number: int) -> None:
         """Have everything killed that belongs to this attempt, whatever group or session it is in. Does not wait."""
@@ -79,8 +91,6 @@ class Guard:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
         os.close(self._pipe)
-        self._table.release()
-        self._memory.close()
 
     def _tell(self, message: bytes) -> None:
         if self._lost:
@@ -93,7 +103,7 @@ class Guard:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-def _child(reading: int, table: memoryview, worker: str) -> None:
+def _child(reading: int, groups: Groups, worker: str) -> None:
     """The guard's whole life; never returns."""
     try:
         gc.disable()  # a collection would copy the pages shared with the worker
@@ -103,7 +113,7 @@ def _child(reading: int, table: memoryview, worker: str) -> None:
         _keep_only(reading)
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text("kingtask-guard")
-        _watch(reading, table, worker)
+        _watch(reading, groups, worker)
     finally:
         os._exit(0)
 
@@ -118,7 +128,7 @@ def _keep_only(fd: int) -> None:
     os.closerange(fd + 1, limit if limit > 0 else 1_048_576)
 
 
-def _watch(reading: int, table: memoryview, worker: str) -> None:
+def _watch(reading: int, groups: Groups, worker: str) -> None:
     mark = f"{WORKER_MARK}={worker}".encode()
     buffer = b""
     while data := os.read(reading, 4096):
@@ -128,10 +138,7 @@ def _watch(reading: int, table: memoryview, worker: str) -> None:
                 return
             task_id, number = line.split(b" ")
             kill_marked(mark, TASK_MARK.encode() + b"=" + task_id, ATTEMPT_MARK.encode() + b"=" + number)
-    for group in table:
-        if group > 0:
-            with contextlib.suppress(OSError):
-                os.killpg(group, signal.SIGKILL)
+    groups.kill()
     kill_marked(mark)
 
 

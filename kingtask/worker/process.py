@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from kingtask.worker.guard import Guard
+from kingtask.worker.guard import Groups
 from kingtask.worker.output import Capture
 from kingtask.worker.spawn import Spawned
 
@@ -35,7 +35,7 @@ class Process:
 
     __slots__ = (
         "_grace",
-        "_guard",
+        "_groups",
         "_loop",
         "_on_end",
         "_pidfd",
@@ -53,14 +53,14 @@ class Process:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        guard: Guard,
+        groups: Groups,
         spawned: Spawned,
         keep_bytes: int,
         on_end: Callable[[Process], None],
     ) -> None:
         self._loop = loop
-        self._guard = guard
-        self._place = guard.add(spawned.popen.pid)
+        self._groups = groups
+        self._place = groups.add(spawned.popen.pid)
         self._popen = spawned.popen
         self._pidfd = spawned.pidfd
         self._on_end = on_end
@@ -147,7 +147,7 @@ class Process:
     def _end(self) -> None:
         self._cancel_grace()
         self._kill_group()
-        self._guard.remove(self._place)
+        self._groups.remove(self._place)
         code = self._popen.poll()
         assert code is not None, "the pidfd said that the process had ended"
         self.returncode = code

@@ -115,7 +115,6 @@ class Slots:
     _asked: int = 0
     _unasked: bool = False
     """True after a lost claim was given up, until an extend has had Redis hand back what it got."""
-    _look: bool = False
     _renew: bool = False
     _extending: bool = False
     _stops: list[StopProcess] = field(default_factory=list)
@@ -146,7 +145,6 @@ class Slots:
     def look(self) -> None:
         """Every `period`: claim whatever the hints say, and try again what failed."""
         self._hungry = True
-        self._look = True
         for held in self._held.values():
             if held.delivery is Delivery.FAILED:
                 self._deliver(held)
@@ -172,11 +170,10 @@ class Slots:
 
     # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def claimed(self, token: bytes, tasks: Sequence[Claimed], sent_s: float) -> None:
-        """The reply to the claim that was sent at `sent_s`."""
-        if token != self._token:
-            return  # given up in the meantime: extend hands back what it got
-        self._token, self._claiming = None, False
+    def claimed(self, tasks: Sequence[Claimed], sent_s: float) -> None:
+        """The reply to the claim, which was sent at `sent_s`."""
+        token, self._token, self._claiming = self._token, None, False
+        assert token is not None, "one claim at a time"
         if len(tasks) >= self._asked:
             self._hungry = True
         for task in tasks:
@@ -188,9 +185,7 @@ class Slots:
             else:
                 self._queue.append(held)
 
-    def claim_failed(self, token: bytes, *, stored: Literal["no", "unknown"]) -> None:
-        if token != self._token:
-            return
+    def claim_failed(self, *, stored: Literal["no", "unknown"]) -> None:
         self._claiming = False
         if stored == "no":
             self._token = None
@@ -326,13 +321,10 @@ class Slots:
             claim = self._claim(now_s)
             if claim is not None:
                 actions.append(claim)
-        self._look = False
         return actions
 
     def _claim(self, now_s: float) -> Claim | None:
         if self._token is not None:
-            if not self._look:
-                return None
             self._claiming = True
             return Claim(self._token, self._asked, True)
         # Ends that Redis does not take yet are held in memory: no more of them than there are slots.

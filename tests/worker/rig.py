@@ -1,0 +1,252 @@
+"""A worker process on a private Redis, without a broker: the test submits, ticks and rings the bell itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import yaml
+import zmq
+
+from kingtask import protocol
+from kingtask.store import calls
+from kingtask.store.calls import Policy
+from kingtask.task import Result, TaskSpec
+from tests.servers import RedisServer, die_with_parent
+from tests.store.syncstore import SyncStore
+
+PATIENCE_S = 30.0
+"""How long a condition may take on a loaded machine before a test gives up; no test measures by it."""
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str) -> T:
+    """Wait until the condition holds and return what it gave."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain: {what}"
+        time.sleep(0.002)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """True if the process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def descriptors(pid: int | None = None) -> list[int]:
+    """Numbers of what a process (this one) has open."""
+    return sorted(int(entry.name) for entry in Path(f"/proc/{pid or 'self'}/fd").iterdir())
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that were started with this `NAME=value` in their environment."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                if mark.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                    found.append(int(directory.name))
+            except OSError:
+                continue
+    return found
+
+
+class Bell:
+    """The wakeup socket of a broker that is not there."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(endpoint)
+        self.topics: set[bytes] = set()
+
+    def heard(self, topic: bytes) -> None:
+        """Wait until somebody subscribes to it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while topic not in self.topics:
+            assert self._socket.poll(max(0, int(1000 * (deadline - time.monotonic())))), (
+                f"nobody subscribed to {topic!r}"
+            )
+            message = self._socket.recv()
+            (self.topics.add if message[0] else self.topics.discard)(message[1:])
+
+    def ready(self, queue: str = "default") -> None:
+        self._socket.send_multipart([protocol.ready_topic(queue), b"1"])
+
+    def cancel(self, worker: str, task_id: str) -> None:
+        self._socket.send_multipart([protocol.cancel_topic(worker), task_id.encode()])
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+class Rig:
+    """`period` is an hour unless a test says otherwise: what happens, happens because of the bell or an end."""
+
+    def __init__(self, directory: Path, server: RedisServer) -> None:
+        self.directory = directory
+        self.server = server
+        self.namespace = uuid4().hex
+        self.policy = Policy(lease_ms=15_000)
+        self.store = SyncStore(server.client(), self.namespace)
+        self.bin = directory / "bin"
+        self.bin.mkdir()
+        self.bell = Bell(f"ipc://{directory}/bell")
+        self.workers: list[Worker] = []
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.bell.close()
+
+    def script(self, name: str, text: str, *, shebang: str = "#!/bin/sh") -> Path:
+        """An executable in bin_path."""
+        path = self.bin / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{shebang}\n{text}\n")
+        path.chmod(0o755)
+        return path
+
+    def start(self, **config: Any) -> Worker:
+        """A worker that is up and hears the bell."""
+        settings = {
+            "broker": f"ipc://{self.directory}/broker",
+            "wakeup": self.bell.endpoint,
+            "redis": self.server.url,
+            "namespace": self.namespace,
+            "bin_path": str(self.bin),
+            "period": 3600,
+            "concurrency": 4,
+            "log_level": "debug",
+            **config,
+        }
+        worker = Worker(self, settings)
+        self.workers.append(worker)
+        return worker.start()
+
+    def put(self, name: str, *args: str, ring: bool = True, **fields: Any) -> str:
+        """Submit a task that is due now; returns its id."""
+        return self.put_all([TaskSpec(name=name, args=args, **fields)], ring=ring)[0]
+
+    def put_all(self, specs: list[TaskSpec], *, ring: bool = True) -> list[str]:
+        ids = [str(uuid4()) for _ in specs]
+        rows = [calls.prepare(task_id, spec) for task_id, spec in zip(ids, specs, strict=True)]
+        for i in range(0, len(rows), 200):
+            submitted = self.store.ask(calls.submit(self.policy, rows[i : i + 200]))
+            assert set(submitted.outcomes) == {"ready"}
+        if ring:
+            for queue in {spec.queue for spec in specs}:
+                self.bell.ready(queue)
+        return ids
+
+    def tick(self) -> None:
+        self.store.ask(calls.tick(self.policy, "b1", b"{}", upcoming=100, window_ms=60_000, housekeep=False))
+
+    def get(self, task_id: str) -> Result:
+        found = self.store.ask(calls.get(task_id)).result
+        assert found is not None
+        return found
+
+    def result(self, task_id: str) -> Result:
+        """Wait for the end of a task."""
+        return until(lambda: (result := self.get(task_id)).ended and result, f"the end of task {task_id}") or self.get(
+            task_id
+        )
+
+    def running(self, task_id: str) -> Result:
+        return until(lambda: (result := self.get(task_id)).state == "running" and result, f"the start of {task_id}")  # type: ignore[return-value]
+
+
+class Worker:
+    """One worker process. `name` is the one it gave itself."""
+
+    def __init__(self, rig: Rig, config: dict[str, Any]) -> None:
+        self._rig = rig
+        number = len(rig.workers)
+        self.path = rig.directory / f"worker{number}.yaml"
+        self.path.write_text(yaml.safe_dump(config))
+        self.log_file = rig.directory / f"worker{number}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.name = ""
+
+    def start(self) -> Self:
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.worker.launch", str(self.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl is all it calls
+            )
+        line = until(self._started, f"the worker's start: {self.log}")
+        self.name = line.partition("name=")[2].split()[0]
+        self._rig.bell.heard(protocol.cancel_topic(self.name))
+        return self
+
+    def _started(self) -> str:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the worker ended: {self.log}"
+        return next((line for line in self.log.splitlines() if "worker=started" in line), "")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def logged(self, text: str) -> str:
+        """Wait for a line in its log."""
+        return until(
+            lambda: next((line for line in self.log.splitlines() if text in line), ""), f"{text!r} in {self.log}"
+        )
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait(PATIENCE_S)
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def children(self) -> list[int]:
+        text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in text.split()]
+
+
+@contextmanager
+def rig_in(directory: Path, server: RedisServer) -> Iterator[Rig]:
+    made = Rig(directory, server)
+    try:
+        yield made
+    finally:
+        made.close()
