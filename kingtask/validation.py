@@ -32,6 +32,11 @@ def convert(value: Any, kind: type[T], place: str = "") -> T:
         raise _explain(str(error), value, kind, place) from None
 
 
+def describe(kind: Any) -> str:
+    """What a value of a type may be, in words: `a number from 0 to 2,592,000`."""
+    return _words(_bare(_shape(kind)))
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant, or None."""
     close = get_close_matches(name[:SHOWN], list(names), n=1, cutoff=0.6)

@@ -45,7 +45,7 @@ def read(path: str | Path) -> Document:
     try:
         loader = _PlainLoader(text)
         root = loader.get_single_node()
-        if root is None:
+        if root is None or root.tag == "tag:yaml.org,2002:null":  # nothing but comments
             return Document(name, {}, lines)
         if not isinstance(root, yaml.MappingNode):
             raise _wrong(name, root.start_mark, "expected lines of the form `key: value`")
