@@ -46,7 +46,7 @@ class Desk:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (prctl is all it does)
+                preexec_fn=die_with_parent,
             )
         deadline = time.monotonic() + PATIENCE_S
         while subprocess.run([sys.executable, "-m", "kingtask", "ping"], env=self.env, capture_output=True).returncode:

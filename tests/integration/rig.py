@@ -78,7 +78,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 (prctl is all it does, and it takes no lock)
+                preexec_fn=die_with_parent,
             )
         self._wait_ready()
         return self
