@@ -101,7 +101,10 @@ def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
     socket = tmp_path / "redis.sock"
     command = [binary(), str(TOP / "deploy" / "redis.conf"), "--dir", str(tmp_path), "--port", "0"]
     with subprocess.Popen(
-        [*command, "--unixsocket", str(socket)], stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+        [*command, "--unixsocket", str(socket)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl is all it calls
     ) as server:
         assert server.stdout is not None
         started = any("eady to accept connections" in line for line in server.stdout)
