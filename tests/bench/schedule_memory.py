@@ -32,8 +32,8 @@ def main() -> None:
         broker = rig.start_broker(ack="stored")
         rig.start_worker()
         client = rig.client(timeout=60)
-        for _ in client.submit_many(TaskSpec(name="clock") for _ in range(1_000)):
-            pass  # so that what the first requests allocate is not counted
+        for outcome in client.submit_many(TaskSpec(name="clock") for _ in range(1_000)):
+            outcome.task.wait(60)  # so that what the first requests allocate is not counted
         used = rig.redis.client().info("memory")["used_memory"]
         before = rss_mb(broker.pid)
         due = time.time() + 3600
