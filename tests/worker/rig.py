@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -134,7 +133,6 @@ class Rig:
             "bin_path": str(self.bin),
             "period": 3600,
             "concurrency": 4,
-            "log_level": "debug",
             **config,
         }
         worker = Worker(self, settings)
@@ -164,14 +162,29 @@ class Rig:
         assert found is not None
         return found
 
+    def find(self, task_id: str, *, state: str = "", ended: bool = False) -> Result | None:
+        """The task, once it is in this state (or has ended)."""
+        result = self.get(task_id)
+        return result if result.state == state or (ended and result.ended) else None
+
     def result(self, task_id: str) -> Result:
         """Wait for the end of a task."""
-        return until(lambda: (result := self.get(task_id)).ended and result, f"the end of task {task_id}") or self.get(
-            task_id
-        )
+        until(lambda: self.find(task_id, ended=True), f"the end of {task_id}")
+        return self.get(task_id)
+
+    def run(self, name: str, *args: str, **fields: Any) -> Result:
+        """Submit one task and wait for its end."""
+        return self.result(self.put(name, *args, **fields))
 
     def running(self, task_id: str) -> Result:
-        return until(lambda: (result := self.get(task_id)).state == "running" and result, f"the start of {task_id}")  # type: ignore[return-value]
+        until(lambda: self.find(task_id, state="running"), f"the start of {task_id}")
+        return self.get(task_id)
+
+    def exists(self, name: str) -> str:
+        """Wait until a program has made this file; returns its text, which ends with a newline."""
+        path = self.directory / name
+        until(lambda: path.exists() and path.read_text().endswith("\n"), f"{name} made by a program")
+        return path.read_text().strip()
 
 
 class Worker:
@@ -194,7 +207,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl is all it calls
+                preexec_fn=die_with_parent,
             )
         line = until(self._started, f"the worker's start: {self.log}")
         self.name = line.partition("name=")[2].split()[0]
@@ -210,6 +223,11 @@ class Worker:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def guard(self) -> int:
+        """The process that watches over it, its first child."""
+        return self.children()[0]
 
     @property
     def log(self) -> str:
@@ -241,12 +259,3 @@ class Worker:
     def children(self) -> list[int]:
         text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(pid) for pid in text.split()]
-
-
-@contextmanager
-def rig_in(directory: Path, server: RedisServer) -> Iterator[Rig]:
-    made = Rig(directory, server)
-    try:
-        yield made
-    finally:
-        made.close()

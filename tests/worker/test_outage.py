@@ -1,0 +1,181 @@
+"""Redis goes and comes back, is full, or gives a lease away: what runs goes on, and every end is recorded once."""
+
+from __future__ import annotations
+
+import resource
+import signal
+
+from kingtask.store import calls
+from kingtask.task import TaskSpec
+from tests.worker.rig import Rig, alive, marked, until
+
+
+def gated(rig: Rig) -> None:
+    """`gated NAME` says that it runs, and ends when the gate of that name is opened."""
+    at = rig.directory
+    rig.script("gated", f"echo $$ > {at}/up.$1; until [ -e {at}/gate.$1 ]; do :; done; echo through $1")
+
+
+def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
+    rig = own_rig
+    gated(rig)
+    worker = rig.start()
+    during, after = rig.put_all([TaskSpec(name="gated", args=(name,)) for name in ("during", "after")])
+    pid, other = int(rig.exists("up.during")), int(rig.exists("up.after"))
+    rig.server.kill()
+    worker.logged("redis=lost")
+    (rig.directory / "gate.during").touch()
+    until(lambda: not alive(pid), "the end of the first")
+    assert alive(other)
+    rig.server.start()
+    assert rig.result(during).stdout == b"through during\n"
+    (rig.directory / "gate.after").touch()
+    assert rig.result(after).stdout == b"through after\n"
+    for task in (during, after):
+        assert [attempt.number for attempt in rig.get(task).attempts] == [1]
+
+
+def test_after_an_outage_it_claims_without_a_bell(own_rig: Rig) -> None:
+    rig = own_rig
+    rig.script("hello", "echo hello")
+    worker = rig.start()
+    task = rig.put("hello", ring=False)
+    rig.server.restart()
+    worker.logged("redis=lost")
+    assert rig.result(task).stdout == b"hello\n"
+
+
+def test_connections_cut_again_and_again_under_load(own_rig: Rig) -> None:
+    rig = own_rig
+    ledger = rig.directory / "ledger"
+    rig.script("note", f"echo $KINGTASK_ID $KINGTASK_ATTEMPT >> {ledger}")
+    rig.start(concurrency=4, period=0.05)
+    tasks = rig.put_all([TaskSpec(name="note") for _ in range(600)])
+    for task in tasks[::60]:
+        rig.result(task)
+        rig.store.client.client_kill_filter(_type="normal", skipme=True)
+    assert {rig.result(task).state for task in tasks} == {"succeeded"}
+    lines = ledger.read_text().split("\n")[:-1]
+    assert len(lines) == len(set(lines)), "one execution for each attempt"
+    assert {line.split()[0] for line in lines} == set(tasks)
+    for task in tasks:
+        assert [a.reason for a in rig.get(task).attempts if a.reason != "released"] == [""]
+
+
+def test_a_full_redis_still_learns_how_it_ended(own_rig: Rig) -> None:
+    rig = own_rig
+    gated(rig)
+    rig.script(
+        "large",
+        f"echo up > {rig.directory}/up; until [ -e {rig.directory}/gate ]; do :; done; head -c 500000 /dev/zero",
+    )
+    rig.start()
+    task = rig.put("large")
+    rig.exists("up")
+    rig.store.client.config_set("maxmemory", "1mb")
+    (rig.directory / "gate").touch()
+    result = rig.result(task)
+    assert (result.state, len(result.stdout), result.stdout_size) == ("succeeded", 4096, 500_000)
+    assert len(result.attempts) == 1
+
+
+def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: Rig) -> None:
+    gated(rig)
+    worker = rig.start(renew=0.2, kill_grace=3600)
+    task = rig.put("gated", "x")
+    pid = int(rig.exists("up.x"))
+    rig.store.client.zadd(f"{rig.store.keys.prefix}running", {task: 1})
+    rig.tick()
+    worker.logged(f"attempt=fenced task={task} attempt=1")
+    until(lambda: not alive(pid), "the end of the first process")
+    rig.bell.ready()
+    (rig.directory / "gate.x").touch()
+    result = rig.result(task)
+    assert (result.state, [attempt.reason for attempt in result.attempts]) == ("succeeded", ["lost", ""])
+
+
+def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: Rig) -> None:
+    gated(rig)
+    worker = rig.start(renew=7.5)
+    task = rig.put("gated", "x")
+    rig.exists("up.x")
+    rig.store.client.zadd(f"{rig.store.keys.prefix}running", {task: 1})
+    rig.tick()
+    assert rig.get(task).state == "ready"
+    (rig.directory / "gate.x").touch()
+    worker.logged(f"finish=fenced task={task} attempt=1")
+    assert rig.get(task).stdout == b""
+    rig.bell.ready()
+    result = rig.result(task)
+    assert [attempt.reason for attempt in result.attempts] == ["lost", ""]
+
+
+def test_leases_are_renewed_while_a_task_runs(rig: Rig) -> None:
+    gated(rig)
+    rig.start(lease=1, renew=0.1)
+    task = rig.put("gated", "x")
+    rig.exists("up.x")
+    running = f"{rig.store.keys.prefix}running"
+    first = rig.store.client.zscore(running, task)
+    assert first is not None
+    until(lambda: (rig.store.client.zscore(running, task) or 0) > first + 1500, "a lease that moves ahead")
+    rig.tick()
+    assert rig.get(task).state == "running"
+    (rig.directory / "gate.x").touch()
+    assert len(rig.result(task).attempts) == 1
+
+
+def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) -> None:
+    rig.script("hello", "echo hello")
+    worker = rig.start(period=0.1)
+    limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    task = rig.put("hello")
+    worker.logged("spawn=impossible")
+    until(lambda: rig.get(task).state == "ready", "the task handed back")
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
+    result = rig.result(task)
+    assert result.stdout == b"hello\n"
+    assert {attempt.reason for attempt in result.attempts} == {"released", ""}
+
+
+def test_a_stop_during_an_outage_waits_for_redis_and_delivers(own_rig: Rig) -> None:
+    rig = own_rig
+    gated(rig)
+    worker = rig.start(drain_timeout=3600)
+    task = rig.put("gated", "x")
+    pid = int(rig.exists("up.x"))
+    rig.server.kill()
+    worker.logged("redis=lost")
+    worker.signal(signal.SIGTERM)
+    worker.logged("worker=draining")
+    (rig.directory / "gate.x").touch()
+    until(lambda: not alive(pid), "the end of the program")
+    rig.server.start()
+    assert worker.wait() == 0
+    assert rig.get(task).stdout == b"through x\n"
+
+
+def test_a_stop_without_redis_is_bounded(own_rig: Rig) -> None:
+    rig = own_rig
+    gated(rig)
+    worker = rig.start(drain_timeout=0.1, kill_grace=0.1)
+    task = rig.put("gated", "x")
+    rig.exists("up.x")
+    rig.server.kill()
+    worker.logged("redis=lost")
+    assert worker.stop() == 0
+    assert not [pid for pid in marked(f"KINGTASK_ID={task}") if alive(pid)]
+    assert "unconfirmed=1" in worker.log
+
+
+def test_redis_may_come_later_than_the_worker(own_rig: Rig) -> None:
+    rig = own_rig
+    rig.script("hello", "echo hello")
+    task = rig.put("hello", ring=False)
+    rig.server.stop()
+    worker = rig.start()
+    worker.logged("redis=away")
+    rig.server.start()
+    assert rig.result(task).stdout == b"hello\n"
+    assert rig.store.ask(calls.stats()).workers[0].name == worker.name

@@ -1,0 +1,212 @@
+"""How a worker goes: drained, hurried, killed; and how what it runs is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kingtask.store import calls
+from kingtask.task import TaskSpec
+from tests.worker.rig import Rig, alive, marked, until
+
+PARK = "echo $$ > {0}/parked.$1; exec sleep 300"
+
+
+def park(rig: Rig, *names: str, text: str = PARK, **fields: Any) -> dict[str, int]:
+    """Tasks that run until they are ended, by id with the number of their process."""
+    rig.script("park", text.format(rig.directory))
+    tasks = rig.put_all([TaskSpec(name="park", args=(name,), **fields) for name in names])
+    return {task: int(rig.exists(f"parked.{name}")) for task, name in zip(tasks, names, strict=True)}
+
+
+# ── cancel ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
+    worker = rig.start(kill_grace=60)
+    text = "sleep 300 & echo $! > {0}/child; echo $$ > {0}/parked.$1; wait"
+    ((task, pid),) = park(rig, "a", text=text).items()
+    rig.store.ask(calls.cancel(rig.policy, task))
+    rig.bell.cancel(worker.name, task)
+    result = rig.result(task)
+    assert (result.state, result.reason, result.attempts[0].signal) == ("cancelled", "cancelled", signal.SIGTERM)
+    assert not alive(pid)
+    child = int(rig.exists("child"))
+    until(lambda: not alive(child), "the end of the child")
+
+
+def test_cancel_without_a_bell_is_seen_at_the_next_renewal(rig: Rig) -> None:
+    rig.start(renew=0.1)
+    ((task, _),) = park(rig, "a").items()
+    rig.store.ask(calls.cancel(rig.policy, task))
+    assert rig.result(task).state == "cancelled"
+
+
+def test_a_false_hint_stops_nothing(rig: Rig) -> None:
+    worker = rig.start()
+    rig.script("long", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done; echo whole")
+    task = rig.put("long")
+    rig.exists("up")
+    rig.bell.cancel(worker.name, task)
+    rig.bell.cancel(worker.name, "no such task")
+    other = rig.run("missing")  # the hints are dealt with: they came before this
+    assert other.ended
+    (rig.directory / "on").touch()
+    assert rig.result(task).stdout == b"whole\n"
+
+
+def test_cancelled_but_faster(rig: Rig) -> None:
+    """A success that came before the worker heard of it stands."""
+    rig.start()
+    rig.script("quick", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done")
+    task = rig.put("quick")
+    rig.exists("up")
+    rig.store.ask(calls.cancel(rig.policy, task))
+    (rig.directory / "on").touch()
+    assert rig.result(task).state == "succeeded"
+
+
+# ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: Rig) -> None:
+    worker = rig.start(concurrency=1)
+    rig.script("long", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done; echo whole")
+    first = rig.put("long")
+    rig.exists("up")
+    worker.signal(signal.SIGTERM)
+    worker.logged("worker=draining")
+    second = rig.put("long")
+    (rig.directory / "on").touch()
+    assert worker.wait() == 0
+    assert rig.get(first).stdout == b"whole\n"
+    assert rig.get(second).state == "ready"
+    assert "worker=stopped" in worker.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_worker_goes_at_once(rig: Rig, number: int) -> None:
+    worker = rig.start()
+    guard = worker.guard
+    worker.signal(number)
+    assert worker.wait() == 0
+    until(lambda: not alive(guard), "the end of the guard")
+
+
+def test_what_outlasts_the_drain_is_released_uncounted(rig: Rig) -> None:
+    worker = rig.start(drain_timeout=0.2, kill_grace=60)
+    parked = park(rig, "a", "b")
+    assert worker.stop() == 0
+    for task, pid in parked.items():
+        assert not alive(pid)
+        result = rig.get(task)
+        assert (result.state, [attempt.reason for attempt in result.attempts]) == ("ready", ["released"])
+        assert rig.store.client.hget(rig.store.keys.task(task), "failures") is None
+    rig.script("park", "echo again")
+    rig.start()
+    assert {rig.result(task).stdout for task in parked} == {b"again\n"}
+
+
+def test_what_may_run_only_once_is_interrupted_instead(rig: Rig) -> None:
+    worker = rig.start(drain_timeout=0.2)
+    ((task, _),) = park(rig, "a", on_lost="fail", retry=(1.0, 1.0)).items()
+    assert worker.stop() == 0
+    result = rig.get(task)
+    assert (result.state, result.reason) == ("failed", "interrupted")
+
+
+def test_a_second_signal_ends_the_wait(rig: Rig) -> None:
+    worker = rig.start(drain_timeout=3600)
+    ((task, pid),) = park(rig, "a").items()
+    worker.signal(signal.SIGTERM)
+    worker.logged("worker=draining")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert not alive(pid)
+    assert rig.get(task).state == "ready"
+
+
+def test_a_third_signal_ends_the_grace(rig: Rig) -> None:
+    worker = rig.start(drain_timeout=3600, kill_grace=3600)
+    text = "trap '' TERM; echo $$ > {0}/parked.$1; while :; do sleep 300; done"
+    ((task, pid),) = park(rig, "a", text=text).items()
+    worker.signal(signal.SIGINT)
+    worker.logged("worker=draining")
+    worker.signal(signal.SIGINT)
+    worker.logged("worker=stopping")
+    worker.signal(signal.SIGINT)
+    assert worker.wait() == 0
+    assert not alive(pid)
+    assert rig.get(task).attempts[0].signal == signal.SIGKILL
+
+
+def test_a_drain_of_hundreds_hands_back_what_waits_and_loses_nothing(rig: Rig) -> None:
+    rig.script("brief", "echo done")
+    worker = rig.start(concurrency=8)
+    tasks = rig.put_all([TaskSpec(name="brief") for _ in range(400)])
+    rig.result(tasks[20])
+    assert worker.stop() == 0
+    states = {rig.get(task).state for task in tasks}
+    assert states <= {"succeeded", "ready"}
+    rig.start(concurrency=8)
+    assert {rig.result(task).stdout for task in tasks} == {b"done\n"}
+    assert all(len([a for a in rig.get(task).attempts if a.reason != "released"]) == 1 for task in tasks)
+
+
+# ── kill ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
+    """Neither a group, nor a session of its own, nor what was started in the last moment."""
+    text = "setsid sleep 300 & trap '' TERM INT HUP; sleep 300 & echo $$ > {0}/parked.$1; wait"
+    for round_ in range(3):
+        worker = rig.start(concurrency=4)
+        guard = worker.guard
+        mark = f"KINGTASK_WORKER={worker.name}"
+        parked = park(rig, *(f"{round_}.{i}" for i in range(4)), text=text)
+        assert len([pid for pid in marked(mark) if alive(pid)]) == 12
+        worker.kill()
+        until(lambda: not any(alive(pid) for pid in marked(mark)), "the end of everything it had started")  # noqa: B023
+        until(lambda: not alive(guard), "the end of the guard")  # noqa: B023
+        for task in parked:
+            rig.store.ask(calls.cancel(rig.policy, task))
+
+
+def test_a_worker_killed_while_it_starts_programs_leaves_none(rig: Rig) -> None:
+    """Killed at a random moment between fork, exec and the entry into the guard's table."""
+    rig.script("park", f"echo > {rig.directory}/up; exec sleep 300")
+    for _ in range(5):
+        worker = rig.start(concurrency=64)
+        mark = f"KINGTASK_WORKER={worker.name}"
+        rig.put_all([TaskSpec(name="park") for _ in range(64)])
+        until((rig.directory / "up").exists, "a first program")
+        worker.kill()
+        (rig.directory / "up").unlink()
+        until(lambda: not any(alive(pid) for pid in marked(mark)), "the end of everything it had started")  # noqa: B023
+        rig.store.client.delete(f"{rig.store.keys.prefix}ready:default")
+
+
+def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
+    worker = rig.start()
+    ((_, pid),) = park(rig, "a").items()
+    guard = worker.guard
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(guard, number)
+    assert Path(f"/proc/{guard}/comm").read_text() == "kingtask-guard\n"
+    assert os.getsid(guard) == guard
+    worker.kill()
+    until(lambda: not alive(pid), "the end of the program")
+
+
+def test_a_lost_guard_is_told_and_does_no_harm(rig: Rig) -> None:
+    worker = rig.start(renew=0.1)
+    os.kill(worker.guard, signal.SIGKILL)
+    worker.logged("guard=lost")
+    rig.script("leave", "sleep 300 & setsid sleep 300 & echo left")
+    assert rig.run("leave").stdout == b"left\n"
+    assert worker.stop() == 0
+    assert worker.log.count("guard=lost") == 1
