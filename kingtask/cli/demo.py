@@ -141,9 +141,18 @@ def _third_attempt(result: Result) -> tuple[bool, str]:
 
 def _cut_off(result: Result) -> tuple[bool, str]:
     child = result.text.strip()
-    survived = child.isdigit() and Path(f"/proc/{child}").exists()
+    survived = child.isdigit() and _runs(child)
     text = f"stopped ({result.reason}), {'but its child goes on' if survived else 'its child as well'}"
     return result.reason == "time_limit" and child.isdigit() and not survived, text
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is there and not just unburied: nobody may ask for the status of an orphan in a container."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def _display(cases: list[Case]) -> Lines | Live:

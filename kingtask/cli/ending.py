@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from kingtask.cli import output
 from kingtask.cli.exit import Exit
-from kingtask.clock import monotonic_s
 from kingtask.errors import ResultTimeout
 
 if TYPE_CHECKING:
@@ -17,19 +17,12 @@ SIGNALLED = 128
 """A shell's exit status for a program that a signal ended: 128 + its number."""
 
 
-LONGEST_WAIT_S = 3600.0
-
-
 def wait_for(client: Client, task_id: str, timeout_s: float) -> Result:
     """The task once it has ended, or as it stands after `timeout_s` (may be infinite)."""
-    deadline = monotonic_s() + timeout_s
-    while True:
-        left_s = max(0.0, deadline - monotonic_s())
-        try:
-            return client.wait(task_id, min(left_s, LONGEST_WAIT_S))
-        except ResultTimeout:
-            if left_s <= LONGEST_WAIT_S:
-                return client.get(task_id)
+    try:
+        return client.wait(task_id, None if timeout_s == math.inf else timeout_s)
+    except ResultTimeout:
+        return client.get(task_id)
 
 
 def show(result: Result, *, as_json: bool, propagate: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -122,7 +123,11 @@ def _read(path: str) -> bytes:
 
 def _text(place: str, value: str) -> str:
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # bytes that the locale has no character for: they may be UTF-8 all the same
+                value = os.fsencode(value).decode()
+    except ValueError:
         raise click.UsageError(f"{place}: not UTF-8 text ({value!a}).") from None
     return value

@@ -87,9 +87,9 @@ def tasks_of(
     if state is State.READY and queue is None:
         names = [each["name"] for each in client.stats()["queues"] if each["ready"]]
         for name in names:
-            yield from client.list(state, queue=name)
+            yield from client.list(state, name)
     else:
-        yield from client.list(state, queue=queue, since=since, until=until)
+        yield from client.list(state, queue, since=since, until=until)
 
 
 def _row(task: Result) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ arguments, messages, tags) never reaches a terminal unescaped in a table or a me
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -37,16 +39,12 @@ LIST_FIELDS = (
 
 def write(data: bytes) -> None:
     """Bytes to stdout, at once: whoever reads the other end may be waiting for them."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    _write_all(sys.stdout, data)
 
 
 def write_error(data: bytes) -> None:
-    """Bytes to stderr."""
-    sys.stderr.flush()
-    sys.stderr.buffer.write(data)
-    sys.stderr.buffer.flush()
+    """Bytes to stderr, at once."""
+    _write_all(sys.stderr, data)
 
 
 def say(text: str) -> None:
@@ -84,6 +82,18 @@ def result_fields(result: Result) -> dict[str, Any]:
 def row_fields(result: Result) -> dict[str, Any]:
     """A Result of `list` for JSON: only what a list knows."""
     return {name: getattr(result, name) for name in LIST_FIELDS}
+
+
+def _write_all(stream: TextIO, data: bytes) -> None:
+    """Past Python's buffers: with `python -u` there are none, and a large write would silently be a part of it."""
+    stream.flush()
+    fd = stream.fileno()
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:  # whoever gave us this pipe uses it without blocking
+            select.select([], [fd], [])
 
 
 def _attempt_fields(attempt: Attempt) -> dict[str, Any]:

@@ -69,9 +69,9 @@ def successor_id(old_id: str) -> str:
 
 
 def _requeue(client: Client, old: str, new: str, as_json: bool) -> int:
-    task = client.requeue(old, id=new)
+    client.requeue(old, new)
     if as_json:
-        output.write_json({"id": task.id, "origin": old, "outcome": task.outcome})
+        output.write_json({"id": new, "origin": old})
     else:
-        output.say(task.id)
+        output.say(new)
     return Exit.OK

@@ -42,14 +42,17 @@ def test_installing_again_replaces(examples):
 
 
 @pytest.mark.parametrize(
-    ("args", "total"), [(("12", "45"), 57), (("12", "-45"), -33), (("+1", "007"), 8), (("08", "-09"), -1), (("-0", "0"), 0)]
+    ("args", "total"),
+    [(("12", "45"), 57), (("12", "-45"), -33), (("+1", "007"), 8), (("08", "-09"), -1), (("-0", "0"), 0)],
 )
 def test_the_original_example_adds(examples, args, total):
     done = run(examples / "example", *args)
     assert (done.stdout, done.stderr, done.returncode) == (f"{total}\n", "", 0)
 
 
-@pytest.mark.parametrize("args", [(), ("1",), ("1", "2", "3"), ("1", "x"), ("", "1"), ("1.5", "1"), ("-n", "1"), ("$(id)", "1")])
+@pytest.mark.parametrize(
+    "args", [(), ("1",), ("1", "2", "3"), ("1", "x"), ("", "1"), ("1.5", "1"), ("-n", "1"), ("$(id)", "1")]
+)
 def test_the_original_example_complains_on_stderr_with_exit_status_0(examples, args):
     done = run(examples / "example", *args)
     assert (done.stdout, done.returncode) == ("", 0)

@@ -84,7 +84,8 @@ def test_everything_after_the_name_belongs_to_the_task(first):
 
 
 @pytest.mark.parametrize(
-    ("words", "wait"), [(["--wait"], math.inf), (["--wait=5"], 5.0), (["--wait=1m"], 60.0), (["--wait=0"], 0.0), ([], None)]
+    ("words", "wait"),
+    [(["--wait"], math.inf), (["--wait=5"], 5.0), (["--wait=1m"], 60.0), (["--wait=0"], 0.0), ([], None)],
 )
 def test_the_value_of_wait_is_optional(words, wait):
     for before, after in (([], ["--json"]), (["--queue", "--wait"], []), (["--queue=x"], ["--retry", "1"])):
