@@ -121,8 +121,10 @@ class Broker:
     def _request(self, peer: Peer, message: bytes) -> None:
         envelope: dict[str, Any] = {}
         try:
-            envelope = protocol.decode(message)
-            request = protocol.parse(envelope)
+            request: protocol.Request | None = protocol.read_submit(message)
+            if request is None:
+                envelope = protocol.decode(message)
+                request = protocol.parse(envelope)
             if isinstance(request, protocol.Ping):
                 self._edge.reply(peer, protocol.ok(request.rid, self._pong()))
                 return
