@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kingtask import protocol
 from kingtask.errors import InvalidRequest
 from kingtask.task import TaskSpec
+from kingtask.validation import convert
 
 TASK: dict[str, Any] = {"name": "example", "args": ["12", "45"], "retry": [5, 8.5], "priority": 3, "stdin": b"x"}
 
@@ -24,7 +25,7 @@ def the_long_way(packed: bytes) -> list[TaskSpec]:
     request = protocol.parse(protocol.decode(packed))
     assert isinstance(request, protocol.Submit)
     values = request.tasks if request.tasks is not None else [request.task]
-    return [protocol.convert(value, TaskSpec) for value in values]
+    return [convert(value, TaskSpec) for value in values]
 
 
 def test_an_ordinary_submit_goes_the_short_way() -> None:
