@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kingtask.cli import output
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
@@ -15,30 +16,37 @@ from kingtask.errors import ConfigurationError, KingtaskError, StoreError
 
 if TYPE_CHECKING:
     from kingtask.cli.checks import Finding
+    from kingtask.config import BrokerConfig
 
 FILE = click.Path(path_type=Path)
 
 
 @click.command(short_help="Examine everything: what is wrong, and what to do about it.")
-@click.option(
-    "-c", "--config", metavar="FILE", type=FILE, help="The broker's configuration: examine the Redis it names."
-)
+@click.option("-c", "--config", metavar="FILE", type=FILE, help="A broker's configuration: examine it and its Redis.")
 @click.option("--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine its bin_path, too.")
 @json_option
 @broker_option
 @timeout_option
+@click.pass_context
 def doctor(
-    config: Path | None, worker_config: Path | None, as_json: bool, broker: tuple[str, ...], timeout: float
+    context: click.Context,
+    config: Path | None,
+    worker_config: Path | None,
+    as_json: bool,
+    broker: tuple[str, ...],
+    timeout: float,
 ) -> int:
     """Examine brokers, Redis, workers and queues: a line each, ok, warn or fail, and what to do.
 
-    The exit status is 0 if nothing fails, else 1. Nothing is changed.
+    The exit status is 0 if nothing fails, else 1. Nothing is changed. With -c the broker examined is that of the
+    configuration, unless --broker or KINGTASK_BROKER names others.
     """
+    named = context.get_parameter_source("broker") is not ParameterSource.DEFAULT
     failed = False
-    for finding in examine(config, worker_config, broker, timeout):
+    for finding in examine(config, worker_config, broker, timeout, brokers_named=named):
         failed = failed or finding.level == "fail"
         if as_json:
-            output.write_json({**finding._asdict()})
+            output.write_json(finding._asdict())
         else:
             advice = f"\n{'':16}→ {finding.advice}" if finding.advice else ""
             output.say(f"{finding.level:<5}{finding.subject:<10} {output.visible(finding.text)}{advice}")
@@ -46,13 +54,43 @@ def doctor(
 
 
 def examine(
-    config: Path | None, worker_config: Path | None, brokers: tuple[str, ...], timeout: float
+    config: Path | None,
+    worker_config: Path | None,
+    brokers: tuple[str, ...],
+    timeout: float,
+    *,
+    brokers_named: bool,
 ) -> Iterator[Finding]:
     """Everything there is to say, in the order in which it matters."""
     from kingtask.cli import checks
+    from kingtask.config import load_broker
+
+    settings: BrokerConfig | None = None
+    if config is not None:
+        try:
+            settings = load_broker(config)
+        except ConfigurationError as error:
+            yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
+    stats = yield from _brokers(settings.addr if settings and not brokers_named else brokers, timeout)
+    if settings is not None:
+        recorded = yield from _redis(settings, timeout)
+        stats = stats or recorded
+    elif config is None:
+        yield checks.Finding(
+            checks.Level.WARN, "redis", "not examined", "give a broker's configuration: -c broker.yaml"
+        )
+    if stats is not None:
+        yield from checks.peers(stats)
+    if worker_config is not None:
+        yield from _worker(worker_config)
+
+
+def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
+    """A finding for each; returns what the first that can says of peers and queues."""
+    from kingtask.cli import checks
 
     stats: Mapping[str, Any] | None = None
-    for address in brokers:
+    for address in addresses:
         pong: Mapping[str, Any] | None = None
         why = ""
         try:
@@ -63,34 +101,23 @@ def examine(
         except KingtaskError as error:
             why = str(error)
         yield from checks.pings(address, pong, why)
-    if config is not None:
-        found_stats = yield from _redis(config, timeout)
-        stats = stats or found_stats
-    else:
-        yield checks.Finding(
-            checks.Level.WARN, "redis", "not examined", "give the broker's configuration: -c broker.yaml"
-        )
-    if stats is not None:
-        yield from checks.peers(stats)
-    if worker_config is not None:
-        yield from _worker(worker_config)
+    return stats
 
 
-def _redis(path: Path, timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
+def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
     """Findings about the Redis of a broker's configuration; returns what its record says of peers and queues."""
-    from kingtask import config
     from kingtask.cli import checks
     from kingtask.store.inspect import inspect
 
     try:
-        settings = config.load_broker(path)
-        found = inspect(settings.redis_address, settings.namespace, timeout_s=timeout)
+        address = settings.redis_address
+        found = inspect(address, settings.namespace, timeout_s=timeout)
     except ConfigurationError as error:
-        yield checks.Finding(checks.Level.FAIL, "config", str(error), f"mend {path}")
+        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend the configuration")
         return None
     except StoreError as error:
-        advice = "see redis_password_file" if error.kind == "auth" else "start Redis, or mend `redis:`"
-        yield checks.Finding(checks.Level.FAIL, "redis", f"{settings.redis_address}: {error}", advice)
+        advice = "see redis_password_file" if error.kind == "auth" else "start it, or mend `redis` in the configuration"
+        yield checks.Finding(checks.Level.FAIL, "redis", f"{address}: {error}", advice)
         return None
     yield from checks.redis(found, settings.ack)
     yield from checks.record(found)
@@ -99,12 +126,12 @@ def _redis(path: Path, timeout: float) -> Generator[Finding, None, Mapping[str, 
 
 
 def _worker(path: Path) -> Iterator[Finding]:
-    from kingtask import config
     from kingtask.cli import checks
+    from kingtask.config import load_worker
 
     try:
-        settings = config.load_worker(path)
+        settings = load_worker(path)
     except ConfigurationError as error:
-        yield checks.Finding(checks.Level.FAIL, "config", str(error), f"mend {path}")
+        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
         return
     yield from checks.bin_paths(settings.bin_path)

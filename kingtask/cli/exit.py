@@ -1,4 +1,4 @@
-"""Exit statuses of `kingtask`, and which error gets which. GUIDE.md shows the same table (tested)."""
+"""Exit statuses of `kingtask`, and which error gets which. GUIDE.md shows the same table."""
 
 from __future__ import annotations
 

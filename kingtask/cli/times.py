@@ -86,8 +86,10 @@ def local_time(at_s: float | None) -> str:
 
 
 def short_duration(seconds: float) -> str:
-    """A duration for people: `0.4s`, `12s`, `3m05s`, `2h10m`, `5d03h`."""
-    if seconds < 10:
+    """A duration for people: `4ms`, `1.4s`, `12s`, `3m05s`, `2h10m`, `5d03h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 9.95:
         return f"{seconds:.1f}s"
     whole = round(seconds)
     if whole < 60:

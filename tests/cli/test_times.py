@@ -162,7 +162,16 @@ def test_a_retry_list_is_strict(text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0s"), (9.94, "9.9s"), (12.4, "12s"), (185, "3m05s"), (7800, "2h10m"), (442_800, "5d03h")],
+    [
+        (0.0042, "4ms"),
+        (0.9996, "1.0s"),
+        (9.94, "9.9s"),
+        (9.96, "10s"),
+        (12.4, "12s"),
+        (185, "3m05s"),
+        (7800, "2h10m"),
+        (442_800, "5d03h"),
+    ],
 )
 def test_durations_for_people(seconds, text):
     assert short_duration(seconds) == text

@@ -1,0 +1,240 @@
+"""`kingtask doctor`, from its findings on real servers to its exit status."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kingtask import __version__
+from kingtask.cli import checks
+from kingtask.cli.checks import Level
+from kingtask.store.inspect import Inspection, inspect
+from tests.cli.tree import kingtask
+from tests.servers import RedisServer
+
+STATS = {
+    "queues": [
+        {"name": "default", "paused": False, "scheduled": 1, "ready": 2, "running": 0, "served": True},
+    ],
+    "workers": [{"name": "w", "seen_s": 1.0}],
+    "brokers": [{"name": "b", "seen_s": 0.5, "clock_offset_s": 0.001}],
+}
+
+
+@pytest.fixture
+def namespace():
+    return f"doctor-{uuid.uuid4().hex[:8]}"
+
+
+def look(server: RedisServer, namespace: str) -> Inspection:
+    return inspect(server.address, namespace)
+
+
+def levels(findings) -> dict[str, str]:
+    """The worst level of each subject."""
+    order = [Level.OK, Level.WARN, Level.FAIL]
+    worst: dict[str, Level] = {}
+    for finding in findings:
+        worst[finding.subject] = max(worst.get(finding.subject, Level.OK), finding.level, key=order.index)
+    return {subject: str(level) for subject, level in worst.items()}
+
+
+def text(findings) -> str:
+    return "\n".join(f"{finding.text} → {finding.advice}" for finding in findings)
+
+
+# ── what it sees of a server ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_is_looked_at_and_nothing_is_written(server, namespace):
+    client = server.client()
+    before = client.dbsize(), client.info("stats")["total_commands_processed"]
+    found = look(server, namespace)
+    assert client.dbsize() == before[0]
+    assert client.info("stats")["total_commands_processed"] > before[1]
+    assert (found.server.product in ("redis", "valkey"), found.role, found.functions) == (True, "master", True)
+    assert abs(found.offset_s) < 1
+    assert found.schema is None
+    assert not found.denied
+    assert not found.too_old
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "part"),
+    [
+        ({"appendonly": "no"}, "warn", "everything is lost"),
+        ({"appendonly": "no", "save": "60 1"}, "warn", "last snapshot"),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, "warn", "two seconds"),
+        ({"appendonly": "yes", "appendfsync": "always", "no_appendfsync_on_rewrite": "yes"}, "warn", "rewritten"),
+        ({"appendonly": "yes", "appendfsync": "always"}, "ok", "on disk before"),
+    ],
+)
+def test_what_an_acknowledgement_is_worth(namespace, options, level, part):
+    with RedisServer(**options) as server:
+        found = look(server, namespace)
+        findings = list(checks.redis(found, None))
+        assert levels(findings)["ack"] == level
+        assert part in text(findings)
+        wanted = levels(checks.redis(found, "fsync"))["ack"]
+        assert wanted == ("ok" if level == "ok" else "fail")
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({"maxmemory": "100mb", "maxmemory_policy": "allkeys-lru"}, "fail"),
+        ({"maxmemory_policy": "allkeys-lru"}, "warn"),
+        ({"maxmemory": "100mb", "maxmemory_policy": "noeviction"}, "ok"),
+    ],
+)
+def test_a_server_that_throws_keys_away(namespace, options, level):
+    with RedisServer(**options) as server:
+        assert levels(checks.redis(look(server, namespace), None))["memory"] == level
+
+
+def test_a_user_with_few_rights_sees_less_and_is_told(server, namespace):
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+ping", "+time", "+select", "+hget")
+    found = inspect(replace(server.address, user="poor", password="secret"), namespace)
+    assert {"INFO", "CONFIG GET", "FUNCTION LIST"} <= set(found.denied)
+    findings = list(checks.redis(found, None))
+    assert levels(findings)["redis"] in ("warn", "fail")
+    assert "CONFIG GET" in text(findings)
+
+
+def test_a_replica_and_a_newer_schema_fail(server, namespace):
+    found = look(server, namespace)
+    assert levels(checks.redis(replace(found, role="slave"), None))["redis"] == "fail"
+    assert levels(checks.redis(replace(found, too_old=True), None)) == {"redis": "fail"}
+    assert levels(checks.redis(replace(found, functions=False), None)) == {"redis": "fail"}
+    assert levels(checks.redis(replace(found, info={"aof_last_write_status": "err"}), None))["disk"] == "fail"
+    assert levels(checks.record(replace(found, schema=99))) == {"library": "fail"}
+    assert levels(checks.record(replace(found, schema=None, library=False))) == {"library": "warn"}
+    assert levels(checks.record(replace(found, schema=1, library=True))) == {"library": "ok"}
+
+
+# ── what it thinks of the rest ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("offset_s", "level"), [(0.01, "ok"), (-0.4, "ok"), (2, "warn"), (-2, "warn"), (61, "fail")])
+def test_clocks(offset_s, level):
+    assert levels(checks.clock(offset_s, "a against b")) == {"clock": level}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level"),
+    [
+        ({}, "ok"),
+        ({"served": False}, "fail"),
+        ({"served": False, "ready": 0}, "warn"),
+        ({"served": False, "ready": 0, "scheduled": 0}, "ok"),
+        ({"paused": True}, "warn"),
+        ({"paused": True, "served": False}, "fail"),
+    ],
+)
+def test_queues_that_nobody_serves(changes, level):
+    stats = {**STATS, "queues": [{**STATS["queues"][0], **changes}]}
+    assert levels(checks.peers(stats)) == {"brokers": "ok", "workers": "ok", "clock": "ok", "queues": level}
+
+
+def test_peers_that_are_gone():
+    gone = {**STATS, "workers": [{"name": "w", "seen_s": 50.0}], "brokers": []}
+    assert levels(checks.peers(gone)) == {"brokers": "fail", "workers": "fail", "queues": "ok"}
+
+
+def test_brokers():
+    pong = {"version": __version__, "ready": True, "ack": "fsync"}
+    assert levels(checks.pings("a", pong)) == {"broker": "ok"}
+    assert levels(checks.pings("a", {**pong, "ready": False})) == {"broker": "fail"}
+    assert levels(checks.pings("a", {**pong, "version": "0.1"})) == {"broker": "warn"}
+    assert levels(checks.pings("a", None, "no answer")) == {"broker": "fail"}
+
+
+def test_directories_of_executables(tmp_path):
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "x").touch(0o755)
+    assert levels(checks.bin_paths([good])) == {"bin_path": "ok"}
+    (good / "plain").touch(0o644)
+    assert levels(checks.bin_paths([good])) == {"bin_path": "warn"}
+    good.chmod(0o777)
+    assert levels(checks.bin_paths([good])) == {"bin_path": "fail"}
+    assert levels(checks.bin_paths([tmp_path / "none"])) == {"bin_path": "fail"}
+    (tmp_path / "file").touch()
+    assert levels(checks.bin_paths([str(tmp_path / "file")])) == {"bin_path": "fail"}
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def configured(tmp_path, server, namespace):
+    """A broker's and a worker's configuration, for a server and a port at which nobody listens."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "broker.yaml").write_text(f"addr: 127.0.0.1:1\nredis: {server.url}\nnamespace: {namespace}\n")
+    (tmp_path / "worker.yaml").write_text(f"redis: {server.url}\nbin_path: {tmp_path / 'bin'}\n")
+    return tmp_path
+
+
+def doctor(*args: str | Path, broker: str | None = None):
+    done = kingtask("doctor", "--json", "--timeout", "0.3", *map(str, args), broker=broker)
+    assert b"Traceback" not in done.stderr
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def subjects(findings) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for finding in findings:
+        found.setdefault(finding["subject"], set()).add(finding["level"])
+    return found
+
+
+def test_all_is_well_with_dev(dev):
+    done = dev.run("doctor", "-c", str(dev.data / "broker.yaml"), "--worker-config", str(dev.data / "worker.yaml"))
+    text = done.stdout.decode()
+    for subject in ("broker", "redis", "memory", "ack", "library", "clock", "brokers", "workers", "queues", "bin_path"):
+        assert f" {subject} " in text
+    assert {line.split()[0] for line in text.splitlines() if not line.startswith(" ")} <= {"ok", "warn", "fail"}
+    # Other tests leave tasks in queues that nobody serves.
+    assert "fail broker" not in text
+    assert "fail redis" not in text
+
+
+def test_without_a_broker_the_record_still_tells(configured, server):
+    status, findings = doctor("-c", configured / "broker.yaml", "--worker-config", configured / "worker.yaml")
+    found = subjects(findings)
+    assert status == 1
+    assert found["broker"] == {"fail"}
+    assert "127.0.0.1:1" in findings[0]["text"]
+    assert found["redis"] == {"ok"}
+    assert found["bin_path"] == {"ok"}
+
+
+def test_the_broker_of_the_configuration_is_asked_unless_one_is_named(configured, dev):
+    named = doctor("-c", configured / "broker.yaml", broker=dev.broker)[1]
+    assert (named[0]["level"], dev.broker in named[0]["text"]) == ("ok", True)
+
+
+def test_a_redis_that_is_away_or_says_no_is_one_line(configured):
+    path = configured / "broker.yaml"
+    path.write_text("redis: redis://user:topsecret@127.0.0.1:1/0\n")
+    status, findings = doctor("-c", path)
+    assert status == 1
+    assert subjects(findings)["redis"] == {"fail"}
+    assert "topsecret" not in json.dumps(findings)
+    with RedisServer(requirepass="right") as server:
+        path.write_text(f"redis: {server.url}\n")
+        (finding,) = [each for each in doctor("-c", path)[1] if each["subject"] == "redis"]
+        assert (finding["level"], "redis_password_file" in finding["advice"]) == ("fail", True)
+
+
+def test_a_configuration_that_is_wrong_is_a_finding(tmp_path):
+    (tmp_path / "broker.yaml").write_text("adr: 127.0.0.1:9595\n")
+    status, findings = doctor("-c", tmp_path / "broker.yaml", "--worker-config", tmp_path / "none")
+    assert status == 1
+    assert len(subjects(findings)["config"]) == 1
+    assert "addr" in json.dumps(findings)
