@@ -286,14 +286,14 @@ def read_submit(message: bytes) -> Submit | None:
 
     What this takes the long way takes too, with the same outcome (tested): every field once, no `env`, nothing wrong.
     """
-    if message[0] != 0x84 or len(message) > MAX_MESSAGE_BYTES:  # a map of four: v, rid, op and what to submit
+    if message[:1] != b"\x84" or len(message) > MAX_MESSAGE_BYTES:  # a map of four: v, rid, op and what to submit
         return None
     try:
         read = _SUBMIT.decode(message)
         if read.tasks:
             return Submit(rid=read.rid, tasks=[_read_spec(packed) for packed in read.tasks])
         return Submit(rid=read.rid, task=_read_spec(read.task))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the last from what nests a thousand deep
         return None
 
 

@@ -13,6 +13,7 @@ from kingtask import protocol
 from kingtask.errors import InvalidRequest
 from kingtask.task import TaskSpec
 from kingtask.validation import convert
+from tests.unit.values import specs
 
 TASK: dict[str, Any] = {"name": "example", "args": ["12", "45"], "retry": [5, 8.5], "priority": 3, "stdin": b"x"}
 
@@ -63,6 +64,15 @@ TWICE_IN_TASK = b"\x83\xa4name\xa1a\xa8priority\x05\xa8priority\x05"
         message(task=TASK) + b"\0",
         message(task=1).replace(b"\xa4task\x01", b"\xa4task" + TWICE_IN_TASK),
         message(task=TASK)[:-1],
+        b"",
+        message(task="x").replace(b"\xa1x", b"\xa1\xff"),
+        message(task={"name": "x"}).replace(b"\xa4name", b"\xa4nam\xff"),
+        message(task={"name": "x", "args": ["a"]}).replace(b"\xa1a", b"\xa3\xed\xa0\x80"),
+        message(task="x").replace(b"\xa1x", b"\x91" * 1_000_000),
+        message(task="x").replace(b"\xa1x", b"\x81\xa1a" * 1_000_000),
+        message(task={"name": "x", "args": ["a"]}).replace(b"\x91\xa1a", b"\x91" * 1_000_000),
+        message(task={"name": "x", "args": ["a"]}).replace(b"\x91\xa1a", b"\xdd\xff\xff\xff\xff"),
+        message(tasks=["x"]).replace(b"\x91\xa1x", b"\xdd\xff\xff\xff\xff"),
         protocol.pack({"v": 1, "rid": 7, "op": "get", "task": TASK}),
         protocol.pack({"v": 2, "rid": 7, "op": "submit", "task": TASK}),
         protocol.pack({"v": 1, "rid": True, "op": "submit", "task": TASK}),
@@ -89,6 +99,20 @@ def test_what_the_short_way_takes_the_long_way_reads_the_same(
     packed = message(task=fields)
     at = min(at, len(packed))
     packed = packed[:at] + put + packed[at + cut :]
-    read = protocol.read_submit(packed) if packed else None
+    read = protocol.read_submit(packed)
     if read is not None:
         assert (read.tasks or [read.task]) == the_long_way(packed)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_left_to_the_long_way(end: bytes) -> None:
+    for begin in (message(task=TASK), message(tasks=[TASK]), b"\x84\xa1v\x01\xa3rid\x01\xa2op\xa6submit\xa4task"):
+        protocol.read_submit(begin[: len(begin) - len(end)] + end)
+        protocol.read_submit(begin + end)
+
+
+@given(specs())
+def test_whatever_is_valid_arrives_as_it_was_sent(spec: TaskSpec) -> None:
+    read = protocol.read_submit(message(task=protocol.task_fields(spec)))
+    assert (read is None) == bool(spec.env or len(protocol.task_fields(spec)) > 15)
+    assert read is None or read.task == spec
