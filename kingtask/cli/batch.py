@@ -45,8 +45,6 @@ def submit_lines(
     source: str, defaults: Mapping[str, Any], *, broker: tuple[str, ...], timeout: float, wait: float | None
 ) -> int:
     """Submit every line of `source` (`-`: standard input); the first exit status that is not 0."""
-    if "id" in defaults or "stdin" in defaults:
-        raise click.UsageError("--id, --key and --stdin do not go with --from: each line has its own.")
     status = 0
     number = 0
     with _opened(source) as file, connect(broker, timeout) as client:

@@ -38,7 +38,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.OK: "done; for submit --wait and wait: the task succeeded",
     Exit.TASK_FAILED: "the task ended, but not in `succeeded`; for doctor and demo: something is wrong",
     Exit.USAGE: "the command line is wrong, nothing was sent",
-    Exit.CONFIGURATION: "a configuration file or the environment is wrong",
+    Exit.CONFIGURATION: "a configuration file, a broker's address or the environment is wrong",
     Exit.NO_ANSWER: "no broker could be reached, or none answered in time; sending the same id again is safe",
     Exit.PERMISSION: "refused for lack of permission",
     Exit.REFUSED: "refused by the broker, nothing was stored",

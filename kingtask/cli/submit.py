@@ -12,6 +12,7 @@ from kingtask.cli.connect import broker_option, connect, json_option, timeout_op
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
 from kingtask.cli.params import SECONDS, ParamType
+from kingtask.errors import NoAnswer, RequestRefused
 
 if TYPE_CHECKING:
     from kingtask.client import Client
@@ -100,6 +101,8 @@ def submit(
     if source is not None:
         if name is not None:
             raise click.UsageError("--from and NAME exclude each other: each line names its executable.")
+        if options["id"] or options["key"] or options["stdin"]:
+            raise click.UsageError("--id, --key and --stdin do not go with --from: each line has its own.")
         from kingtask.cli.batch import submit_lines
 
         return submit_lines(source, wire_fields(options), broker=broker, timeout=timeout, wait=wait)
@@ -113,8 +116,12 @@ def submit(
 
 
 def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate: bool, as_json: bool) -> int:
-    outcome = next(iter(client.submit_many([spec])))
-    task = outcome.accepted()
+    (outcome,) = client.submit_many([spec])
+    task = outcome.task
+    if outcome.error is not None:
+        if isinstance(outcome.error, (NoAnswer, RequestRefused)) and outcome.error.stored == "unknown":
+            output.note(f"kingtask: submit it again with --id {task.id}: that makes no second task")
+        raise outcome.error
     if wait is None:
         if as_json:
             output.write_json({"id": task.id, "outcome": outcome.outcome})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import uuid
 
 import pytest
 
 from kingtask.cli.params import id_of_key
+from tests.cli.tree import KINGTASK, environment, kingtask
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -135,6 +137,32 @@ def test_options_are_the_defaults_of_the_lines(dev, tmp_path):
     assert dev.run("submit", "--id", UNKNOWN, "--from", str(path)).returncode == 2
     assert dev.run("submit", "--from", str(path), "example").returncode == 2
     assert dev.run("submit", "--from", str(tmp_path / "none")).returncode == 2
+
+
+def test_a_slow_writer_gets_each_answer_at_once(dev):
+    process = subprocess.Popen(
+        [*KINGTASK, "submit", "--from", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(dev.broker),
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for n in range(1, 4):
+            process.stdin.write(b'{"name": "example"}\n')
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["line"] == n
+    assert process.returncode == 0
+
+
+def test_lines_without_an_answer_end_it():
+    done = kingtask("submit", "--timeout", "0.2", "--from", "-", broker="127.0.0.1:1", stdin=b'{"name": "x"}\n{}\n')
+    assert done.returncode == 4
+    first, second = objects(done)
+    assert (first["error"]["code"], first["error"]["stored"]) == ("no_answer", "no")
+    assert second["error"]["field"] == "name"
+    assert b"line 2" in done.stderr
 
 
 def test_many_lines_with_their_results(dev):

@@ -90,8 +90,9 @@ def test_the_port_for_wakeups_is_checked_too(tmp_path):
     assert f"port {port} is in use".encode() in done.stderr
 
 
-def test_a_long_path_and_an_odd_one_work(tmp_path):
-    with Dev(tmp_path / ("deep" * 20) / ("x y#%?" * 5)) as dev:
+@pytest.mark.parametrize("name", ["x y#%?'\"ü", "deep" * 30], ids=["odd", "long"])
+def test_any_path_will_do(tmp_path, name):
+    with Dev(tmp_path / name) as dev:
         assert dev.run("submit", "--wait", "example", "12", "45").stdout == b"57\n"
         assert dev.stop() == 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
 
 import pytest
+import zmq
 
 from tests.cli.tree import KINGTASK, environment, kingtask
 
@@ -75,6 +77,15 @@ def test_no_broker_is_status_4_within_the_timeout(request, kind, words):
     assert broker.encode() in done.stderr
     assert b"Traceback" not in done.stderr
     assert time.monotonic() - began < 10
+
+
+def test_a_submit_without_an_answer_says_how_to_send_it_again():
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
+        mute.linger = 0
+        port = mute.bind_to_random_port("tcp://127.0.0.1")
+        done = kingtask("submit", "--timeout", "0.3", "example", broker=f"127.0.0.1:{port}")
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert re.search(rb"again with --id [0-9a-f-]{36}:", done.stderr)
 
 
 def test_a_bad_address_is_a_configuration_error():
