@@ -1,14 +1,23 @@
-"""The wakeup socket: what the brokers say without being asked. Hints only; `period` makes up for every lost one."""
+"""The wakeup sockets: what the brokers say without being asked. Hints only; `period` makes up for every lost one.
+
+One SUB socket for each broker. libzmq reconnects by itself after a lost connection, but not after one that broke its
+protocol (measured: a hint that is too long leaves the socket deaf for good), so each has a monitor, and is made anew
+when nothing follows a disconnection.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from kingtask import protocol
 from kingtask.errors import ConfigurationError
+
+log = logging.getLogger("kingtask.worker")
 
 SOCKET_OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms
@@ -23,10 +32,14 @@ SOCKET_OPTIONS: dict[int, int] = {
 }
 DRAIN_MESSAGES = 256
 """Read before the loop goes on with something else."""
+REVIVE_S = 1.0
+"""After a disconnection that libzmq does nothing about."""
+
+_SEEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Subscriber:
-    """A SUB socket connected to all brokers. `on_ready()` and `on_cancel(task id)` are called in the loop."""
+    """Connected to all brokers. `on_ready()` and `on_cancel(task id)` are called in the loop."""
 
     def __init__(
         self,
@@ -37,54 +50,120 @@ class Subscriber:
         on_ready: Callable[[], None],
         on_cancel: Callable[[str], None],
     ) -> None:
-        """Connect; raises ConfigurationError if an endpoint is none. Nothing is read before `start`."""
-        self._on_ready = on_ready
-        self._on_cancel = on_cancel
+        """Raises ConfigurationError if an endpoint is none. Nothing is read before `start`."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        for option, value in SOCKET_OPTIONS.items():
-            self._socket.setsockopt(option, value)
-        self._cancel_topic = protocol.cancel_topic(worker)
-        for topic in (self._cancel_topic, *(protocol.ready_topic(queue) for queue in queues)):
-            self._socket.subscribe(topic)
-        for endpoint in endpoints:
-            try:
-                self._socket.connect(endpoint)
-            except zmq.ZMQError as error:
-                self.close()
-                raise ConfigurationError(f"wakeup: cannot connect to {endpoint}: {error}") from None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        cancel_topic = protocol.cancel_topic(worker)
+        topics = [cancel_topic, *(protocol.ready_topic(queue) for queue in queues)]
+
+        def heard(frames: list[bytes]) -> None:
+            if len(frames) == 2 and frames[0] == cancel_topic:
+                on_cancel(frames[1].decode("ascii", "replace"))
+            else:
+                on_ready()
+
+        self._lines: list[_Line] = []
+        try:
+            for endpoint in endpoints:
+                self._lines.append(_Line(self._context, endpoint, topics, heard))
+        except ConfigurationError:
+            self.close()
+            raise
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), self._read)
-        self._read()
+        for line in self._lines:
+            line.start(asyncio.get_running_loop())
 
     def close(self) -> None:
         """Idempotent."""
-        if self._socket.closed:
-            return
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+        self._context.term()
+
+
+class _Line:
+    """The socket to one broker, and the monitor that says how it fares."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        topics: Sequence[bytes],
+        heard: Callable[[list[bytes]], None],
+    ) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._topics = topics
+        self._heard = heard
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._revival: asyncio.TimerHandle | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = self._context.socket(zmq.SUB)
+        for option, value in SOCKET_OPTIONS.items():
+            self._socket.setsockopt(option, value)
+        for topic in self._topics:
+            self._socket.subscribe(topic)
+        self._monitor = self._socket.get_monitor_socket(_SEEN)
+        try:
+            self._socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigurationError(f"wakeup: cannot connect to {self._endpoint}: {error}") from None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        loop.add_reader(self._socket.fileno(), self._read)
+        loop.add_reader(self._monitor.fileno(), self._look)
+        self._read()
+        self._look()
+
+    def close(self) -> None:
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_reader(self._monitor.fileno())
+            self._keep_waiting()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
         self._socket.close(0)
-        self._context.term()
 
     def _read(self) -> None:
         # The descriptor is edge-triggered: read until there is nothing, or come back at once.
-        ready = False
+        frames: list[bytes] = []
         for _ in range(DRAIN_MESSAGES):
             if self._socket.closed:
                 return
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.ZMQError:  # nothing there
-                break
-            if len(frames) == 2 and frames[0] == self._cancel_topic:
-                self._on_cancel(frames[1].decode("ascii", "replace"))
-            else:
-                ready = True
-        else:
+                return
+            self._heard(frames)
+        assert self._loop is not None
+        self._loop.call_soon(self._read)
+
+    def _look(self) -> None:
+        while not self._monitor.closed:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            except zmq.ZMQError:  # nothing there
+                return
             assert self._loop is not None
-            self._loop.call_soon(self._read)
-        if ready:
-            self._on_ready()
+            self._keep_waiting()
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                log.info("wakeup=connected endpoint=%s", self._endpoint)
+            elif event == zmq.EVENT_DISCONNECTED:
+                log.info("wakeup=disconnected endpoint=%s", self._endpoint)
+                self._revival = self._loop.call_later(REVIVE_S, self._revive)
+
+    def _keep_waiting(self) -> None:
+        if self._revival is not None:
+            self._revival.cancel()
+            self._revival = None
+
+    def _revive(self) -> None:
+        assert self._loop is not None
+        log.warning("wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self._endpoint)
+        self.close()
+        self._connect()
+        self.start(self._loop)

@@ -1,0 +1,165 @@
+"""The bell: heard from any broker, again after its restart, and never a way to do harm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import zmq
+
+from kingtask import protocol
+from kingtask.errors import ConfigurationError
+from kingtask.worker.subscriber import Subscriber
+from tests.worker.rig import PATIENCE_S, Bell, descriptors
+
+
+class Listener:
+    """A subscriber whose hints are counted; `heard` waits for them."""
+
+    all: ClassVar[list[Listener]] = []
+
+    def __init__(self, *endpoints: str, queues: tuple[str, ...] = ("default",)) -> None:
+        self.ready = 0
+        self.cancelled: list[str] = []
+        self._something = asyncio.Event()
+        self.subscriber = Subscriber(
+            endpoints, queues=queues, worker="w.1", on_ready=self._on_ready, on_cancel=self._on_cancel
+        )
+        self.subscriber.start()
+        self.all.append(self)
+
+    def _on_ready(self) -> None:
+        self.ready += 1
+        self._something.set()
+
+    def _on_cancel(self, task_id: str) -> None:
+        self.cancelled.append(task_id)
+        self._something.set()
+
+    async def heard(self) -> None:
+        """Wait for the next hint since the last call."""
+        await asyncio.wait_for(self._something.wait(), PATIENCE_S)
+        self._something.clear()
+
+    async def cancel(self, bell: Bell, mark: str) -> None:
+        """Ring through a last hint: what was sent before it has arrived when it is heard."""
+        bell.cancel("w.1", mark)
+        while mark not in self.cancelled:
+            await self.heard()
+
+
+@pytest.fixture
+def listen() -> Iterator[type[Listener]]:
+    """Makes listeners, and closes them."""
+    yield Listener
+    for listener in Listener.all:
+        listener.subscriber.close()
+    Listener.all.clear()
+
+
+@pytest.fixture
+def bell(tmp_path: Path) -> Iterator[Bell]:
+    made = Bell(f"ipc://{tmp_path}/bell")
+    yield made
+    made.close()
+
+
+async def subscribed(bell: Bell, *topics: bytes) -> None:
+    for topic in (protocol.cancel_topic("w.1"), *topics):
+        await asyncio.to_thread(bell.heard, topic)
+
+
+async def test_only_what_concerns_this_worker(listen: type[Listener], bell: Bell) -> None:
+    listener = listen(bell.endpoint, queues=("a", "b"))
+    await subscribed(bell, protocol.ready_topic("a"), protocol.ready_topic("b"))
+    bell.ready("ab")
+    bell.ready("c")
+    bell.cancel("w.10", "another worker's")
+    await listener.cancel(bell, "first")
+    assert (listener.ready, listener.cancelled) == (0, ["first"])
+    bell.ready("b")
+    await listener.cancel(bell, "second")
+    assert (listener.ready, listener.cancelled) == (1, ["first", "second"])
+
+
+async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, bell: Bell) -> None:
+    other = Bell(f"ipc://{tmp_path}/other")
+    listener = listen(bell.endpoint, f"ipc://{tmp_path}/not-there", other.endpoint)
+    await subscribed(bell)
+    await subscribed(other)
+    for one in (bell, other):
+        await listener.cancel(one, one.endpoint)
+    other.close()
+
+
+async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener], tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/bell"
+    first = Bell(endpoint)
+    listener = listen(endpoint)
+    await subscribed(first)
+    first.close()
+    second = Bell(endpoint)
+    await subscribed(second, protocol.ready_topic("default"))
+    second.ready()
+    await listener.heard()
+    assert listener.ready
+    second.close()
+
+
+async def test_a_flood_is_read_to_its_end(listen: type[Listener], bell: Bell) -> None:
+    """The descriptor is edge-triggered: what is not read now would never be."""
+    listener = listen(bell.endpoint)
+    await subscribed(bell, protocol.ready_topic("default"))
+    for _ in range(900):
+        bell.ready()
+    await listener.cancel(bell, "the last")
+    assert 1 <= listener.ready <= 900
+    bell.ready()
+    await listener.cancel(bell, "and it goes on")
+
+
+async def test_nonsense_does_no_harm(listen: type[Listener], bell: Bell) -> None:
+    listener = listen(bell.endpoint)
+    await subscribed(bell, protocol.ready_topic("default"))
+    topic = protocol.ready_topic("default")
+    cancel = protocol.cancel_topic("w.1")
+    hostile: list[list[bytes]] = [
+        [topic],
+        [topic, b"", b""],
+        [topic + b"x", b"\xff" * 400],
+        [cancel],
+        [cancel, b"\xff\0"],
+    ]
+    for frames in hostile:
+        bell._socket.send_multipart(frames)
+    await listener.cancel(bell, "still here")
+    assert listener.cancelled[-1] == "still here"
+    # Too long for a hint: libzmq closes the connection, and would leave it at that.
+    bell._socket.send_multipart([topic, b"x" * 100_000])
+    while "again" not in listener.cancelled:
+        bell.cancel("w.1", "again")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await listener.heard()
+
+
+async def test_closing_leaves_nothing(listen: type[Listener], bell: Bell) -> None:
+    before = descriptors()
+    for _ in range(3):
+        listener = listen(bell.endpoint, "tcp://127.0.0.1:9")
+        listener.subscriber.close()
+        listener.subscriber.close()
+    assert descriptors() == before
+
+
+def test_what_is_no_endpoint_is_said_at_once() -> None:
+    def nothing(*_: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(ConfigurationError, match="cannot connect to nonsense"):
+        Subscriber(["nonsense"], queues=["default"], worker="w", on_ready=nothing, on_cancel=nothing)
+    assert zmq.zmq_version_info() >= (4, 2)
