@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kingtask.store.address import RedisAddress
+
+Option = str | int | Sequence[str]
+"""A sequence is a setting of several words."""
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
@@ -61,11 +65,11 @@ class RedisServer:
     Options are those of the configuration file, with `_` for `-`: RedisServer(appendonly="yes", appendfsync="always").
     """
 
-    def __init__(self, *, tcp: bool = False, **options: str | int) -> None:
+    def __init__(self, *, tcp: bool = False, **options: Option) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kingtask-redis-"))
         self.port = free_port() if tcp else 0
         self.socket = None if tcp else str(self.directory / "redis.sock")
-        self.options: dict[str, str | int] = {"save": "", **options}
+        self.options: dict[str, Option] = {"save": "", **options}
         self.log: deque[str] = deque(maxlen=200)
         self._process: subprocess.Popen[str] | None = None
         self._clients: list[redis.Redis] = []
@@ -98,7 +102,8 @@ class RedisServer:
             settings["unixsocket"] = self.socket
         command = [binary()]
         for name, value in settings.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            words = [str(value)] if isinstance(value, str | int | Path) else value
+            command += [f"--{name.replace('_', '-')}", *words]
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

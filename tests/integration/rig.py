@@ -21,7 +21,7 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from kingtask import Client
-from tests.servers import RedisServer, die_with_parent, free_port
+from tests.servers import Option, RedisServer, die_with_parent, free_port
 
 PATIENCE_S = 30.0
 """How long a condition may take on a loaded machine before a test gives up; no test measures by it."""
@@ -37,12 +37,13 @@ echo done
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
-    """Wait until the condition holds and return what it gave; fails with `what` after a while."""
+def until(condition: Callable[[], T], what: str | Callable[[], str], patience_s: float = PATIENCE_S) -> T:
+    """Wait until the condition holds and return what it gave; fails with `what` was waited for after a while."""
     deadline = time.monotonic() + patience_s
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience_s:g} s in vain: {what}")
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {patience_s:g} s in vain: {told}")
         time.sleep(0.005)
     return value
 
@@ -70,7 +71,7 @@ class Daemon:
         address: str = self.config["addr"]
         return address if "://" in address else f"tcp://{address}"
 
-    def start(self) -> Self:
+    def start(self, *, ready: bool = True) -> Self:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", f"from kingtask.cli.daemons import {self.kind}; {self.kind}()", "-c", self.path],
@@ -78,21 +79,26 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  (prctl is all it does)
             )
-        self._wait_ready()
+        if ready:
+            self._wait_ready()
         return self
 
+    def until_logged(self, text: str) -> str:
+        """Wait until the log holds the text; return the log."""
+        until(lambda: text in self.text(), f"{text!r} in the log of the {self.kind}")
+        return self.text()
+
     def _wait_ready(self) -> None:
-        assert self.process is not None
+        def told() -> str:
+            return f"the {self.kind} is ready; its log: {self.text()[-2000:]}"
+
         if self.kind == "broker":
             with Client(self.endpoint) as client:
-                until(lambda: self._alive() and _pings(client), f"{self.kind} ready; its log: {self.text()[-2000:]}")
+                until(lambda: self._alive() and _pings(client), told)
         else:
-            until(
-                lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()),
-                f"worker up: {self.text()[-2000:]}",
-            )
+            until(lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()), told)
 
     def _alive(self) -> bool:
         assert self.process is not None
@@ -136,7 +142,7 @@ def _pings(client: Client) -> bool:
 class Rig:
     """Redis, and whatever is started on it. Options are redis.conf's, `_` for `-`."""
 
-    def __init__(self, **redis_options: str | int) -> None:
+    def __init__(self, **redis_options: Option) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="kingtask-rig-"))
         self.bin_path = self.directory / "bin"
         self.bin_path.mkdir()
@@ -168,12 +174,13 @@ class Rig:
         path.chmod(0o755)
         return path
 
-    def start_broker(self, **config: Any) -> Daemon:
+    def start_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
+        """Start one and wait until it answers and has Redis (or not, with `ready=False`)."""
         address = f"127.0.0.1:{free_port()}"
         settings = {"addr": address, "wakeup": f"127.0.0.1:{free_port()}", "redis": self.redis.url, **config}
         daemon = Daemon(self, "broker", settings)
         self.daemons.append(daemon)
-        return daemon.start()
+        return daemon.start(ready=ready)
 
     def start_worker(self, **config: Any) -> Daemon:
         brokers = [daemon for daemon in self.daemons if daemon.kind == "broker"]
@@ -195,8 +202,8 @@ class Rig:
         return self._stack.enter_context(Client(endpoints, **options))
 
     def worker_names(self) -> list[str]:
-        found = self.redis.client().hkeys("{kingtask}:workers")
-        return [name.decode() for name in found]
+        """As the brokers see them."""
+        return [worker["name"] for worker in self.client().stats()["workers"]]
 
     def executions(self, event: str = "start") -> list[tuple[str, int, float]]:
         """The ledger: id, attempt and epoch seconds of each start (or end), in the order in which they were written."""

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -122,8 +124,8 @@ def test_requeue_makes_a_new_task(client: Client, rig: Rig) -> None:
     assert client.get(old.id) == old
 
 
-def refused_start(rig: Rig, kind: str, settings: dict[str, object]) -> str:
-    daemon = Daemon(rig, kind, settings)
+def refused_start(rig: Rig, kind: str, settings: Mapping[str, Any]) -> str:
+    daemon = Daemon(rig, kind, dict(settings))
     done = subprocess.run(
         [sys.executable, "-c", f"from kingtask.cli.daemons import {kind}; {kind}()", "-c", daemon.path],
         capture_output=True,

@@ -1,0 +1,113 @@
+"""Redis servers of every kind that `redis:` can name, and those that are refused."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.rig import PATIENCE_S, Rig
+from tests.integration.test_brokers import refused_start
+from tests.servers import RedisServer, free_port
+
+
+def runs_a_task(rig: Rig, **redis_settings: Any) -> None:
+    rig.start_broker(**redis_settings)
+    rig.start_worker(**redis_settings)
+    assert rig.client().submit("ledger", env=rig.env).wait(PATIENCE_S).success
+
+
+def test_a_unix_socket_and_a_database(rig: Rig) -> None:
+    runs_a_task(rig, redis=f"unix://{rig.redis.socket}?db=3")
+    assert rig.redis.client(db=3).exists("{kingtask}:meta")
+    assert not rig.redis.client().exists("{kingtask}:meta")
+
+
+def test_a_user_with_a_password_from_a_file(rig: Rig) -> None:
+    rig.redis.client().execute_command("ACL", "SETUSER", "worker", "on", ">s3cret:/@", "~*", "&*", "+@all")
+    rig.redis.client().execute_command("ACL", "SETUSER", "default", "off")
+    password = rig.directory / "password"
+    password.write_text("s3cret:/@\n")
+    password.chmod(0o600)
+    broker: dict[str, Any] = {"redis": f"unix://worker@{rig.redis.socket}", "redis_password_file": str(password)}
+    daemon = rig.start_broker(**broker)
+    assert "s3cret" not in daemon.text()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, str]:
+    """A certificate for 127.0.0.1 that is its own authority."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"
+        " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1".split(),
+        check=True,
+        capture_output=True,
+    )
+    return {"ca": str(certificate), "cert": str(certificate), "key": str(key)}
+
+
+def test_tls_with_a_client_certificate(rig: Rig, certificates: dict[str, str]) -> None:
+    files = [f"tls_{'ca_cert' if name == 'ca' else name}_file" for name in certificates]
+    port = free_port()
+    options: dict[str, Any] = {"tls_port": port, **dict(zip(files, certificates.values(), strict=True))}
+    server = RedisServer(appendonly="yes", appendfsync="always", **options)
+    try:
+        server.start()
+    except RuntimeError as error:
+        server.close()
+        if "TLS support" in str(error):
+            pytest.skip("this server was built without TLS")
+        raise
+    with closing(server):
+        settings: dict[str, Any] = {"redis": f"rediss://127.0.0.1:{port}/1", "redis_tls": certificates}
+        rig.start_broker(**settings)
+        assert server.client(db=1).exists("{kingtask}:meta")
+        stranger = rig.start_broker(ready=False, **{**settings, "redis_tls": {"ca": certificates["ca"]}})
+        stranger.until_logged("redis=away")
+
+
+def test_a_server_without_functions_is_refused() -> None:
+    with Rig(rename_command=("FUNCTION", "hidden")) as rig:
+        told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url})
+    assert "this server has no functions" in told
+
+
+def test_a_server_that_evicts_is_refused(rig: Rig) -> None:
+    rig.redis.client().config_set("maxmemory", "100mb")
+    rig.redis.client().config_set("maxmemory-policy", "allkeys-lru")
+    told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url})
+    assert "set it to noeviction" in told
+
+
+@pytest.fixture
+def old_server() -> Iterator[int]:
+    """Answers everything as Redis 6.2 answers INFO; such a server is in no distribution that the tests run on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    while connection.recv(4096):
+                        connection.sendall(b"$20\r\nredis_version:6.2.13\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_an_older_server_is_refused(rig: Rig, old_server: int) -> None:
+    told = refused_start(rig, "worker", {"redis": f"127.0.0.1:{old_server}", "bin_path": str(rig.bin_path)})
+    assert "redis 6.2.13; kingtask needs Redis 7.0 or Valkey 7.2" in told
