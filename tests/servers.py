@@ -129,6 +129,7 @@ class RedisServer:
                 self.log.append(line.rstrip())
                 if "eady to accept connections" in line:  # "Ready …", or "The server is now ready … at <socket>"
                     ready.set()
+        process.wait()  # so that whoever waited for `ready` sees that it has ended
         ready.set()
 
     def stop(self) -> None:

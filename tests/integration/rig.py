@@ -148,7 +148,8 @@ class Rig:
         self.bin_path.mkdir()
         self.ledger = self.directory / "ledger"
         self.ledger.touch()
-        self.redis = RedisServer(**{"appendonly": "yes", "appendfsync": "always", **redis_options})
+        durable: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always"}
+        self.redis = RedisServer(**{**durable, **redis_options})
         self.daemons: list[Daemon] = []
         self._stack = ExitStack()
         self.executable("ledger", LEDGER)
