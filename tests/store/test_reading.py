@@ -182,6 +182,13 @@ def test_a_vanished_record_leaves_no_hole_that_stops_a_list(store: TimedStore) -
     assert listed(store, State.CANCELLED, limit=2) == tasks[9:6:-1] + tasks[2::-1]
 
 
+def test_an_id_that_is_used_anew_is_not_listed_as_what_it_was(store: TimedStore) -> None:
+    task = in_state(store, State.CANCELLED)
+    store.client.delete(store.keys.task(task))  # its time is over
+    store.put(id=task)
+    assert listed(store, State.CANCELLED) == []
+
+
 def test_an_empty_list_has_no_cursor(store: TimedStore) -> None:
     for state in State:
         assert page(store, state, queue="none") == Page([], None)
