@@ -125,11 +125,13 @@ def description(result: Result) -> str:
 def _attempt(attempt: Attempt) -> str:
     text = f"{local_time(attempt.started_at)}, {short_duration(attempt.ended_at - attempt.started_at)}"
     text += f" on {attempt.worker}: {attempt.reason or 'succeeded'}"
+    if attempt.message:  # it says what the numbers say
+        return f"{text}: {attempt.message}"
     if attempt.exit_code is not None:
         text += f", exit status {attempt.exit_code}"
     if attempt.signal is not None:
         text += f", signal {attempt.signal}"
-    tail = attempt.message or attempt.stderr_tail.decode("utf-8", "replace").strip()
+    tail = attempt.stderr_tail.decode("utf-8", "replace").strip()
     return f"{text}: {tail}" if tail else text
 
 

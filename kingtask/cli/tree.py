@@ -65,7 +65,8 @@ class Tree:
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._note_signal)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells for what they put in the background
+                self._previous[number] = signal.signal(number, self._note_signal)
         return self
 
     def __exit__(

@@ -40,6 +40,21 @@ def test_other_signals_stop_it_as_well(tmp_path, number):
         assert not tree.survivors()
 
 
+def test_a_signal_that_it_was_told_to_ignore_is_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        dev = Dev(tmp_path / "data")
+        dev.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        dev.process.send_signal(signal.SIGHUP)
+        assert dev.run("ping").returncode == 0
+        assert dev.stop(signal.SIGTERM) == 0
+    finally:
+        dev.kill()
+
+
 def test_killed_it_leaves_no_orphan_and_loses_nothing(tmp_path):
     with Dev(tmp_path / "data") as dev:
         task_id = dev.submit("slow", "600")
