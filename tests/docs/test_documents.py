@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kingtask.cli.stack import free_ports
 from tests.docs.blocks import Block, blocks, matches, promised_output, steps
-from tests.servers import die_with_parent, free_port
+from tests.integration.rig import until
+from tests.servers import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "kingtask" / "GUIDE.md"]
@@ -26,10 +27,11 @@ class Desk:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         (directory / "tasks").mkdir()
-        port = free_port()
+        port = free_ports()
         self.env = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{_scripts(directory)}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
             "KINGTASK_BROKER": f"127.0.0.1:{port}",
             "COLUMNS": "120",
             "LC_ALL": "C.UTF-8",
@@ -46,11 +48,14 @@ class Desk:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - as for every server that a test starts
             )
-        deadline = time.monotonic() + PATIENCE_S
-        while subprocess.run([sys.executable, "-m", "kingtask", "ping"], env=self.env, capture_output=True).returncode:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+        until(self._ready, "kingtask dev is ready", PATIENCE_S)
+
+    def _ready(self) -> bool:
+        said = self.log.read_text()
+        assert self.process.poll() is None, said
+        return "ready: " in said
 
     def run(self, command: str) -> str:
         done = subprocess.run(
@@ -62,12 +67,25 @@ class Desk:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=PATIENCE_S,
+            check=False,
         )
         return done.stdout
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(PATIENCE_S)
+
+
+def _scripts(directory: Path) -> Path:
+    """Where `kingtask` is: beside this Python or, if it is not installed, a stand-in that runs these sources."""
+    beside = Path(sys.executable).parent
+    if (beside / "kingtask").exists():
+        return beside
+    made = directory / "bin"
+    made.mkdir()
+    (made / "kingtask").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kingtask "$@"\n')
+    (made / "kingtask").chmod(0o755)
+    return made
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.name)

@@ -1,0 +1,89 @@
+"""GUIDE names everything there is to name, so that what is added or renamed is missed here first."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import pytest
+
+import kingtask
+from kingtask import Client, Result, State, TaskSpec, errors
+from kingtask.cli.commands import COMMANDS, LazyGroup
+from kingtask.cli.exit import MEANINGS
+from kingtask.task import Attempt
+from kingtask.worker import environment
+
+GUIDE = (Path(kingtask.__file__).parent / "GUIDE.md").read_text("utf-8")
+
+
+def section(number: int) -> str:
+    return re.split(r"^## \d ", GUIDE, flags=re.MULTILINE)[number]
+
+
+def missing(names: Iterable[str], text: str) -> list[str]:
+    """Those of the names that do not stand there as code."""
+    code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    return [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w])", code)]
+
+
+def first_cells(text: str, heading: str) -> list[list[str]]:
+    """The rows of the table whose first heading is this one."""
+    lines = text[text.index(f"\n| {heading} |") + 1 :].splitlines()[2:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def test_exit_statuses_are_those_of_the_command_line() -> None:
+    table = {int(status): meaning for status, meaning in first_cells(section(2), "exit status")}
+    assert table == {status.value: meaning for status, meaning in MEANINGS.items()}
+
+
+def test_reasons_are_those_of_an_attempt_and_of_expiry() -> None:
+    documented = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in first_cells(section(4), "`reason`"))))
+    assert Attempt.__doc__ is not None
+    reasons = set(re.findall(r"`([a-z_]+)`", Attempt.__doc__.partition("failure:")[2]))
+    assert documented == reasons | {"expires_at"}
+
+
+def test_every_error_has_advice() -> None:
+    exceptions = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.KingtaskError) and value is not errors.StoreError
+    }
+    assert {re.sub(r"\W", "", row[0]) for row in first_cells(section(1), "exception")} == exceptions
+
+
+def test_every_method_and_option_of_the_clients_is_there() -> None:
+    methods = [name for name in vars(Client) if not name.startswith("_")]
+    options = [name for name in inspect.signature(Client.submit).parameters if name not in ("self", "name")]
+    assert not missing([*methods, *options, *TaskSpec.__struct_fields__], section(1))
+
+
+def test_every_field_of_a_result_is_there() -> None:
+    properties = [name for name, value in vars(Result).items() if isinstance(value, property)]
+    assert not missing([*Result.__struct_fields__, *properties, *Attempt.__struct_fields__], section(1))
+    assert not missing(State, section(4))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_is_there(name: str) -> None:
+    command = LazyGroup("kingtask").get_command(click.Context(click.Command("kingtask")), name)
+    assert command is not None
+    options = [max(param.opts, key=len) for param in command.params if isinstance(param, click.Option)]
+    undocumented = {"dev": ["--log-level"], "doctor": ["--config"]}.get(name, [])  # shown as -c
+    assert not missing([name, *(option for option in options if option not in undocumented)], section(2))
+
+
+def test_every_variable_of_an_executable_is_there() -> None:
+    common = environment.base({}, worker="w", brokers="b")
+    variables = environment.of_attempt(common, {}, task_id="", number=1, queue="", due_ms=0, deadline_ms=0)
+    assert not missing([*environment.PASSED, *variables], section(3))
