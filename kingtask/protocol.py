@@ -59,6 +59,9 @@ LIMITS: dict[str, int | float] = {
 """Sent in the reply to `ping`; PROTOCOL.md shows the same table (tested)."""
 
 Rid = int | str
+Cursor = Annotated[
+    str, msgspec.Meta(pattern=r"\A[0-9]{1,16}(\.[0-9]{1,12})?:[0-9]{1,9}\Z", description="a cursor that list has given")
+]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,7 +106,7 @@ class List(Request, frozen=True, tag_field="op", tag="list"):
     since: task.Instant | None = None
     until: task.Instant | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = 50
-    cursor: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,16}(\.[0-9]{1,12})?:[0-9]{1,9}\Z")] | None = None
+    cursor: Cursor | None = None
 
 
 class Stats(Request, frozen=True, tag_field="op", tag="stats"):

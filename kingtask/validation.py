@@ -33,8 +33,15 @@ def convert(value: Any, kind: type[T], place: str = "") -> T:
 
 
 def describe(kind: Any) -> str:
-    """What a value of a type may be, in words: `a number from 0 to 2,592,000`."""
-    return _words(_bare(_shape(kind)))
+    """What a value of a type may be, in words: `an array of at most 64 entries, each a number from 0 to 2,592,000`."""
+    shape = _bare(_shape(kind))
+    match shape:
+        case inspect.VarTupleType() | inspect.ListType() if not isinstance(shape.item_type, inspect.AnyType):
+            return f"{_words(shape)}, each {_words(shape.item_type)}"
+        case inspect.DictType() if not isinstance(shape.value_type, inspect.AnyType):
+            return f"{_words(shape)}, each {_words(shape.value_type)}"
+        case _:
+            return _words(shape)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -86,6 +86,8 @@ results = st.builds(
 integers = st.integers(-(2**63), 2**64 - 1)
 scalars = st.none() | st.booleans() | integers | st.floats() | st.text() | st.binary()
 anything = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.dictionaries(integers, inner)
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | integers, inner, max_size=4),
+    max_leaves=12,
 )
 """Whatever msgpack can carry."""
