@@ -404,7 +404,6 @@ def result_from(fields: Mapping[str, Any]) -> task.Result:
 
 # ── wakeups (broker's XPUB to workers): hints, never delivery ────────────────────────────────────────────────────────
 
-WORKER_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 _TOPIC = re.compile(rb"(ready:[A-Za-z0-9_][A-Za-z0-9._-]{0,63}/|cancel:[A-Za-z0-9._-]{1,128}/)\Z")
 
 

@@ -20,7 +20,7 @@ from kingtask.clock import duration_ms
 from kingtask.config import document
 from kingtask.config.address import Address, parse
 from kingtask.errors import ConfigurationError, InvalidRequest
-from kingtask.protocol import MAX_MESSAGE_BYTES, WORKER_PATTERN
+from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
 from kingtask.store.calls import Policy
 from kingtask.store.keys import NAMESPACE_PATTERN
@@ -39,9 +39,10 @@ Namespace = Annotated[
 WorkerName = Annotated[
     str,
     msgspec.Meta(
-        pattern=rf"\A{WORKER_PATTERN}\Z", description="1 to 128 letters, digits, dots, dashes and underscores"
+        pattern=r"\A[A-Za-z0-9._-]{1,100}\Z", description="1 to 100 letters, digits, dots, dashes and underscores"
     ),
 ]
+"""Short enough for what the worker puts behind it."""
 
 
 class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ class Peer:
     def __init__(self, endpoint: str, kind: int = zmq.DEALER) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         self.socket.connect(endpoint)
-        self.socket.rcvtimeo = int(PATIENCE_S * 1000)
+        self.socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1000))
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         self.socket.send(protocol.encode_request("r", op, fields))

@@ -258,7 +258,7 @@ def test_a_mistake_in_the_brokers_file(write: Write, text: str, message: str):
         ("bin_path: BIN\nkill_grace: -1", "2: kill_grace: expected a number from 0 to 3,600, got -1"),
         (
             "bin_path: BIN\nname: a b",
-            "2: name: expected 1 to 128 letters, digits, dots, dashes and underscores, got 'a b'",
+            "2: name: expected 1 to 100 letters, digits, dots, dashes and underscores, got 'a b'",
         ),
     ],
 )
