@@ -19,8 +19,11 @@ _TCP = re.compile(
 
 
 def endpoints(address: str | Sequence[str]) -> tuple[str, ...]:
-    """One address or several as endpoints, in their order, each once. Raises ConfigurationError naming the bad one."""
-    addresses = (address,) if isinstance(address, str) else tuple(address)
+    """One address or several as endpoints, in their order, each once. Raises ConfigurationError naming the bad one.
+
+    A text may hold several with commas between them, as KINGTASK_BROKER does.
+    """
+    addresses = tuple(address.split(",")) if isinstance(address, str) else tuple(address)
     if not addresses:
         raise ConfigurationError("address: expected at least one broker, such as tcp://127.0.0.1:9595")
     return tuple(dict.fromkeys(endpoint(one) for one in addresses))

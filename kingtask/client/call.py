@@ -92,7 +92,7 @@ class Call:
         """Times that no reply came when one was due."""
         self.refusals = 0
         self.refused_by: int | None = None
-        """Index of the endpoint that said that it cannot serve now."""
+        """Index of the address whose broker refused it last."""
         self.trouble_at: float | None = None
         """When the current row of refusals began."""
         self.maybe_stored = False

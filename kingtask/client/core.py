@@ -4,7 +4,7 @@ Rules. A call's bytes never change: its `rid` correlates, its task ids were chos
 and any reply to any of its tries is its reply. A connection is one socket; when it breaks, what was not answered goes
 out again on the next one, at the next address. A broker that is merely slow is asked again where it is, so that
 its late reply still counts; one that is silent altogether is left. A refusal that may pass (`busy`, `unavailable`,
-`not_confirmed`) is a reason to rest and ask again. All this until the call's one deadline.
+`not_confirmed`) is a reason to rest and ask again, at the next address. All this until the call's one deadline.
 
 The shell owns the sockets and the clock. It tells what happened (`opened`, `up`, `broken`, `sent`, `received`, `tick`;
 `now` is monotonic seconds) and then does what the core wants: close the socket if `closed`, open one to `endpoint` if
@@ -21,7 +21,7 @@ from math import inf, isfinite
 from kingtask import protocol
 from kingtask.client.call import WRITES, Call, Reply, Stage
 from kingtask.client.silence import no_answer
-from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused, Unavailable
+from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
 
 PATIENCE_S = 1.0
 """How long a reply, or a handshake, may take before the next try; doubled after each round of all addresses."""
@@ -259,7 +259,7 @@ class Core:
             self._finish(call, error=error)
             return
         call.refusals += 1
-        call.refused_by = self._index if isinstance(error, Unavailable) else None
+        call.refused_by = self._index
         call.deadline = min(call.hard, again_at + call.silence_s)
         self._rest(call, again_at)
 

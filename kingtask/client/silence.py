@@ -11,7 +11,7 @@ from kingtask.errors import NoAnswer
 def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> NoAnswer:
     """`complaint` is the last thing received that was no reply to any call, if anything was."""
     brokers = " or ".join(endpoints)
-    after = "" if call.answer_s else f" within {call.timeout_s:g} s"
+    after = "" if call.answer_s else f" within {round(call.timeout_s, 2):g} s"
     text = f"no answer to {call.op} from {brokers}{after}: "
     if not call.tries:
         text += "no connection; is kingtask-broker running there, is the address right, does a firewall let it through?"

@@ -49,7 +49,9 @@ class Waiting:
             if result.ended:
                 return result
             if self._over():
-                raise ResultTimeout(f"{result.describe()}, after {self._timeout_s:g} s of waiting")
+                late = ResultTimeout(f"{result.describe()}, after {self._timeout_s:g} s of waiting")
+                late.id = task_id
+                raise late
             rest_s = self._rest_s(call)
 
     def ends(self, task_ids: Iterable[str]) -> Flow[Result]:
