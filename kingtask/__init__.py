@@ -42,6 +42,12 @@ _HOMES = {
     "task": "Attempt Result State TaskSpec",
 }
 
+__all__ = [name for names in _HOMES.values() for name in names.split()]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
 
 def __getattr__(name: str) -> object:
     """Import what is public when it is first asked for: the command line and the daemons start without the rest."""

@@ -23,7 +23,9 @@ def endpoints(address: str | Sequence[str]) -> tuple[str, ...]:
 
     A text may hold several with commas between them, as KINGTASK_BROKER does.
     """
-    addresses = tuple(address.split(",")) if isinstance(address, str) else tuple(address)
+    if isinstance(address, str):
+        address = [part for part in address.split(",") if part.strip()]
+    addresses = tuple(address)
     if not addresses:
         raise ConfigurationError("address: expected at least one broker, such as tcp://127.0.0.1:9595")
     return tuple(dict.fromkeys(endpoint(one) for one in addresses))
