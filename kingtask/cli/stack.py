@@ -55,7 +55,7 @@ class Stack:
         self._options = options
         self._lock: IO[str] | None = None
         self._socket_directory: str | None = None
-        self.bin_paths = [path.resolve() for path in options.bin_paths]
+        self.bin_paths = [path.absolute() for path in options.bin_paths]  # a link may be turned over later
         self.port = options.port
 
     @property
