@@ -71,6 +71,7 @@ class RedisServer:
         self.socket = None if tcp else str(self.directory / "redis.sock")
         self.options: dict[str, Option] = {"save": "", **options}
         self.log: deque[str] = deque(maxlen=200)
+        self._log_grew = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._clients: list[redis.Redis] = []
 
@@ -126,11 +127,19 @@ class RedisServer:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                self.log.append(line.rstrip())
+                with self._log_grew:
+                    self.log.append(line.rstrip())
+                    self._log_grew.notify_all()
                 if "eady to accept connections" in line:  # "Ready …", or "The server is now ready … at <socket>"
                     ready.set()
         process.wait()  # so that whoever waited for `ready` sees that it has ended
         ready.set()
+
+    def wait_for_log(self, text: str, timeout_s: float = 10.0) -> None:
+        """Wait until a line of its log (of the last 200) holds the text. Raises AssertionError if none does."""
+        with self._log_grew:
+            found = self._log_grew.wait_for(lambda: any(text in line for line in self.log), timeout_s)
+        assert found, f"{text!r} is not in the log:\n" + "\n".join(self.log)
 
     def stop(self) -> None:
         """End it in good order (SIGTERM); its data stay. Idempotent."""

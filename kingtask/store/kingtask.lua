@@ -61,13 +61,14 @@ local function floor(n) return n - n % 1 end
 
 local function int(n) return string.format('%.0f', n) end
 
--- One call's view: prefix, time, and what is written once at its end (settle): counters, and which tails to trim.
+-- One call's view: prefix, time, what is written once at its end (settle): counters, and which tails to trim; and what
+-- is told of it: how many tasks each queue gained.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local prefix = string.sub(keys[1], 1, -5)
   return {
-    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {}, closed = {},
+    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {}, closed = {}, gained = {},
     args = args[1] and cmsgpack.unpack(args[1]) or {},
   }
 end
@@ -115,54 +116,70 @@ local function read_plan(packed)
   }
 end
 
-local function check_move(from, to)
-  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
-    error('KINGTASK no transition from ' .. tostring(from) .. ' to ' .. to)
+-- Calls f(id, i) for each id of an index. A record that was deleted or damaged from outside must not stop the others: it
+-- is taken off the index, and named in the server's log.
+local function each(key, ids, f)
+  for i, id in ipairs(ids) do
+    local ok, problem = pcall(f, id, i)
+    if not ok then
+      redis.log(redis.LOG_WARNING, key .. ' drops ' .. id .. ': ' .. tostring(problem.err or problem))
+      call('ZREM', key, id)
+    end
   end
 end
 
 -- ── moves: each leaves every key of the task consistent ─────────────────────────────────────────────────────────────
 
+-- Takes a task off the indexes of the state that it leaves.
+local function leave(c, id, from, to, plan, worker)
+  if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
+    error('KINGTASK no transition from ' .. tostring(from) .. ' to ' .. to)
+  end
+  if from == 'running' then
+    call('ZREM', c.p .. 'running', id)
+    call('HDEL', c.p .. 'held:' .. worker, id)
+    count(c, plan.queue, 'running', -1)
+    return
+  end
+  if from == 'scheduled' then
+    call('ZREM', c.p .. 'schedule', id)
+    count(c, plan.queue, 'scheduled', -1)
+  else
+    call('ZREM', c.p .. 'ready:' .. plan.queue, id)
+  end
+  if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
+end
+
+-- Reserves n places; the i-th of them is place_of(plan, first + i).
 local function next_places(c, n)
   return tonumber(call('HINCRBY', c.p .. 'meta', 'sequence', n)) - n
+end
+
+local function place_of(plan, number)
+  return (9 - plan.priority) * BAND + number
 end
 
 local function enter_ready(c, id, plan, place)
   call('ZADD', c.p .. 'ready:' .. plan.queue, int(place), id)
   if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
+  c.gained[plan.queue] = (c.gained[plan.queue] or 0) + 1
 end
 
--- Returns the score under which submission order is kept among the tasks of one millisecond.
 local function enter_schedule(c, id, plan, due)
   local key = c.p .. 'schedule'
   local last = call('ZREVRANGEBYSCORE', key, '(' .. int(due + 1), int(due), 'WITHSCORES', 'LIMIT', 0, 1)
-  local score = due
-  if last[2] then score = math.min(tonumber(last[2]) + STEP, due + 1 - STEP) end
+  local score = last[2] and math.min(tonumber(last[2]) + STEP, due + 1 - STEP) or due
   call('ZADD', key, string.format('%.10f', score), id)
   if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
   count(c, plan.queue, 'scheduled', 1)
 end
 
-local function leave(c, id, state, plan, worker)
-  if state == 'scheduled' then
-    call('ZREM', c.p .. 'schedule', id)
-    count(c, plan.queue, 'scheduled', -1)
-  elseif state == 'ready' then
-    call('ZREM', c.p .. 'ready:' .. plan.queue, id)
-  elseif state == 'running' then
-    call('ZREM', c.p .. 'running', id)
-    if worker then call('HDEL', c.p .. 'held:' .. worker, id) end
-    count(c, plan.queue, 'running', -1)
-  end
-end
-
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms.
 local function close(c, id, from, to, plan, reason, worker)
-  check_move(from, to)
   local key = c.p .. 'task:' .. id
-  if from == 'scheduled' then call('HSET', key, 'due', int(floor(tonumber(call('ZSCORE', c.p .. 'schedule', id))))) end
-  leave(c, id, from, plan, worker)
-  if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
+  local due = from == 'scheduled' and call('ZSCORE', c.p .. 'schedule', id)
+  if due then call('HSET', key, 'due', int(floor(tonumber(due)))) end
+  leave(c, id, from, to, plan, worker)
   call('HDEL', key, 'place', 'cancel', 'graced')
   call('HSET', key, 'state', to, 'finished', int(c.now), 'reason', reason)
   local keep = plan.keep > 0 and plan.keep or c.args.keep
@@ -183,40 +200,34 @@ local function brief(number, worker, started, ended, reason)
   return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
 end
 
--- A failed attempt: the next interval of the list, or the end. Returns the new state and, if scheduled, the instant.
+-- A failed attempt: the next interval of the list, or the end. Returns the new state.
 local function fail(c, id, plan, worker, failures, final, cancelled, reason)
-  if cancelled then
-    close(c, id, 'running', 'cancelled', plan, reason, worker)
-    return 'cancelled'
-  end
   local interval = plan.retry[failures]
-  if final or not interval then
-    close(c, id, 'running', 'failed', plan, reason, worker)
-    return 'failed'
+  if cancelled or final or not interval then
+    local to = cancelled and 'cancelled' or 'failed'
+    close(c, id, 'running', to, plan, reason, worker)
+    return to
   end
-  check_move('running', 'scheduled')
-  leave(c, id, 'running', plan, worker)
-  local due = c.now + interval
-  enter_schedule(c, id, plan, due)
+  leave(c, id, 'running', 'scheduled', plan, worker)
+  enter_schedule(c, id, plan, c.now + interval)
   call('HSET', c.p .. 'task:' .. id, 'state', 'scheduled', 'reason', reason)
   call('HDEL', c.p .. 'task:' .. id, 'graced')
   count(c, plan.queue, 'retried', 1, true)
-  return 'scheduled', due
+  return 'scheduled'
 end
 
 -- An attempt given back unstarted, or lost: to ready at its old place, without its fence.
-local function back_to_ready(c, id, plan, worker, place, woken)
-  check_move('running', 'ready')
-  leave(c, id, 'running', plan, worker)
+local function back_to_ready(c, id, plan, worker, place)
+  leave(c, id, 'running', 'ready', plan, worker)
   local key = c.p .. 'task:' .. id
   call('HSET', key, 'state', 'ready')
   call('HDEL', key, 'token', 'graced')
   enter_ready(c, id, plan, tonumber(place))
-  woken[plan.queue] = (woken[plan.queue] or 0) + 1
 end
 
-local function wake(c, woken)
-  for queue, n in pairs(woken) do publish(c, 'ready', queue .. ' ' .. int(n)) end
+-- Tells every broker which queues gained tasks.
+local function wake(c)
+  for queue, n in pairs(c.gained) do publish(c, 'ready', queue .. ' ' .. int(n)) end
 end
 
 local function earliest(c)
@@ -225,8 +236,9 @@ local function earliest(c)
 end
 
 -- Tells every broker of a new earliest instant; `before` is what earliest() said at the start of the call.
-local function announce(c, before, due)
-  if due and (not before or due < before) then publish(c, 'due', int(due)) end
+local function announce(c, before)
+  local now = earliest(c)
+  if now and (not before or now < before) then publish(c, 'due', int(now)) end
 end
 
 -- ── submit, requeue ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,51 +264,42 @@ end
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready | scheduled | exists | conflict | full | queues
 local function submit(keys, args)
   local c = begin(keys, args)
-  local outcomes, gained, dues, rooms = {}, {}, {}, {}
-  local tasks, plans = c.args.tasks, {}
-  for i, t in ipairs(tasks) do plans[i] = read_plan(t[4]) end
+  local outcomes, dues, rooms, plans = {}, {}, {}, {}
+  for i, t in ipairs(c.args.tasks) do plans[i] = read_plan(t[4]) end
   local before = earliest(c)
-  local place = next_places(c, #tasks)  -- a write even if all exist: WAIT covers only its own connection's writes
-  for i, t in ipairs(tasks) do
-    local id, name, spec, packed = t[1], t[2], t[3], t[4]
+  local first = next_places(c, #plans)  -- a write even if all exist: WAIT covers only its own connection's writes
+  for i, t in ipairs(c.args.tasks) do
+    local id, name, spec, packed, plan = t[1], t[2], t[3], t[4], plans[i]
     local key = c.p .. 'task:' .. id
     local known = call('HMGET', key, 'name', 'spec', 'plan')
+    local left = known[1] or rooms[plan.queue] or room(c, plan.queue)
     if known[1] then
-      local same = known[1] == name and known[2] == spec and known[3] == packed
-      outcomes[i] = same and 'exists' or 'conflict'
+      outcomes[i] = known[1] == name and known[2] == spec and known[3] == packed and 'exists' or 'conflict'
+    elseif left == 'queues' then
+      outcomes[i] = 'queues'
+    elseif left <= 0 then
+      outcomes[i] = 'full'
     else
-      local plan = plans[i]
-      local due = plan.start
-      if plan.delay > 0 then due = c.now + plan.delay end
-      local left = rooms[plan.queue] or room(c, plan.queue)
-      if left == 'queues' then
-        outcomes[i] = 'queues'
-      elseif left <= 0 then
-        outcomes[i] = 'full'
+      rooms[plan.queue] = left - 1
+      count(c, plan.queue, 'submitted', 1, true)
+      local due = plan.delay > 0 and c.now + plan.delay or plan.start
+      if due > c.now then
+        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', int(c.now))
+        enter_schedule(c, id, plan, due)
+        outcomes[i] = 'scheduled'
+        dues[#dues + 1] = due
       else
-        rooms[plan.queue] = left - 1
-        count(c, plan.queue, 'submitted', 1, true)
-        if due > c.now then
-          call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', int(c.now))
-          enter_schedule(c, id, plan, due)
-          outcomes[i] = 'scheduled'
-          dues[#dues + 1] = due
-        else
-          local at = (9 - plan.priority) * BAND + place + i
-          call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', int(c.now),
-            'due', int(due > 0 and due or c.now), 'place', int(at))
-          enter_ready(c, id, plan, at)
-          outcomes[i] = 'ready'
-          gained[plan.queue] = (gained[plan.queue] or 0) + 1
-        end
+        local place = place_of(plan, first + i)
+        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', int(c.now),
+          'due', int(due > 0 and due or c.now), 'place', int(place))
+        enter_ready(c, id, plan, place)
+        outcomes[i] = 'ready'
       end
     end
   end
   settle(c)
-  local first = dues[1]
-  for _, due in ipairs(dues) do first = math.min(first, due) end
-  announce(c, before, first)
-  return {c.us, outcomes, flat(gained), dues}
+  announce(c, before)
+  return {c.us, outcomes, flat(c.gained), dues}
 end
 
 -- args {db, id, new_id, max_queues, max_queue_length}: a new task, due now, of a terminal one.
@@ -317,86 +320,81 @@ local function requeue(keys, args)
   local a = cmsgpack.unpack(old[3])
   a[1], a[2], a[7] = 0, 0, 0
   plan.expires = 0
-  local at = (9 - plan.priority) * BAND + next_places(c, 1) + 1
+  local place = place_of(plan, next_places(c, 1) + 1)
   call('HSET', new, 'name', old[1], 'spec', old[2], 'plan', cmsgpack.pack(a), 'state', 'ready', 'created', int(c.now),
-    'due', int(c.now), 'place', int(at), 'origin', c.args.id)
-  enter_ready(c, c.args.new_id, plan, at)
+    'due', int(c.now), 'place', int(place), 'origin', c.args.id)
+  enter_ready(c, c.args.new_id, plan, place)
   count(c, plan.queue, 'submitted', 1, true)
   settle(c)
-  publish(c, 'ready', plan.queue .. ' 1')
+  wake(c)
   return {'ready', plan.queue}
 end
 
 -- ── tick ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-local function promote(c, gained)
-  local ids = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
-  local n = #ids / 2
-  if n == 0 then return 0 end
-  local place = next_places(c, n)
-  for i = 1, n do
-    local id, due = ids[2 * i - 1], floor(tonumber(ids[2 * i]))
-    local key = c.p .. 'task:' .. id
-    local packed = call('HGET', key, 'plan')
-    if not packed then
-      call('ZREM', c.p .. 'schedule', id)  -- its record was deleted by hand: nothing left to run
-    else
-      local plan = read_plan(packed)
-      if plan.expires > 0 and plan.expires <= c.now then
-        close(c, id, 'scheduled', 'expired', plan, 'expires_at')
-      else
-        check_move('scheduled', 'ready')
-        leave(c, id, 'scheduled', plan)
-        local at = (9 - plan.priority) * BAND + place + i
-        call('HSET', key, 'state', 'ready', 'due', int(due), 'place', int(at))
-        enter_ready(c, id, plan, at)
-        gained[plan.queue] = (gained[plan.queue] or 0) + 1
-      end
-    end
+local function promote(c)
+  local index = c.p .. 'schedule'
+  local found = call('ZRANGEBYSCORE', index, '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
+  local ids, dues = {}, {}
+  for i = 1, #found, 2 do
+    ids[#ids + 1] = found[i]
+    dues[#dues + 1] = floor(tonumber(found[i + 1]))
   end
-  return n
+  if #ids == 0 then return 0 end
+  local first = next_places(c, #ids)
+  each(index, ids, function(id, i)
+    local key = c.p .. 'task:' .. id
+    local plan = read_plan(call('HGET', key, 'plan'))
+    if plan.expires > 0 and plan.expires <= c.now then
+      close(c, id, 'scheduled', 'expired', plan, 'expires_at')
+      return
+    end
+    leave(c, id, 'scheduled', 'ready', plan)
+    local place = place_of(plan, first + i)
+    call('HSET', key, 'state', 'ready', 'due', int(dues[i]), 'place', int(place))
+    enter_ready(c, id, plan, place)
+  end)
+  return #ids
 end
 
-local function reap(c, gained)
-  local ids = call('ZRANGEBYSCORE', c.p .. 'running', '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+-- Returns how many leases had ended, and how many of the attempts are lost.
+local function reap(c)
+  local index = c.p .. 'running'
+  local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   local forgiven = tonumber(call('HGET', c.p .. 'meta', 'returned') or 0) + c.args.lease
   local lost = 0
-  for _, id in ipairs(ids) do
+  each(index, ids, function(id)
     local key = c.p .. 'task:' .. id
     local t = call('HMGET', key, 'plan', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
-    if not t[1] then
-      call('ZREM', c.p .. 'running', id)
-    elseif c.now < forgiven and tonumber(t[7] or 0) < MAX_GRACED then
-      call('ZADD', c.p .. 'running', int(forgiven), id)
+    local plan, number, worker = read_plan(t[1]), tonumber(t[2]), t[3]
+    if c.now < forgiven and tonumber(t[7] or 0) < MAX_GRACED then
+      call('ZADD', index, int(forgiven), id)
       call('HINCRBY', key, 'graced', 1)
-    else
-      local plan, number, worker = read_plan(t[1]), tonumber(t[2]), t[3]
-      lost = lost + 1
-      record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
-      call('HDEL', key, 'token')
-      count(c, plan.queue, 'lost', 1, true)
-      local times = tonumber(call('HINCRBY', key, 'lost', 1))
-      if t[8] then
-        close(c, id, 'running', 'cancelled', plan, 'lost', worker)
-      elseif plan.fail_if_lost or times >= c.args.max_lost then
-        close(c, id, 'running', 'failed', plan, 'lost', worker)
-      else
-        back_to_ready(c, id, plan, worker, t[5], gained)
-      end
+      return
     end
-  end
+    lost = lost + 1
+    record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
+    call('HDEL', key, 'token')
+    count(c, plan.queue, 'lost', 1, true)
+    local times = tonumber(call('HINCRBY', key, 'lost', 1))
+    if t[8] then
+      close(c, id, 'running', 'cancelled', plan, 'lost', worker)
+    elseif plan.fail_if_lost or times >= c.args.max_lost then
+      close(c, id, 'running', 'failed', plan, 'lost', worker)
+    else
+      back_to_ready(c, id, plan, worker, t[5])
+    end
+  end)
   return #ids, lost
 end
 
 local function expire(c)
-  local ids = call('ZRANGEBYSCORE', c.p .. 'expiry', '-inf', int(c.now), 'LIMIT', 0, BUDGET)
-  for _, id in ipairs(ids) do
-    local t = call('HMGET', c.p .. 'task:' .. id, 'plan', 'state')
-    call('ZREM', c.p .. 'expiry', id)
-    if t[1] and (t[2] == 'scheduled' or t[2] == 'ready') then
-      close(c, id, t[2], 'expired', read_plan(t[1]), 'expires_at')
-    end
-  end
+  local index = c.p .. 'expiry'
+  local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+  each(index, ids, function(id)
+    local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'plan')
+    close(c, id, t[1], 'expired', read_plan(t[2]), 'expires_at')
+  end)
   return #ids
 end
 
@@ -411,9 +409,9 @@ end
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
-    for _, id in ipairs(call('ZRANGE', key, 0, 19)) do
+    each(key, call('ZRANGE', key, 0, 19), function(id)
       if call('HGET', c.p .. 'task:' .. id, 'state') ~= state then call('ZREM', key, id) end  -- gone, or its id used anew
-    end
+    end)
   end
   forget_silent(c, 'workers')
   forget_silent(c, 'brokers')
@@ -437,9 +435,8 @@ local function tick(keys, args)
   local ticked = tonumber(call('HGET', c.p .. 'meta', 'ticked') or 0)
   if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', c.p .. 'meta', 'returned', int(c.now)) end
   call('HSET', c.p .. 'meta', 'ticked', int(c.now))
-  local gained = {}
-  local moved = promote(c, gained)
-  local reaped, lost = reap(c, gained)
+  local moved = promote(c)
+  local reaped, lost = reap(c)
   local late = expire(c)
   if a.housekeep == 1 then
     call('HSET', c.p .. 'brokers', a.broker, string.format('%013.0f', c.now) .. a.heartbeat)
@@ -454,7 +451,7 @@ local function tick(keys, args)
     if due ~= last then upcoming[#upcoming + 1] = due; last = due end
   end
   local more = moved == BUDGET or reaped == BUDGET or late == BUDGET
-  return {c.us, flat(gained), upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
+  return {c.us, flat(c.gained), upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
 end
 
 -- ── workers: claim, extend, finish, release ─────────────────────────────────────────────────────────────────────────
@@ -480,8 +477,8 @@ local function grant(id, number, name, spec, plan, due, claimed)
 end
 
 -- args {db, worker, queues, n, token, lease, keep, failed_keep, again}: again = 1 sends a claim whose reply was lost
--- once more and gets what it got. May return fewer than n although there are more: see BUDGET and CLAIM_BYTES.
--- Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}}
+-- once more and gets what it got. more = 1: BUDGET or CLAIM_BYTES ended it, there may be further tasks.
+-- Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}, more}
 local function claim(keys, args)
   local c = begin(keys, args)
   local a = c.args
@@ -491,57 +488,55 @@ local function claim(keys, args)
       local t = h.token == a.token and fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
       if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], read_plan(t[4]), t[9], t[10]) end
     end
-    if #tasks > 0 then return {c.us, tasks} end
+    if #tasks > 0 then return {c.us, tasks, 1} end
   end
   local held = c.p .. 'held:' .. a.worker
-  local left, looks, bytes = math.min(a.n, BUDGET), BUDGET, 0
+  local left, looks, bytes = a.n, BUDGET, 0
   for _, queue in ipairs(a.queues) do
     local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
     while left > 0 and looks > 0 and not paused do
-      local ids = call('ZRANGE', c.p .. 'ready:' .. queue, 0, left - 1)
+      local ids = call('ZRANGE', c.p .. 'ready:' .. queue, 0, math.min(left, looks) - 1)
       if #ids == 0 then break end
-      for _, id in ipairs(ids) do
+      each(c.p .. 'ready:' .. queue, ids, function(id)
+        if looks <= 0 then return end
         looks = looks - 1
         local key = c.p .. 'task:' .. id
         local t = call('HMGET', key, 'plan', 'attempt', 'name', 'spec', 'due')
-        local plan = t[1] and read_plan(t[1])
-        if not plan then
-          call('ZREM', c.p .. 'ready:' .. queue, id)
-        elseif plan.expires > 0 and plan.expires <= c.now then
+        local plan = read_plan(t[1])
+        assert(t[3] and t[4] and t[5], 'fields are missing')
+        if plan.expires > 0 and plan.expires <= c.now then
           close(c, id, 'ready', 'expired', plan, 'expires_at')
-        else
-          check_move('ready', 'running')
-          leave(c, id, 'ready', plan)
-          if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
-          local number = tonumber(t[2] or 0) + 1
-          call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
-            'claimed', int(c.now))
-          call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
-          call('HSET', held, id, int(number) .. ':' .. a.token)
-          count(c, queue, 'running', 1)
-          count(c, queue, 'started', 1, true)
-          tasks[#tasks + 1] = grant(id, number, t[3], t[4], plan, t[5], c.now)
-          left = left - 1
-          bytes = bytes + #t[4]
-          if bytes >= CLAIM_BYTES then left = 0; break end
+          return
         end
-      end
+        leave(c, id, 'ready', 'running', plan)
+        local number = tonumber(t[2] or 0) + 1
+        call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
+          'claimed', int(c.now))
+        call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
+        call('HSET', held, id, int(number) .. ':' .. a.token)
+        count(c, queue, 'running', 1)
+        count(c, queue, 'started', 1, true)
+        tasks[#tasks + 1] = grant(id, number, t[3], t[4], plan, t[5], c.now)
+        left = left - 1
+        bytes = bytes + #t[4]
+        if bytes >= CLAIM_BYTES then looks = 0 end
+      end)
     end
   end
   if #tasks > 0 then call('PEXPIRE', held, HELD_TTL) end
   settle(c)
-  return {c.us, tasks}
+  return {c.us, tasks, looks <= 0 and 1 or 0}
 end
 
 -- An attempt that did not end by itself, uncounted: back to its place, or cancelled if that was asked for.
-local function hand_back(c, id, t, worker, record, woken)
+local function hand_back(c, id, t, worker, record)
   record_attempt(c.p .. 'task:' .. id, tonumber(t[2]), record)
   local plan = read_plan(t[4])
   if t[5] then
     close(c, id, 'running', 'cancelled', plan, 'cancelled', worker)
     return 'cancelled'
   end
-  back_to_ready(c, id, plan, worker, t[6], woken)
+  back_to_ready(c, id, plan, worker, t[6])
   return 'ready'
 end
 
@@ -551,7 +546,7 @@ end
 local function extend(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local known, coming, statuses, woken = {}, {}, {}, {}
+  local known, coming, statuses = {}, {}, {}
   for i, h in ipairs(a.held) do
     local id, number, token = h[1], h[2], h[3]
     local t = fenced_read(c, id, number, token)
@@ -568,7 +563,7 @@ local function extend(keys, args)
     if not known[h.id] and not coming[h.token] then
       local t = fenced_read(c, h.id, h.number, h.token, 'claimed')
       if t and t[1] == 'running' then
-        hand_back(c, h.id, t, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'), woken)
+        hand_back(c, h.id, t, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'))
       else
         call('HDEL', c.p .. 'held:' .. a.worker, h.id)
       end
@@ -579,7 +574,7 @@ local function extend(keys, args)
     call('HSET', c.p .. 'workers', a.worker, string.format('%013.0f', c.now) .. a.heartbeat)
   end
   settle(c)
-  wake(c, woken)
+  wake(c)
   return {c.us, statuses}
 end
 
@@ -589,7 +584,7 @@ end
 local function finish(keys, args)
   local c = begin(keys, args)
   local before = earliest(c)
-  local answers, first = {}, nil
+  local answers = {}
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
@@ -599,28 +594,24 @@ local function finish(keys, args)
     elseif t[1] ~= 'running' then
       answers[i] = 'recorded'
     else
-      local plan = read_plan(t[4])
+      local plan, worker, state = read_plan(t[4]), c.args.worker, 'succeeded'
       record_attempt(key, number, e[6])
-      local state, due
       if verdict == 'succeeded' then
-        close(c, id, 'running', 'succeeded', plan, '', c.args.worker)
-        state = 'succeeded'
+        close(c, id, 'running', 'succeeded', plan, '', worker)
       else
         local failures = tonumber(call('HINCRBY', key, 'failures', 1))
-        state, due = fail(c, id, plan, c.args.worker, failures, verdict == 'final', t[5], reason)
+        state = fail(c, id, plan, worker, failures, verdict == 'final', t[5], reason)
       end
       if TERMINAL[state] then
         if #e[7] > 0 then call('HSET', key, 'out', e[7]) end
         if #e[8] > 0 then call('HSET', key, 'err', e[8]) end
         call('HSET', key, 'out_size', int(e[9]), 'err_size', int(e[10]))
-      elseif not first or due < first then
-        first = due
       end
       answers[i] = state
     end
   end
   settle(c)
-  announce(c, before, first)
+  announce(c, before)
   return {c.us, answers}
 end
 
@@ -635,14 +626,14 @@ end
 -- Returns {now_us, {'ready' | 'cancelled' | 'fenced', …}}
 local function release(keys, args)
   local c = begin(keys, args)
-  local answers, woken = {}, {}
+  local answers = {}
   for i, r in ipairs(c.args.attempts) do
     local t = fenced_read(c, r[1], r[2], r[3])
     local running = t and t[1] == 'running'
-    answers[i] = running and hand_back(c, r[1], t, c.args.worker, r[4], woken) or 'fenced'
+    answers[i] = running and hand_back(c, r[1], t, c.args.worker, r[4]) or 'fenced'
   end
   settle(c)
-  wake(c, woken)
+  wake(c)
   return {c.us, answers}
 end
 

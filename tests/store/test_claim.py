@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from kingtask.store import record
+from kingtask.store import calls, record
 from kingtask.store.calls import Fence
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
+
+
+def claim(store: TimedStore, n: int, *queues: str) -> calls.Claims:
+    found: calls.Claims = store.ask(calls.claim(store.policy, "w1", queues or ["default"], n, store.new_token()))
+    return found
 
 
 def test_what_a_worker_gets(store: TimedStore) -> None:
@@ -68,17 +73,30 @@ def test_too_late_to_start_expires_instead(store: TimedStore) -> None:
     assert {store.state(task) for task in late} == {"expired"}
 
 
+def test_expired_ones_count_towards_the_bound_of_a_call(store: TimedStore) -> None:
+    for _ in range(2):
+        store.submit(*(store.spec(expires_at=START_MS / 1000 + 1) for _ in range(150)))
+    good = store.put()
+    store.pass_ms(1000)
+    first, second = claim(store, 5), claim(store, 5)
+    assert (first.tasks, first.more) == ([], True)
+    assert ([task.id for task in second.tasks], second.more) == ([good], False)
+
+
 def test_a_call_gives_200_at_most(store: TimedStore) -> None:
     for _ in range(2):
         store.submit(*(store.spec() for _ in range(150)))
-    assert [len(store.claim(1000)) for _ in range(3)] == [200, 100, 0]
+    claims = [claim(store, 1000) for _ in range(3)]
+    assert [(len(found.tasks), found.more) for found in claims] == [(200, True), (100, False), (0, False)]
 
 
 def test_a_call_ends_after_a_mebibyte_of_specs(store: TimedStore) -> None:
     """A reply of 200 tasks at 2 MiB each would hold Redis up for all; the worker claims again."""
     tasks = [store.put(stdin=bytes(400_000)) for _ in range(5)]
-    assert [task.id for task in store.claim(5)] == tasks[:3]
-    assert [task.id for task in store.claim(5, queues=["default", "default"])] == tasks[3:]
+    other = store.put(queue="other")
+    first, second = claim(store, 6, "default", "other"), claim(store, 6, "default", "other")
+    assert ([task.id for task in first.tasks], first.more) == (tasks[:3], True)
+    assert ([task.id for task in second.tasks], second.more) == ([*tasks[3:], other], False)
 
 
 # ── sent again ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -393,21 +393,3 @@ def test_recent_tasks_are_capped_as_they_end(store: TimedStore) -> None:
     assert store.client.zcard(finished) == keyspace.FINISHED_CAP
     assert store.client.zrange(finished, 0, 0) == [b"old-00001"]
     assert store.client.zrange(finished, -1, -1) == [task.encode()]
-
-
-# ── a record that someone deleted by hand ───────────────────────────────────────────────────────────────────────────
-
-
-def test_a_record_deleted_by_hand_costs_that_task_only(store: TimedStore) -> None:
-    gone = [store.put(), store.put(delay_s=1.0), store.put(queue="other"), store.put(expires_at=START_MS / 1000 + 1)]
-    store.take(queues=["other"])
-    store.client.delete(*(store.keys.task(task) for task in gone))
-    kept = store.put(delay_s=1.0)
-    for _ in range(20):
-        store.pass_ms(1000)
-        store.tick(housekeep=True)
-    assert [task.id for task in store.claim(5)] == [kept]
-    view = keyspace.dump(store.client, store.keys)
-    assert view.keys().isdisjoint({"schedule", "expiry", "ready:default", "ready:other"})
-    assert set(view["running"].value) == {kept.encode()}
-    keyspace.remove(store.client, store.keys)  # its counters cannot be right any more

@@ -1,0 +1,125 @@
+"""A record that was deleted or damaged from outside costs that task, never the others.
+
+A call that failed because of it would fail again, for every broker and worker, for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.servers import RedisServer
+from tests.store import keyspace
+from tests.store.syncstore import START_MS, TimedStore
+
+
+def _delete(store: TimedStore, key: str) -> None:
+    store.client.delete(key)
+
+
+def _overwrite(store: TimedStore, key: str) -> None:
+    store.client.set(key, "not a hash")
+
+
+def _garble(store: TimedStore, key: str) -> None:
+    store.client.hset(key, "plan", b"\xc1\xff not msgpack")
+
+
+def _replace(store: TimedStore, key: str) -> None:
+    store.client.hset(key, "plan", b"\x01")
+
+
+def _empty(store: TimedStore, key: str) -> None:
+    store.client.hdel(key, "name", "spec", "due", "attempt", "worker", "state", "claimed")
+
+
+@pytest.fixture(params=[_delete, _overwrite, _garble, _replace, _empty], ids=lambda damage: damage.__name__[1:])
+def damage(request: pytest.FixtureRequest) -> Callable[[TimedStore, str], None]:
+    chosen: Callable[[TimedStore, str], None] = request.param
+    return chosen
+
+
+@pytest.fixture
+def store(store: TimedStore) -> Iterator[TimedStore]:
+    """What is damaged cannot pass the keyspace walk: it is removed before."""
+    store.tick()
+    yield store
+    keyspace.remove(store.client, store.keys)
+
+
+def index(store: TimedStore, name: str) -> set[str]:
+    members: list[bytes] = store.client.zrange(f"{store.keys.prefix}{name}", 0, -1)  # type: ignore[assignment]
+    return {member.decode() for member in members}
+
+
+Damage = Callable[[TimedStore, str], None]
+
+
+def test_the_others_become_due(store: TimedStore, damage: Damage) -> None:
+    before, bad, after = (store.put(delay_s=delay_s) for delay_s in (0.001, 0.002, 0.003))
+    damage(store, store.keys.task(bad))
+    store.pass_ms(10)
+    store.tick()
+    store.tick(housekeep=True)
+    claimed = [task.id for task in store.claim(5)]
+    assert [task for task in claimed if task != bad] == [before, after]
+    assert index(store, "schedule") == set()
+
+
+def test_the_others_are_claimed(store: TimedStore, damage: Damage) -> None:
+    before, bad, after = store.put(), store.put(), store.put()
+    damage(store, store.keys.task(bad))
+    assert [task.id for task in store.claim(5)] == [before, after]
+    assert index(store, "ready:default") == set()
+
+
+def test_the_others_are_reaped(store: TimedStore, damage: Damage) -> None:
+    before, bad, after = store.put(), store.put(), store.put()
+    store.claim(5)
+    damage(store, store.keys.task(bad))
+    for _ in range(16):
+        store.pass_ms(1000)
+        store.tick()
+    assert index(store, "ready:default") == {before, after}
+    assert index(store, "running") == set()
+
+
+def test_the_others_expire(store: TimedStore, damage: Damage) -> None:
+    tasks = [store.put(expires_at=START_MS / 1000 + 1, delay_s=60.0) for _ in range(3)]
+    damage(store, store.keys.task(tasks[1]))
+    store.pass_ms(1000)
+    store.tick()
+    assert [store.state(task) for task in (tasks[0], tasks[2])] == ["expired", "expired"]
+    assert index(store, "expiry") == set()
+
+
+def test_an_entry_deleted_from_an_index_does_no_harm(store: TimedStore) -> None:
+    task, other = store.put(delay_s=1.0, expires_at=START_MS / 1000 + 2), store.put()
+    store.client.zrem(f"{store.keys.prefix}schedule", task)
+    store.client.zrem(f"{store.keys.prefix}ready:default", other)
+    store.pass_ms(2000)
+    store.tick(housekeep=True)
+    assert store.state(task) == "expired"
+    assert store.cancel(other) == "ready"
+    assert store.state(other) == "cancelled"
+
+
+def test_housekeeping_goes_on(store: TimedStore, damage: Damage) -> None:
+    tasks = []
+    for _ in range(3):
+        store.pass_ms(1)
+        tasks.append(store.put())
+        store.cancel(tasks[-1])
+    damage(store, store.keys.task(tasks[0]))
+    store.client.delete(store.keys.task(tasks[1]))
+    store.tick(housekeep=True)
+    assert tasks[2] in index(store, "finished:cancelled")
+    assert tasks[1] not in index(store, "finished:cancelled")
+
+
+def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store: TimedStore) -> None:
+    bad = store.put()
+    _garble(store, store.keys.task(bad))
+    assert store.claim(5) == []
+    server.wait_for_log(f"ready:default drops {bad}: ")
