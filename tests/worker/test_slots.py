@@ -135,6 +135,20 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_fre
     assert [type(action) for action in story.decide()] == [Finish]  # it came back empty: the bell will ring
 
 
+def test_a_claim_that_was_cut_short_is_followed_by_another_at_once(story: Story) -> None:
+    story.claim()
+    story.slots.claimed([task("large")], story.now_s, more=True)
+    (claim,) = story.decide()
+    assert (claim.n, claim.again) == (1, False)
+
+
+def test_a_claim_that_was_cut_short_is_followed_by_one_at_once(story: Story) -> None:
+    story.claim()
+    story.slots.claimed([task("a")], story.now_s, more=True)
+    (claim,) = story.decide()
+    assert (claim.n, claim.again) == (1, False)
+
+
 def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
     (fence, _) = story.run("a", "b")
     story.slots.wakeup()
@@ -723,4 +737,4 @@ class Walk(RuleBasedStateMachine):
 
 
 TestWalk = Walk.TestCase
-TestWalk.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestWalk.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
