@@ -7,7 +7,7 @@ from importlib import import_module
 import click
 
 from kingtask import __version__
-from kingtask.cli.exit import MEANINGS
+from kingtask.cli.exit import MEANINGS, Exit
 
 COMMANDS: dict[str, str] = {
     "submit": "submit:submit",
@@ -29,6 +29,13 @@ COMMANDS: dict[str, str] = {
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is needed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            # Releases of click disagree on the exit status for this.
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(Exit.USAGE)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
