@@ -72,14 +72,14 @@ def submit_refusal(outcome: str, task_id: str, name: str) -> RequestRefused | No
 
 def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
     """What a failed call means for the one who asked."""
+    if error.kind in ("error", "permission", "damaged"):
+        return RequestRefused(f"the store failed at this: {error}", stored=error.stored if writes else "no")
     if error.stored == "unknown" and writes:
         return NotConfirmed(f"{error}; send the same request again", retry_after_s=AWAY_AGAIN_S)
     if error.kind == "full":
         return Unavailable(
             "Redis is full (maxmemory); tasks drain, come back later", code="store_full", retry_after_s=FULL_AGAIN_S
         )
-    if error.kind in ("error", "permission"):
-        return RequestRefused(f"Redis refused the call: {error}")
     return Unavailable(f"Redis cannot serve this now: {error}", retry_after_s=AWAY_AGAIN_S)
 
 

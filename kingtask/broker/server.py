@@ -119,23 +119,27 @@ class Broker:
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _request(self, peer: Peer, message: bytes) -> None:
-        envelope: dict[str, Any] = {}
+        rid: protocol.Rid | None = None
+        answer: _Answer | None = None
         try:
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
                 envelope = protocol.decode(message)
+                rid = protocol.rid_of(envelope)
                 request = protocol.parse(envelope)
+            rid = request.rid
             if isinstance(request, protocol.Ping):
-                self._edge.reply(peer, protocol.ok(request.rid, self._pong()))
+                self._edge.reply(peer, protocol.ok(rid, self._pong()))
                 return
             self._admit()
-            answer = _Answer(self, peer, request.rid, len(message))
-            try:
-                self._act(request, answer)
-            except RequestRefused as error:
-                answer.give(error)
-        except RequestRefused as error:
-            self._edge.reply(peer, protocol.refusal(protocol.rid_of(envelope), error))
+            answer = _Answer(self, peer, rid, len(message))
+            self._act(request, answer)
+        except Exception as error:  # noqa: BLE001  (a fault of ours costs one reply, not the broker)
+            refused = error if isinstance(error, RequestRefused) else _fault(error)
+            if answer is not None:
+                answer.give(refused)
+            else:
+                self._edge.reply(peer, protocol.refusal(rid, refused))
 
     def _act(self, request: protocol.Request, answer: _Answer) -> None:
         if isinstance(request, protocol.Submit):
@@ -258,6 +262,11 @@ class _Answer:
             self._broker.send(self._peer, protocol.refusal(self._rid, fields))
         else:
             self._broker.send(self._peer, protocol.ok(self._rid, fields))
+
+
+def _fault(error: Exception) -> RequestRefused:
+    log.error("request=failed error=%r", error, exc_info=error)
+    return RequestRefused("the broker failed at this request; its log says why")
 
 
 def _fields(op: requests.Op, request: protocol.Request, value: Any) -> dict[str, Any] | RequestRefused:

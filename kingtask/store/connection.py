@@ -7,6 +7,7 @@ lost, every command without an answer gets a StoreError that says `stored: unkno
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import hiredis
 from kingtask.clock import monotonic_us
 from kingtask.errors import StoreError
 from kingtask.store.address import RedisAddress
+
+log = logging.getLogger("kingtask.store")
 
 Callback = Callable[[Any], None]
 
@@ -113,7 +116,10 @@ class Connection(asyncio.Protocol):
                     if reply[0] == b"subscribe" and not self._pending:
                         continue
                 callback, self.sent_us = self._pending.popleft()
-                callback(store_error(reply) if isinstance(reply, hiredis.ReplyError) else reply)
+                try:
+                    callback(store_error(reply) if isinstance(reply, hiredis.ReplyError) else reply)
+                except Exception:  # a fault of ours; the replies behind it have their own callers
+                    log.exception("reply=failed")
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort(f"the answer is not Redis's protocol ({error}); is this address a Redis server?")
 

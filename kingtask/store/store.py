@@ -74,7 +74,12 @@ class Store:
                 link.reject(reply)
                 callback(reply)
                 return
-            value = call.decode(reply)
+            try:
+                value = call.decode(reply)
+            except Exception as error:  # noqa: BLE001  (whatever a damaged record makes of it)
+                log.warning("record=damaged call=%s error=%r", call.function, error)
+                callback(StoreError("damaged", f"a record in Redis cannot be read ({error!r})", stored="unknown"))
+                return
             now_us = getattr(value, "now_us", None)
             if now_us is not None:
                 self.clock.observe(now_us, link.sent_us, monotonic_us())

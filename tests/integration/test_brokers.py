@@ -11,8 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import zmq
 
-from kingtask import Client, IdConflict, InvalidRequest, NotConfirmed, Task, TaskNotFound, Unavailable, WrongState
+from kingtask import (
+    Client,
+    IdConflict,
+    InvalidRequest,
+    NotConfirmed,
+    RequestRefused,
+    Task,
+    TaskNotFound,
+    Unavailable,
+    WrongState,
+    protocol,
+)
 from tests.integration.rig import PATIENCE_S, Daemon, Rig, until
 from tests.servers import free_port
 
@@ -163,3 +175,32 @@ def test_a_newer_schema_is_refused(rig: Rig) -> None:
     rig.redis.client().hset("{kingtask}:meta", "schema", 99)
     settings = {"redis": rig.redis.url, "bin_path": str(rig.bin_path)}
     assert "newer kingtask (schema 99" in refused_start(rig, "worker", settings)
+
+
+def test_every_refusal_carries_the_id_of_its_request(rig: Rig) -> None:
+    """Whichever way a request was read: a client that cannot correlate a refusal waits for nothing."""
+    broker = rig.start_broker()
+    rig.redis.kill()
+    client = rig.client()
+    until(lambda: not client.ping()["ready"], "the broker notices")
+    task = {"name": "ledger"}
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger, socket.rcvtimeo = 0, int(PATIENCE_S * 1000)
+        socket.connect(broker.endpoint)
+        for rid, fields in enumerate(
+            ({"task": task}, {"task": {**task, "env": {"A": "1"}}}, {"task": {**task, "x": 1}})
+        ):
+            socket.send(protocol.encode_request(rid, "submit", fields))
+            reply = protocol.decode_reply(socket.recv())
+            assert (reply["rid"], reply["ok"]) == (rid, False)
+
+
+def test_a_damaged_record_costs_one_reply(rig: Rig) -> None:
+    broker = rig.start_broker()
+    client = rig.client()
+    task = client.submit("ledger")
+    rig.redis.client().hset(f"{{kingtask}}:task:{task.id}", "spec", b"\xc1")
+    with pytest.raises(RequestRefused, match="cannot be read"):
+        client.get(task.id)
+    assert client.submit("ledger").id
+    assert "record=damaged" in broker.text()
