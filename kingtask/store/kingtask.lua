@@ -7,6 +7,7 @@ Rules
   * Every function may be sent again: tasks are keyed by id, attempts by number and token.
   * TIME is read once per call. Due instants and leases are compared here only.
   * A call works on at most some 200 items (10,000 moves block the server for 100 ms); callers split what is longer.
+  * A record that was deleted or damaged from outside costs that task, never the other tasks of a call.
   * Numbers go into text with %.0f: `..` would round 16 digits to 14.
 
 Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] is `{<namespace>}:meta`
@@ -116,8 +117,8 @@ local function read_plan(packed)
   }
 end
 
--- Calls f(id, i) for each id of an index. A record that was deleted or damaged from outside must not stop the others: it
--- is taken off the index, and named in the server's log.
+-- Calls f(id, i) for each id of an index. What has no readable record is taken off the index, and named in the server's
+-- log: it would stop every later call as well.
 local function each(key, ids, f)
   for i, id in ipairs(ids) do
     local ok, problem = pcall(f, id, i)
@@ -456,11 +457,12 @@ end
 
 -- ── workers: claim, extend, finish, release ─────────────────────────────────────────────────────────────────────────
 
--- The task if the caller holds this very attempt, else nil.
+-- The task and its plan if the caller holds this very attempt, else nil.
 local function fenced_read(c, id, number, token, ...)
-  local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
+  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
   if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
-  return t
+  local ok, plan = pcall(read_plan, t[4])
+  if ok then return t, plan end
 end
 
 local function held_by(c, worker)
@@ -485,8 +487,10 @@ local function claim(keys, args)
   local tasks = {}
   if a.again == 1 then
     for _, h in ipairs(held_by(c, a.worker)) do
-      local t = h.token == a.token and fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
-      if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], read_plan(t[4]), t[9], t[10]) end
+      if h.token == a.token then
+        local t, plan = fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
+        if t and t[7] and t[8] and t[9] and t[10] then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], plan, t[9], t[10]) end
+      end
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
   end
@@ -529,9 +533,8 @@ local function claim(keys, args)
 end
 
 -- An attempt that did not end by itself, uncounted: back to its place, or cancelled if that was asked for.
-local function hand_back(c, id, t, worker, record)
+local function hand_back(c, id, t, plan, worker, record)
   record_attempt(c.p .. 'task:' .. id, tonumber(t[2]), record)
-  local plan = read_plan(t[4])
   if t[5] then
     close(c, id, 'running', 'cancelled', plan, 'cancelled', worker)
     return 'cancelled'
@@ -561,9 +564,9 @@ local function extend(keys, args)
   for _, token in ipairs(a.claims) do coming[token] = true end
   for _, h in ipairs(held_by(c, a.worker)) do
     if not known[h.id] and not coming[h.token] then
-      local t = fenced_read(c, h.id, h.number, h.token, 'claimed')
+      local t, plan = fenced_read(c, h.id, h.number, h.token, 'claimed')
       if t and t[1] == 'running' then
-        hand_back(c, h.id, t, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'))
+        hand_back(c, h.id, t, plan, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'))
       else
         call('HDEL', c.p .. 'held:' .. a.worker, h.id)
       end
@@ -588,13 +591,13 @@ local function finish(keys, args)
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
-    local t = fenced_read(c, id, number, e[3], 'failures')
+    local t, plan = fenced_read(c, id, number, e[3])
     if not t then
       answers[i] = 'fenced'
     elseif t[1] ~= 'running' then
       answers[i] = 'recorded'
     else
-      local plan, worker, state = read_plan(t[4]), c.args.worker, 'succeeded'
+      local worker, state = c.args.worker, 'succeeded'
       record_attempt(key, number, e[6])
       if verdict == 'succeeded' then
         close(c, id, 'running', 'succeeded', plan, '', worker)
@@ -628,9 +631,9 @@ local function release(keys, args)
   local c = begin(keys, args)
   local answers = {}
   for i, r in ipairs(c.args.attempts) do
-    local t = fenced_read(c, r[1], r[2], r[3])
+    local t, plan = fenced_read(c, r[1], r[2], r[3])
     local running = t and t[1] == 'running'
-    answers[i] = running and hand_back(c, r[1], t, c.args.worker, r[4]) or 'fenced'
+    answers[i] = running and hand_back(c, r[1], t, plan, c.args.worker, r[4]) or 'fenced'
   end
   settle(c)
   wake(c)
@@ -694,7 +697,10 @@ end
 local function states(keys, args)
   local c = begin(keys, args)
   local found = {}
-  for i, id in ipairs(c.args.ids) do found[i] = call('HGET', c.p .. 'task:' .. id, 'state') or '' end
+  for i, id in ipairs(c.args.ids) do
+    local state = redis.pcall('HGET', c.p .. 'task:' .. id, 'state')
+    found[i] = type(state) == 'string' and state or ''
+  end
   return found
 end
 
@@ -718,9 +724,10 @@ local function list(keys, args)
     local id = found[i]
     if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
     looked = looked + 1
-    local t = call('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
       'origin', 'state')
-    if t[1] and t[9] == a.state and (a.queue == '' or read_plan(t[2]).queue == a.queue) then
+    local ok, plan = pcall(read_plan, t[2])
+    if ok and t[1] and t[9] == a.state and (a.queue == '' or plan.queue == a.queue) then
       local row = {id, found[i + 1]}
       for k = 1, 9 do row[k + 2] = t[k] or '' end
       rows[#rows + 1] = row
@@ -736,8 +743,8 @@ local function oldest_since(c, queue)
   while true do
     local first = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then return oldest end
-    local t = call('HMGET', c.p .. 'task:' .. first[1], 'due', 'created')
-    local since = t[1] and math.max(tonumber(t[1]), tonumber(t[2]))  -- a start in the past waits since it was submitted
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. first[1], 'due', 'created')
+    local since = t[1] and t[2] and math.max(tonumber(t[1]), tonumber(t[2]))  -- a start in the past: since its submit
     if since and (not oldest or since < oldest) then oldest = since end
     from = (floor(tonumber(first[2]) / BAND) + 1) * BAND
   end

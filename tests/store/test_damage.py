@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kingtask.store import calls
+from kingtask.store.calls import Fence
+from kingtask.task import State
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
@@ -116,6 +119,59 @@ def test_housekeeping_goes_on(store: TimedStore, damage: Damage) -> None:
     store.tick(housekeep=True)
     assert tasks[2] in index(store, "finished:cancelled")
     assert tasks[1] not in index(store, "finished:cancelled")
+
+
+def three_running(store: TimedStore, damage: Damage) -> list[Fence]:
+    """The one in the middle is damaged."""
+    tasks = [store.put() for _ in range(3)]
+    fences = [store.take() for _ in tasks]
+    damage(store, store.keys.task(tasks[1]))
+    return fences
+
+
+def test_the_others_are_renewed(store: TimedStore, damage: Damage) -> None:
+    fences = three_running(store, damage)
+    answers = store.extend(*fences)
+    assert (answers[0], answers[2]) == ("ok", "ok")
+    assert answers[1] in ("ok", "fenced")
+
+
+def test_the_others_are_finished(store: TimedStore, damage: Damage) -> None:
+    fences = three_running(store, damage)
+    answers = store.finish(*(store.ended(fence) for fence in fences))
+    assert (answers[0], answers[2]) == ("succeeded", "succeeded")
+
+
+def test_the_others_are_released(store: TimedStore, damage: Damage) -> None:
+    fences = three_running(store, damage)
+    answers = store.release(*fences)
+    assert (answers[0], answers[2]) == ("ready", "ready")
+
+
+def test_the_others_are_handed_back(store: TimedStore, damage: Damage) -> None:
+    fences = three_running(store, damage)
+    store.extend()
+    assert [store.state(fence.id) for fence in (fences[0], fences[2])] == ["ready", "ready"]
+
+
+def test_the_others_are_claimed_again(store: TimedStore, damage: Damage) -> None:
+    tasks = [store.put() for _ in range(3)]
+    token = store.new_token()
+    store.claim(3, token=token)
+    damage(store, store.keys.task(tasks[1]))
+    assert {task.id for task in store.claim(3, token=token, again=True)} >= {tasks[0], tasks[2]}
+
+
+def test_the_others_are_shown(store: TimedStore, damage: Damage) -> None:
+    first, bad, last = store.put(), store.put(priority=9), store.put()
+    damage(store, store.keys.task(bad))
+    assert store.ask(calls.states([first, bad, last]))[::2] == ["ready", "ready"]
+    for queue in ("", "default"):
+        call = calls.list_tasks(State.CANCELLED, queue, first="+inf", last="-inf", rest=0, limit=9)
+        assert store.ask(call).tasks == []
+    call = calls.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=9)
+    assert [row.id for row in store.ask(call).tasks] == [first, last]
+    assert store.ask(calls.stats()).queues[0].ready == 3
 
 
 def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store: TimedStore) -> None:
