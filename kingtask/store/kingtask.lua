@@ -12,7 +12,7 @@ Rules
 
 Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] is `{<namespace>}:meta`
   task:<id>        hash   the task, fields below; no TTL while it lives, then the time its record is kept
-  schedule         zset   id → due ms, plus a fraction that keeps submission order among the first 1,023 of a millisecond
+  schedule         zset   id → due ms, plus a fraction that keeps submission order among the first 1,023 of that ms
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
@@ -474,7 +474,9 @@ local function held_by(c, worker)
   return attempts
 end
 
+-- nil if the record lacks something: a reply ends at the first hole.
 local function grant(id, number, name, spec, plan, due, claimed)
+  if not (name and spec and due and claimed) then return nil end
   return {id, number, name, spec, plan.queue, tonumber(due), plan.fail_if_lost and 1 or 0, tonumber(claimed)}
 end
 
@@ -489,7 +491,7 @@ local function claim(keys, args)
     for _, h in ipairs(held_by(c, a.worker)) do
       if h.token == a.token then
         local t, plan = fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
-        if t and t[7] and t[8] and t[9] and t[10] then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], plan, t[9], t[10]) end
+        if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], plan, t[9], t[10]) end
       end
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
@@ -707,8 +709,8 @@ end
 -- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order: terminal
 -- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
 -- Returns {score of the last entry looked at, rest, done, {{id, score, name, plan, created, due, attempt, worker, reason,
--- origin, state}, …}}. The next page is read from that score with that rest: 1 + the entries of the score not looked at.
--- What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others. 0 = from the start.
+-- origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at the start).
+-- What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others.
 local function list(keys, args)
   local c = begin(keys, args)
   local a = c.args
