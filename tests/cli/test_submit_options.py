@@ -108,6 +108,11 @@ def test_a_key_always_gives_the_same_id():
     assert id_of_key("a") != id_of_key("b")
 
 
+def test_what_a_key_stands_for_does_not_depend_on_the_moment():
+    words = ("--key", "nightly 2026-07-01", "--at", "+5m", "--expires-at", str(round(wall_s()) + 7200), "x")
+    assert spec_of(*words) == spec_of(*words)
+
+
 @pytest.mark.parametrize("time", ["yesterday", "24:61", "2026-02-30", "2026-02-30 10:00"])
 def test_a_bad_time_is_refused_with_the_forms_that_are_read(time):
     message = refused("--at", time, "x")
@@ -129,6 +134,8 @@ def test_a_bad_time_is_refused_with_the_forms_that_are_read(time):
         (["--at", "+1m", "--delay", "1", "e"], "exclude"),
         (["--id", "1234", "e"], "UUID"),
         (["--id", str(uuid.UUID(int=1)), "--key", "k", "e"], "exclude"),
+        (["--key", "k", "--expires-at", "+10m", "e"], "absolute time"),
+        (["--expires-at", "-1s", "--key", "k", "e"], "absolute time"),
         (["--priority", "10", "e"], "0<=x<=9"),
         (["--queue", "a/b", "e"], "queue"),
         (["--time-limit", "0", "e"], "time_limit_s"),
