@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kingtask import protocol
@@ -36,10 +37,11 @@ class Entry(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Tasks that travel together; after `deadline` those that are refused for now are not sent again."""
+    """Tasks that travel together."""
 
     entries: list[Entry]
-    deadline: float
+    deadline: float | None = None
+    """When those that are refused for now are no longer sent again; None until it is first sent."""
     rest_s: float = 0.0
     """How long to wait before it is sent."""
 
@@ -56,14 +58,14 @@ class Bulk(Generic[H]):
         """Why nothing more is sent, once a chunk got no answer or none but refusals."""
 
     def submit(self, tasks: Iterable[Fields]) -> Plan[list[Outcome[H]]]:
-        """Submit them; `tasks` is read only as far as chunks are on their way."""
+        """Submit them; `tasks` is read only as far ahead as chunks are on their way."""
         source = self._chunks(tasks)
         under_way: dict[Call, Chunk] = {}
         ready: list[Chunk] = []
         while True:
             while len(under_way) + len(ready) < IN_FLIGHT and (chunk := next(source, None)) is not None:
                 ready.append(chunk)
-            starting = {self._call(chunk): chunk for chunk in ready}
+            starting = dict(map(self._begin, ready))
             under_way.update(starting)
             if not under_way:
                 return self._outcomes
@@ -86,13 +88,16 @@ class Bulk(Generic[H]):
 
     def _chunk(self, entries: list[Entry]) -> Iterator[Chunk]:
         if self._stopped is None:
-            yield Chunk(entries, self._clock() + self._timeout_s)
+            yield Chunk(entries)
         else:
             self._refuse(entries, self._stopped)
 
-    def _call(self, chunk: Chunk) -> Call:
-        left_s = chunk.deadline - self._clock()
-        return Call("submit", {"tasks": [entry.fields for entry in chunk.entries]}, left_s, delay_s=chunk.rest_s)
+    def _begin(self, chunk: Chunk) -> tuple[Call, Chunk]:
+        now = self._clock()
+        deadline = now + self._timeout_s if chunk.deadline is None else chunk.deadline
+        tasks = [entry.fields for entry in chunk.entries]
+        call = Call("submit", {"tasks": tasks}, deadline - now, delay_s=chunk.rest_s)
+        return call, chunk._replace(deadline=deadline)
 
     def _settle(self, chunk: Chunk, call: Call) -> Iterable[Chunk]:
         """Note the outcomes of a chunk; return what is to be sent again."""
@@ -102,10 +107,12 @@ class Bulk(Generic[H]):
             if len(answers) != len(entries):
                 raise InvalidRequest(f"{len(answers)} outcomes for {len(entries)} tasks", code="malformed")
         except KingtaskError as error:
-            if not call.tries and isinstance(error, InvalidRequest) and len(entries) > 1:
+            if not call.tries and isinstance(error, InvalidRequest):
                 # Never sent: one of them is too big or has no form on the wire, and halving finds it.
-                half = len(entries) // 2
-                return (chunk._replace(entries=entries[:half]), chunk._replace(entries=entries[half:]))
+                if len(entries) > 1:
+                    half = len(entries) // 2
+                    return (chunk._replace(entries=entries[:half]), chunk._replace(entries=entries[half:]))
+                error = _exact(entries[0], error)
             if isinstance(error, NoAnswer) or (isinstance(error, RequestRefused) and error.retryable):
                 self._stopped = NoAnswer(f"not sent, because an earlier chunk of tasks failed: {error}", stored="no")
             self._refuse(entries, error)
@@ -125,7 +132,7 @@ class Bulk(Generic[H]):
         """Those of the refused that are worth another try; the others have their outcome."""
         asked = [error.retry_after_s or 0.0 for _, error in refused if error.retryable]
         rest_s = max([AGAIN_S, *asked])
-        in_time = self._clock() + rest_s < chunk.deadline
+        in_time = chunk.deadline is None or self._clock() + rest_s < chunk.deadline
         again = []
         for entry, error in refused:
             if error.retryable and in_time:
@@ -150,6 +157,16 @@ def _refusal(answer: Mapping[str, Any], nth: int, place: int) -> RequestRefused:
     refusal = protocol.error_from(error)
     refusal.id = answer.get("id")
     return refusal
+
+
+def _exact(entry: Entry, error: InvalidRequest) -> InvalidRequest:
+    """The error of a task that cannot be sent; one that names the field if there is one."""
+    try:
+        protocol.parse_task(entry.fields, inf, f"tasks[{entry.place}]")
+    except InvalidRequest as exact:
+        exact.id = entry.fields["id"]
+        return exact
+    return error
 
 
 def _weight(fields: Fields) -> int:

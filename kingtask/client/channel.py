@@ -26,12 +26,13 @@ class Channel:
     """Calls go in by `exchange`, which blocks. `closing` is set before the context is terminated."""
 
     def __init__(self, context: Context, endpoints: Sequence[str], closing: Event, *, first: int = 0) -> None:
-        self._context: Context | None = context
+        self._context = context
         self._core = Core(endpoints, random, first=first)
         self._closing = closing
         self._dealer: Dealer | None = None
         self._finished: list[Call] = []
         self._in_use = Lock()
+        self._orphaned = False
 
     @property
     def idle(self) -> bool:
@@ -46,7 +47,8 @@ class Channel:
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
         """Start calls; block until at least one of those under way is done; return all that are.
 
-        Returns nothing if nothing is under way. Raises NoAnswer if the client is closed meanwhile.
+        Returns nothing if nothing is under way. Raises NoAnswer if the client is closed meanwhile, ClientClosed in a
+        child of the process that began.
         """
         try:
             with self._in_use:
@@ -68,13 +70,15 @@ class Channel:
                 self._in_use.release()
 
     def disown(self) -> Dealer | None:
-        """After a fork: this channel is the parent's, and so is the socket, which is returned untouched."""
-        self._context = None
+        """In the child after a fork: this channel is the parent's, and so is its connection, returned untouched."""
+        self._orphaned = True
         self._in_use = Lock()
         dealer, self._dealer = self._dealer, None
         return dealer
 
     def _exchange(self, calls: Sequence[Call]) -> list[Call]:
+        if self._orphaned:
+            raise ClientClosed("this iteration began in the parent process; begin a new one")
         core = self._core
         now = monotonic_s()
         for call in calls:
@@ -111,8 +115,6 @@ class Channel:
         return False
 
     def _connect(self, now: float) -> None:
-        if self._context is None:
-            raise ClientClosed("this use of the client began in the parent process; begin a new one")
         self._core.opened(now)
         try:
             self._dealer = Dealer(self._context, self._core.endpoint)

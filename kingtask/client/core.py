@@ -117,9 +117,6 @@ class Core:
         except InvalidRequest as error:
             self._finish(call, error=error)
             return False
-        except (TypeError, ValueError, OverflowError) as error:  # of values that msgpack has no form for
-            self._finish(call, error=InvalidRequest(f"{call.op}: {error}"))
-            return False
         call.hard = now + call.timeout_s
         call.deadline = min(call.hard, now + call.delay_s + call.silence_s)
         self._calls[call.rid] = call

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from kingtask import Client
+from kingtask.client import address
+from kingtask.client.address import endpoint, endpoints
+from kingtask.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("127.0.0.1:9595", "tcp://127.0.0.1:9595"),
+        ("tcp://127.0.0.1:9595", "tcp://127.0.0.1:9595"),
+        ("broker-1.example.org", "tcp://broker-1.example.org:9595"),
+        ("my_broker:1", "tcp://my_broker:1"),
+        (" localhost:09595 ", "tcp://localhost:9595"),
+        ("[::1]:9595", "tcp://[::1]:9595"),
+        ("[fe80::1%eth0]", "tcp://[fe80::1%eth0]:9595"),
+        ("ipc:///run/kingtask/broker", "ipc:///run/kingtask/broker"),
+        ("ipc://@abstract", "ipc://@abstract"),
+    ],
+)
+def test_the_forms_of_an_address(given, meant):
+    assert endpoint(given) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        ":9595",
+        "host:",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "host:9595x",
+        "::1",
+        "http://host:9595",
+        "udp://host:9595",
+        "inproc://x",
+        "tcp://*:9595",
+        "host:1:2",
+        "a b:1",
+        "tcp://a;tcp://b",
+        "ipc://",
+        "ipc:///" + "x" * 107,
+        "host\0:1",
+        7,
+        None,
+    ],
+)
+def test_what_is_no_address_is_named(given):
+    with pytest.raises(ConfigurationError, match="expected host:port") as raised:
+        endpoint(given)
+    assert repr(given) in str(raised.value)
+
+
+def test_several_addresses_keep_their_order_and_each_counts_once():
+    assert endpoints(["b:1", "a:2", "tcp://b:1"]) == ("tcp://b:1", "tcp://a:2")
+
+
+def test_no_address_is_an_error():
+    with pytest.raises(ConfigurationError, match="at least one"):
+        endpoints([])
+
+
+def test_the_default_is_where_a_broker_listens_by_default():
+    assert endpoint(address.DEFAULT) == address.DEFAULT == "tcp://127.0.0.1:9595"
+
+
+def test_a_client_refuses_a_bad_address_at_once():
+    with pytest.raises(ConfigurationError):
+        Client(["127.0.0.1:9595", "nonsense://"])

@@ -1,0 +1,159 @@
+"""Submitting many tasks as a plan: no socket, no clock, every chunk by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kingtask import protocol
+from kingtask.client.bulk import IN_FLIGHT, Bulk
+from kingtask.client.call import Call, Stage
+from kingtask.client.tasks import Outcome, Task
+from kingtask.errors import Busy, KingtaskError, NoAnswer
+from tests.client.shells import outcomes
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Run:
+    """Runs a bulk submit step by step."""
+
+    def __init__(self, tasks: Iterable[dict[str, Any]], clock: Clock | None = None) -> None:
+        make: Any = lambda task_id, name: Task(None, task_id, name)  # type: ignore[arg-type] # noqa: E731
+        bulk = Bulk(10.0, clock or Clock(), make)
+        self._plan = bulk.submit(tasks)
+        self.under_way: list[Call] = []
+        self.found: list[Outcome[Task]] | None = None
+        self._go(lambda: next(self._plan))
+
+    def finish(self, *calls: Call) -> None:
+        """Go on with these calls done."""
+        for call in calls:
+            call.stage = Stage.DONE
+            self.under_way.remove(call)
+        self._go(lambda: self._plan.send(calls))
+
+    def store(self, call: Call) -> None:
+        answers = [{"id": task["id"], "outcome": "created"} for task in tasks_of(call)]
+        call.tries, call.reply = 1, {"ok": True, "outcomes": answers}
+
+    def _go(self, step: Any) -> None:
+        try:
+            self.under_way += step()
+        except StopIteration as end:
+            self.found = end.value
+
+
+def tasks_of(call: Call) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = call.fields["tasks"]
+    return tasks
+
+
+def task(number: int, **fields: Any) -> dict[str, Any]:
+    return {"id": task_id(number), "name": "example", **fields}
+
+
+def task_id(number: int) -> str:
+    return str(UUID(int=number))
+
+
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 2_000), st.integers(100_000, 1_000_000)), max_size=40),
+    repeat=st.integers(1, 60),
+    data=st.data(),
+)
+def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_its_place(sizes, repeat, data):
+    sizes = (sizes * repeat)[: 3_000 if max(sizes, default=0) < 100_000 else 60]
+    run = Run(task(i, stdin=b"x" * size) for i, size in enumerate(sizes))
+    sent: list[str] = []
+
+    while run.found is None:
+        assert 0 < len(run.under_way) <= IN_FLIGHT
+        call = data.draw(st.sampled_from(run.under_way))
+        assert len(tasks_of(call)) <= protocol.MAX_BATCH
+        protocol.encode_request(1, call.op, call.fields)
+        sent += [one["id"] for one in tasks_of(call)]
+        run.store(call)
+        run.finish(call)
+
+    assert sorted(sent) == [task_id(i) for i in range(len(sizes))]
+    assert [one.task.id for one in run.found] == [task_id(i) for i in range(len(sizes))]
+    assert all(one.outcome == "created" for one in run.found)
+
+
+def test_a_slow_source_takes_nothing_from_the_time_of_what_it_gave():
+    clock = Clock()
+
+    def slow() -> Iterator[dict[str, Any]]:
+        for i in range(2_500):
+            clock.now += 1.0
+            yield task(i)
+
+    run = Run(slow(), clock)
+
+    assert [len(tasks_of(call)) for call in run.under_way] == [1000, 1000, 500]
+    assert {call.timeout_s for call in run.under_way} == {10.0}
+
+
+def test_what_is_refused_for_now_is_sent_again_until_the_time_of_its_chunk_is_over():
+    clock = Clock()
+    run = Run([task(0), task(1)], clock)
+    busy = {"outcome": "error", "error": protocol.error_fields(Busy("queue: full", retry_after_s=4.0))}
+    rounds = 0
+    while run.found is None:
+        rounds += 1
+        [call] = run.under_way
+        answers = [
+            busy if one["id"] == task_id(1) else {"id": one["id"], "outcome": "created"} for one in tasks_of(call)
+        ]
+        clock.now += call.delay_s
+        call.tries, call.reply = 1, {"ok": True, "outcomes": answers}
+        run.finish(call)
+
+    assert outcomes(run.found) == ["created", "Busy"]
+    assert rounds == 3, "at 0, 4 and 8 s"
+
+
+def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():
+    run = Run(task(i) for i in range(1_500))
+    first, second = run.under_way
+    first.tries, first.error = 1, NoAnswer("nobody there")
+    run.store(second)
+
+    run.finish(second, first)
+
+    assert run.found is not None
+    assert outcomes(run.found) == ["NoAnswer"] * 1_000 + ["created"] * 500
+    assert run.found[0].error is first.error
+
+
+def test_one_chunk_that_cannot_be_packed_is_halved_until_the_culprit_is_alone():
+    run = Run(task(i, args=["x" * 200_000] if i == 70 else []) for i in range(100))
+
+    while run.found is None:
+        call = run.under_way[0]
+        if any(one["id"] == task_id(70) for one in tasks_of(call)):
+            call.error = _unpackable()
+        else:
+            run.store(call)
+        run.finish(call)
+
+    assert [i for i, one in enumerate(run.found) if one.error is not None] == [70]
+    assert str(run.found[70].error).startswith("tasks[70].args[0]")
+
+
+def _unpackable() -> KingtaskError:
+    try:
+        protocol.encode_request(1, "submit", {"tasks": [object()]})
+    except KingtaskError as error:
+        return error
+    raise AssertionError("this has a form on the wire now")

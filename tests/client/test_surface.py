@@ -1,0 +1,94 @@
+"""One surface: both clients have the same methods with the same signatures, and their task options are TaskSpec's."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_type_hints
+
+import msgspec
+import pytest
+
+import kingtask
+from kingtask import AsyncClient, AsyncTask, Client, Task, TaskSpec, errors
+from kingtask.client.operations import Operations
+from kingtask.client.request import WIRE, TaskOptions
+
+METHODS = set(
+    "submit submit_many map as_completed get wait result cancel requeue list stats pause resume ping close".split()
+)
+
+
+def public(kind: type[Any]) -> dict[str, Any]:
+    return {name: value for name, value in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+def test_both_clients_have_the_same_methods_with_the_same_signatures():
+    blocking, aio = public(Client), public(AsyncClient)
+    aio.pop("disown")
+
+    assert set(blocking) == set(aio) == METHODS
+    for name, method in blocking.items():
+        assert inspect.signature(method) == inspect.signature(aio[name]), name
+        assert inspect.getdoc(method), name
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+
+def test_every_method_that_asks_something_says_how_long_that_may_take():
+    for name in METHODS - {"close"}:
+        assert "timeout" in inspect.signature(getattr(Client, name)).parameters, name
+
+
+def test_the_tasks_have_the_same_methods():
+    assert set(public(Task)) == set(public(AsyncTask)) == {"id", "name", "wait", "result", "cancel"}
+    for name in ("wait", "result", "cancel"):
+        assert inspect.signature(getattr(Task, name)) == inspect.signature(getattr(AsyncTask, name))
+
+
+def test_what_waits_is_a_coroutine_in_one_client_only():
+    for name in METHODS - {"list", "as_completed"}:
+        assert inspect.iscoroutinefunction(getattr(AsyncClient, name)), name
+    for name in METHODS - {"close"}:
+        assert not inspect.iscoroutinefunction(getattr(Client, name)), name
+
+
+def test_submit_takes_every_field_of_a_task():
+    parameters = set(inspect.signature(Operations.submit).parameters) - {"self", "timeout"}
+    on_the_wire = {WIRE[name][0] if name in WIRE else name for name in parameters}
+
+    assert on_the_wire == {field.name for field in msgspec.structs.fields(TaskSpec)}
+
+
+def test_map_takes_the_options_of_submit():
+    parameters = set(inspect.signature(Operations.submit).parameters)
+
+    assert set(TaskOptions.__annotations__) == parameters - {"self", "name", "args", "id", "timeout"}
+
+
+def test_no_default_is_repeated():
+    """What a task is like unless said otherwise stands in TaskSpec alone."""
+    parameters = inspect.signature(Operations.submit).parameters.values()
+
+    assert {repr(one.default) for one in parameters if one.default is not one.empty} == {"None", "()"}
+
+
+def test_the_types_can_be_resolved():
+    assert get_type_hints(Operations.submit)["timeout"] == float | None
+
+
+@pytest.mark.parametrize("name", sorted(set(" ".join(kingtask._HOMES.values()).split())))
+def test_the_package_exports(name: str):
+    assert getattr(kingtask, name).__name__ == name
+
+
+def test_every_exception_that_a_client_may_raise_is_exported():
+    internal = {"StoreError"}
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, errors.KingtaskError) and name not in internal:
+            assert getattr(kingtask, name) is kind
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Cliant'"):
+        kingtask.Cliant  # noqa: B018
+    with pytest.raises(AttributeError):
+        kingtask.client.Cliant  # noqa: B018
