@@ -41,6 +41,15 @@ class Line(NamedTuple):
     error: InvalidRequest | None
 
 
+class Answer(NamedTuple):
+    """What is said of one line, and the exit status for it."""
+
+    fields: dict[str, Any]
+    status: int
+    silent: bool = False
+    """No broker answered: none would for the lines after it either."""
+
+
 def submit_lines(
     source: str, defaults: Mapping[str, Any], *, broker: tuple[str, ...], timeout: float, wait: float | None
 ) -> int:
@@ -51,10 +60,12 @@ def submit_lines(
         for texts in _blocks(file.fileno()):
             lines = [_line(number + i, text, defaults) for i, text in enumerate(texts, 1) if text.strip()]
             number += len(texts)
-            for fields, status_of_line in _outcomes(client, lines, wait):
-                output.write_json(fields)
-                status = status or status_of_line
-            if status == Exit.NO_ANSWER:
+            silent = False
+            for answer in _outcomes(client, lines, wait):
+                output.write_json(answer.fields)
+                status = status or answer.status
+                silent = silent or answer.silent
+            if silent:
                 output.note(f"kingtask: no answer, stopped after line {number}")
                 break
     return status
@@ -106,8 +117,8 @@ def _fields(text: bytes) -> dict[str, Any]:
     return fields
 
 
-def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[tuple[dict[str, Any], int]]:
-    """What became of each line, in their order, and the exit status for it."""
+def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[Answer]:
+    """What became of each line, in their order."""
     deadline = monotonic_s() + (wait or 0)
     submitted = iter(client.submit_many([line.spec for line in lines if line.spec is not None]))
     if wait is not None:
@@ -121,20 +132,21 @@ def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iter
         if outcome.error is not None:
             yield _refused(line, outcome.task.id, outcome.error)
         elif wait is None:
-            yield {"line": line.number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK
+            yield Answer({"line": line.number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK)
         else:
             try:
                 result = ending.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
             except KingtaskError as error:
                 yield _refused(line, outcome.task.id, error)
             else:
-                yield {"line": line.number, **output.result_fields(result)}, ending.status_of(result)
+                yield Answer({"line": line.number, **output.result_fields(result)}, ending.status_of(result))
 
 
-def _refused(line: Line, task_id: str | None, error: KingtaskError) -> tuple[dict[str, Any], int]:
+def _refused(line: Line, task_id: str | None, error: KingtaskError) -> Answer:
     if isinstance(error, RequestRefused):
         fields = protocol.error_fields(error)
     else:
         stored = error.stored if isinstance(error, NoAnswer) else "no"
         fields = {"code": "no_answer", "message": str(error), "retryable": True, "stored": stored}
-    return {"line": line.number, "id": task_id, "outcome": "error", "error": fields}, exit_for(error)
+    shown = {"line": line.number, "id": task_id, "outcome": "error", "error": fields}
+    return Answer(shown, exit_for(error), silent=isinstance(error, NoAnswer))

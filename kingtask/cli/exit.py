@@ -39,9 +39,11 @@ MEANINGS: dict[Exit, str] = {
     Exit.TASK_FAILED: "the task ended, but not in `succeeded`; for doctor and demo: something is wrong",
     Exit.USAGE: "the command line is wrong, nothing was sent",
     Exit.CONFIGURATION: "a configuration file, a broker's address or the environment is wrong",
-    Exit.NO_ANSWER: "no broker could be reached, or none answered in time; sending the same id again is safe",
+    Exit.NO_ANSWER: (
+        "no broker answered in time, or it refuses for now (busy, full, Redis away): later; the same id again is safe"
+    ),
     Exit.PERMISSION: "refused for lack of permission",
-    Exit.REFUSED: "refused by the broker, nothing was stored",
+    Exit.REFUSED: "refused by the broker for good, nothing was stored",
     Exit.NOT_FOUND: "no such task (it never existed, or its record has expired)",
     Exit.NOT_CONFIRMED: "the broker cannot say whether it is stored; sending the same id again is safe",
     Exit.PENDING: "the task has not ended within the time given; it goes on",
@@ -53,8 +55,11 @@ MEANINGS: dict[Exit, str] = {
 
 def exit_for(error: KingtaskError) -> Exit:
     """The exit status that stands for an error."""
-    if isinstance(error, RequestRefused) and error.stored == "unknown":
-        return Exit.NOT_CONFIRMED
+    if isinstance(error, RequestRefused):
+        if error.stored == "unknown":
+            return Exit.NOT_CONFIRMED
+        if error.retryable:  # and the client has tried again for all of --timeout
+            return Exit.NO_ANSWER
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 

@@ -72,7 +72,7 @@ def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if "key" in given and "expires_at" in given and given["expires_at"].relative:
         raise click.UsageError(
             "--key: --expires-at from now is another instant on each host and call, so that all but the first would be"
-            " refused (id_conflict); give an absolute time, such as --expires-at \"$(date +%F) 06:00\"."
+            ' refused (id_conflict); give an absolute time, such as --expires-at "$(date +%F) 06:00".'
         )
     fields: dict[str, Any] = {}
     for name, value in given.items():

@@ -120,7 +120,9 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
     task = outcome.task
     if outcome.error is not None:
         if isinstance(outcome.error, (NoAnswer, RequestRefused)) and outcome.error.stored == "unknown":
-            output.note(f"kingtask: submit it again with --id {task.id}: that makes no second task")
+            # The same content, too: an expiry that was counted from now would be another one then.
+            again = f"--id {task.id}" + ("" if spec.expires_at is None else f" --expires-at {spec.expires_at!r}")
+            output.note(f"kingtask: submit it again with {again}: that makes no second task")
         raise outcome.error
     if wait is None:
         if as_json:

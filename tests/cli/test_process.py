@@ -79,13 +79,16 @@ def test_no_broker_is_status_4_within_the_timeout(request, kind, words):
     assert time.monotonic() - began < 10
 
 
-def test_a_submit_without_an_answer_says_how_to_send_it_again():
+@pytest.mark.parametrize(
+    ("options", "again"), [([], rb""), (["--expires-at", "+10m"], rb" --expires-at [0-9]{10}\.?[0-9]*")]
+)
+def test_a_submit_without_an_answer_says_how_to_send_it_again(options, again):
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
         mute.linger = 0
         port = mute.bind_to_random_port("tcp://127.0.0.1")
-        done = kingtask("submit", "--timeout", "0.3", "example", broker=f"127.0.0.1:{port}")
+        done = kingtask("submit", "--timeout", "0.3", *options, "example", broker=f"127.0.0.1:{port}")
     assert (done.returncode, done.stdout) == (4, b"")
-    assert re.search(rb"again with --id [0-9a-f-]{36}:", done.stderr)
+    assert re.search(rb"again with --id [0-9a-f-]{36}" + again + rb":", done.stderr)
 
 
 def test_a_bad_address_is_a_configuration_error():
