@@ -88,8 +88,8 @@ class Operations(Generic[H]):
         chosen = fresh_id() if id is None else id_of(id)
         fields = task_fields(chosen, name, args, options)
         protocol.parse_task(fields, self._wall(), "task")
-        yield from ask("submit", {"task": fields}, self._limit(timeout), about=chosen)
-        return self._make(chosen, name)
+        reply = yield from ask("submit", {"task": fields}, self._limit(timeout), about=chosen)
+        return self._accepted(reply, chosen, name, fresh=id is None)
 
     def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Plan[list[Outcome[H]]]:
         """Submit any number of tasks; return the outcome of each, in their order.
@@ -97,7 +97,11 @@ class Operations(Generic[H]):
         They travel in chunks of up to 1,000, each bounded by `timeout`. A task that is refused does not hinder the
         others, and is no exception: see the outcome's `error`. After a chunk without an answer no more are sent.
         """
-        return self._bulk(timeout).submit(map(_spec_fields, tasks))
+        outcomes = yield from self._bulk(timeout).submit(map(_spec_fields, tasks))
+        for one in outcomes:
+            if one.outcome != "error":
+                one.task.outcome = one.outcome
+        return outcomes
 
     def map(
         self,
@@ -162,8 +166,9 @@ class Operations(Generic[H]):
         Raises WrongState if it has not ended, TaskNotFound.
         """
         wanted, chosen = id_of(task), fresh_id() if new_id is None else id_of(new_id)
-        yield from ask("requeue", {"id": wanted, "new_id": chosen}, self._limit(timeout), about=chosen)
-        return self._make(chosen, None if isinstance(task, (str, UUID)) else task.name)
+        reply = yield from ask("requeue", {"id": wanted, "new_id": chosen}, self._limit(timeout), about=chosen)
+        name = None if isinstance(task, (str, UUID)) else task.name
+        return self._accepted(reply, chosen, name, fresh=new_id is None)
 
     def stats(self, *, timeout: float | None = None) -> Plan[Reply]:
         """Queues, workers and brokers, as PROTOCOL.md shows them."""
@@ -215,6 +220,12 @@ class Operations(Generic[H]):
             if reply.get("cursor") is None:
                 return
             fields["cursor"] = reply["cursor"]
+
+    def _accepted(self, reply: Reply, task_id: str, name: str | None, *, fresh: bool) -> H:
+        """The task; a `fresh` id, chosen by this very call, can exist before only by an earlier try of it."""
+        task = self._make(task_id, name)
+        task.outcome = "exists" if reply.get("outcome") == "exists" and not fresh else "created"
+        return task
 
     def _limit(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else timeout

@@ -15,16 +15,23 @@ if TYPE_CHECKING:
 
 H = TypeVar("H", bound="Task | AsyncTask")
 
+Accepted = Literal["created", "exists"]
+
 
 class Task:
-    """A task that a broker has accepted. `name` is None if only the id is known here."""
+    """A task that a broker has accepted. `name` is None if only the id is known here.
 
-    __slots__ = ("_client", "id", "name")
+    `outcome` is what submitting or requeuing it came to: "created", or "exists" if the id that was given was in use
+    for the same task already, possibly from an earlier try of that call; None if it is not known here.
+    """
+
+    __slots__ = ("_client", "id", "name", "outcome")
 
     def __init__(self, client: Client, id: str, name: str | None = None) -> None:  # noqa: A002 - the word for it
         self._client = client
         self.id = id
         self.name = name
+        self.outcome: Accepted | None = None
 
     def wait(self, timeout: float | None = None) -> Result:
         """As Client.wait."""
@@ -43,14 +50,19 @@ class Task:
 
 
 class AsyncTask:
-    """A task that a broker has accepted. `name` is None if only the id is known here."""
+    """A task that a broker has accepted. `name` is None if only the id is known here.
 
-    __slots__ = ("_client", "id", "name")
+    `outcome` is what submitting or requeuing it came to: "created", or "exists" if the id that was given was in use
+    for the same task already, possibly from an earlier try of that call; None if it is not known here.
+    """
+
+    __slots__ = ("_client", "id", "name", "outcome")
 
     def __init__(self, client: AsyncClient, id: str, name: str | None = None) -> None:  # noqa: A002 - the word for it
         self._client = client
         self.id = id
         self.name = name
+        self.outcome: Accepted | None = None
 
     async def wait(self, timeout: float | None = None) -> Result:  # noqa: ASYNC109 - the same call as Task's
         """As AsyncClient.wait."""

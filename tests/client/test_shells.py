@@ -358,6 +358,23 @@ def test_requeue_makes_a_task_with_a_new_id(shell: Shell, broker: Responder):
     assert (chosen.name, made.name) == (None, "sum")
 
 
+def test_a_task_says_whether_it_was_there_before(shell: Shell, broker: Responder):
+    client = shell.client(broker.endpoint)
+    broker.script = lambda request: {**broker.succeed(request), "outcome": "exists"}
+
+    assert [client.submit("sum", id=ID).outcome, client.requeue(ID, UUID(int=1)).outcome] == ["exists", "exists"]
+    # An id that was chosen by this very call is there before only if an earlier try of it was stored.
+    assert [client.submit("sum").outcome, client.requeue(ID).outcome] == ["created", "created"]
+
+    broker.script = broker.succeed
+    assert [client.submit("sum", id=str(UUID(int=2))).outcome, client.requeue(ID, UUID(int=3)).outcome] == [
+        "created",
+        "created",
+    ]
+    many = client.submit_many([TaskSpec(id=str(UUID(int=2)), name="sum"), TaskSpec(name="sum")])
+    assert [one.task.outcome for one in many] == outcomes(many) == ["exists", "created"]
+
+
 def test_pause_resume_stats_ping(shell: Shell, broker: Responder):
     client = shell.client(broker.endpoint)
 

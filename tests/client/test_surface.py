@@ -39,7 +39,7 @@ def test_every_method_that_asks_something_says_how_long_that_may_take():
 
 
 def test_the_tasks_have_the_same_methods():
-    assert set(public(Task)) == set(public(AsyncTask)) == {"id", "name", "wait", "result", "cancel"}
+    assert set(public(Task)) == set(public(AsyncTask)) == {"id", "name", "outcome", "wait", "result", "cancel"}
     for name in ("wait", "result", "cancel"):
         assert inspect.signature(getattr(Task, name)) == inspect.signature(getattr(AsyncTask, name))
 
