@@ -262,7 +262,7 @@ local function room(c, queue)
 end
 
 -- args {db, max_queues, max_queue_length, tasks = {{id, name, spec, plan}, …}}
--- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready | scheduled | exists | conflict | full | queues
+-- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full or queues
 local function submit(keys, args)
   local c = begin(keys, args)
   local outcomes, dues, rooms, plans = {}, {}, {}, {}
@@ -411,7 +411,7 @@ local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
     each(key, call('ZRANGE', key, 0, 19), function(id)
-      if call('HGET', c.p .. 'task:' .. id, 'state') ~= state then call('ZREM', key, id) end  -- gone, or its id used anew
+      if call('HGET', c.p .. 'task:' .. id, 'state') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
     end)
   end
   forget_silent(c, 'workers')
@@ -708,9 +708,9 @@ end
 
 -- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order: terminal
 -- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
--- Returns {score of the last entry looked at, rest, done, {{id, score, name, plan, created, due, attempt, worker, reason,
--- origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at the start).
--- What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others.
+-- Returns {score of the last entry looked at, rest, done, {{id, score, name, plan, created, due, attempt, worker,
+-- reason, origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at
+-- the start). What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others.
 local function list(keys, args)
   local c = begin(keys, args)
   local a = c.args
@@ -726,8 +726,8 @@ local function list(keys, args)
     local id = found[i]
     if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
     looked = looked + 1
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
-      'origin', 'state')
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker',
+      'reason', 'origin', 'state')
     local ok, plan = pcall(read_plan, t[2])
     if ok and t[1] and t[9] == a.state and (a.queue == '' or plan.queue == a.queue) then
       local row = {id, found[i + 1]}
@@ -752,8 +752,8 @@ local function oldest_since(c, queue)
   end
 end
 
--- args {}. Returns {now_us, {{queue, paused, ready, oldest since ms or 0, {totals…}, {this minute…}, {last minute…}}, …},
--- {worker, heartbeat, …}, {broker, heartbeat, …}}
+-- args {}. Returns {now_us, {{queue, paused, ready, oldest since ms or 0, {totals…}, {this minute…}, {last minute…}},
+-- …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = begin(keys, args)
   local rows = {}

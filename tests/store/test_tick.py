@@ -351,13 +351,14 @@ def test_a_long_idle_queue_is_forgotten_and_a_paused_or_used_one_is_not(store: T
             if queue != "running":
                 store.end(fence)
     store.pause("paused")
+    store.pause("resumed", paused=False)
     store.put(queue="scheduled", delay_s=864_000.0)
     store.pass_ms(86_400_000)
     store.put(queue="recent")
     store.end(store.take(queues=["recent"]))
     for _ in range(100):
         store.tick(housekeep=True)
-    assert _queues(store) == {"idle", "paused", "scheduled", "ready", "running", "recent"}
+    assert _queues(store) == {"idle", "paused", "resumed", "scheduled", "ready", "running", "recent"}
     store.pass_ms(1)
     for _ in range(200):  # it looks at one queue at a time, chosen at random: by now at each, all but certainly
         store.tick(housekeep=True)
