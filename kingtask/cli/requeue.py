@@ -18,7 +18,7 @@ from kingtask.clock import wall_s
 from kingtask.task import TERMINAL, State
 
 if TYPE_CHECKING:
-    from kingtask.client import Client
+    from kingtask.client.tasks import Task
 
 ENDED = [str(state) for state in State if state in TERMINAL]
 
@@ -45,7 +45,8 @@ def requeue(
     """Run tasks that have ended once more. Prints the id of each new task; the old one keeps its result.
 
     With --state the new id is derived from the old one, so that a second run of the same command, after the first was
-    cut short or for what failed since, makes no task twice.
+    cut short or for what failed since, makes no task twice. It prints the ids of those that it made, and on stderr how
+    many there were before; --json has them all.
 
     \b
     kingtask list    --state failed --queue mail --since -1h     look
@@ -57,10 +58,24 @@ def requeue(
         raise click.UsageError("--queue, --since and --until go with --state.")
     with connect(broker, timeout) as client:
         if state is None:
-            return each(ids, lambda old: _requeue(client, old, str(uuid.uuid4()), as_json))
+            return each(ids, lambda old: _shown(client.requeue(old), old, as_json))
         now_s = wall_s()
         found = tasks_of(client, State(state), queue, since and since.at(now_s), until and until.at(now_s))
-        return each((task.id for task in found), lambda old: _requeue(client, old, successor_id(old), as_json))
+        existed = 0
+
+        def again(old: str) -> int:
+            nonlocal existed
+            new = client.requeue(old, successor_id(old))
+            if new.outcome == "exists":
+                existed += 1
+                if not as_json:
+                    return Exit.OK
+            return _shown(new, old, as_json)
+
+        status = each((task.id for task in found), again)
+        if existed and not as_json:
+            output.note(f"kingtask: {existed} {'task' if existed == 1 else 'tasks'} had been requeued before")
+        return status
 
 
 def successor_id(old_id: str) -> str:
@@ -68,10 +83,9 @@ def successor_id(old_id: str) -> str:
     return str(uuid.uuid5(uuid.UUID(old_id), "requeue"))
 
 
-def _requeue(client: Client, old: str, new: str, as_json: bool) -> int:
-    client.requeue(old, new)
+def _shown(new: Task, old: str, as_json: bool) -> int:
     if as_json:
-        output.write_json({"id": new, "origin": old})
+        output.write_json({"id": new.id, "origin": old, "outcome": new.outcome})
     else:
-        output.say(new)
+        output.say(new.id)
     return Exit.OK

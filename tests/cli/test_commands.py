@@ -230,7 +230,7 @@ def test_cancel(dev):
 def test_requeue_by_id_makes_a_new_task_each_time(dev):
     old = dev.submit("example", "12", "45")
     dev.run("wait", old)
-    new = [dev.run("requeue", old).stdout.decode().strip() for _ in range(2)]
+    new = [dev.run("requeue", old).stdout.decode().strip(), objects(dev.run("requeue", "--json", old))[0]["id"]]
     assert len({old, *new}) == 3
     assert dev.run("wait", *new).stdout == b"57\n57\n"
     assert objects(dev.run("get", "--json", new[0]))[0]["origin"] == old
@@ -243,10 +243,19 @@ def test_requeue_by_state_is_safe_to_repeat(dev, tmp_path):
     dev.run("pause", queue)
     ids = {dev.submit("--delay", "1h", "--queue", queue, "example", str(n), "1") for n in range(3)}
     dev.run("cancel", *ids)
-    command = ["requeue", "--state", "cancelled", "--queue", queue, "--since", "-1h", "--json"]
-    first, second = (objects(dev.run(*command)) for _ in range(2))
-    assert first == second
+    command = ["requeue", "--state", "cancelled", "--queue", queue, "--since", "-1h"]
+    first, second = (objects(dev.run(*command, "--json")) for _ in range(2))
+    assert {each["outcome"] for each in first} == {"created"}
+    assert second == [{**each, "outcome": "exists"} for each in first]
     assert {each["origin"] for each in first} == ids
+    late = dev.submit("--delay", "1h", "--queue", queue, "example", "9", "9")
+    dev.run("cancel", late)
+    third = dev.run(*command)
+    assert third.returncode == 0
+    new = third.stdout.decode().split()
+    assert [each["origin"] for each in objects(dev.run("get", "--json", *new))] == [late]
+    assert b"3 tasks had been requeued before" in third.stderr
+    dev.run("cancel", *new)
     listed = objects(dev.run("list", "--state", "ready", "--queue", queue, "--json"))
     assert {task["id"] for task in listed} == {each["id"] for each in first}
     assert objects(dev.run("requeue", "--state", "failed", "--queue", queue, "--json")) == []
