@@ -81,6 +81,8 @@ class Claimed(NamedTuple):
 class Claims(NamedTuple):
     now_us: int
     tasks: list[Claimed]
+    more: bool = False
+    """The call ended at its bounds (200 tasks or 1 MiB), not because nothing was left: claim again at once."""
 
 
 class Answers(NamedTuple):
@@ -140,7 +142,6 @@ def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window
 
 
 def claim(policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, again: bool = False) -> Call:
-    """Up to `n` tasks; fewer if there are no more, or they are large: claim again as long as some come."""
     arguments = {
         **_keep(policy),
         "worker": worker,
@@ -243,13 +244,14 @@ def _ticked(reply: Any) -> Ticked:
 
 
 def _claims(reply: Any) -> Claims:
-    now_us, rows = reply
+    now_us, rows, more = reply
     return Claims(
         now_us,
         [
             Claimed(task_id.decode(), number, name.decode(), spec, queue.decode(), due_ms, bool(fail), claimed_ms)
             for task_id, number, name, spec, queue, due_ms, fail, claimed_ms in rows
         ],
+        bool(more),
     )
 
 

@@ -184,7 +184,7 @@ class Worker:
             self._slots.claim_failed(stored=reply.stored)
             log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
         else:
-            self._slots.claimed(reply.tasks, sent_s)
+            self._slots.claimed(reply.tasks, sent_s, more=reply.more)
             if reply.tasks and not self._spawning:
                 self._spawn_next()
         self._soon()

@@ -170,11 +170,11 @@ class Slots:
 
     # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def claimed(self, tasks: Sequence[Claimed], sent_s: float) -> None:
-        """The reply to the claim, which was sent at `sent_s`."""
+    def claimed(self, tasks: Sequence[Claimed], sent_s: float, *, more: bool = False) -> None:
+        """The reply to the claim, which was sent at `sent_s`; `more`: it was cut short and there may be others."""
         token, self._token, self._claiming = self._token, None, False
         assert token is not None, "one claim at a time"
-        if len(tasks) >= self._asked:
+        if more or len(tasks) >= self._asked:
             self._hungry = True
         for task in tasks:
             fence = Fence(task.id, task.number, token)
