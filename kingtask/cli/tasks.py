@@ -16,6 +16,7 @@ from kingtask.cli.times import local_time, short_duration
 from kingtask.clock import monotonic_s
 from kingtask.errors import RequestRefused
 from kingtask.task import Attempt, Result
+from kingtask.worker.verdict import SHOWN_BYTES
 
 IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=TASK_ID)
 
@@ -115,24 +116,27 @@ def description(result: Result) -> str:
     for name, text in (("worker", result.worker), ("origin", result.origin), ("tags", ", ".join(result.tags))):
         if text:
             lines.append((name, text))
-    lines += [(f"attempt {attempt.number}", _attempt(attempt)) for attempt in result.attempts]
+    lines += [(f"attempt {attempt.number}", _attempt(attempt, b"")) for attempt in result.attempts[:-1]]
+    lines += [(f"attempt {attempt.number}", _attempt(attempt, result.stderr)) for attempt in result.attempts[-1:]]
     shown = [f"{name:<12}{output.visible(text)}" for name, text in lines]
     shown += _output_lines("stdout", result.stdout, result.stdout_size)
     shown += _output_lines("stderr", result.stderr, result.stderr_size)
     return "\n".join(shown)
 
 
-def _attempt(attempt: Attempt) -> str:
+def _attempt(attempt: Attempt, shown: bytes) -> str:
+    """A line; `shown` is the stderr that stands below it, and is not repeated here."""
     text = f"{local_time(attempt.started_at)}, {short_duration(attempt.ended_at - attempt.started_at)}"
     text += f" on {attempt.worker}: {attempt.reason or 'succeeded'}"
     if attempt.message:  # it says what the numbers say
-        return f"{text}: {attempt.message}"
+        quote = shown[-SHOWN_BYTES:].decode("utf-8", "replace").strip()
+        return f"{text}: {attempt.message.replace(f': {quote}', '', 1) if quote else attempt.message}"
     if attempt.exit_code is not None:
         text += f", exit status {attempt.exit_code}"
     if attempt.signal is not None:
         text += f", signal {attempt.signal}"
-    tail = attempt.stderr_tail.decode("utf-8", "replace").strip()
-    return f"{text}: {tail}" if tail else text
+    tail = attempt.stderr_tail.strip()
+    return text if shown.strip().endswith(tail) else f"{text}: {tail.decode('utf-8', 'replace')}"
 
 
 def _output_lines(name: str, kept: bytes, size: int) -> list[str]:

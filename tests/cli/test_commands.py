@@ -188,6 +188,30 @@ def test_get_shows_a_task_to_people_and_programs(dev):
     assert [each["exit_code"] for each in fields] == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("words", "once"),
+    [
+        (["noisy"], ["  err", "stderr: keep", "exit status 0", "  out"]),
+        (["loudly", "3"], [" trouble", "exit status 3"]),
+        (["fails", "3"], ["nothing on stderr", "exit status 3", "partly"]),
+        (["killed"], ["killed by", "SIGKILL"]),
+        (["no-such-thing"], ["no no-such-thing in bin_path"]),
+    ],
+)
+def test_get_says_each_thing_once(dev, words, once):
+    task_id = dev.submit(*words)
+    dev.run("wait", task_id)
+    text = dev.run("get", task_id).stdout.decode()
+    assert {part: text.count(part) for part in once} == dict.fromkeys(once, 1), text
+
+
+def test_get_tells_what_each_attempt_said(dev):
+    task_id = dev.submit("--retry", "0", "loudly", "3")
+    dev.run("wait", task_id)
+    text = dev.run("get", task_id).stdout.decode()
+    assert text.count("trouble in attempt 1") == text.count("trouble in attempt 2") == 1
+
+
 def test_an_unknown_task_is_not_found_and_hinders_no_other(dev):
     task_id = dev.submit("example", "1", "2")
     done = dev.run("get", "--json", UNKNOWN, task_id)

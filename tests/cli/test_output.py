@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import msgspec
+import pytest
 
 from kingtask.cli import output
+from kingtask.cli.tasks import description
 from kingtask.task import Attempt, Result, State
+from kingtask.worker.verdict import judge
 
 RESULT = Result(
     id="6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11",
@@ -49,3 +52,32 @@ def test_nothing_of_a_task_reaches_a_terminal_unescaped():
 
 def test_a_table_is_aligned():
     assert output.table(("A", "N"), [("long", 1), ("x", 100)], right=(1,)) == "A       N\nlong    1\nx     100"
+
+
+def described(stderr: bytes, attempt: dict[str, object]) -> str:
+    """What `get` shows of a task that has failed once."""
+    last = Attempt(number=1, worker="w", started_at=1.0, ended_at=2.0, reason="x", **attempt)  # type: ignore[arg-type]
+    return description(
+        msgspec.structs.replace(
+            RESULT, stdout=b"", stdout_size=0, stderr=stderr, stderr_size=len(stderr), attempts=(last,)
+        )
+    )
+
+
+@pytest.mark.parametrize("stderr", ["broken", "a: b: broken\n", "ß" * 600 + ": broken\n", "ß" * 601 + ": broken\n"])
+def test_what_stands_below_as_stderr_is_not_quoted_above(stderr):
+    data = stderr.encode()
+    verdict = judge(0, data, len(data), keep_stderr=False, stopped=None, limit_s=1)
+    assert "broken" in verdict.message
+    for message in (verdict.message, f"{verdict.message}; it left a process behind", ""):
+        text = described(data, {"exit_code": 0, "message": message, "stderr_tail": data[-1001:]})
+        assert text.count("broken") == 1
+        assert "\ufffd" not in text
+        assert f"  {stderr.strip()}" in text.splitlines()
+        assert ("left a process" in text) == ("left a process" in message)
+
+
+def test_what_does_not_stand_below_is_quoted():
+    assert "earlier trouble" in described(b"later", {"stderr_tail": b"earlier trouble\n"})
+    assert "earlier trouble" in described(b"", {"message": "it wrote: earlier trouble"})
+    assert "nothing: on stderr" in described(b"\n", {"message": "nothing: on stderr"})

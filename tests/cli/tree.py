@@ -28,6 +28,7 @@ EXECUTABLES = {
     "args": '#!/bin/sh\nfor a; do printf "%s\\0" "$a"; done\n',
     "binary": "#!/bin/sh\nprintf '\\377\\000\\033[31m'\n",
     "noisy": "#!/bin/sh\necho out\necho err >&2\n",
+    "loudly": '#!/bin/sh\necho "trouble in attempt $KINGTASK_ATTEMPT" >&2\nexit "$1"\n',
     "fails": '#!/bin/sh\necho partly\nexit "$1"\n',
     "killed": "#!/bin/sh\nkill -9 $$\n",
     "count": '#!/bin/sh\nseq "$1"\n',
