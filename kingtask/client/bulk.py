@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kingtask import protocol
-from kingtask.client.call import Call, field
+from kingtask.client.call import Call, asked_rest_s, field
 from kingtask.client.plan import Plan
 from kingtask.client.tasks import AsyncTask, Outcome, Task
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
@@ -119,19 +119,21 @@ class Bulk(Generic[H]):
             return ()
         refused: list[tuple[Entry, RequestRefused]] = []
         for nth, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
-            match answer.get("outcome"):
-                case "created":
+            match answer:
+                case {"outcome": "created"}:
                     pass
-                case "exists":
+                case {"outcome": "exists"}:
                     self._outcomes[entry.place] = Outcome(self._outcomes[entry.place].task, "exists")
                 case _:
-                    refused.append((entry, _refusal(answer, nth, entry.place)))
+                    refusal = _refusal(answer, nth, entry)
+                    if refusal.retryable and call.maybe_stored:
+                        refusal.stored = "unknown"
+                    refused.append((entry, refusal))
         return self._again(chunk, refused)
 
     def _again(self, chunk: Chunk, refused: list[tuple[Entry, RequestRefused]]) -> Iterable[Chunk]:
         """Those of the refused that are worth another try; the others have their outcome."""
-        asked = [error.retry_after_s or 0.0 for _, error in refused if error.retryable]
-        rest_s = max([AGAIN_S, *asked])
+        rest_s = max([AGAIN_S, *(asked_rest_s(error) for _, error in refused if error.retryable)])
         in_time = chunk.deadline is None or self._clock() + rest_s < chunk.deadline
         again = []
         for entry, error in refused:
@@ -146,16 +148,16 @@ class Bulk(Generic[H]):
             self._outcomes[place] = Outcome(self._outcomes[place].task, "error", error)
 
 
-def _refusal(answer: Mapping[str, Any], nth: int, place: int) -> RequestRefused:
+def _refusal(answer: Any, nth: int, entry: Entry) -> RequestRefused:
     """The error of one task, the `nth` of its chunk, which the message may say; said is then its place among all."""
-    fields = answer.get("error")
+    fields = answer.get("error") if isinstance(answer, dict) else None
     error = dict(fields) if isinstance(fields, dict) else {}
     for name in ("message", "field"):
         text = error.get(name)
         if isinstance(text, str) and text.startswith(f"tasks[{nth}]"):
-            error[name] = f"tasks[{place}]" + text.removeprefix(f"tasks[{nth}]")
+            error[name] = f"tasks[{entry.place}]" + text.removeprefix(f"tasks[{nth}]")
     refusal = protocol.error_from(error)
-    refusal.id = answer.get("id")
+    refusal.id = entry.fields["id"]
     return refusal
 
 
@@ -170,6 +172,9 @@ def _exact(entry: Entry, error: InvalidRequest) -> InvalidRequest:
 
 
 def _weight(fields: Fields) -> int:
-    """About how many bytes this task takes in a message; never an error, whatever is in it."""
-    texts = [fields["name"], *fields.get("args", ()), fields.get("stdin", b""), *fields.get("env", {}).values()]
-    return TASK_BYTES + sum(len(text) for text in texts if isinstance(text, (str, bytes)))
+    """About how many bytes this task takes in a message."""
+    try:
+        texts = [fields["name"], *fields.get("args", ()), *fields.get("env", {}).values(), fields.get("stdin", b"")]
+        return TASK_BYTES + sum(map(len, texts))
+    except (TypeError, AttributeError):
+        return TASK_BYTES  # of a wrong type: the broker says so, or it cannot be packed

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
-from kingtask.errors import InvalidRequest, KingtaskError
+from kingtask import protocol
+from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
+from kingtask.task import Result
 
 Reply = dict[str, Any]
 
 WRITES = frozenset({"submit", "cancel", "requeue", "pause", "resume"})
 """Ops after whose failure it matters whether they took effect."""
+
+
+LONGEST_ASKED_REST_S = 60.0
 
 
 class Stage(Enum):
@@ -107,6 +112,21 @@ class Call:
         if self.reply is None:
             raise self.error if self.error is not None else RuntimeError(f"call {self.rid} ({self.op}) is not done")
         return self.reply
+
+
+def asked_rest_s(error: RequestRefused) -> float:
+    """How long the broker asks to be left alone; 0 if it does not say so, or says nonsense."""
+    asked = error.retry_after_s
+    if not isinstance(asked, (int, float)) or not isfinite(asked):
+        return 0.0
+    return min(max(asked, 0.0), LONGEST_ASKED_REST_S)
+
+
+def result_in(task: Any) -> Result:
+    """The `task` of a reply. Raises InvalidRequest (`malformed`) if it is none."""
+    if not isinstance(task, dict):
+        raise InvalidRequest("the broker's reply has no usable 'task'", code="malformed")
+    return protocol.result_from(task)
 
 
 def field(reply: Mapping[str, Any], name: str, kind: type[Any]) -> Any:

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from math import inf, isfinite
+from math import inf
 
 from kingtask import protocol
-from kingtask.client.call import WRITES, Call, Reply, Stage
+from kingtask.client.call import WRITES, Call, Reply, Stage, asked_rest_s
 from kingtask.client.silence import no_answer
 from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
 
@@ -34,7 +34,6 @@ LONGEST_RECONNECT_S = 2.0
 REST_S = 0.05
 """The rest after a refusal that may pass, doubled with each; the broker may ask for more."""
 LONGEST_REST_S = 2.0
-LONGEST_ASKED_REST_S = 60.0
 
 HEALTHY_S = 5.0
 """A refusal this long after the request was sent begins a new row: in between the broker was at work on it."""
@@ -245,10 +244,7 @@ class Core:
             return  # a refusal of an earlier try; the next one is decided already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
             call.trouble_at, call.refusals = now, 0
-        rest = _doubled(REST_S, call.refusals, LONGEST_REST_S)
-        asked = error.retry_after_s
-        if isinstance(asked, (int, float)) and isfinite(asked):
-            rest = max(rest, min(asked, LONGEST_ASKED_REST_S))
+        rest = max(_doubled(REST_S, call.refusals, LONGEST_REST_S), asked_rest_s(error))
         again_at = now + rest * (1 + 0.25 * self._random())
         if again_at >= min(call.hard, call.trouble_at + call.silence_s):
             if call.maybe_stored:

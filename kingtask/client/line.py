@@ -166,7 +166,7 @@ class Line:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = self.loop.call_at(at, self._due)
+        self._timer = self.loop.call_later(max(0.0, at - monotonic_s()), self._due)
 
     def _due(self) -> None:
         self._timer, self._timer_at = None, inf

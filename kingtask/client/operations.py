@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
-from kingtask.client.call import Reply, field
+from kingtask.client.call import Reply, field, result_in
 from kingtask.client.plan import Flow, Found, Plan, ask, collect
 from kingtask.client.request import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
 from kingtask.client.tasks import AsyncTask, Outcome, Task
@@ -134,7 +134,7 @@ class Operations(Generic[H]):
         """The task as it stands now. Raises TaskNotFound if it never existed or its record has expired."""
         wanted = id_of(task)
         reply = yield from ask("get", {"id": wanted}, self._limit(timeout), about=wanted)
-        return protocol.result_from(field(reply, "task", dict))
+        return result_in(reply.get("task"))
 
     def wait(self, task: TaskRef, timeout: float | None = None) -> Plan[Result]:
         """Wait until the task has ended, however it did; return its result.
@@ -215,7 +215,7 @@ class Operations(Generic[H]):
             reply = yield from ask("list", dict(fields), self._limit(timeout))
             page = field(reply, "tasks", list)
             for found in page:
-                yield Found(protocol.result_from(found))
+                yield Found(result_in(found))
             left -= len(page)
             if reply.get("cursor") is None:
                 return

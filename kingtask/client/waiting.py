@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 
-from kingtask import protocol
-from kingtask.client.call import Call, field
+from kingtask.client.call import Call, result_in
 from kingtask.client.plan import Flow, Found, Plan
 from kingtask.errors import ResultTimeout
 from kingtask.task import Result
@@ -99,4 +98,4 @@ class Waiting:
 
 
 def _result(call: Call) -> Result:
-    return protocol.result_from(field(call.result(), "task", dict))
+    return result_in(call.result().get("task"))
