@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from kingtask.cli.connect import broker_option, connect, json_option, timeout_op
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
 from kingtask.cli.params import SECONDS, ParamType
+from kingtask.cli.times import parse_duration
 from kingtask.errors import NoAnswer, RequestRefused
 
 if TYPE_CHECKING:
@@ -131,4 +133,13 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
             output.say(task.id)
         return Exit.OK
     output.note(task.id)
+    if wait == math.inf:
+        _hint(spec.name)
     return ending.show(ending.wait_for(client, task.id, wait), as_json=as_json, propagate=propagate)
+
+
+def _hint(name: str) -> None:
+    """`--wait 5 example` runs the executable `5`. There may be one, so this is no error."""
+    with suppress(ValueError):
+        limit_s = parse_duration(name)
+        output.note(f"kingtask: runs the executable {name}; --wait={name} waits at most {limit_s:g} s")

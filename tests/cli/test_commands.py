@@ -83,6 +83,27 @@ def test_the_tasks_own_exit_status_on_request(dev, words, status):
     assert dev.run("submit", "--wait", "--propagate", *words).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"), [(["5", "example"], b"--wait=5 waits at most 5 s"), (["1m"], b"--wait=1m waits at most 60 s")]
+)
+def test_a_number_that_is_taken_for_the_name_gets_a_hint(dev, words, hint):
+    first, second, *_ = dev.run("submit", "--wait", *words).stderr.splitlines()
+    uuid.UUID(first.decode())  # whoever reads the id there still finds it
+    assert hint in second
+    assert b"--wait=" not in dev.run("submit", "--wait=20", *words).stderr
+    assert b"--wait=" not in dev.run("submit", "--wait", "example", *words).stderr
+
+
+def test_a_task_may_be_called_by_a_number(dev):
+    (dev.executables / "5").write_text("#!/bin/sh\necho five\n")
+    (dev.executables / "5").chmod(0o755)
+    try:
+        done = dev.run("submit", "--wait", "5")
+    finally:
+        (dev.executables / "5").unlink()
+    assert (done.returncode, done.stdout) == (0, b"five\n")
+
+
 def test_waiting_ends_when_its_time_is_up(dev):
     done = dev.run("submit", "--delay", "1h", "--wait=0", "--json", "example")
     assert done.returncode == 9
