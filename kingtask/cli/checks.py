@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kingtask import __version__
 from kingtask.broker.requests import OPS, WORKER_ALIVE_S
@@ -16,6 +16,9 @@ from kingtask.protocol import Stats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.record import StoreStats
+
+if TYPE_CHECKING:
+    from kingtask.config import BrokerConfig, WorkerConfig
 
 NOTABLE_OFFSET_S = 0.5
 WRONG_OFFSET_S = 60.0
@@ -185,6 +188,21 @@ def as_on_the_wire(stats: StoreStats) -> dict[str, Any]:
     """What a broker answers to `stats`, for when none does."""
     found: dict[str, Any] = OPS[Stats].answer(None, stats)
     return found
+
+
+def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:
+    """How long records stay, where the two configurations disagree."""
+    for name in ("result_keep_time", "failed_keep_time"):
+        one, other = getattr(broker, name), getattr(worker, name)
+        if one != other:
+            yield Finding(
+                Level.WARN,
+                "keep_time",
+                f"{name} is {one:,.12g} s at the broker, {other:,.12g} s at the worker; whoever ends a task decides:"
+                " the worker for what it ran, the broker for what was cancelled before, either for what expired or was"
+                " lost",
+                f"give {name} one value in both configurations",
+            )
 
 
 def bin_paths(directories: Sequence[str | Path]) -> Iterator[Finding]:

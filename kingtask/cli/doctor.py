@@ -23,7 +23,9 @@ FILE = click.Path(path_type=Path)
 
 @click.command(short_help="Examine everything: what is wrong, and what to do about it.")
 @click.option("-c", "--config", metavar="FILE", type=FILE, help="A broker's configuration: examine it and its Redis.")
-@click.option("--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine its bin_path, too.")
+@click.option(
+    "--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine it, and its bin_path."
+)
 @json_option
 @broker_option
 @timeout_option
@@ -82,7 +84,7 @@ def examine(
     if stats is not None:
         yield from checks.peers(stats)
     if worker_config is not None:
-        yield from _worker(worker_config)
+        yield from _worker(worker_config, settings)
 
 
 def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
@@ -125,7 +127,7 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
     return None if found.stats is None else checks.as_on_the_wire(found.stats)
 
 
-def _worker(path: Path) -> Iterator[Finding]:
+def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:
     from kingtask.cli import checks
     from kingtask.config import load_worker
 
@@ -135,3 +137,5 @@ def _worker(path: Path) -> Iterator[Finding]:
         yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
         return
     yield from checks.bin_paths(settings.bin_path)
+    if broker is not None:
+        yield from checks.keep_times(broker, settings)

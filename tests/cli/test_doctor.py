@@ -7,11 +7,13 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kingtask import __version__
 from kingtask.cli import checks
 from kingtask.cli.checks import Level
+from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.store.inspect import Inspection, inspect
 from tests.cli.tree import kingtask
 from tests.servers import RedisServer
@@ -168,6 +170,18 @@ def test_directories_of_executables(tmp_path):
     assert levels(checks.bin_paths([str(tmp_path / "file")])) == {"bin_path": "fail"}
 
 
+def test_keep_times_that_differ():
+    broker, worker = BrokerConfig(), WorkerConfig(bin_path=("/tmp",))
+    assert list(checks.keep_times(broker, worker)) == []
+    for name in ("result_keep_time", "failed_keep_time"):
+        (finding,) = checks.keep_times(broker, msgspec.structs.replace(worker, **{name: 3600.0}))
+        assert finding.level == "warn"
+        for part in (name, "3,600 s", f"{getattr(broker, name):,.0f} s"):
+            assert part in finding.text
+    other = msgspec.structs.replace(worker, result_keep_time=1.5, failed_keep_time=1.5)
+    assert len(list(checks.keep_times(broker, other))) == 2
+
+
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -212,6 +226,18 @@ def test_without_a_broker_the_record_still_tells(configured, server):
     assert "127.0.0.1:1" in findings[0]["text"]
     assert found["redis"] == {"ok"}
     assert found["bin_path"] == {"ok"}
+
+
+def test_keep_times_are_compared_if_both_configurations_are_given(configured):
+    files = [configured / "broker.yaml", configured / "worker.yaml"]
+    changed = [path.read_text() + "result_keep_time: 3600\n" for path in files]
+    files[0].write_text(changed[0])
+    both = ["-c", files[0], "--worker-config", files[1]]
+    assert subjects(doctor(*both)[1])["keep_time"] == {"warn"}
+    for one in (both[:2], both[2:]):
+        assert "keep_time" not in subjects(doctor(*one)[1])
+    files[1].write_text(changed[1])
+    assert "keep_time" not in subjects(doctor(*both)[1])
 
 
 def test_the_broker_of_the_configuration_is_asked_unless_one_is_named(configured, dev):
