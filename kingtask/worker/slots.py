@@ -186,6 +186,7 @@ class Slots:
                 self._queue.append(held)
 
     def claim_failed(self, *, stored: Literal["no", "unknown"]) -> None:
+        """What may have been claimed is asked for again at the next look, or as soon as Redis is back."""
         self._claiming = False
         if stored == "no":
             self._token = None
@@ -325,7 +326,9 @@ class Slots:
 
     def _claim(self, now_s: float) -> Claim | None:
         if self._token is not None:
-            self._claiming = True
+            if not self._hungry:
+                return None
+            self._claiming, self._hungry = True, False
             return Claim(self._token, self._asked, True)
         # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
         n = min(self.slots - self._taken, 2 * self.slots - len(self._held), MAX_CLAIM)

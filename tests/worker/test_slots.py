@@ -171,6 +171,15 @@ def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: Story
     assert [fence.token for fence in story.spawn()] == [claim.token]
 
 
+def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: Story) -> None:
+    """With Redis up: asking again at once would be asking without end."""
+    claim = story.claim()
+    story.slots.claim_failed(stored="unknown")
+    assert story.decide() == []
+    story.slots.look()
+    assert story.decide() == [Claim(claim.token, claim.n, True)]
+
+
 def test_a_refused_claim_waits_for_the_next_look(story: Story) -> None:
     claim = story.claim()
     story.slots.claim_failed(stored="no")
