@@ -17,6 +17,7 @@ from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
 from kingtask.worker.spawn import Shortage, Spawned, TextBusy, input_file, spawn
 from kingtask.worker.verdict import Stop, Verdict, judge
+from kingtask.worker.watch import Watch
 
 log = logging.getLogger("kingtask.worker")
 
@@ -35,6 +36,7 @@ class Conditions:
     """What is the same for all attempts of a worker."""
 
     loop: asyncio.AbstractEventLoop
+    watch: Watch
     guard: Guard
     worker: str
     bin_path: tuple[str, ...]
@@ -114,10 +116,9 @@ class Attempt:
             log.exception("attempt=broken task=%s name=%s", self._fence.id, self._claimed.name)
             self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {error!r}"))
         else:
-            self._process = Process(
-                self._at.loop, self._at.guard.groups, spawned, self._at.max_output_bytes, self._ended
-            )
-            self._timer = self._at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
+            at = self._at
+            self._process = Process(at.loop, at.watch, at.guard.groups, spawned, at.max_output_bytes, self._ended)
+            self._timer = at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
 
     def stop(self, why: Stop) -> None:
         """End it, unless it has ended by itself; the first reason counts. `fenced` gives no grace."""

@@ -25,6 +25,7 @@ from kingtask.worker.attempt import Attempt, Conditions, Report, release_record
 from kingtask.worker.guard import Groups, Guard
 from kingtask.worker.slots import Claim, Extend, Finish, Release, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
+from kingtask.worker.watch import Watch
 
 log = logging.getLogger("kingtask.worker")
 
@@ -60,9 +61,11 @@ class Worker:
         config = self._config
         self._loop = loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = loop.create_future()
+        watch = Watch(loop)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._conditions = Conditions(
             loop=loop,
+            watch=watch,
             guard=self._guard,
             worker=self._name,
             bin_path=config.bin_path,
@@ -107,6 +110,7 @@ class Worker:
                 timer.cancel()
             subscriber.close()
             await self._store.close()
+            watch.close()
             os.close(null)
         log.info("worker=stopped name=%s", self._name)
 

@@ -15,10 +15,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 
 from kingtask.worker.guard import Groups
 from kingtask.worker.output import Capture
 from kingtask.worker.spawn import Spawned
+from kingtask.worker.watch import Watch
 
 READ_BYTES = 65_536
 """What a pipe holds by default: one read empties it."""
@@ -42,6 +44,7 @@ class Process:
         "_pipes",
         "_place",
         "_popen",
+        "_watch",
         "escaped",
         "exited_s",
         "left_behind",
@@ -53,12 +56,14 @@ class Process:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        watch: Watch,
         groups: Groups,
         spawned: Spawned,
         keep_bytes: int,
         on_end: Callable[[Process], None],
     ) -> None:
         self._loop = loop
+        self._watch = watch
         self._groups = groups
         self._place = groups.add(spawned.popen.pid)
         self._popen = spawned.popen
@@ -76,9 +81,9 @@ class Process:
         """Once ended: True if a process that it had started still held its output and was cut off."""
         self.escaped = False
         """Once ended: True if such a process had also left the group and could not be killed with it."""
-        loop.add_reader(spawned.pidfd, self._exited)
-        loop.add_reader(spawned.stdout, self._read, spawned.stdout)
-        loop.add_reader(spawned.stderr, self._read, spawned.stderr)
+        watch.add(spawned.pidfd, self._exited)
+        watch.add(spawned.stdout, partial(self._read, spawned.stdout))
+        watch.add(spawned.stderr, partial(self._read, spawned.stderr))
 
     @property
     def pid(self) -> int:
@@ -102,7 +107,7 @@ class Process:
 
     def _exited(self) -> None:
         self.exited_s = self._loop.time()
-        self._loop.remove_reader(self._pidfd)
+        self._watch.remove(self._pidfd)
         self._cancel_grace()
         self._drain()
         if self._pipes:
@@ -157,7 +162,7 @@ class Process:
 
     def _close(self, fd: int) -> None:
         del self._pipes[fd]
-        self._loop.remove_reader(fd)
+        self._watch.remove(fd)
         os.close(fd)
 
     def _cancel_grace(self) -> None:

@@ -207,7 +207,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl is all it calls
             )
         line = until(self._started, f"the worker's start: {self.log}")
         self.name = line.partition("name=")[2].split()[0]

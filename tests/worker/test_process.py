@@ -14,6 +14,7 @@ import pytest
 from kingtask.worker.guard import Groups, kill_marked
 from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.spawn import spawn
+from kingtask.worker.watch import Watch
 from tests.worker.rig import alive, descriptors, marked
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -30,7 +31,13 @@ class Watched:
         null = os.open(os.devnull, os.O_RDONLY)
         spawned = spawn("/bin/sh", ["-c", text], {**ENV, **(env or {})}, null)
         os.close(null)
-        self.process = Process(loop, self.groups, spawned, keep, self.end.set_result)
+        self.watch = Watch(loop)
+        self.process = Process(loop, self.watch, self.groups, spawned, keep, self._ended)
+
+    def _ended(self, process: Process) -> None:
+        assert len(self.watch) == 0
+        self.watch.close()
+        self.end.set_result(process)
 
     async def stdout(self, text: bytes) -> None:
         """Wait until the program has written this."""

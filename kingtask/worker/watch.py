@@ -1,0 +1,47 @@
+"""Descriptors that come and go with the attempts, behind one descriptor of the loop.
+
+An attempt has three (its end and two outputs) and lives for milliseconds. Entering each into the loop, taking it out
+and having the loop call it costs a quarter of all the CPU time of an attempt (measured: 295 against 215 µs); an epoll
+of its own, which the loop sees as one descriptor, costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+
+MAX_EVENTS = 64
+"""Handled before the loop goes on with something else; the rest stays readable."""
+
+
+class Watch:
+    """Calls `act` in the loop while its descriptor is readable or at its end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._acts: dict[int, Callable[[], None]] = {}
+        loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def __len__(self) -> int:
+        return len(self._acts)
+
+    def add(self, fd: int, act: Callable[[], None]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._acts[fd] = act
+
+    def remove(self, fd: int) -> None:
+        """To be called before the descriptor is closed."""
+        del self._acts[fd]
+        self._epoll.unregister(fd)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _ready(self) -> None:
+        for fd, _ in self._epoll.poll(0, MAX_EVENTS):
+            act = self._acts.get(fd)
+            if act is not None:  # else an act before it has removed it
+                act()
