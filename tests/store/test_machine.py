@@ -152,6 +152,43 @@ class StoreMachine(RuleBasedStateMachine):
         if running:
             self._finish("w1", [(running[pick % len(running)], verdict, b"out")], cut=False)
 
+    @precondition(lambda self: any(self.model.ready(queue) for queue in QUEUES[:3]))
+    @rule(n=st.integers(1, 3), under_way=st.booleans(), again=st.booleans())
+    def a_reply_is_lost(self, n: int, under_way: bool, again: bool) -> None:
+        """The worker renews what it knows of, and perhaps asks for the reply once more."""
+        token = self.store.new_token()
+        known = [task.fence for task in self.model.running() if task.worker == "w1"]
+        self._claim("w1", QUEUES[:3], n, token, again=False)
+        self._extend("w1", known, [token] if under_way else [])
+        if again:
+            self._claim("w1", QUEUES[:3], n, token, again=True)
+
+    @precondition(lambda self: self.model.running())
+    @rule(pick=picks)
+    def a_running_task_fails_and_is_tried_again(self, pick: int) -> None:
+        running = self.model.running()
+        task = running[pick % len(running)]
+        self._finish(task.worker, [(task.fence, "failed", b"")], cut=False)
+        if task.state is State.SCHEDULED:
+            self.model.now = max(self.model.now, task.due)
+            self.store.at(self.model.now)
+            self.tick(housekeep=False)
+            self._claim("w1", [task.queue], 9, self.store.new_token(), again=False)
+
+    @precondition(lambda self: self.model.running())
+    @rule(pick=picks, end=st.sampled_from(["extend", "forget", "release", "succeeded", "failed"]))
+    def a_running_task_is_cancelled(self, pick: int, end: str) -> None:
+        running = self.model.running()
+        task = running[pick % len(running)]
+        assert self.store.cancel(task.id) == self.model.cancel(task.id)
+        theirs = [other.fence for other in running if other.worker == task.worker]
+        if end in ("extend", "forget"):
+            self._extend(task.worker, [fence for fence in theirs if end == "extend" or fence != task.fence], [])
+        elif end == "release":
+            assert self.store.release(task.fence, worker=task.worker) == self.model.release([task.fence])
+        else:
+            self._finish(task.worker, [(task.fence, end, b"")], cut=False)
+
     @precondition(lambda self: self.unheard)
     @rule(pick=picks, n=st.integers(1, 4))
     def claim_again(self, pick: int, n: int) -> None:
@@ -181,7 +218,9 @@ class StoreMachine(RuleBasedStateMachine):
         held = [fence for i, fence in enumerate(held) if i != forget]
         if stale is not None and self.fences:
             held.append(self._fence(stale))
-        claims = unheard[-1:]
+        self._extend(worker, held, unheard[-1:])
+
+    def _extend(self, worker: str, held: list[Fence], claims: list[bytes]) -> None:
         assert self.store.extend(*held, worker=worker, claims=claims) == self.model.extend(worker, held, claims)
 
     @precondition(lambda self: self.fences)
