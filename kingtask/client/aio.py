@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
-from kingtask.client import fork
-from kingtask.client.line import Line, Waiter
+from kingtask.client.line import Line, Lines, Waiter
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
 from kingtask.client.tasks import AsyncTask
 from kingtask.clock import monotonic_s, wall_s
-from kingtask.errors import ClientClosed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,11 +47,10 @@ class AsyncClient:
     """
 
     def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
-        self._endpoints = addresses.endpoints(address)
+        self._lines = Lines(addresses.endpoints(address))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
-        self._line: Line | None = None
-        self._closed = False
-        fork.watch(self)
+        # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
+        weakref.finalize(self, self._lines.close).atexit = False
 
     submit = _method(Operations[AsyncTask].submit)
     submit_many = _method(Operations[AsyncTask].submit_many)
@@ -72,10 +69,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way end with NoAnswer. Idempotent."""
-        self._closed = True
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        self._lines.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -85,32 +79,13 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def disown(self) -> Sequence[object]:
-        """In the child after a fork: forget the line, which is the parent's."""
-        line, self._line = self._line, None
-        return [] if line is None else [line]
-
     def _task(self, task_id: str, name: str | None) -> AsyncTask:
         return AsyncTask(self, task_id, name)
-
-    def _connected(self) -> Line:
-        if self._closed:
-            raise ClientClosed("the client is closed")
-        line = self._line
-        loop = asyncio.get_running_loop()
-        if line is not None and line.loop is not loop:
-            if not line.loop.is_closed():
-                raise RuntimeError(f"{self!r} is bound to a different event loop")
-            line.close()
-            line = None
-        if line is None:
-            line = self._line = Line(self._endpoints)
-        return line
 
     async def _run(self, plan: Plan[R]) -> R:
         try:
             calls = next(plan)  # what is wrong with the arguments shows before anything is connected
-            line, waiter = self._connected(), Waiter()
+            line, waiter = self._lines.get(), Waiter()
             try:
                 while True:
                     calls = plan.send(await line.exchange(calls, waiter))
@@ -130,7 +105,7 @@ class AsyncClient:
                     yield step.value
                     step = next(flow)
                 else:
-                    line = self._connected()
+                    line = self._lines.get()
                     step = flow.send(await line.exchange(step, waiter))
         except StopIteration:
             return

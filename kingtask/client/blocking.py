@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from types import TracebackType
@@ -48,6 +49,8 @@ class Client:
     def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
         self._pool = Pool(addresses.endpoints(address))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
+        # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
+        weakref.finalize(self, self._pool.close).atexit = False
 
     submit = _method(Operations[Task].submit)
     submit_many = _method(Operations[Task].submit_many)

@@ -122,9 +122,9 @@ def asked_rest_s(error: RequestRefused) -> float:
     return min(max(asked, 0.0), LONGEST_ASKED_REST_S)
 
 
-def result_in(task: Any) -> Result:
-    """The `task` of a reply. Raises InvalidRequest (`malformed`) if it is none."""
-    if not isinstance(task, dict):
+def result_in(task: Any, task_id: str | None = None) -> Result:
+    """The `task` of a reply. Raises InvalidRequest (`malformed`) if it is none, or not the one asked for."""
+    if not isinstance(task, dict) or (task_id is not None and task.get("id") != task_id):
         raise InvalidRequest("the broker's reply has no usable 'task'", code="malformed")
     return protocol.result_from(task)
 

@@ -12,11 +12,12 @@ from random import random
 
 import zmq
 
+from kingtask.client import fork
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
 from kingtask.clock import monotonic_s
-from kingtask.errors import NoAnswer
+from kingtask.errors import ClientClosed, NoAnswer
 
 BATCH = 256
 """Messages received in a row before the loop's other callbacks have their turn."""
@@ -39,11 +40,51 @@ class Waiter:
             self.future.set_result(None)
 
 
-class Line:
-    """What a client has on one event loop. Made in a coroutine of that loop and used only there."""
+class Lines:
+    """The line of one client, on one event loop at a time."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
-        self.loop = asyncio.get_running_loop()
+        self._endpoints = endpoints
+        self._line: Line | None = None
+        self._closed = False
+        fork.watch(self)
+
+    def get(self) -> Line:
+        """The line on the running loop. Raises ClientClosed, and RuntimeError if it is in use on another loop."""
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._line is not None and self._line.loop is not loop:
+            if not self._line.loop.is_closed():
+                raise RuntimeError("this client is bound to a different event loop")
+            self._line.close()
+            self._line = None
+        if self._line is None:
+            self._line = Line(loop, self._endpoints)
+        return self._line
+
+    def close(self) -> None:
+        """Close the line, from wherever the garbage collector calls. Idempotent."""
+        self._closed = True
+        line, self._line = self._line, None
+        if line is None:
+            return
+        if line.loop.is_running() and line.loop is not _running_loop():
+            line.loop.call_soon_threadsafe(line.close)
+        else:
+            line.close()
+
+    def disown(self) -> Sequence[object]:
+        """In the child after a fork: forget the line, which is the parent's."""
+        line, self._line = self._line, None
+        return [line]
+
+
+class Line:
+    """What a client has on one event loop: made and used only there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, endpoints: Sequence[str]) -> None:
+        self.loop = loop
         self._core = Core(endpoints, random)
         self._context: Context = zmq.Context()
         self._dealer: Dealer | None = None
@@ -81,10 +122,6 @@ class Line:
             if handle is not None:
                 handle.cancel()
         self._context.term()
-
-    def disown(self) -> list[object]:
-        """After a fork: what is the parent's, untouched."""
-        return [self._dealer, self._context]
 
     def _soon(self) -> None:
         """Have `_work` called after what else the loop has ready now, so that it finds much to do at once."""
@@ -175,3 +212,10 @@ class Line:
     def _settle(self, calls: Iterable[Call]) -> None:
         for call in calls:
             call.owner.done(call)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

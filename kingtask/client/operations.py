@@ -134,7 +134,7 @@ class Operations(Generic[H]):
         """The task as it stands now. Raises TaskNotFound if it never existed or its record has expired."""
         wanted = id_of(task)
         reply = yield from ask("get", {"id": wanted}, self._limit(timeout), about=wanted)
-        return result_in(reply.get("task"))
+        return result_in(reply.get("task"), wanted)
 
     def wait(self, task: TaskRef, timeout: float | None = None) -> Plan[Result]:
         """Wait until the task has ended, however it did; return its result.

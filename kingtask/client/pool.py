@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Event, Lock
+from threading import Event, RLock
 
 import zmq
 
@@ -26,7 +26,7 @@ class Pool:
         self._endpoints = tuple(endpoints)
         self._first = 0
         """Index of the address that answered last."""
-        self._lock = Lock()
+        self._lock = RLock()  # the garbage collector may give a channel back at any moment
         self._closing = Event()
         self._context: Context | None = None
         self._idle: list[Channel] = []
@@ -74,7 +74,7 @@ class Pool:
         parents: list[object] = [self._context]
         parents += [channel.disown() for channel in (*self._idle, *self._taken)]
         closed = self._closing.is_set()
-        self._lock, self._closing = Lock(), Event()  # another thread may have held the parent's
+        self._lock, self._closing = RLock(), Event()  # another thread may have held the parent's
         if closed:
             self._closing.set()
         self._context = None

@@ -98,4 +98,4 @@ class Waiting:
 
 
 def _result(call: Call) -> Result:
-    return result_in(call.result().get("task"))
+    return result_in(call.result().get("task"), call.about)

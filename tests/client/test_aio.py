@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
 from kingtask import AsyncClient, AsyncTask
 from kingtask.errors import ClientClosed, NoAnswer, TaskNotFound
 from kingtask.task import State
-from tests.client.processes import belongings, in_child
+from tests.client.processes import in_child, leaves_something
 from tests.client.responder import PATIENCE_S, SILENCE, Responder, result, task_reply
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
@@ -59,8 +60,8 @@ async def test_a_cancelled_call_is_forgotten(broker: Responder, client: AsyncCli
     with pytest.raises(asyncio.CancelledError):
         await asking
 
-    assert client._line is not None
-    assert client._line._core.pending == 0
+    assert client._lines._line is not None
+    assert client._lines._line._core.pending == 0
     broker.push(request, task_reply(result(ID)))
     broker.script = broker.succeed
     with pytest.raises(TaskNotFound):
@@ -75,8 +76,8 @@ async def test_an_iteration_that_is_left_forgets_its_calls(broker: Responder, cl
 
     await completed.aclose()  # type: ignore[attr-defined]
 
-    assert client._line is not None
-    assert client._line._core.pending == 0
+    assert client._lines._line is not None
+    assert client._lines._line._core.pending == 0
 
 
 async def test_other_coroutines_run_while_one_waits(broker: Responder, client: AsyncClient):
@@ -112,20 +113,33 @@ async def test_a_closed_client(broker: Responder):
 
 
 def test_nothing_is_left_behind(broker: Responder):
+    broker.script = lambda request: SILENCE if request["op"] == "ping" else broker.succeed(request)
+
     async def story() -> None:
         async with AsyncClient(broker.endpoint, timeout=PATIENCE_S) as client:
             await asyncio.gather(*(client.submit("example") for _ in range(10)))
-            broker.script = lambda request: SILENCE
             with pytest.raises(NoAnswer):
                 await client.ping(timeout=0.05)
-        broker.script = broker.succeed
 
-    asyncio.run(story())
-    before = belongings()
+    assert in_child(lambda: leaves_something(lambda: asyncio.run(story())), "") == 0
 
-    asyncio.run(story())
 
-    assert belongings() == before
+def test_a_client_that_is_dropped_unclosed_leaves_nothing_behind(broker: Responder):
+    async def story() -> None:
+        await AsyncClient(broker.endpoint, timeout=PATIENCE_S).submit("example")
+
+    assert in_child(lambda: leaves_something(lambda: asyncio.run(story())), "") == 0
+
+
+def test_one_that_another_thread_drops_is_closed_by_its_loop(broker: Responder):
+    async def story() -> None:
+        clients = [AsyncClient(broker.endpoint, timeout=PATIENCE_S)]
+        await clients[0].ping()
+        await asyncio.to_thread(clients.clear)
+        await asyncio.to_thread(gc.collect)
+        await asyncio.sleep(0)
+
+    assert in_child(lambda: leaves_something(lambda: asyncio.run(story())), "") == 0
 
 
 def test_a_client_goes_on_with_another_loop_when_its_own_is_closed(broker: Responder):

@@ -17,8 +17,10 @@ from kingtask import Client
 from kingtask.client import pool
 from kingtask.errors import KingtaskError, NoAnswer
 from kingtask.task import TaskSpec
-from tests.client.processes import belongings, in_child
+from tests.client.processes import in_child, leaves_something
 from tests.client.responder import PATIENCE_S, SILENCE, Responder, result, task_reply
+
+ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 
 
 @pytest.fixture
@@ -58,28 +60,40 @@ def test_idle_connections_are_bounded(broker: Responder, client: Client, monkeyp
 
 
 def test_nothing_is_left_behind(broker: Responder):
-    with Client(broker.endpoint) as client:
-        client.ping()  # what ZeroMQ and Python open once and for all is open now
-    before = belongings()
+    broker.script = lambda request: SILENCE if request["op"] == "ping" else broker.succeed(request)
 
-    with Client(broker.endpoint, timeout=PATIENCE_S) as client:
-        client.submit_many([TaskSpec(name="example")] * 10)
-        client.submit("example").wait()
-        unfinished = client.as_completed([client.submit("example").id, client.submit("example").id])
-        next(unfinished)
-        broker.script = lambda request: SILENCE
-        with pytest.raises(NoAnswer):
-            client.ping(timeout=0.05)
+    def story() -> None:
+        Client(broker.endpoint)
+        with Client(broker.endpoint, timeout=PATIENCE_S) as client:
+            client.submit_many([TaskSpec(name="example")] * 10)
+            client.submit("example").wait()
+            unfinished = client.as_completed([client.submit("example").id, client.submit("example").id])
+            next(unfinished)
+            with pytest.raises(NoAnswer):
+                client.ping(timeout=0.05)
 
-    assert belongings() == before
+    assert in_child(lambda: leaves_something(story), "") == 0
 
 
-def test_a_client_that_was_not_used_has_nothing_to_close():
-    before = belongings()
-    client = Client()
-    assert belongings() == before
+def test_a_client_that_is_dropped_unclosed_leaves_nothing_behind(broker: Responder):
+    def story() -> None:
+        Client(broker.endpoint, timeout=PATIENCE_S).submit("example").wait()
 
-    client.close()
+    assert in_child(lambda: leaves_something(story), "") == 0
+
+
+def test_a_process_may_end_with_a_client_unclosed_and_a_thread_inside(broker: Responder):
+    broker.script = lambda request: SILENCE if request["op"] == "wait" else broker.succeed(request)
+    code = """
+import sys, threading
+from kingtask import Client
+client = Client(sys.argv[1])
+print(client.ping()["server"])
+threading.Thread(target=client.wait, args=(sys.argv[2],), daemon=True).start()
+"""
+    command = [sys.executable, "-c", code, broker.endpoint, ID]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert (done.stdout, done.stderr) == ("kingtask\n", "")
 
 
 def test_an_interrupt_ends_a_call_and_not_the_client(broker: Responder, client: Client):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kingtask import protocol
@@ -88,6 +88,7 @@ replies = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", PLANS)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_reply_gives_a_value_or_an_exception_of_ours(name: str, data: st.DataObject):
     core = Core(["a"], lambda: 0.0)

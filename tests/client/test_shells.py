@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from uuid import UUID, uuid4
@@ -242,6 +243,17 @@ def test_noise_and_repeated_replies_are_passed_over(shell: Shell, broker: Respon
     ids = [client.submit("example").id for _ in range(3)]
 
     assert list(broker.tasks) == ids
+
+
+def test_a_unix_socket(shell: Shell, tmp_path: Path):
+    with Responder(endpoint=f"ipc://{tmp_path}/broker") as broker:
+        client = shell.client(broker.endpoint)
+        client.submit("example")
+        broker.stop()
+        broker.start()
+        client.submit("example")
+
+    assert broker.ops() == ["submit", "submit"]
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_type_hints
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, assert_type, get_type_hints
 
 import msgspec
 import pytest
 
 import kingtask
-from kingtask import AsyncClient, AsyncTask, Client, Task, TaskSpec, errors
+from kingtask import AsyncClient, AsyncTask, Client, Outcome, Result, Task, TaskSpec, errors
 from kingtask.client.operations import Operations
 from kingtask.client.request import WIRE, TaskOptions
 
@@ -24,7 +25,6 @@ def public(kind: type[Any]) -> dict[str, Any]:
 
 def test_both_clients_have_the_same_methods_with_the_same_signatures():
     blocking, aio = public(Client), public(AsyncClient)
-    aio.pop("disown")
 
     assert set(blocking) == set(aio) == METHODS
     for name, method in blocking.items():
@@ -69,6 +69,20 @@ def test_no_default_is_repeated():
     parameters = inspect.signature(Operations.submit).parameters.values()
 
     assert {repr(one.default) for one in parameters if one.default is not one.empty} == {"None", "()"}
+
+
+async def check_types(client: Client, aio: AsyncClient) -> None:
+    """Not run: mypy checks that what users get has types."""
+    assert_type(client.submit("example"), Task)
+    assert_type(client.submit_many([]), list[Outcome[Task]])
+    assert_type(client.requeue("id").result(), str)
+    assert_type(client.map("example", [["1"]], queue="slow"), list[Result])
+    assert_type(client.list("failed"), Iterator[Result])
+    assert_type(client.as_completed([client.submit("example")]), Iterator[Result])
+    assert_type(await aio.submit("example"), AsyncTask)
+    assert_type(aio.as_completed(["id"]), AsyncIterator[Result])
+    client.submit("example", priority="high")  # type: ignore[arg-type]
+    client.submit("example", prority=1)  # type: ignore[call-arg]
 
 
 def test_the_types_can_be_resolved():
