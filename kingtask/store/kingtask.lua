@@ -68,8 +68,9 @@ local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local prefix = string.sub(keys[1], 1, -5)
+  local now = floor(us / 1000)
   return {
-    p = prefix, us = us, now = floor(us / 1000), counts = {}, rates = {}, closed = {}, gained = {},
+    p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {},
     args = args[1] and cmsgpack.unpack(args[1]) or {},
   }
 end
@@ -285,14 +286,14 @@ local function submit(keys, args)
       count(c, plan.queue, 'submitted', 1, true)
       local due = plan.delay > 0 and c.now + plan.delay or plan.start
       if due > c.now then
-        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', int(c.now))
+        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', c.now_text)
         enter_schedule(c, id, plan, due)
         outcomes[i] = 'scheduled'
         dues[#dues + 1] = due
       else
         local place = place_of(plan, first + i)
-        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', int(c.now),
-          'due', int(due > 0 and due or c.now), 'place', int(place))
+        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', c.now_text,
+          'due', due > 0 and int(due) or c.now_text, 'place', int(place))
         enter_ready(c, id, plan, place)
         outcomes[i] = 'ready'
       end

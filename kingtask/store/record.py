@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,18 +30,30 @@ class Execution(NamedTuple):
 
 def pack_plan(spec: TaskSpec) -> bytes:
     """What the functions read, in ms: start, delay, queue, priority, retry, keep, expires, on_lost."""
+    times = (spec.start_at, spec.delay_s, spec.keep_result_s or 0.0, spec.expires_at or 0.0)
+    rest = (spec.queue, spec.priority, spec.retry, spec.on_lost)
+    # Tasks to be started now come with few different plans; each instant makes a plan of its own.
+    return _plan(times, rest) if times[0] or times[3] else _usual_plan(times, rest)
+
+
+def _plan(times: tuple[float, float, float, float], rest: tuple[str, int, tuple[float, ...], str]) -> bytes:
+    start_s, delay_s, keep_s, expires_s = times
+    queue, priority, retry, on_lost = rest
     return pack_raw(
         (
-            start_ms(spec.start_at) if spec.start_at else 0,
-            duration_ms(spec.delay_s) if spec.delay_s else 0,
-            "" if spec.queue == "default" else spec.queue,
-            spec.priority,
-            [duration_ms(interval) for interval in spec.retry],
-            duration_ms(spec.keep_result_s) if spec.keep_result_s else 0,
-            start_ms(spec.expires_at) if spec.expires_at else 0,
-            1 if spec.on_lost == "fail" else 0,
+            start_ms(start_s),
+            duration_ms(delay_s),
+            "" if queue == "default" else queue,
+            priority,
+            [duration_ms(interval) for interval in retry],
+            duration_ms(keep_s),
+            start_ms(expires_s),
+            1 if on_lost == "fail" else 0,
         )
     )
+
+
+_usual_plan = lru_cache(maxsize=256)(_plan)
 
 
 def pack_spec(spec: TaskSpec) -> bytes:
