@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from kingtask import __version__
 from kingtask.clock import monotonic_s, monotonic_us
@@ -77,6 +78,7 @@ class Worker:
             null=null,
             now_ms=lambda: self._store.clock.now_us(monotonic_us()) // 1000,
         )
+        loop.set_exception_handler(self._broken)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
         subscriber = Subscriber(
@@ -231,6 +233,8 @@ class Worker:
         attempt = Attempt(self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._short)
         self._attempts[fence] = attempt
         attempt.start()
+        if attempt.spawned:
+            self._slots.started()
 
     def _ended(self, fence: Fence, report: Report) -> None:
         del self._attempts[fence]
@@ -282,6 +286,17 @@ class Worker:
         if not self._done.done():
             self._done.set_result(None)
 
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error in one of our callbacks may have lost track of an attempt, whose lease would be renewed for ever.
+
+        So the worker ends, the guard ends what runs, and the leases run out.
+        """
+        loop.default_exception_handler(context)
+        error = context.get("exception")
+        if "handle" in context and isinstance(error, Exception) and not self._done.done():
+            log.critical("worker=broken error=%r: leaving", repr(error))
+            self._done.set_exception(error)
+
     # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _heartbeat(self) -> bytes:
@@ -316,8 +331,15 @@ def raise_open_files(slots: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def reset_signals() -> None:
+    """Undo what the parent ignored or blocked: what is run inherits it, and without SIGCHLD every status reads 0."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def run(config: WorkerConfig) -> int:
     """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
+    reset_signals()
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
     guard = Guard(name, Groups(config.concurrency))

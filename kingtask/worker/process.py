@@ -144,7 +144,6 @@ class Process:
 
     def _give_up(self) -> None:
         self.escaped = True
-        self._drain()
         for fd in list(self._pipes):
             self._close(fd)
         self._end()

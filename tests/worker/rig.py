@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -123,8 +123,8 @@ class Rig:
         path.chmod(0o755)
         return path
 
-    def start(self, **config: Any) -> Worker:
-        """A worker that is up and hears the bell."""
+    def start(self, *command: str, **config: Any) -> Worker:
+        """A worker that is up and hears the bell. `command` takes the place of `python -m tests.worker.launch`."""
         settings = {
             "broker": f"ipc://{self.directory}/broker",
             "wakeup": self.bell.endpoint,
@@ -135,7 +135,7 @@ class Rig:
             "concurrency": 4,
             **config,
         }
-        worker = Worker(self, settings)
+        worker = Worker(self, settings, command or ("-m", "tests.worker.launch"))
         self.workers.append(worker)
         return worker.start()
 
@@ -190,8 +190,9 @@ class Rig:
 class Worker:
     """One worker process. `name` is the one it gave itself."""
 
-    def __init__(self, rig: Rig, config: dict[str, Any]) -> None:
+    def __init__(self, rig: Rig, config: dict[str, Any], command: Sequence[str]) -> None:
         self._rig = rig
+        self._command = command
         number = len(rig.workers)
         self.path = rig.directory / f"worker{number}.yaml"
         self.path.write_text(yaml.safe_dump(config))
@@ -202,7 +203,7 @@ class Worker:
     def start(self) -> Self:
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker.launch", str(self.path)],
+                [sys.executable, *self._command, str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -202,13 +202,18 @@ async def test_a_stopped_process_hears_term() -> None:
     assert (await asyncio.wait_for(watched.end, 30)).returncode == 6
 
 
-async def test_stop_after_the_exit_changes_nothing() -> None:
-    watched = Watched("sleep 300 & exit 0")
+async def test_stop_after_the_exit_leaves_the_others_their_grace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("kingtask.worker.process.DRAIN_S", 3600)
+    watched = Watched("(until [ -e $gate ]; do :; done; echo late) & exit 0", {"gate": f"{tmp_path}/gate"})
     while watched.process.exited_s is None:
         await asyncio.wait_for(_turn(), 30)
+    watched.process.stop(60)
     watched.process.stop(0)
+    (tmp_path / "gate").touch()
     process = await asyncio.wait_for(watched.end, 30)
-    assert process.returncode == 0
+    assert (process.returncode, process.stdout.kept()) == (0, b"late\n")
 
 
 async def test_closed_outputs_are_no_end() -> None:

@@ -115,6 +115,22 @@ def test_each_end_by_its_name(
     assert (result.state, result.reason, result.exit_code, result.signal) == (state, reason, exit_code, signal_number)
 
 
+def test_signals_that_the_parent_ignored_or_blocked_change_nothing(rig: Rig) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'tests.worker.launch', sys.argv[1]])"
+    )
+    rig.script("fail", "exit 7")
+    rig.script("look", "grep -E '^Sig(Blk|Ign)' /proc/self/status")
+    worker = rig.start("-c", program)
+    assert rig.run("fail").exit_code == 7
+    blocked, ignored = (int(mask, 16) for mask in rig.run("look").stdout.split()[1::2])
+    assert blocked == 0
+    assert not ignored & 1 << (signal.SIGCHLD - 1)
+    assert worker.stop() == 0
+
+
 def test_who_keeps_stderr(rig: Rig) -> None:
     rig.script("warn", "echo careful >&2")
     rig.start(queues=["strict"])

@@ -202,6 +202,23 @@ def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
     until(lambda: not alive(pid), "the end of the program")
 
 
+def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> None:
+    """Else it would renew, for ever, the lease of an attempt that it no longer knows."""
+    program = (
+        "import sys; from kingtask import config, log; from kingtask.worker import daemon\n"
+        "def broken(*_): raise RuntimeError('a bug')\n"
+        "daemon.Worker._cancel_hinted = broken\n"
+        "log.setup('worker'); sys.exit(daemon.run(config.load_worker(sys.argv[1])))"
+    )
+    worker = rig.start("-c", program)
+    ((task, pid),) = park(rig, "a").items()
+    rig.bell.cancel(worker.name, task)
+    assert worker.wait() == 1
+    until(lambda: not alive(pid), "the end of what it ran")
+    assert "worker=broken error=\"RuntimeError('a bug')\"" in worker.log
+    assert rig.get(task).state == "running"  # until its lease has run out
+
+
 def test_a_lost_guard_is_told_and_does_no_harm(rig: Rig) -> None:
     worker = rig.start(renew=0.1)
     os.kill(worker.guard, signal.SIGKILL)
