@@ -4,7 +4,8 @@ Rules. A call's bytes never change: its `rid` correlates, its task ids were chos
 and any reply to any of its tries is its reply. A connection is one socket; when it breaks, what was not answered goes
 out again on the next one, at the next address. A broker that is merely slow is asked again where it is, so that
 its late reply still counts; one that is silent altogether is left. A refusal that may pass (`busy`, `unavailable`,
-`not_confirmed`) is a reason to rest and ask again, at the next address. All this until the call's one deadline.
+`not_confirmed`) is a reason to rest and ask again, at the next address if the broker serves no other call either. All
+this until the call's one deadline.
 
 The shell owns the sockets and the clock. It tells what happened (`opened`, `up`, `broken`, `sent`, `received`, `tick`;
 `now` is monotonic seconds) and then does what the core wants: close the socket if `closed`, open one to `endpoint` if
@@ -55,6 +56,8 @@ class Core:
         self._up_by = inf
         """When a connection that is being made is given up."""
         self._heard_at = -inf
+        self._served_at = -inf
+        """When a call was last done as asked, other than a ping, which needs no Redis."""
         self._failures = 0
         """Connections that ended without a reply, since the last reply."""
         self._complaint: str | None = None
@@ -187,6 +190,8 @@ class Core:
         call = self._calls.get(rid) if type(rid) is int else None
         if reply["ok"] is True:
             if call is not None:
+                if call.op != "ping":
+                    self._served_at = now
                 self._finish(call, reply)
             return call
         fields = reply.get("error")
@@ -213,7 +218,7 @@ class Core:
                 self._finish(call, error=no_answer(call, self._endpoints, self._complaint))
                 failed.append(call)
             elif call.stage is Stage.RESTING:
-                if call.refused_by == self._index and len(self._endpoints) > 1:
+                if self._refuses(call):
                     self.broken(now)
                 self._enqueue(call)
             elif call.stage is Stage.SENT:
@@ -255,6 +260,10 @@ class Core:
         call.refused_by = self._index
         call.deadline = min(call.hard, again_at + call.silence_s)
         self._rest(call, again_at)
+
+    def _refuses(self, call: Call) -> bool:
+        """The broker in use refused this call and has served no other since: another one may be better off."""
+        return len(self._endpoints) > 1 and call.refused_by == self._index and self._served_at < call.sent_at
 
     def _rest(self, call: Call, until: float) -> None:
         call.stage = Stage.RESTING

@@ -281,6 +281,20 @@ def test_a_broker_that_refuses_is_left_for_another_when_the_rest_is_over():
     assert core.endpoint == "b"
 
 
+@pytest.mark.parametrize(("op", "stays"), [("submit", True), ("ping", False)])
+def test_one_that_refuses_this_and_serves_others_is_kept(op: str, stays: bool):
+    core = Core(["a", "b"], lambda: 0.0)
+    refused, served = requeue(), Call(op, {}, 10.0)
+    _send(core, refused, now=0.0)
+    _send(core, served, now=0.0)
+    core.received(protocol.refusal(refused.rid, Busy("queue: full", retry_after_s=0.5)), 0.1)
+    core.received(protocol.ok(served.rid, {}), 0.2)
+
+    core.tick(0.6)
+
+    assert core.closed is not stays
+
+
 def test_replies_to_nobody_change_nothing():
     core = Core(["a"], lambda: 0.0)
     call = requeue()
