@@ -183,14 +183,12 @@ def test_every_refusal_carries_the_id_of_its_request(rig: Rig) -> None:
     rig.redis.kill()
     client = rig.client()
     until(lambda: not client.ping()["ready"], "the broker notices")
-    task = {"name": "ledger"}
+    task: dict[str, Any] = {"name": "ledger"}
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger, socket.rcvtimeo = 0, int(PATIENCE_S * 1000)
         socket.connect(broker.endpoint)
-        for rid, fields in enumerate(
-            ({"task": task}, {"task": {**task, "env": {"A": "1"}}}, {"task": {**task, "x": 1}})
-        ):
-            socket.send(protocol.encode_request(rid, "submit", fields))
+        for rid, fields in enumerate((task, {**task, "env": {"A": "1"}}, {**task, "x": 1})):
+            socket.send(protocol.encode_request(rid, "submit", {"task": fields}))
             reply = protocol.decode_reply(socket.recv())
             assert (reply["rid"], reply["ok"]) == (rid, False)
 
