@@ -71,7 +71,7 @@ def test_the_program_prints_what_it_says(rig: Rig):
     (block,) = blocks(PAGE, "python")
     program = subprocess.run(
         [sys.executable, "-c", block.text],
-        env={**os.environ, "KINGTASK_BROKER": rig.daemons[0].endpoint},
+        env={**os.environ, "KINGTASK_BROKER": rig.daemons[0].config["addr"]},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
