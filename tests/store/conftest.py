@@ -19,3 +19,4 @@ def store(server: RedisServer) -> Iterator[TimedStore]:
     yield store
     keyspace.check(keyspace.dump(store.client, store.keys))
     keyspace.remove(store.client, store.keys)
+    store.client.close()
