@@ -209,18 +209,6 @@ def test_a_record_that_makes_no_sense_costs_one_failure(rig: Rig) -> None:
     assert rig.run("fine").stdout == b"fine\n"
 
 
-def test_a_file_that_is_being_written_is_waited_for(rig: Rig) -> None:
-    path = rig.script("busy", "echo ran")
-    rig.start()
-    with path.open("ab"):
-        result = rig.run("busy")
-        assert (result.state, result.reason) == ("failed", "exec")
-        assert "being written" in result.attempts[0].message
-        task = rig.put("busy")
-        rig.running(task)
-    assert rig.result(task).stdout == b"ran\n"
-
-
 def test_as_many_at_once_as_there_are_slots(rig: Rig) -> None:
     # Each waits until all four are there, so they end only if they really run together.
     rig.script(
@@ -265,7 +253,7 @@ def test_the_time_limit_ends_the_grandchildren_too(rig: Rig) -> None:
     assert "0.3 s" in result.attempts[0].message
     until(lambda: not any(alive(pid) for pid in marked(f"KINGTASK_ID={task}")), "the end of its descendants")
     attempt = result.attempts[0]
-    assert attempt.ended_at - attempt.started_at >= 0.3
+    assert attempt.ended_at - attempt.started_at > 0.29  # Redis's clock as seen from there may move a little
 
 
 def test_the_worker_s_own_limit_and_one_who_ignores_term(rig: Rig) -> None:
@@ -273,7 +261,7 @@ def test_the_worker_s_own_limit_and_one_who_ignores_term(rig: Rig) -> None:
     rig.start(task_run_time=0.2, kill_grace=0.3)
     result = rig.run("deaf")
     assert (result.reason, result.signal, result.stdout) == ("time_limit", signal.SIGKILL, b"deaf\n")
-    assert result.attempts[0].ended_at - result.attempts[0].started_at >= 0.5
+    assert result.attempts[0].ended_at - result.attempts[0].started_at > 0.49
 
 
 def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: Rig) -> None:
@@ -301,7 +289,7 @@ def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
     rig.script("brief", "echo $1")
     rig.script("failing", "echo no >&2; exit 1")
     worker = rig.start()
-    mix = [TaskSpec(name=name, args=("x",)) for name in ("brief", "failing", "missing", "brief")]
+    mix = [TaskSpec(name=name, args=("x",), stdin=b"y") for name in ("brief", "failing", "missing", "brief")]
     for task in rig.put_all(mix * 3):
         rig.result(task)
     until(lambda: worker.children() == [worker.guard], "no children")

@@ -1,0 +1,197 @@
+"""One attempt without Redis: the report it makes, and what stops it in each of its moments."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from kingtask.store import record
+from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.task import TaskSpec
+from kingtask.worker import environment
+from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions, Report
+from kingtask.worker.guard import Groups, Guard
+from kingtask.worker.watch import Watch
+from tests.worker.rig import descriptors
+from tests.worker.test_process import _turn
+
+NOW_MS = 1_800_000_000_000
+
+
+class Sweeps:
+    """In the guard's place: notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.groups = Groups(1)
+        self.swept: list[tuple[str, int]] = []
+
+    def sweep(self, task_id: str, number: int) -> None:
+        self.swept.append((task_id, number))
+
+
+class Trial:
+    """An attempt at one shell script, started."""
+
+    def __init__(
+        self, directory: Path, text: str, *, grace_s: float = 3600.0, claimed_ms: int = 0, **fields: object
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.guard = Sweeps()
+        self.watch = Watch(loop)
+        self.null = os.open(os.devnull, os.O_RDONLY)
+        self.end: asyncio.Future[Report] = loop.create_future()
+        self.path = directory / "task"
+        self.path.write_text(f"#!/bin/sh\n{text}\n")
+        self.path.chmod(0o755)
+        conditions = Conditions(
+            loop=loop,
+            watch=self.watch,
+            guard=cast("Guard", self.guard),
+            worker="w",
+            bin_path=(str(directory),),
+            environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
+            keep_stderr=False,
+            time_limit_ms=3_600_000,
+            kill_grace_s=grace_s,
+            max_output_bytes=1_048_576,
+            null=self.null,
+            now_ms=lambda: NOW_MS,
+        )
+        spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
+        claimed = Claimed("t", 3, "task", record.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
+        self.attempt = Attempt(
+            conditions,
+            Fence("t", 3, b"token"),
+            claimed,
+            on_report=lambda fence, report: self.end.set_result(report),
+            on_shortage=lambda fence, why: self.end.set_exception(AssertionError(why)),
+        )
+
+    def start(self) -> Trial:
+        self.attempt.start()
+        return self
+
+    async def report(self) -> Report:
+        report = await asyncio.wait_for(self.end, 30)
+        self.watch.close()
+        os.close(self.null)
+        return report
+
+    async def ended(self) -> Ended:
+        report = await self.report()
+        assert isinstance(report, Ended)
+        return report
+
+    async def says(self, text: bytes) -> None:
+        assert self.attempt._process is not None
+        while text not in self.attempt._process.stdout.kept():
+            await asyncio.wait_for(_turn(), 30)
+
+    async def exited(self) -> None:
+        assert self.attempt._process is not None
+        while self.attempt._process.exited_s is None:
+            await asyncio.wait_for(_turn(), 30)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+async def test_the_report_of_a_success(tmp_path: Path) -> None:
+    ended = await Trial(tmp_path, "cat; echo $1", args=("x y",), stdin=b"in\n").start().ended()
+    assert ended._replace(record=b"") == Ended(
+        Fence("t", 3, b"token"), "succeeded", "", b"", b"in\nx y\n", b"", len(b"in\nx y\n"), 0
+    )
+    attempt = record.unpack_attempt(ended.record)
+    assert (attempt.number, attempt.worker, attempt.reason, attempt.exit_code) == (3, "w", "", 0)
+
+
+async def test_no_attempt_began_before_it_was_claimed(tmp_path: Path) -> None:
+    """Redis's clock as seen from here may be behind."""
+    ended = await Trial(tmp_path, "echo $KINGTASK_DEADLINE", claimed_ms=NOW_MS + 5, time_limit_s=1.0).start().ended()
+    assert float(ended.stdout) == (NOW_MS + 1005) / 1000
+    attempt = record.unpack_attempt(ended.record)
+    assert attempt.started_at == attempt.ended_at == (NOW_MS + 5) / 1000
+
+
+@pytest.mark.parametrize("why", ["time_limit", "cancelled", "interrupted"])
+async def test_stopped_by_the_worker_and_swept(tmp_path: Path, why: str) -> None:
+    trial = Trial(tmp_path, "echo up; exec sleep 300").start()
+    await trial.says(b"up")
+    trial.attempt.stop(why)  # type: ignore[arg-type]
+    trial.attempt.stop("cancelled")  # the first reason counts
+    ended = await trial.ended()
+    assert (ended.reason, record.unpack_attempt(ended.record).signal) == (why, signal.SIGTERM)
+    assert trial.guard.swept == [("t", 3)]
+
+
+async def test_released_after_it_ran(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "echo up; echo why >&2; exec sleep 300").start()
+    await trial.says(b"up")
+    trial.attempt.stop("released")
+    report = await trial.report()
+    assert isinstance(report, bytes)
+    attempt = record.unpack_attempt(report)
+    assert (attempt.reason, attempt.signal, attempt.stderr_tail) == ("released", signal.SIGTERM, b"why\n")
+
+
+async def test_fenced_gives_no_grace(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "trap '' TERM; echo up; while :; do sleep 300; done").start()
+    await trial.says(b"up")
+    trial.attempt.stop("cancelled")
+    trial.attempt.stop("fenced")
+    assert record.unpack_attempt((await trial.ended()).record).signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize("why", ["time_limit", "cancelled", "released", "interrupted"])
+async def test_one_that_has_ended_is_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """Its exit counts, even while its output is still awaited."""
+    monkeypatch.setattr("kingtask.worker.process.DRAIN_S", 3600)
+    gate = tmp_path / "gate"
+    trial = Trial(tmp_path, f"(until [ -e {gate} ]; do :; done; echo late) & exit 0").start()
+    await trial.exited()
+    trial.attempt.stop(why)  # type: ignore[arg-type]
+    gate.touch()
+    ended = await trial.ended()
+    assert (ended.verdict, ended.stdout) == ("succeeded", b"late\n")
+    assert trial.guard.swept == []
+
+
+@pytest.mark.parametrize("why", ["cancelled", "released", "interrupted"])
+async def test_stopped_between_two_tries_to_start_it(tmp_path: Path, why: str) -> None:
+    trial = Trial(tmp_path, "echo never")
+    with trial.path.open("ab"):
+        trial.start()
+        assert not trial.attempt.spawned
+        trial.attempt.stop(why)  # type: ignore[arg-type]
+        report = await trial.report()
+    if why == "cancelled":
+        assert isinstance(report, Ended)
+        assert report.reason == "cancelled"
+    else:  # it never ran, so even on_lost: fail may run elsewhere
+        assert isinstance(report, bytes)
+        assert record.unpack_attempt(report).reason == "released"
+
+
+async def test_a_file_that_stays_busy_fails_after_a_while_and_one_that_does_not_runs(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "echo ran")
+    with trial.path.open("ab"):
+        trial.start()
+        assert not trial.attempt.spawned
+    assert (await trial.ended()).stdout == b"ran\n"
+    trial = Trial(tmp_path, "echo never")
+    with trial.path.open("ab"):
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        ended = await trial.start().ended()
+    assert (ended.verdict, ended.reason) == ("failed", "exec")
+    assert loop.time() - start_s >= (BUSY_TRIES - 1) * BUSY_PAUSE_S
