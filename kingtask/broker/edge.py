@@ -44,6 +44,8 @@ SOCKET_OPTIONS: dict[int, int] = {
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
     """Bind all endpoints. Raises ConfigurationError that names the setting and what to do."""
     for endpoint in endpoints:
+        if "[" in endpoint:  # an IPv6 address
+            socket.setsockopt(zmq.IPV6, 1)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:

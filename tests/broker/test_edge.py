@@ -187,3 +187,17 @@ def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
         serving.term()
 
     asyncio.run(scene())
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="Python without IPv6")
+def test_an_ipv6_address_is_listened_on() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"this host has no IPv6: {error}")
+        port = probe.getsockname()[1]
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.ROUTER) as router:
+        bind(router, [f"tcp://127.0.0.1:{free_port()}", f"tcp://[::1]:{port}"], "addr")
+        socket.create_connection(("::1", port), timeout=PATIENCE_MS / 1000).close()
