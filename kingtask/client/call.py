@@ -38,31 +38,29 @@ class Call:
     `about` is the id of the task concerned, for error messages. The other attributes belong to the core.
     """
 
-    __slots__ = (
-        "about",
-        "answer_s",
-        "deadline",
-        "delay_s",
-        "error",
-        "fields",
-        "hard",
-        "maybe_stored",
-        "message",
-        "op",
-        "overdue",
-        "owner",
-        "refusals",
-        "refused_by",
-        "reply",
-        "rid",
-        "sent_at",
-        "silence_s",
-        "stage",
-        "timeout_s",
-        "tries",
-        "trouble_at",
-        "wake_at",
-    )
+    owner: Any = None
+    """Whoever is to be told that it is done; the core does not look at it."""
+    stage = Stage.NEW
+    reply: Reply | None = None
+    error: KingtaskError | None = None
+    rid = 0
+    message = b""
+    hard = inf
+    """When it ends at the latest."""
+    deadline = inf
+    """When it ends unless something is heard before."""
+    wake_at = inf
+    sent_at = 0.0
+    tries = 0
+    overdue = 0
+    """Times that no reply came when one was due."""
+    refusals = 0
+    refused_by: int | None = None
+    """Index of the address whose broker refused it last."""
+    trouble_at: float | None = None
+    """When the current row of refusals began."""
+    maybe_stored = False
+    """A try may have taken effect although its reply was lost or says that it is not known."""
 
     def __init__(
         self,
@@ -82,26 +80,6 @@ class Call:
         self.answer_s = answer_s
         self.silence_s = silence_s
         self.delay_s = delay_s
-        self.owner: Any = None
-        """Whoever is to be told that it is done; the core does not look at it."""
-        self.stage = Stage.NEW
-        self.reply: Reply | None = None
-        self.error: KingtaskError | None = None
-        self.rid = 0
-        self.message = b""
-        self.hard = self.deadline = inf
-        self.wake_at = inf
-        self.sent_at = 0.0
-        self.tries = 0
-        self.overdue = 0
-        """Times that no reply came when one was due."""
-        self.refusals = 0
-        self.refused_by: int | None = None
-        """Index of the address whose broker refused it last."""
-        self.trouble_at: float | None = None
-        """When the current row of refusals began."""
-        self.maybe_stored = False
-        """A try may have taken effect although its reply was lost or says that it is not known."""
 
     @property
     def done(self) -> bool:

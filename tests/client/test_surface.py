@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type, get_type_hints
+from uuid import RFC_4122, UUID
 
 import msgspec
 import pytest
 
 import kingtask
 from kingtask import AsyncClient, AsyncTask, Client, Outcome, Result, Task, TaskSpec, errors
-from kingtask.client.operations import Operations
+from kingtask.client.operations import Operations, fresh_id
 from kingtask.client.request import WIRE, TaskOptions
 
 METHODS = set(
@@ -106,3 +107,15 @@ def test_an_unknown_name_is_an_attribute_error():
         kingtask.Cliant  # noqa: B018
     with pytest.raises(AttributeError):
         kingtask.client.Cliant  # noqa: B018
+
+
+def test_a_fresh_id_is_a_random_uuid():
+    ids = {fresh_id() for _ in range(1_000)}
+
+    assert len(ids) == 1_000
+    for one in ids:
+        assert str(UUID(one)) == one
+        assert (UUID(one).version, UUID(one).variant) == (4, RFC_4122)
+    for place, digit in enumerate("xxxxxxxx-xxxx-4xxx-yxxx-xxxxxxxxxxxx"):
+        found = {one[place] for one in ids}
+        assert found == {"x": set("0123456789abcdef"), "y": set("89ab")}.get(digit, {digit})
