@@ -67,6 +67,8 @@ def read(path: str | Path) -> Document:
 
 def _text(name: str) -> str:
     path = Path(name)
+    if "\0" in name:
+        raise ConfigurationError(f"{show(name)}: is not the name of a file")
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):  # opening a FIFO would wait for its writer
@@ -74,9 +76,8 @@ def _text(name: str) -> str:
             raise ConfigurationError(f"{name}: is {kind}; name the YAML file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigurationError(f"{name}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{name}: cannot be read: {error.strerror}") from None
     if len(content) > MAX_BYTES:
         raise ConfigurationError(f"{name}: is longer than {MAX_BYTES:,} bytes; is it the right file?")
     try:
