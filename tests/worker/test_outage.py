@@ -19,7 +19,7 @@ def gated(rig: Rig) -> None:
 def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
     rig = own_rig
     gated(rig)
-    worker = rig.start()
+    worker = rig.start(period=0.05)
     during, after = rig.put_all([TaskSpec(name="gated", args=(name,)) for name in ("during", "after")])
     pid, other = int(rig.exists("up.during")), int(rig.exists("up.after"))
     rig.server.kill()
@@ -31,6 +31,7 @@ def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
     assert rig.result(during).stdout == b"through during\n"
     (rig.directory / "gate.after").touch()
     assert rig.result(after).stdout == b"through after\n"
+    assert "kind=away" not in worker.log  # it does not even try
     for task in (during, after):
         assert [attempt.number for attempt in rig.get(task).attempts] == [1]
 

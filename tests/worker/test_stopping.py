@@ -176,6 +176,15 @@ def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
             rig.store.ask(calls.cancel(rig.policy, task))
 
 
+def test_a_program_without_our_environment_does_not_outlive_a_killed_worker_either(rig: Rig) -> None:
+    worker = rig.start()
+    text = "echo $$ > {0}/parked.$1; exec env -i sleep 300"
+    ((_, pid),) = park(rig, "a", text=text).items()
+    until(lambda: Path(f"/proc/{pid}/environ").read_bytes() == b"", "a program without environment")
+    worker.kill()
+    until(lambda: not alive(pid), "its end")
+
+
 def test_a_worker_killed_while_it_starts_programs_leaves_none(rig: Rig) -> None:
     """Killed at a random moment between fork, exec and the entry into the guard's table."""
     rig.script("park", f"echo > {rig.directory}/up; exec sleep 300")
