@@ -208,7 +208,8 @@ class Rig:
 
     def executions(self, event: str = "start") -> list[tuple[str, int, float]]:
         """The ledger: id, attempt and epoch seconds of each start (or end), in the order in which they were written."""
-        rows = [line.split() for line in self.ledger.read_text().splitlines()]
+        whole, _, _ = self.ledger.read_text().rpartition("\n")  # a line may be half written
+        rows = [line.split() for line in whole.splitlines()]
         return [(row[0], int(row[1]), float(row[3])) for row in rows if row[2] == event]
 
     @property
