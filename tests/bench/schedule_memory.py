@@ -61,7 +61,7 @@ def main() -> None:
         print(f"restarted broker: first on-time start {min(on_time):.2f} s after it answered its first ping;")
         latest_ms = 1000 * max(by for when, by in zip(after, late, strict=True) if when > 1)
         earliest_ms = 1000 * min(late)
-        print(f"of those due after 1 s the latest was {latest_ms:.1f} ms late; of all the earliest {earliest_ms:.1f} ms")
+        print(f"due after 1 s: the latest was {latest_ms:.1f} ms late; the earliest of all {earliest_ms:.1f} ms")
 
 
 if __name__ == "__main__":
