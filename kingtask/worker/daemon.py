@@ -23,7 +23,7 @@ from kingtask.store.calls import Fence
 from kingtask.store.store import Store
 from kingtask.worker import environment
 from kingtask.worker.attempt import Attempt, Conditions, Report, release_record
-from kingtask.worker.guard import Groups, Guard
+from kingtask.worker.guard import Guard
 from kingtask.worker.slots import Claim, Extend, Finish, Release, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.watch import Watch
@@ -342,7 +342,7 @@ def run(config: WorkerConfig) -> int:
     reset_signals()
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
-    guard = Guard(name, Groups(config.concurrency))
+    guard = Guard(name, config.concurrency)
     worker = Worker(config, name, guard)
     try:
         asyncio.run(worker.serve())

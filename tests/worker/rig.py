@@ -46,6 +46,13 @@ def alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def descriptors(pid: int | None = None) -> list[int]:
     """Numbers of what a process (this one) has open."""
     return sorted(int(entry.name) for entry in Path(f"/proc/{pid or 'self'}/fd").iterdir())
@@ -227,8 +234,11 @@ class Worker:
 
     @property
     def guard(self) -> int:
-        """The process that watches over it, its first child."""
-        return self.children()[0]
+        """The process that watches over it, once it has its name."""
+        return until(
+            lambda: next((pid for pid in self.children() if name_of(pid) == "kingtask-guard"), 0),
+            f"a guard: {self.log}",
+        )
 
     @property
     def log(self) -> str:

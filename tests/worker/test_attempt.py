@@ -80,6 +80,7 @@ class Trial:
     async def report(self) -> Report:
         report = await asyncio.wait_for(self.end, 30)
         self.watch.close()
+        self.guard.groups.close()
         os.close(self.null)
         return report
 

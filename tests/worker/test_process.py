@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.guard import Groups, kill_marked
+from kingtask.worker.guard import Groups
+from kingtask.worker.guardian import kill_marked
 from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.spawn import spawn
 from kingtask.worker.watch import Watch
@@ -36,7 +37,9 @@ class Watched:
 
     def _ended(self, process: Process) -> None:
         assert len(self.watch) == 0
+        assert list(self.groups._table) == [0]
         self.watch.close()
+        self.groups.close()
         self.end.set_result(process)
 
     async def stdout(self, text: bytes) -> None:
@@ -148,8 +151,8 @@ async def test_an_escapee_is_noted_and_found_by_its_environment(tmp_path: Path) 
     assert (process.returncode, process.left_behind, process.escaped) == (0, True, True)
     mark = f"KINGTASK_ID={tmp_path}"
     assert any(alive(pid) for pid in marked(mark))
-    assert kill_marked(mark.encode(), b"KINGTASK_ATTEMPT=2") == 0
-    assert kill_marked(mark.encode(), b"KINGTASK_ATTEMPT=1") >= 1
+    assert kill_marked([mark.encode(), b"KINGTASK_ATTEMPT=2"]) == 0
+    assert kill_marked([mark.encode(), b"KINGTASK_ATTEMPT=1"]) >= 1
     assert not any(alive(pid) for pid in marked(mark))
 
 
@@ -230,8 +233,7 @@ async def test_the_group_is_in_the_table_until_its_leader_is_reaped() -> None:
     watched = Watched("sleep 300")
     assert list(watched.groups._table) == [watched.process.pid]
     watched.process.stop(60)
-    await asyncio.wait_for(watched.end, 30)
-    assert list(watched.groups._table) == [0]
+    await asyncio.wait_for(watched.end, 30)  # which asserts that it is empty then
 
 
 async def test_many_at_once_and_nothing_mixed_up() -> None:

@@ -230,11 +230,27 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> N
     assert rig.get(task).state == "running"  # until its lease has run out
 
 
-def test_a_lost_guard_is_told_and_does_no_harm(rig: Rig) -> None:
+def test_a_lost_guard_is_replaced(rig: Rig) -> None:
     worker = rig.start(renew=0.1)
-    os.kill(worker.guard, signal.SIGKILL)
+    away = rig.directory / "away"
+    rig.script("escape", f"setsid sh -c ': > {away}; exec sleep 300' & until [ -e {away} ]; do :; done")
+    ((_, first),) = park(rig, "before").items()
+    lost = worker.guard
+    os.kill(lost, signal.SIGKILL)
     worker.logged("guard=lost")
-    rig.script("leave", "sleep 300 & setsid sleep 300 & echo left")
+    assert worker.guard != lost
+    escaped = rig.run("escape").id
+    until(lambda: not any(alive(pid) for pid in marked(f"KINGTASK_ID={escaped}")), "the end of the one that got away")
+    ((_, second),) = park(rig, "after").items()
+    worker.kill()
+    until(lambda: not alive(first) and not alive(second), "the end of what ran before and after")
+
+
+def test_a_guard_that_does_not_answer_holds_nothing_up(rig: Rig) -> None:
+    rig.script("leave", "setsid sleep 300 & echo left")
+    worker = rig.start()
+    guard = worker.guard
+    os.kill(guard, signal.SIGSTOP)
     assert rig.run("leave").stdout == b"left\n"
     assert worker.stop() == 0
-    assert worker.log.count("guard=lost") == 1
+    assert not alive(guard)
