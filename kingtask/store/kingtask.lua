@@ -266,12 +266,12 @@ end
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full or queues
 local function submit(keys, args)
   local c = begin(keys, args)
-  local outcomes, dues, rooms, plans = {}, {}, {}, {}
-  for i, t in ipairs(c.args.tasks) do plans[i] = read_plan(t[4]) end
+  local outcomes, dues, rooms, plans, made = {}, {}, {}, {}, {}
+  for _, t in ipairs(c.args.tasks) do plans[t[4]] = plans[t[4]] or read_plan(t[4]) end  -- many have the same one
   local before = earliest(c)
-  local first = next_places(c, #plans)  -- a write even if all exist: WAIT covers only its own connection's writes
+  local first = next_places(c, #c.args.tasks)  -- a write even if all exist: WAIT covers only its connection's writes
   for i, t in ipairs(c.args.tasks) do
-    local id, name, spec, packed, plan = t[1], t[2], t[3], t[4], plans[i]
+    local id, name, spec, packed, plan = t[1], t[2], t[3], t[4], plans[t[4]]
     local key = c.p .. 'task:' .. id
     local known = call('HMGET', key, 'name', 'spec', 'plan')
     local left = known[1] or rooms[plan.queue] or room(c, plan.queue)
@@ -283,7 +283,7 @@ local function submit(keys, args)
       outcomes[i] = 'full'
     else
       rooms[plan.queue] = left - 1
-      count(c, plan.queue, 'submitted', 1, true)
+      made[plan.queue] = (made[plan.queue] or 0) + 1
       local due = plan.delay > 0 and c.now + plan.delay or plan.start
       if due > c.now then
         call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', c.now_text)
@@ -299,6 +299,7 @@ local function submit(keys, args)
       end
     end
   end
+  for queue, n in pairs(made) do count(c, queue, 'submitted', n, true) end
   settle(c)
   announce(c, before)
   return {c.us, outcomes, flat(c.gained), dues}
