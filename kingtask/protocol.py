@@ -138,10 +138,12 @@ REQUESTS: dict[str, type[Request]] = {
 # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_encoder = msgspec.msgpack.Encoder()
+
+
 def pack(value: Any) -> bytes:
     """msgpack with the bin type, as on the wire."""
-    packed: bytes = msgpack.packb(value)
-    return packed
+    return _encoder.encode(value)
 
 
 def pack_raw(value: Any) -> bytes:

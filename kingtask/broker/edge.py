@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 import zmq
+import zmq.backend
 
 from kingtask import protocol
 from kingtask.clock import monotonic_us
@@ -25,6 +26,9 @@ Peer = tuple[bytes, ...]
 NOBLOCK = int(zmq.NOBLOCK)
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 """As plain integers: combining the enums costs more than sending a frame."""
+
+_send = zmq.backend.Socket.send
+"""Without the wrapper that serializes and routes by keyword: it costs more than sending does (1.5 against 0.5 µs)."""
 
 DRAIN_MESSAGES = 256
 DRAIN_US = 2_000
@@ -111,8 +115,8 @@ class Edge:
         """Send without blocking; a peer that is gone or does not read loses the reply and may ask again."""
         try:
             for frame in peer:
-                self._socket.send(frame, NOBLOCK_MORE)
-            self._socket.send(message, NOBLOCK)
+                _send(self._socket, frame, NOBLOCK_MORE)
+            _send(self._socket, message, NOBLOCK)
         except zmq.ZMQError:
             self.replies_dropped += 1
         self._look()
