@@ -162,7 +162,7 @@ local function place_of(plan, number)
 end
 
 local function enter_ready(c, id, plan, place)
-  call('ZADD', c.p .. 'ready:' .. plan.queue, int(place), id)
+  call('ZADD', c.p .. 'ready:' .. plan.queue, place, id)
   if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
   c.gained[plan.queue] = (c.gained[plan.queue] or 0) + 1
 end
@@ -273,10 +273,11 @@ local function submit(keys, args)
   for i, t in ipairs(c.args.tasks) do
     local id, name, spec, packed, plan = t[1], t[2], t[3], t[4], plans[t[4]]
     local key = c.p .. 'task:' .. id
-    local known = call('HMGET', key, 'name', 'spec', 'plan')
-    local left = known[1] or rooms[plan.queue] or room(c, plan.queue)
-    if known[1] then
-      outcomes[i] = known[1] == name and known[2] == spec and known[3] == packed and 'exists' or 'conflict'
+    local known = call('EXISTS', key) == 1
+    local left = known or rooms[plan.queue] or room(c, plan.queue)
+    if known then
+      local t = call('HMGET', key, 'name', 'spec', 'plan')
+      outcomes[i] = t[1] == name and t[2] == spec and t[3] == packed and 'exists' or 'conflict'
     elseif left == 'queues' then
       outcomes[i] = 'queues'
     elseif left <= 0 then
@@ -291,9 +292,9 @@ local function submit(keys, args)
         outcomes[i] = 'scheduled'
         dues[#dues + 1] = due
       else
-        local place = place_of(plan, first + i)
+        local place = int(place_of(plan, first + i))
         call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', c.now_text,
-          'due', due > 0 and int(due) or c.now_text, 'place', int(place))
+          'due', due > 0 and int(due) or c.now_text, 'place', place)
         enter_ready(c, id, plan, place)
         outcomes[i] = 'ready'
       end
