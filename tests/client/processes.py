@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -38,10 +39,18 @@ def leaves_something(story: Callable[[], object]) -> str:
         before = _belongings()
         story()
         gc.collect()
-        after = _belongings()
-    # A thread of the first telling may still be ending when the second begins, so fewer afterwards is no finding.
+        after = _settled(before)
     grown = any(now > then for now, then in zip(after, before, strict=True))
-    return "" if not grown else f"descriptors and threads before: {before}, after: {after}"
+    return f"descriptors and threads before: {before}, after: {after}" if grown else ""
+
+
+def _settled(before: tuple[int, int]) -> tuple[int, int]:
+    """What there is once no more than `before`, or after a while: a joined thread leaves the kernel a little later."""
+    deadline = time.monotonic() + PATIENCE_S / 10
+    while any(now > then for now, then in zip(after := _belongings(), before, strict=True)):
+        if time.monotonic() > deadline:
+            break
+    return after
 
 
 def _belongings() -> tuple[int, int]:
