@@ -40,17 +40,20 @@ def leaves_something(story: Callable[[], object]) -> str:
         story()
         gc.collect()
         after = _settled(before)
-    grown = any(now > then for now, then in zip(after, before, strict=True))
-    return f"descriptors and threads before: {before}, after: {after}" if grown else ""
+    return f"descriptors and threads before: {before}, after: {after}" if _grown(before, after) else ""
 
 
 def _settled(before: tuple[int, int]) -> tuple[int, int]:
     """What there is once no more than `before`, or after a while: a joined thread leaves the kernel a little later."""
     deadline = time.monotonic() + PATIENCE_S / 10
-    while any(now > then for now, then in zip(after := _belongings(), before, strict=True)):
-        if time.monotonic() > deadline:
-            break
+    after = _belongings()
+    while _grown(before, after) and time.monotonic() < deadline:
+        after = _belongings()
     return after
+
+
+def _grown(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    return any(now > then for now, then in zip(after, before, strict=True))
 
 
 def _belongings() -> tuple[int, int]:
