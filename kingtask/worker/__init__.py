@@ -1,7 +1,7 @@
 """The worker: claims tasks, runs each as a process group of its own, reports how it ended.
 
 Theory of operation. `slots` decides and does nothing: events and `now` in, actions out (claim, spawn, stop, finish,
-release, extend). `daemon` does what it says, on one asyncio loop with callbacks: no task or future per attempt.
+release, extend). `worker` does what it says, on one asyncio loop with callbacks: no task or future per attempt.
 `attempt` turns a claim into a process and its end into a report, with the help of `executable` (which file),
 `environment` (what it sees), `spawn` (start it), `process` (watch it to its end), `output` (keep a bounded part of what
 it writes) and `verdict` (did it succeed). `subscriber` hears the brokers' hints: one that is lost costs at most

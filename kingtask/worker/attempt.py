@@ -13,6 +13,7 @@ from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.executable import Unusable, find
 from kingtask.worker.guard import Guard
+from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
 from kingtask.worker.spawn import Shortage, Spawned, TextBusy, input_file, spawn
@@ -26,9 +27,6 @@ BUSY_PAUSE_S = 0.1
 """An executable that is being written is looked at again so often before the attempt fails."""
 
 LEFT_BEHIND = "it left a process behind that held its output and was killed"
-
-Report = Ended | bytes
-"""How it ended, or the record to hand it back with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

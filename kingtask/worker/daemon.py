@@ -1,316 +1,40 @@
-"""The worker process: its parts put together, started, and stopped in order."""
+"""The worker as a process: what it needs of its host, then a Worker from start to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import json
 import logging
 import os
 import resource
 import signal
 import socket
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-from kingtask import __version__
-from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import WorkerConfig
-from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store import calls
-from kingtask.store.calls import Fence
-from kingtask.store.store import Store
-from kingtask.worker import environment
-from kingtask.worker.attempt import Attempt, Conditions, Report, release_record
+from kingtask.errors import ConfigurationError
 from kingtask.worker.guard import Guard
-from kingtask.worker.slots import Claim, Extend, Finish, Release, Slots, StopProcess
-from kingtask.worker.subscriber import Subscriber
-from kingtask.worker.watch import Watch
+from kingtask.worker.worker import Worker
 
 log = logging.getLogger("kingtask.worker")
 
-DELIVER_S = 5.0
-"""On stop, after the last process is gone: how long Redis may still take to confirm the ends."""
 DESCRIPTORS_PER_SLOT = 6
 DESCRIPTORS_BESIDE = 128
 
 
-class Worker:
-    """All of one worker; `serve` once."""
-
-    def __init__(self, config: WorkerConfig, name: str, guard: Guard) -> None:
-        self._config = config
-        self._policy = config.policy
-        self._name = name
-        self._guard = guard
-        self._store = Store(config.redis_address, config.namespace, "worker")
-        self._attempts: dict[Fence, Attempt] = {}
-        self._slots = Slots(
-            slots=config.concurrency,
-            lease_s=config.lease,
-            new_token=partial(os.urandom, 16),
-            release_record=lambda claimed, why: release_record(self._conditions, claimed, why),
-        )
-        self._flushing = False
-        self._spawning = False
-        self._signals = 0
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-
-    async def serve(self) -> None:
-        """Work until SIGTERM or SIGINT, then drain. Raises ConfigurationError for what only a person can mend."""
-        config = self._config
-        self._loop = loop = asyncio.get_running_loop()
-        self._done: asyncio.Future[None] = loop.create_future()
-        watch = Watch(loop)
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._conditions = Conditions(
-            loop=loop,
-            watch=watch,
-            guard=self._guard,
-            worker=self._name,
-            bin_path=config.bin_path,
-            environment=environment.base(os.environ, worker=self._name, brokers=",".join(config.broker)),
-            keep_stderr=config.stderr == "keep",
-            time_limit_ms=round(config.task_run_time * 1000),
-            kill_grace_s=config.kill_grace,
-            max_output_bytes=config.max_output_bytes,
-            null=null,
-            now_ms=lambda: self._store.clock.now_us(monotonic_us()) // 1000,
-        )
-        loop.set_exception_handler(self._broken)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
-        subscriber = Subscriber(
-            config.wakeup_endpoints,
-            queues=config.queues,
-            worker=self._name,
-            on_ready=self._woken,
-            on_cancel=self._cancel_hinted,
-        )
-        self._store.on_up.append(self._went_up)
-        self._store.on_down.append(self._slots.went_down)
-        try:
-            await self._store.open()
-            subscriber.start()
-            self._every("look", config.period, self._look)
-            self._every("renew", config.renew, self._renew)
-            log.info(
-                "worker=started name=%s version=%s pid=%d slots=%d queues=%s bin_path=%s",
-                self._name,
-                __version__,
-                os.getpid(),
-                config.concurrency,
-                ",".join(config.queues),
-                ":".join(config.bin_path),
-            )
-            gc.collect()
-            gc.freeze()  # what exists now stays; later collections need not look at it
-            await self._done
-        finally:
-            for timer in self._timers.values():
-                timer.cancel()
-            subscriber.close()
-            await self._store.close()
-            watch.close()
-            os.close(null)
-        log.info("worker=stopped name=%s", self._name)
-
-    @property
-    def abandoned(self) -> int:
-        """Processes that have not been seen to end, although they got KILL."""
-        return len(self._attempts)
-
-    # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _woken(self) -> None:
-        self._slots.wakeup()
-        self._flush()
-
-    def _cancel_hinted(self, task_id: str) -> None:
-        self._slots.cancel_hint(task_id)
-        self._flush()
-
-    def _look(self) -> None:
-        self._slots.look()
-        self._flush()
-
-    def _renew(self) -> None:
-        self._guard.check()
-        self._slots.renew()
-        self._flush()
-
-    def _went_up(self) -> None:
-        self._slots.went_up()
-        self._flush()
-
-    def _every(self, name: str, period_s: float, act: Callable[[], None]) -> None:
-        def run() -> None:
-            self._timers[name] = self._loop.call_later(period_s, run)
-            act()
-
-        self._timers[name] = self._loop.call_later(period_s, run)
-
-    # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _soon(self) -> None:
-        """Act once on everything that happens in this turn of the loop."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        for action in self._slots.decide(monotonic_s()):
-            match action:
-                case Claim():
-                    self._claim(action)
-                case Finish():
-                    fences = [ended.fence for ended in action.ended]
-                    call = calls.finish(self._policy, self._name, action.ended, cut=action.cut)
-                    self._store.send(call, partial(self._reported, "finish", fences))
-                case Release():
-                    fences = [fence for fence, _ in action.attempts]
-                    call = calls.release(self._policy, self._name, action.attempts)
-                    self._store.send(call, partial(self._reported, "release", fences))
-                case Extend():
-                    call = calls.extend(self._policy, self._name, action.held, action.claims, self._heartbeat())
-                    self._store.send(call, partial(self._extended, action, monotonic_s()))
-                case StopProcess():
-                    self._stop(action)
-        if self._slots.draining and self._slots.idle and not self._done.done():
-            self._done.set_result(None)
-
-    def _claim(self, action: Claim) -> None:
-        call = calls.claim(self._policy, self._name, self._config.queues, action.n, action.token, again=action.again)
-        self._store.send(call, partial(self._claimed, monotonic_s()))
-
-    def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:
-        if isinstance(reply, StoreError):
-            self._slots.claim_failed(stored=reply.stored)
-            log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
-        else:
-            self._slots.claimed(reply.tasks, sent_s, more=reply.more)
-            if reply.tasks and not self._spawning:
-                self._spawn_next()
-        self._soon()
-
-    def _reported(self, what: str, fences: list[Fence], reply: calls.Answers | StoreError) -> None:
-        if isinstance(reply, StoreError):
-            self._slots.not_confirmed(fences, full=reply.kind == "full")
-            log.warning(
-                "%s=failed attempts=%d kind=%s error=%r retrying=yes", what, len(fences), reply.kind, str(reply)
-            )
-        else:
-            for fence, answer in zip(fences, reply.answers, strict=True):
-                if answer == "fenced":
-                    log.warning("%s=fenced task=%s attempt=%d: its lease was given away", what, fence.id, fence.number)
-            self._slots.confirmed(fences)
-        self._soon()
-
-    def _extended(self, action: Extend, sent_s: float, reply: calls.Answers | StoreError) -> None:
-        if isinstance(reply, StoreError):
-            self._slots.extend_failed()
-            log.warning("extend=failed held=%d kind=%s error=%r", len(action.held), reply.kind, str(reply))
-        else:
-            for fence in self._slots.extended(action, reply.answers, sent_s):
-                log.warning("attempt=fenced task=%s attempt=%d: its lease was given away", fence.id, fence.number)
-            if not self._spawning:
-                self._spawn_next()
-        self._soon()
-
-    # ── attempts ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _spawn_next(self) -> None:
-        """One a turn of the loop, so that ends and answers are seen between two of them."""
-        self._spawning = False
-        found = self._slots.next_to_spawn(monotonic_s())
-        if found is None:
-            return
-        fence, claimed = found
-        self._spawning = True
-        self._loop.call_soon(self._spawn_next)
-        attempt = Attempt(self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._short)
-        self._attempts[fence] = attempt
-        attempt.start()
-        if attempt.spawned:
-            self._slots.started()
-
-    def _ended(self, fence: Fence, report: Report) -> None:
-        del self._attempts[fence]
-        self._slots.ended(fence, report)
-        self._soon()
-
-    def _short(self, fence: Fence, why: str) -> None:
-        del self._attempts[fence]
-        self._slots.shortage(fence, monotonic_s(), why)
-        log.error("spawn=impossible task=%s error=%r: handed back; claiming pauses", fence.id, why)
-        self._soon()
-
-    def _stop(self, action: StopProcess) -> None:
-        attempt = self._attempts.get(action.fence)
-        if attempt is not None:
-            attempt.stop(action.why)
-
-    # ── stopping ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _signalled(self) -> None:
-        """First: drain. Second: stop what runs now. Third: without grace."""
-        self._signals += 1
-        if self._signals == 1:
-            log.info("worker=draining running=%d drain_timeout_s=%g", self._slots.busy, self._config.drain_timeout)
-            self._slots.drain()
-            self._timers["drain"] = self._loop.call_later(self._config.drain_timeout, self._stop_all)
-            self._flush()
-        elif self._signals == 2:
-            self._stop_all()
-        else:
-            for attempt in list(self._attempts.values()):
-                attempt.kill()
-
-    def _stop_all(self) -> None:
-        self._timers["drain"].cancel()
-        if "give_up" in self._timers:
-            return
-        log.info("worker=stopping running=%d kill_grace_s=%g", self._slots.busy, self._config.kill_grace)
-        self._timers["give_up"] = self._loop.call_later(self._config.kill_grace + DELIVER_S, self._give_up)
-        self._slots.stop_all()
-        self._flush()
-
-    def _give_up(self) -> None:
-        log.error(
-            "worker=leaving running=%d unconfirmed=%d: Redis has not confirmed them; their leases will run out",
-            self._slots.busy,
-            self._slots.unconfirmed,
-        )
-        if not self._done.done():
-            self._done.set_result(None)
-
-    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error in one of our callbacks may have lost track of an attempt, whose lease would be renewed for ever.
-
-        So the worker ends, the guard ends what runs, and the leases run out.
-        """
-        loop.default_exception_handler(context)
-        error = context.get("exception")
-        if "handle" in context and isinstance(error, Exception) and not self._done.done():
-            log.critical("worker=broken error=%r: leaving", repr(error))
-            self._done.set_exception(error)
-
-    # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _heartbeat(self) -> bytes:
-        draining = self._slots.draining
-        facts = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "version": __version__,
-            "queues": [] if draining else list(self._config.queues),
-            "slots": self._config.concurrency,
-            "busy": self._slots.busy,
-            "bin_path": list(self._config.bin_path),
-        }
-        return json.dumps(facts).encode()
+def run(config: WorkerConfig) -> int:
+    """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
+    reset_signals()
+    raise_open_files(config.concurrency)
+    name = worker_name(config.name)
+    guard = Guard(name, config.concurrency)
+    worker = Worker(config, name, guard)
+    try:
+        asyncio.run(worker.serve())
+    except ConfigurationError:
+        guard.close()
+        raise
+    if not worker.abandoned:  # else the end of this process has the guard kill what is left
+        guard.close()
+    return 0
 
 
 def worker_name(base: str | None) -> str:
@@ -335,20 +59,3 @@ def reset_signals() -> None:
     """Undo what the parent ignored or blocked: what is run inherits it, and without SIGCHLD every status reads 0."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def run(config: WorkerConfig) -> int:
-    """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
-    reset_signals()
-    raise_open_files(config.concurrency)
-    name = worker_name(config.name)
-    guard = Guard(name, config.concurrency)
-    worker = Worker(config, name, guard)
-    try:
-        asyncio.run(worker.serve())
-    except ConfigurationError:
-        guard.close()
-        raise
-    if not worker.abandoned:  # else the end of this process has the guard kill what is left
-        guard.close()
-    return 0

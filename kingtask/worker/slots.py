@@ -1,9 +1,11 @@
 """What the worker holds and what it should do next. Pure: events in, actions out, no socket, process or clock.
 
-    claimed ──▶ queued ──spawn──▶ running ──process gone──▶ ended ──Redis confirmed──▶ forgotten
-       └─ lease too old ─▶ stale ─ renewed ─┘                  └─ handed back: released in place of finished
+    claimed ──▶ queued ──spawn──▶ running ──process gone──▶ in the outbox ──Redis confirmed──▶ forgotten
+                 │  ▲
+                 ▼  └─ renewed            (handed back at any time before: into the outbox, too)
+                stale
 
-A slot is taken from the claim until the process is gone; what has ended is held, and renewed, until Redis confirms it.
+A slot is taken from the claim until the process is gone; what is in the outbox is renewed until Redis confirms it.
 Events change the state, `decide` says what to send because of it. Instants are seconds of one monotonic clock.
 
 Rules.
@@ -17,18 +19,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, NamedTuple
 
-from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
-from kingtask.worker.output import shorten
+from kingtask.store.calls import Claimed, Fence
+from kingtask.worker.outbox import Finish, Outbox, Release, Report
 from kingtask.worker.verdict import Stop
 
-MAX_CLAIM = 200
-MAX_ITEMS = 200
-MAX_BYTES = 1_048_576
-"""Of one call (invariant: no call works on more than about 200 items or 1 MiB); one attempt alone may exceed it."""
 SHORTAGE_S = 1.0
 """Pause of claiming after the host could not start a process; doubled each time up to LONGEST_SHORTAGE_S."""
 LONGEST_SHORTAGE_S = 30.0
@@ -45,15 +43,6 @@ class Extend(NamedTuple):
     claims: list[bytes]
 
 
-class Finish(NamedTuple):
-    ended: list[Ended]
-    cut: bool
-
-
-class Release(NamedTuple):
-    attempts: list[tuple[Fence, bytes]]
-
-
 class StopProcess(NamedTuple):
     fence: Fence
     why: Stop
@@ -66,16 +55,6 @@ class Stage(Enum):
     STALE = auto()
     QUEUED = auto()
     RUNNING = auto()
-    ENDED = auto()
-
-
-class Delivery(Enum):
-    """Of an ended attempt's report."""
-
-    DUE = auto()
-    SENT = auto()
-    FAILED = auto()
-    """To be sent again at the next look, or when Redis is back."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,55 +65,57 @@ class _Held:
     """When the last call that renewed the lease was sent: the lease lasts at least from then."""
     stage: Stage = Stage.QUEUED
     stopping: Stop | None = None
-    report: Ended | bytes | None = None
-    """What to finish with, or the record to release with."""
-    delivery: Delivery = Delivery.DUE
-    cut: bool = False
 
 
-@dataclass(slots=True)
 class Slots:
-    """`slots` attempts at once; `lease_s` as sent with the claims; `new_token` makes 16 random bytes."""
+    """All that a worker holds. `up` and `draining` are for reading."""
 
-    slots: int
-    lease_s: float
-    new_token: Callable[[], bytes]
-    release_record: Callable[[Claimed, str], bytes]
-    """Makes the record of an attempt that is handed back unstarted; the text says why."""
-    up: bool = False
-    draining: bool = False
-    _held: dict[Fence, _Held] = field(default_factory=dict)
-    """By fence, not by id: a task may be claimed again while its former attempt is being stopped."""
-    _queue: deque[_Held] = field(default_factory=deque)
-    _due: list[_Held] = field(default_factory=list)
-    _taken: int = 0
-    _hungry: bool = True
-    _token: bytes | None = None
-    """Of a claim that is under way or whose reply was lost."""
-    _claiming: bool = False
-    _asked: int = 0
-    _unasked: bool = False
-    """True after a lost claim was given up, until an extend has had Redis hand back what it got."""
-    _renew: bool = False
-    _extending: bool = False
-    _stops: list[StopProcess] = field(default_factory=list)
-    _pause_until_s: float = 0.0
-    _pause_s: float = SHORTAGE_S
+    def __init__(
+        self,
+        slots: int,
+        lease_s: float,
+        *,
+        new_token: Callable[[], bytes],
+        release_record: Callable[[Claimed, str], bytes],
+    ) -> None:
+        """`new_token` makes 16 random bytes, `release_record` what is recorded of an attempt that was not started."""
+        self._slots = slots
+        self._lease_s = lease_s
+        self._new_token = new_token
+        self._release_record = release_record
+        self.up = False
+        self.draining = False
+        # By fence, not by id: a task may be claimed again while its former attempt is being stopped.
+        self._held: dict[Fence, _Held] = {}
+        self._queue: deque[_Held] = deque()
+        self._outbox = Outbox()
+        self._stops: list[StopProcess] = []
+        # Whether to claim when there is room, and the claim that is under way, or whose reply was lost.
+        self._hungry = True
+        self._token: bytes | None = None
+        self._claiming = False
+        self._asked = 0
+        # A lost claim was given up, and no extend has had Redis hand back yet what it got.
+        self._unasked = False
+        self._renew = False
+        self._extending = False
+        self._pause_until_s = 0.0
+        self._pause_s = SHORTAGE_S
 
     @property
     def busy(self) -> int:
         """Slots taken."""
-        return self._taken
+        return len(self._held)
 
     @property
     def unconfirmed(self) -> int:
         """Attempts that have ended and of whose end Redis has not been seen to know."""
-        return sum(held.stage is Stage.ENDED for held in self._held.values())
+        return len(self._outbox)
 
     @property
     def idle(self) -> bool:
         """True if nothing is held and nothing is on its way."""
-        return not self._held and self._token is None and not self._unasked
+        return not self._held and not self._outbox and self._token is None and not self._unasked
 
     # ── hints and time ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,9 +126,7 @@ class Slots:
     def look(self) -> None:
         """Every `period`: claim whatever the hints say, and try again what failed."""
         self._hungry = True
-        for held in self._held.values():
-            if held.delivery is Delivery.FAILED:
-                self._deliver(held)
+        self._outbox.look()
 
     def renew(self) -> None:
         """Every `renew` seconds, and whenever Redis is to be asked how things stand."""
@@ -179,7 +158,6 @@ class Slots:
         for task in tasks:
             fence = Fence(task.id, task.number, token)
             held = self._held[fence] = _Held(task, fence, sent_s)
-            self._taken += 1
             if self.draining:
                 self._hand_back(held, "the worker was stopping")
             else:
@@ -199,7 +177,7 @@ class Slots:
         """The next claimed task to be started now; it counts as running from here on."""
         while self._queue:
             held = self._queue.popleft()
-            if now_s - held.renewed_s > self.lease_s / 2:
+            if now_s - held.renewed_s > self._lease_s / 2:
                 held.stage = Stage.STALE
                 self._renew = True
                 continue
@@ -211,9 +189,7 @@ class Slots:
         """The host could not start it: hand it back, and leave new work to other workers for a while."""
         self._pause_until_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_SHORTAGE_S)
-        held = self._held.get(fence)
-        if held is not None:
-            self._hand_back(held, why)
+        self._hand_back(self._held[fence], why)
 
     def started(self) -> None:
         """A process could be started."""
@@ -221,37 +197,19 @@ class Slots:
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def ended(self, fence: Fence, report: Ended | bytes) -> None:
-        """The process is gone, or could not be started: an outcome, or the record to release it with."""
-        held = self._held.get(fence)
-        if held is None or held.stage is Stage.ENDED:
-            return
-        self._taken -= 1
-        held.stage = Stage.ENDED
-        if held.stopping == "fenced":
-            del self._held[fence]
-            return
-        held.report = report
-        self._deliver(held)
+    def ended(self, fence: Fence, report: Report) -> None:
+        """The process is gone, or was never started."""
+        held = self._held.pop(fence)
+        if held.stopping != "fenced":
+            self._outbox.add(fence, report)
 
     def confirmed(self, fences: Sequence[Fence]) -> None:
         """Redis answered to finish or release, whatever it answered: these are settled."""
-        for fence in fences:
-            held = self._held.get(fence)
-            if held is not None and held.stage is Stage.ENDED:
-                del self._held[fence]
+        self._outbox.confirmed(fences)
 
     def not_confirmed(self, fences: Sequence[Fence], *, full: bool) -> None:
-        """A finish or release failed. `full`: Redis has no memory left; it takes the outcome with short outputs."""
-        for fence in fences:
-            held = self._held.get(fence)
-            if held is None or held.delivery is not Delivery.SENT:
-                continue
-            held.delivery = Delivery.FAILED
-            if full and isinstance(held.report, Ended) and not held.cut:
-                held.cut = True
-                held.report = _cut(held.report)
-                self._deliver(held)
+        """A finish or release failed. `full`: Redis has no memory left."""
+        self._outbox.not_confirmed(fences, full=full)
 
     # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -263,7 +221,7 @@ class Slots:
         lost = []
         for fence, answer in zip(sent.held, answers, strict=True):
             held = self._held.get(fence)
-            if held is None or held.stage is Stage.ENDED:
+            if held is None:
                 continue
             if answer == "fenced":
                 lost.append(fence)
@@ -306,17 +264,15 @@ class Slots:
 
     def decide(self, now_s: float) -> list[Action]:
         """What to do now, in this order; all calls of one decision travel together."""
-        actions: list[Action] = []
-        if self._stops:
-            actions += self._stops
-            self._stops.clear()
+        actions: list[Action] = [*self._stops]
+        self._stops.clear()
         if not self.up:
             return actions
-        if self._due:
-            actions += self._deliveries()
+        actions += self._outbox.take()
         if self._renew and not self._extending:
             self._renew, self._extending = False, True
-            fences = [held.fence for held in self._held.values() if held.stopping != "fenced"]
+            fences = [fence for fence, held in self._held.items() if held.stopping != "fenced"]
+            fences += self._outbox.fences
             actions.append(Extend(fences, [] if self._token is None else [self._token]))
         if not self._claiming and not self.draining:
             claim = self._claim(now_s)
@@ -331,46 +287,18 @@ class Slots:
             self._claiming, self._hungry = True, False
             return Claim(self._token, self._asked, True)
         # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
-        n = min(self.slots - self._taken, 2 * self.slots - len(self._held), MAX_CLAIM)
+        n = min(self._slots - self.busy, 2 * self._slots - self.busy - len(self._outbox))
         if not self._hungry or n <= 0 or now_s < self._pause_until_s:
             return None
-        self._token, self._asked, self._claiming, self._hungry = self.new_token(), n, True, False
+        self._token, self._asked, self._claiming, self._hungry = self._new_token(), n, True, False
         return Claim(self._token, n, False)
 
-    def _deliveries(self) -> list[Action]:
-        due, self._due = self._due, []
-        actions: list[Action] = []
-        for cut in (False, True):
-            batch: list[Ended] = []
-            size = 0
-            for held in due:
-                report = held.report
-                if not isinstance(report, Ended) or held.cut is not cut:
-                    continue
-                more = len(report.stdout) + len(report.stderr) + len(report.record)
-                if batch and (len(batch) == MAX_ITEMS or size + more > MAX_BYTES):
-                    actions.append(Finish(batch, cut))
-                    batch, size = [], 0
-                batch.append(report)
-                size += more
-            if batch:
-                actions.append(Finish(batch, cut))
-        given_back = [(held.fence, held.report) for held in due if isinstance(held.report, bytes)]
-        actions += [Release(given_back[i : i + MAX_ITEMS]) for i in range(0, len(given_back), MAX_ITEMS)]
-        for held in due:
-            held.delivery = Delivery.SENT
-        return actions
-
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _deliver(self, held: _Held) -> None:
-        held.delivery = Delivery.DUE
-        self._due.append(held)
 
     def _hand_back(self, held: _Held, why: str) -> None:
         if held in self._queue:
             self._queue.remove(held)
-        self.ended(held.fence, self.release_record(held.claimed, why))
+        self.ended(held.fence, self._release_record(held.claimed, why))
 
     def _stop(self, held: _Held, why: Stop) -> None:
         held.stopping = why
@@ -384,18 +312,9 @@ class Slots:
         if held in self._queue:
             self._queue.remove(held)
         del self._held[held.fence]
-        self._taken -= 1
 
     def _cancel(self, held: _Held) -> None:
         if held.stage is not Stage.RUNNING:
             self._hand_back(held, "cancelled before it was started")
         elif held.stopping is None:
             self._stop(held, "cancelled")
-
-
-def _cut(ended: Ended) -> Ended:
-    """With outputs of CUT_BYTES together, as much of stderr as stdout leaves room for, and the reverse."""
-    half = CUT_BYTES // 2
-    stdout_bytes = max(half, CUT_BYTES - len(ended.stderr))
-    stdout = shorten(ended.stdout, stdout_bytes)
-    return ended._replace(stdout=stdout, stderr=shorten(ended.stderr, CUT_BYTES - len(stdout)))

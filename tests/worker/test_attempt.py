@@ -15,8 +15,9 @@ from kingtask.store import record
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker import environment
-from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions, Report
+from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
 from kingtask.worker.guard import Groups, Guard
+from kingtask.worker.outbox import Report
 from kingtask.worker.watch import Watch
 from tests.worker.rig import descriptors
 from tests.worker.test_process import _turn

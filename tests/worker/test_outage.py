@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 
@@ -44,6 +45,23 @@ def test_after_an_outage_it_claims_without_a_bell(own_rig: Rig) -> None:
     rig.server.restart()
     worker.logged("redis=lost")
     assert rig.result(task).stdout == b"hello\n"
+
+
+def test_a_redis_that_hangs_and_executes_late_what_was_given_up(own_rig: Rig) -> None:
+    """The claim was sent, timed out and is asked for again; the server executes both."""
+    rig = own_rig
+    ledger = rig.directory / "ledger"
+    rig.script("note", f"echo $KINGTASK_ID $KINGTASK_ATTEMPT >> {ledger}")
+    worker = rig.start(concurrency=2)
+    tasks = rig.put_all([TaskSpec(name="note") for _ in range(3)], ring=False)
+    os.kill(rig.server.pid, signal.SIGSTOP)
+    rig.bell.ready()
+    worker.logged("claim=failed kind=lost")
+    os.kill(rig.server.pid, signal.SIGCONT)
+    assert {rig.result(task).state for task in tasks} == {"succeeded"}
+    assert len(ledger.read_text().split("\n")[:-1]) == 3
+    for task in tasks:
+        assert [a.reason for a in rig.get(task).attempts if a.reason != "released"] == [""]
 
 
 def test_connections_cut_again_and_again_under_load(own_rig: Rig) -> None:

@@ -1,0 +1,121 @@
+"""Ends on their way to Redis: kept until they are confirmed, sent in batches, sent again after a failure. Pure.
+
+Sending again is safe: what Redis has recorded under a fence it answers `recorded`, what was given away `fenced`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from kingtask.store.calls import CUT_BYTES, Ended, Fence
+from kingtask.worker.output import shorten
+
+MAX_ITEMS = 200
+MAX_BYTES = 1_048_576
+"""Of one call (invariant: no call works on more than about 200 items or 1 MiB); one attempt alone may exceed it."""
+
+Report = Ended | bytes
+"""How an attempt ended, or the record to hand it back with."""
+
+
+class Finish(NamedTuple):
+    ended: list[Ended]
+    cut: bool
+    """With outputs so short that a full Redis takes them."""
+
+
+class Release(NamedTuple):
+    attempts: list[tuple[Fence, bytes]]
+
+
+class _Stage(Enum):
+    DUE = auto()
+    SENT = auto()
+    FAILED = auto()
+    """To be sent again at the next look."""
+
+
+@dataclass(slots=True)
+class _Item:
+    report: Report
+    stage: _Stage = _Stage.DUE
+    cut: bool = False
+
+
+class Outbox:
+    """Reports by fence."""
+
+    def __init__(self) -> None:
+        self._items: dict[Fence, _Item] = {}
+        self._due: list[Fence] = []
+
+    def __len__(self) -> int:
+        """Reports that Redis has not confirmed."""
+        return len(self._items)
+
+    @property
+    def fences(self) -> Collection[Fence]:
+        return self._items.keys()
+
+    def add(self, fence: Fence, report: Report) -> None:
+        self._items[fence] = _Item(report)
+        self._due.append(fence)
+
+    def look(self) -> None:
+        """Send again what failed."""
+        for fence, item in self._items.items():
+            if item.stage is _Stage.FAILED:
+                item.stage = _Stage.DUE
+                self._due.append(fence)
+
+    def confirmed(self, fences: Iterable[Fence]) -> None:
+        """Redis answered, whatever it answered: these are settled."""
+        for fence in fences:
+            self._items.pop(fence, None)
+
+    def not_confirmed(self, fences: Iterable[Fence], *, full: bool) -> None:
+        """A call failed. `full`: Redis has no memory left; it takes an outcome with short outputs."""
+        for fence in fences:
+            item = self._items[fence]
+            item.stage = _Stage.FAILED
+            if full and isinstance(item.report, Ended) and not item.cut:
+                item.report, item.cut, item.stage = _cut(item.report), True, _Stage.DUE
+                self._due.append(fence)
+
+    def take(self) -> list[Finish | Release]:
+        """What is due, in calls of a bounded size; it counts as sent."""
+        if not self._due:
+            return []
+        due = [self._items[fence] for fence in self._due]
+        given_back = [(fence, report) for fence in self._due if isinstance(report := self._items[fence].report, bytes)]
+        self._due = []
+        for item in due:
+            item.stage = _Stage.SENT
+        return [
+            *_finishes([item.report for item in due if isinstance(item.report, Ended) and not item.cut], cut=False),
+            *_finishes([item.report for item in due if isinstance(item.report, Ended) and item.cut], cut=True),
+            *(Release(given_back[i : i + MAX_ITEMS]) for i in range(0, len(given_back), MAX_ITEMS)),
+        ]
+
+
+def _finishes(reports: list[Ended], *, cut: bool) -> list[Finish]:
+    batches: list[Finish] = []
+    size = 0
+    for report in reports:
+        more = len(report.stdout) + len(report.stderr) + len(report.record)
+        if not batches or len(batches[-1].ended) == MAX_ITEMS or size + more > MAX_BYTES:
+            batches.append(Finish([], cut))
+            size = 0
+        batches[-1].ended.append(report)
+        size += more
+    return batches
+
+
+def _cut(ended: Ended) -> Ended:
+    """With outputs of CUT_BYTES together, as much of stderr as stdout leaves room for, and the reverse."""
+    half = CUT_BYTES // 2
+    stdout = shorten(ended.stdout, max(half, CUT_BYTES - len(ended.stderr)))
+    return ended._replace(stdout=stdout, stderr=shorten(ended.stderr, CUT_BYTES - len(stdout)))
