@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import NamedTuple
 
 from kingtask.store.calls import CUT_BYTES, Ended, Fence
@@ -31,17 +30,11 @@ class Release(NamedTuple):
     attempts: list[tuple[Fence, bytes]]
 
 
-class _Stage(Enum):
-    DUE = auto()
-    SENT = auto()
-    FAILED = auto()
-    """To be sent again at the next look."""
-
-
 @dataclass(slots=True)
 class _Item:
     report: Report
-    stage: _Stage = _Stage.DUE
+    failed: bool = False
+    """Sent in vain: to be sent again at the next look."""
     cut: bool = False
 
 
@@ -67,8 +60,8 @@ class Outbox:
     def look(self) -> None:
         """Send again what failed."""
         for fence, item in self._items.items():
-            if item.stage is _Stage.FAILED:
-                item.stage = _Stage.DUE
+            if item.failed:
+                item.failed = False
                 self._due.append(fence)
 
     def confirmed(self, fences: Iterable[Fence]) -> None:
@@ -80,20 +73,19 @@ class Outbox:
         """A call failed. `full`: Redis has no memory left; it takes an outcome with short outputs."""
         for fence in fences:
             item = self._items[fence]
-            item.stage = _Stage.FAILED
             if full and isinstance(item.report, Ended) and not item.cut:
-                item.report, item.cut, item.stage = _cut(item.report), True, _Stage.DUE
+                item.report, item.cut = _cut(item.report), True
                 self._due.append(fence)
+            else:
+                item.failed = True
 
     def take(self) -> list[Finish | Release]:
-        """What is due, in calls of a bounded size; it counts as sent."""
+        """What is due, in calls of a bounded size; it is not due again until a call has failed."""
         if not self._due:
             return []
         due = [self._items[fence] for fence in self._due]
         given_back = [(fence, report) for fence in self._due if isinstance(report := self._items[fence].report, bytes)]
         self._due = []
-        for item in due:
-            item.stage = _Stage.SENT
         return [
             *_finishes([item.report for item in due if isinstance(item.report, Ended) and not item.cut], cut=False),
             *_finishes([item.report for item in due if isinstance(item.report, Ended) and item.cut], cut=True),

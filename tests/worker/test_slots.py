@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
-from kingtask.worker.outbox import MAX_BYTES, MAX_ITEMS, Finish, Release
+from kingtask.worker.outbox import Finish, Release
 from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, Claim, Extend, Slots, StopProcess
 
 LEASE_S = 15.0
@@ -330,46 +330,12 @@ def test_a_finish_without_an_answer_is_sent_again(story: Story) -> None:
 
 
 def test_a_full_redis_gets_the_outcome_with_short_outputs(story: Story) -> None:
-    first, second = story.run("a", "b")
-    story.slots.ended(first, ended(first, b"o" * 100_000, b"e" * 100_000))
-    story.slots.ended(second, ended(second, b"o" * 10, b"e" * 100_000))
-    (finish, _) = story.decide()
-    story.slots.not_confirmed([row.fence for row in finish.ended], full=True)
-    (cut,) = story.decide()
-    assert cut.cut
-    for row in cut.ended:
-        assert len(row.stdout) + len(row.stderr) <= CUT_BYTES
-    assert [len(row.stdout) for row in cut.ended] == [CUT_BYTES // 2, 10]
-    assert [row.stdout_size for row in cut.ended] == [100_000, 10]
-    assert len(cut.ended[1].stderr) == CUT_BYTES - 10
-    story.slots.not_confirmed([row.fence for row in cut.ended], full=True)
-    assert story.decide() == []  # not in a circle: at the next look
-    story.slots.look()
+    (fence,) = story.run("a")
+    story.slots.ended(fence, ended(fence, b"o" * 100_000))
     story.decide()
-    assert story.of(Finish) == [cut]
-
-
-def test_batches_are_split_by_number_and_size() -> None:
-    story = Story(700)
-    story.settle()
-    fences: list[Fence] = []
-    for start in range(0, 450, 150):
-        fences += story.run(*(str(i) for i in range(start, start + 150)))
-    for fence in fences[:410]:
-        story.slots.ended(fence, ended(fence))
-    for fence in fences[410:]:
-        story.slots.ended(fence, ended(fence, b"x" * 300_000))
-    story.decide()
-    finishes = story.of(Finish)
-    assert sum(len(finish.ended) for finish in finishes) == 450
-    assert [len(finish.ended) for finish in finishes[:2]] == [MAX_ITEMS, MAX_ITEMS]
-    assert all(len(finish.ended) <= MAX_ITEMS for finish in finishes)
-    for finish in finishes:
-        assert sum(len(row.stdout) for row in finish.ended) <= MAX_BYTES
-    (fence,) = story.run("big")
-    story.slots.ended(fence, ended(fence, b"x" * (MAX_BYTES + 1)))
-    story.decide()
-    assert len(story.of(Finish)) == 1  # one alone may be larger
+    story.slots.not_confirmed([fence], full=True)
+    (finish,) = story.decide()
+    assert (finish.cut, len(finish.ended[0].stdout)) == (True, CUT_BYTES)
 
 
 def test_a_shortage_hands_back_and_pauses_longer_each_time(story: Story) -> None:
