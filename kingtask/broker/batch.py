@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kingtask import failpoint
 from kingtask.errors import StoreError
 from kingtask.store import calls
 from kingtask.store.store import BrokerStore
@@ -65,6 +66,8 @@ class Batch:
                     callback(value)
                 return
             reply, confirmed = value
+            if failpoint.ACTIVE and confirmed:
+                failpoint.reach("before_ack")
             self._on_stored(reply)
             for callback, outcome in zip(callbacks, reply.outcomes, strict=True):
                 held = confirmed or outcome in ("conflict", "full", "queues")

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from kingtask import __version__, protocol
+from kingtask import __version__, failpoint, protocol
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.edge import Edge, Peer
@@ -293,6 +293,7 @@ def raise_open_files() -> None:
 def run(config: BrokerConfig) -> int:
     """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
     raise_open_files()
+    failpoint.warn(log)
     asyncio.run(_run(config))
     return 0
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.address import RedisAddress
@@ -165,13 +166,15 @@ class BrokerStore(Store):
 
     def submit(self, call: Call, callback: Callback) -> None:
         """Send a submit and its barrier; `callback` gets (Submitted, whether the level was reached) or a StoreError."""
-        if self.ack_level != "replicas":
+        if self.ack_level != "replicas" or (failpoint.ACTIVE and failpoint.variant("no_barrier") is not None):
             self._send(self._submits, call, lambda value: callback(_confirmed(value)))
             return
         stored: Any = None
 
         def submitted(value: Submitted | StoreError) -> None:
             nonlocal stored
+            if failpoint.ACTIVE and not isinstance(value, StoreError):
+                failpoint.reach("after_submit_script")
             stored = value
 
         def waited(reply: int | StoreError) -> None:
@@ -207,7 +210,11 @@ class BrokerStore(Store):
 
 
 def _confirmed(value: Submitted | StoreError) -> Any:
-    return value if isinstance(value, StoreError) else (value, True)
+    if isinstance(value, StoreError):
+        return value
+    if failpoint.ACTIVE:
+        failpoint.reach("after_submit_script")
+    return value, True
 
 
 def _persistence(server: Server) -> str:

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 
+from kingtask import failpoint
 from kingtask.config import WorkerConfig
 from kingtask.errors import ConfigurationError
 from kingtask.worker.guard import Guard
@@ -23,6 +24,7 @@ DESCRIPTORS_BESIDE = 128
 def run(config: WorkerConfig) -> int:
     """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
     reset_signals()
+    failpoint.warn(log)
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
     guard = Guard(name, config.concurrency)

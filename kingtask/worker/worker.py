@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kingtask import __version__
+from kingtask import __version__, failpoint
 from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import WorkerConfig
 from kingtask.errors import StoreError
@@ -164,6 +164,8 @@ class Worker:
                 case Claim():
                     self._claim(action)
                 case Finish():
+                    if failpoint.ACTIVE:
+                        failpoint.reach("before_complete")
                     fences = [ended.fence for ended in action.ended]
                     call = calls.finish(self._policy, self._name, action.ended, cut=action.cut)
                     self._store.send(call, partial(self._reported, "finish", fences))
@@ -188,6 +190,8 @@ class Worker:
             self._slots.claim_failed(stored=reply.stored)
             log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
         else:
+            if failpoint.ACTIVE and reply.tasks:
+                failpoint.reach("after_claim")
             self._slots.claimed(reply.tasks, sent_s, more=reply.more)
             if reply.tasks and not self._spawning:
                 self._spawn_next()
@@ -200,6 +204,8 @@ class Worker:
                 "%s=failed attempts=%d kind=%s error=%r retrying=yes", what, len(fences), reply.kind, str(reply)
             )
         else:
+            if failpoint.ACTIVE and what == "finish":
+                failpoint.reach("after_complete")
             for fence, answer in zip(fences, reply.answers, strict=True):
                 if answer == "fenced":
                     log.warning("%s=fenced task=%s attempt=%d: its lease was given away", what, fence.id, fence.number)
@@ -233,8 +239,12 @@ class Worker:
         attempt.start()
         if attempt.spawned:
             self._slots.started()
+            if failpoint.ACTIVE:
+                failpoint.reach("after_spawn")
 
     def _ended(self, fence: Fence, report: Report) -> None:
+        if failpoint.ACTIVE:
+            failpoint.reach("after_exit")
         del self._attempts[fence]
         self._slots.ended(fence, report)
         self._soon()
