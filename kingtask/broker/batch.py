@@ -32,14 +32,14 @@ class Batch:
         self._store = store
         self._policy = policy
         self._on_stored = on_stored
-        self._tasks: list[tuple[str, str, bytes, bytes]] = []
+        self._tasks: list[calls.Prepared] = []
         self._callbacks: list[Callable[[Outcome], None]] = []
         self._bytes = 0
         self._calls = 0
 
-    def add(self, task: tuple[str, str, bytes, bytes], callback: Callable[[Outcome], None]) -> None:
+    def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
         """Add one prepared task; `callback` gets its outcome. Sends at once what makes a full call."""
-        size = len(task[2]) + len(task[3])
+        size = len(task[1]) + len(task[2])
         if self._tasks and self._bytes + size > MAX_BYTES:
             self._send()
         self._tasks.append(task)

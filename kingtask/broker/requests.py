@@ -33,8 +33,6 @@ AWAY_AGAIN_S = 0.5
 WORKER_ALIVE_S = 20.0
 """A worker heartbeats every 5 s; after this silence a queue no longer counts as served by it."""
 
-Prepared = tuple[str, str, bytes, bytes]
-
 
 class Op(NamedTuple):
     call: Callable[[Any, calls.Policy], calls.Call]
@@ -42,13 +40,13 @@ class Op(NamedTuple):
     writes: bool = True
 
 
-def prepare(value: Any, now_s: float, place: str, new_id: Callable[[], str]) -> Prepared:
+def prepare(value: Any, now_s: float, place: str, new_id: Callable[[], str]) -> calls.Prepared:
     """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place."""
     spec: TaskSpec = protocol.parse_task(value, now_s, place)
     return calls.prepare(spec.id or new_id(), spec)
 
 
-def submit_refusal(outcome: str, task_id: str, name: str) -> RequestRefused | None:
+def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
     """The error for a task's outcome, None if it is stored."""
     match outcome:
         case "ready" | "scheduled" | "exists":
@@ -56,7 +54,7 @@ def submit_refusal(outcome: str, task_id: str, name: str) -> RequestRefused | No
         case "conflict":
             return IdConflict(f"id: task {task_id} exists with other content; choose a new id", field="id")
         case "full":
-            return Busy(f"queue: the queue of task {name!r} is full; come back later", retry_after_s=FULL_AGAIN_S)
+            return Busy("queue: the queue of this task is full; come back later", retry_after_s=FULL_AGAIN_S)
         case "queues":
             return Busy(
                 "queue: there are too many queues; use an existing one, or raise max_queues", retry_after_s=FULL_AGAIN_S
@@ -113,7 +111,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
         raise not_found(request.id)
     if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not answer[1]):
         raise WrongState(f"id: task {request.id} has not ended yet ({outcome})", field="id")
-    refused = submit_refusal(outcome, request.new_id, request.id)
+    refused = submit_refusal(outcome, request.new_id)
     if refused is not None:
         raise refused
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
@@ -153,7 +151,7 @@ def _stats(_request: protocol.Stats, stats: StoreStats) -> dict[str, Any]:
 
 
 def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, Any]:
-    refused = None if answer == "ok" else submit_refusal(answer, "", request.queue)
+    refused = None if answer == "ok" else submit_refusal(answer, "")
     if refused is not None:
         raise refused
     return {"queue": request.queue, "paused": isinstance(request, protocol.Pause)}

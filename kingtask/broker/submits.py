@@ -9,6 +9,7 @@ from kingtask import protocol
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch, Outcome
 from kingtask.errors import InvalidRequest, RequestRefused, StoreError
+from kingtask.store import calls
 
 Finish = Callable[[dict[str, Any] | RequestRefused], None]
 """Called once with the reply's fields, or with the error that is the reply."""
@@ -43,10 +44,10 @@ class Submits:
 
         self._batch.add(task, stored)
 
-    def add(self, task: requests.Prepared, callback: Callable[[Outcome], None]) -> None:
+    def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
         self._batch.add(task, callback)
 
-    def prepare(self, value: Any, now_s: float, place: str) -> requests.Prepared:
+    def prepare(self, value: Any, now_s: float, place: str) -> calls.Prepared:
         return requests.prepare(value, now_s, place, self._new_id)
 
     def ack(self) -> str | None:
@@ -70,7 +71,7 @@ class _Many:
             else:
                 submits.add(task, self._callback(i, task))
 
-    def _callback(self, i: int, task: requests.Prepared) -> Callable[[Outcome], None]:
+    def _callback(self, i: int, task: calls.Prepared) -> Callable[[Outcome], None]:
         def stored(outcome: Outcome) -> None:
             error = refusal(outcome, task)
             self._settle(i, accepted(outcome, task) if error is None else _refused(task[0], error))
@@ -84,13 +85,13 @@ class _Many:
             self._finish({"ack": self._submits.ack(), "outcomes": self._outcomes})
 
 
-def refusal(outcome: Outcome, task: requests.Prepared) -> RequestRefused | None:
+def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
     if isinstance(outcome, StoreError):
         return requests.store_refusal(outcome, writes=True)
-    return requests.submit_refusal(outcome, task[0], task[1])
+    return requests.submit_refusal(outcome, task[0])
 
 
-def accepted(outcome: Outcome, task: requests.Prepared) -> dict[str, Any]:
+def accepted(outcome: Outcome, task: calls.Prepared) -> dict[str, Any]:
     return {"id": task[0], "outcome": "exists" if outcome == "exists" else "created"}
 
 

@@ -112,12 +112,15 @@ CUT_BYTES = 4096
 """Outputs of `finish_cut`, which a full Redis still takes."""
 
 
-def prepare(task_id: str, spec: TaskSpec) -> tuple[str, str, bytes, bytes]:
-    """A task as `submit` takes it: id, name, spec, plan."""
-    return (task_id, spec.name, record.pack_spec(spec), record.pack_plan(spec))
+Prepared = tuple[str, bytes, bytes]
+"""A task as `submit` takes it: id, spec, plan."""
 
 
-def submit(policy: Policy, tasks: Sequence[tuple[str, str, bytes, bytes]]) -> Call:
+def prepare(task_id: str, spec: TaskSpec) -> Prepared:
+    return (task_id, record.pack_spec(spec), record.pack_plan(spec))
+
+
+def submit(policy: Policy, tasks: Sequence[Prepared]) -> Call:
     limits = {"max_queues": policy.max_queues, "max_queue_length": policy.max_queue_length}
     return Call("submit", {**limits, "tasks": tasks}, _submitted)
 

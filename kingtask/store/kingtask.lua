@@ -25,12 +25,13 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage)
 
 Fields of task:<id>
-  name, spec       as sent; spec is opaque here (arguments, stdin, …)
-  plan             msgpack array {start, delay, queue, priority, retry, keep, expires, on_lost}, as sent, in ms;
-                   0 = absent, queue '' = default, on_lost 1 = fail. Name, plan and spec are the identity of a request:
-                   the same id with the same three is the same request sent again.
-  state, created, due (ms; absent while scheduled: the score says it), place (of its last stay in ready)
-  attempt, token, worker, claimed   the fence of the last claim, and when that was
+  plan             msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
+                   0 = absent, queue '' = default, on_lost 1 = fail; what is default at its end is left out
+  spec             as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
+                   with the same two is the same request sent again.
+  state, created   a waiting task has no more than these four: every argument of every call costs, in memory, too
+  due              ms; absent while scheduled, the score says it; and if never scheduled: its start or created then
+  attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
   failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
   cancel, watched                   '1': cancel was asked for; a client waits for the end
   attempt:<n>      msgpack array {n, worker, started, ended, reason, exit, signal, message, stderr}; -1 = absent
@@ -113,9 +114,15 @@ local function publish(c, what, text) call('PUBLISH', c.p .. c.args.db .. ':' ..
 local function read_plan(packed)
   local a = cmsgpack.unpack(packed)
   return {
-    start = a[1], delay = a[2], queue = a[3] == '' and 'default' or a[3], priority = a[4],
-    retry = a[5], keep = a[6], expires = a[7], fail_if_lost = a[8] == 1,
+    name = a[1], start = a[2] or 0, retry = a[3] or {}, queue = (a[4] or '') == '' and 'default' or a[4],
+    priority = a[5] or 5, delay = a[6] or 0, keep = a[7] or 0, expires = a[8] or 0, fail_if_lost = a[9] == 1,
   }
+end
+
+-- When a task that has been ready could first have been started.
+local function due_of(plan, due, created)
+  if due then return tonumber(due) end
+  return plan.start > 0 and plan.start or tonumber(created)
 end
 
 -- Calls f(id, i) for each id of an index. What has no readable record is taken off the index, and named in the server's
@@ -161,19 +168,43 @@ local function place_of(plan, number)
   return (9 - plan.priority) * BAND + number
 end
 
-local function enter_ready(c, id, plan, place)
-  call('ZADD', c.p .. 'ready:' .. plan.queue, place, id)
-  if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
-  c.gained[plan.queue] = (c.gained[plan.queue] or 0) + 1
+-- Takes {{id, plan, place}, …}: a call of its own for each would cost as much as all the rest of a submit.
+local function enter_ready(c, tasks)
+  local by_queue = {}
+  for _, t in ipairs(tasks) do
+    local id, plan = t[1], t[2]
+    local adds = by_queue[plan.queue]
+    if not adds then adds = {}; by_queue[plan.queue] = adds end
+    adds[#adds + 1] = t[3]
+    adds[#adds + 1] = id
+    if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
+  end
+  for queue, adds in pairs(by_queue) do
+    call('ZADD', c.p .. 'ready:' .. queue, unpack(adds))
+    c.gained[queue] = (c.gained[queue] or 0) + #adds / 2
+  end
 end
 
-local function enter_schedule(c, id, plan, due)
-  local key = c.p .. 'schedule'
-  local last = call('ZREVRANGEBYSCORE', key, '(' .. int(due + 1), int(due), 'WITHSCORES', 'LIMIT', 0, 1)
-  local score = last[2] and math.min(tonumber(last[2]) + STEP, due + 1 - STEP) or due
-  call('ZADD', key, string.format('%.10f', score), id)
-  if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
-  count(c, plan.queue, 'scheduled', 1)
+-- Takes {{id, plan, due}, …} in order of submission, which the scores keep.
+local function enter_schedule(c, tasks)
+  if #tasks == 0 then return end
+  local key, first, last = c.p .. 'schedule', math.huge, 0
+  for _, t in ipairs(tasks) do first = math.min(first, t[3]); last = math.max(last, t[3]) end
+  local empty = #call('ZRANGEBYSCORE', key, int(first), '(' .. int(last + 1), 'LIMIT', 0, 1) == 0
+  local scores, adds = {}, {}
+  for _, t in ipairs(tasks) do
+    local id, plan, due = t[1], t[2], t[3]
+    local before = scores[due]
+    if not before and not empty then
+      before = call('ZREVRANGEBYSCORE', key, '(' .. int(due + 1), int(due), 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    end
+    scores[due] = before and math.min(tonumber(before) + STEP, due + 1 - STEP) or due
+    adds[#adds + 1] = scores[due] == due and int(due) or string.format('%.10f', scores[due])
+    adds[#adds + 1] = id
+    if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
+    count(c, plan.queue, 'scheduled', 1)
+  end
+  call('ZADD', key, unpack(adds))
 end
 
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms.
@@ -211,7 +242,7 @@ local function fail(c, id, plan, worker, failures, final, cancelled, reason)
     return to
   end
   leave(c, id, 'running', 'scheduled', plan, worker)
-  enter_schedule(c, id, plan, c.now + interval)
+  enter_schedule(c, {{id, plan, c.now + interval}})
   call('HSET', c.p .. 'task:' .. id, 'state', 'scheduled', 'reason', reason)
   call('HDEL', c.p .. 'task:' .. id, 'graced')
   count(c, plan.queue, 'retried', 1, true)
@@ -224,7 +255,7 @@ local function back_to_ready(c, id, plan, worker, place)
   local key = c.p .. 'task:' .. id
   call('HSET', key, 'state', 'ready')
   call('HDEL', key, 'token', 'graced')
-  enter_ready(c, id, plan, tonumber(place))
+  enter_ready(c, {{id, plan, tonumber(place)}})
 end
 
 -- Tells every broker which queues gained tasks.
@@ -262,22 +293,27 @@ local function room(c, queue)
   return c.args.max_queue_length - scheduled - call('ZCARD', c.p .. 'ready:' .. queue)
 end
 
--- args {db, max_queues, max_queue_length, tasks = {{id, name, spec, plan}, …}}
+-- args {db, max_queues, max_queue_length, tasks = {{id, spec, plan}, …}}
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full or queues
 local function submit(keys, args)
   local c = begin(keys, args)
+  local tasks = c.args.tasks
   local outcomes, dues, rooms, plans, made = {}, {}, {}, {}, {}
-  for _, t in ipairs(c.args.tasks) do plans[t[4]] = plans[t[4]] or read_plan(t[4]) end  -- many have the same one
+  local paths, ready, scheduled, seen = {}, {}, {}, {}
+  for i, t in ipairs(tasks) do
+    paths[i] = c.p .. 'task:' .. t[1]
+    plans[t[3]] = plans[t[3]] or read_plan(t[3])  -- many have the same one
+  end
   local before = earliest(c)
-  local first = next_places(c, #c.args.tasks)  -- a write even if all exist: WAIT covers only its connection's writes
-  for i, t in ipairs(c.args.tasks) do
-    local id, name, spec, packed, plan = t[1], t[2], t[3], t[4], plans[t[4]]
-    local key = c.p .. 'task:' .. id
-    local known = call('EXISTS', key) == 1
+  local some = call('EXISTS', unpack(paths)) > 0
+  local first = next_places(c, #tasks)  -- a write even if all exist: WAIT covers only its connection's writes
+  for i, t in ipairs(tasks) do
+    local id, spec, packed, key, plan = t[1], t[2], t[3], paths[i], plans[t[3]]
+    local known = seen[id] or some and call('EXISTS', key) == 1
     local left = known or rooms[plan.queue] or room(c, plan.queue)
     if known then
-      local t = call('HMGET', key, 'name', 'spec', 'plan')
-      outcomes[i] = t[1] == name and t[2] == spec and t[3] == packed and 'exists' or 'conflict'
+      local t = redis.pcall('HMGET', key, 'spec', 'plan')
+      outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
     elseif left == 'queues' then
       outcomes[i] = 'queues'
     elseif left <= 0 then
@@ -285,21 +321,21 @@ local function submit(keys, args)
     else
       rooms[plan.queue] = left - 1
       made[plan.queue] = (made[plan.queue] or 0) + 1
+      seen[id] = true
       local due = plan.delay > 0 and c.now + plan.delay or plan.start
       if due > c.now then
-        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'scheduled', 'created', c.now_text)
-        enter_schedule(c, id, plan, due)
         outcomes[i] = 'scheduled'
         dues[#dues + 1] = due
+        scheduled[#scheduled + 1] = {id, plan, due}
       else
-        local place = int(place_of(plan, first + i))
-        call('HSET', key, 'name', name, 'spec', spec, 'plan', packed, 'state', 'ready', 'created', c.now_text,
-          'due', due > 0 and int(due) or c.now_text, 'place', place)
-        enter_ready(c, id, plan, place)
         outcomes[i] = 'ready'
+        ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
       end
+      call('HSET', key, 'plan', packed, 'spec', spec, 'state', outcomes[i], 'created', c.now_text)
     end
   end
+  enter_ready(c, ready)
+  enter_schedule(c, scheduled)
   for queue, n in pairs(made) do count(c, queue, 'submitted', n, true) end
   settle(c)
   announce(c, before)
@@ -311,23 +347,22 @@ end
 local function requeue(keys, args)
   local c = begin(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
-  local known = call('HMGET', new, 'name', 'origin')
+  local known = call('HMGET', new, 'plan', 'origin')
   if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
-  local old = call('HMGET', key, 'name', 'spec', 'plan', 'state')
+  local old = call('HMGET', key, 'plan', 'spec', 'state')
   if not old[1] then return {'missing', ''} end
-  if not TERMINAL[old[4]] then return {old[4], ''} end
-  local plan = read_plan(old[3])
+  if not TERMINAL[old[3]] then return {old[3], ''} end
+  local plan = read_plan(old[1])
   local left = room(c, plan.queue)
   if left == 'queues' then return {'queues', ''} end
   if left <= 0 then return {'full', ''} end
   -- The new task starts now and is not bound by an instant that has passed.
-  local a = cmsgpack.unpack(old[3])
-  a[1], a[2], a[7] = 0, 0, 0
+  local a = cmsgpack.unpack(old[1])
+  for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
   plan.expires = 0
-  local place = place_of(plan, next_places(c, 1) + 1)
-  call('HSET', new, 'name', old[1], 'spec', old[2], 'plan', cmsgpack.pack(a), 'state', 'ready', 'created', int(c.now),
-    'due', int(c.now), 'place', int(place), 'origin', c.args.id)
-  enter_ready(c, c.args.new_id, plan, place)
+  call('HSET', new, 'plan', cmsgpack.pack(a), 'spec', old[2], 'state', 'ready', 'created', c.now_text,
+    'origin', c.args.id)
+  enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
   count(c, plan.queue, 'submitted', 1, true)
   settle(c)
   wake(c)
@@ -345,7 +380,7 @@ local function promote(c)
     dues[#dues + 1] = floor(tonumber(found[i + 1]))
   end
   if #ids == 0 then return 0 end
-  local first = next_places(c, #ids)
+  local first, ready = next_places(c, #ids), {}
   each(index, ids, function(id, i)
     local key = c.p .. 'task:' .. id
     local plan = read_plan(call('HGET', key, 'plan'))
@@ -354,10 +389,10 @@ local function promote(c)
       return
     end
     leave(c, id, 'scheduled', 'ready', plan)
-    local place = place_of(plan, first + i)
-    call('HSET', key, 'state', 'ready', 'due', int(dues[i]), 'place', int(place))
-    enter_ready(c, id, plan, place)
+    call('HSET', key, 'state', 'ready', 'due', int(dues[i]))
+    ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
   end)
+  enter_ready(c, ready)
   return #ids
 end
 
@@ -478,9 +513,9 @@ local function held_by(c, worker)
 end
 
 -- nil if the record lacks something: a reply ends at the first hole.
-local function grant(id, number, name, spec, plan, due, claimed)
-  if not (name and spec and due and claimed) then return nil end
-  return {id, number, name, spec, plan.queue, tonumber(due), plan.fail_if_lost and 1 or 0, tonumber(claimed)}
+local function grant(id, number, spec, plan, due, claimed)
+  if not (spec and due and claimed) then return nil end
+  return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, tonumber(claimed)}
 end
 
 -- args {db, worker, queues, n, token, lease, keep, failed_keep, again}: again = 1 sends a claim whose reply was lost
@@ -493,8 +528,8 @@ local function claim(keys, args)
   if a.again == 1 then
     for _, h in ipairs(held_by(c, a.worker)) do
       if h.token == a.token then
-        local t, plan = fenced_read(c, h.id, h.number, h.token, 'name', 'spec', 'due', 'claimed')
-        if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], t[8], plan, t[9], t[10]) end
+        local t, plan = fenced_read(c, h.id, h.number, h.token, 'spec', 'due', 'created', 'claimed')
+        if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], plan, due_of(plan, t[8], t[9]), t[10]) end
       end
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
@@ -504,15 +539,18 @@ local function claim(keys, args)
   for _, queue in ipairs(a.queues) do
     local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
     while left > 0 and looks > 0 and not paused do
-      local ids = call('ZRANGE', c.p .. 'ready:' .. queue, 0, math.min(left, looks) - 1)
-      if #ids == 0 then break end
-      each(c.p .. 'ready:' .. queue, ids, function(id)
+      local found = call('ZRANGE', c.p .. 'ready:' .. queue, 0, math.min(left, looks) - 1, 'WITHSCORES')
+      if #found == 0 then break end
+      local ids, places = {}, {}
+      for i = 1, #found, 2 do ids[#ids + 1] = found[i]; places[#places + 1] = found[i + 1] end
+      each(c.p .. 'ready:' .. queue, ids, function(id, i)
         if looks <= 0 then return end
         looks = looks - 1
         local key = c.p .. 'task:' .. id
-        local t = call('HMGET', key, 'plan', 'attempt', 'name', 'spec', 'due')
+        local t = call('HMGET', key, 'plan', 'attempt', 'spec', 'due', 'created')
         local plan = read_plan(t[1])
-        assert(t[3] and t[4] and t[5], 'fields are missing')
+        local due = due_of(plan, t[4], t[5])
+        assert(t[3] and due, 'fields are missing')
         if plan.expires > 0 and plan.expires <= c.now then
           close(c, id, 'ready', 'expired', plan, 'expires_at')
           return
@@ -520,14 +558,14 @@ local function claim(keys, args)
         leave(c, id, 'ready', 'running', plan)
         local number = tonumber(t[2] or 0) + 1
         call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
-          'claimed', int(c.now))
+          'claimed', c.now_text, 'place', places[i])
         call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
         call('HSET', held, id, int(number) .. ':' .. a.token)
         count(c, queue, 'running', 1)
         count(c, queue, 'started', 1, true)
-        tasks[#tasks + 1] = grant(id, number, t[3], t[4], plan, t[5], c.now)
+        tasks[#tasks + 1] = grant(id, number, t[3], plan, due, c.now)
         left = left - 1
-        bytes = bytes + #t[4]
+        bytes = bytes + #t[3]
         if bytes >= CLAIM_BYTES then looks = 0 end
       end)
     end
@@ -711,8 +749,8 @@ end
 
 -- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order: terminal
 -- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
--- Returns {score of the last entry looked at, rest, done, {{id, score, name, plan, created, due, attempt, worker,
--- reason, origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at
+-- Returns {score of the last entry looked at, rest, done, {{id, score, plan, created, due, attempt, worker, reason,
+-- origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at
 -- the start). What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others.
 local function list(keys, args)
   local c = begin(keys, args)
@@ -729,12 +767,12 @@ local function list(keys, args)
     local id = found[i]
     if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
     looked = looked + 1
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'name', 'plan', 'created', 'due', 'attempt', 'worker',
-      'reason', 'origin', 'state')
-    local ok, plan = pcall(read_plan, t[2])
-    if ok and t[1] and t[9] == a.state and (a.queue == '' or plan.queue == a.queue) then
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
+      'origin', 'state')
+    local ok, plan = pcall(read_plan, t[1])
+    if ok and plan.name and t[8] == a.state and (a.queue == '' or plan.queue == a.queue) then
       local row = {id, found[i + 1]}
-      for k = 1, 9 do row[k + 2] = t[k] or '' end
+      for k = 1, 8 do row[k + 2] = t[k] or '' end
       rows[#rows + 1] = row
     end
   end
@@ -749,7 +787,7 @@ local function oldest_since(c, queue)
     local first = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then return oldest end
     local t = redis.pcall('HMGET', c.p .. 'task:' .. first[1], 'due', 'created')
-    local since = t[1] and t[2] and math.max(tonumber(t[1]), tonumber(t[2]))  -- a start in the past: since its submit
+    local since = tonumber(t[1] or t[2] or nil)  -- a start in the past: since its submit
     if since and (not oldest or since < oldest) then oldest = since end
     from = (floor(tonumber(first[2]) / BAND) + 1) * BAND
   end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -28,29 +29,55 @@ class Execution(NamedTuple):
     tags: tuple[str, ...]
 
 
+class Plan(NamedTuple):
+    """What the functions read of a task, in this order; 0 stands for what the request did not say."""
+
+    name: str
+    start_ms: int = 0
+    retry_ms: Sequence[int] = ()
+    queue: str = ""
+    """Empty: default."""
+    priority: int = 5
+    delay_ms: int = 0
+    keep_ms: int = 0
+    expires_ms: int = 0
+    fail_if_lost: int = 0
+
+
+_DEFAULTS = Plan("")
+
+
 def pack_plan(spec: TaskSpec) -> bytes:
-    """What the functions read, in ms: start, delay, queue, priority, retry, keep, expires, on_lost."""
+    """Without what is default at the end: most plans are a name and a retry list, or not even that."""
     times = (spec.start_at, spec.delay_s, spec.keep_result_s or 0.0, spec.expires_at or 0.0)
-    rest = (spec.queue, spec.priority, spec.retry, spec.on_lost)
+    rest = (spec.name, spec.queue, spec.priority, spec.retry, spec.on_lost)
     # Tasks to be started now come with few different plans; each instant makes a plan of its own.
     return _plan(times, rest) if times[0] or times[3] else _usual_plan(times, rest)
 
 
-def _plan(times: tuple[float, float, float, float], rest: tuple[str, int, tuple[float, ...], str]) -> bytes:
+def _plan(times: tuple[float, float, float, float], rest: tuple[str, str, int, tuple[float, ...], str]) -> bytes:
     start_s, delay_s, keep_s, expires_s = times
-    queue, priority, retry, on_lost = rest
-    return pack_raw(
-        (
-            start_ms(start_s),
-            duration_ms(delay_s),
-            "" if queue == "default" else queue,
-            priority,
-            [duration_ms(interval) for interval in retry],
-            duration_ms(keep_s),
-            start_ms(expires_s),
-            1 if on_lost == "fail" else 0,
-        )
+    name, queue, priority, retry, on_lost = rest
+    plan = Plan(
+        name,
+        start_ms(start_s),
+        tuple(duration_ms(interval) for interval in retry),
+        "" if queue == "default" else queue,
+        priority,
+        duration_ms(delay_s),
+        duration_ms(keep_s),
+        start_ms(expires_s),
+        1 if on_lost == "fail" else 0,
     )
+    length = len(plan)
+    while plan[length - 1] == _DEFAULTS[length - 1]:
+        length -= 1
+    return pack_raw(plan[:length])
+
+
+def unpack_plan(packed: bytes) -> Plan:
+    plan = Plan(*unpack_raw(packed))
+    return plan._replace(name=plan.name.decode(), queue=plan.queue.decode() if plan.queue else "")  # type: ignore[attr-defined]
 
 
 _usual_plan = lru_cache(maxsize=256)(_plan)
@@ -123,7 +150,7 @@ def unpack_attempt(packed: bytes) -> Attempt:
 
 def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
     """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
-    plan = unpack_raw(fields["plan"])
+    plan = unpack_plan(fields["plan"])
     spec = unpack_spec(fields["spec"])
     state = State(fields["state"].decode())
     created_ms = int(fields["created"])
@@ -134,12 +161,12 @@ def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
     running = state is State.RUNNING
     return Result(
         id=task_id,
-        name=fields["name"].decode(),
-        queue=plan[2].decode() or "default",
-        priority=plan[3],
+        name=plan.name,
+        queue=plan.queue or "default",
+        priority=plan.priority,
         state=state,
         created_at=created_ms / 1000,
-        due_at=(due_ms or int(fields.get("due", created_ms))) / 1000,
+        due_at=(due_ms or int(fields.get("due", plan.start_ms or created_ms))) / 1000,
         args=spec.args,
         tags=spec.tags,
         origin=_text(fields.get("origin")),
@@ -170,19 +197,19 @@ def page_of(reply: Any) -> Page:
 
 
 def _row(row: list[Any]) -> Result:
-    task_id, score, name, plan, created, due, attempt, worker, reason, origin, state = row
-    fields = unpack_raw(plan)
+    task_id, score, packed, created, due, attempt, worker, reason, origin, state = row
+    plan = unpack_plan(packed)
     kind = State(state.decode())
     at_ms = int(float(score))
     created_ms = int(created)
     return Result(
         id=task_id.decode(),
-        name=name.decode(),
-        queue=fields[2].decode() or "default",
-        priority=fields[3],
+        name=plan.name,
+        queue=plan.queue or "default",
+        priority=plan.priority,
         state=kind,
         created_at=created_ms / 1000,
-        due_at=(at_ms if kind is State.SCHEDULED else int(due or created_ms)) / 1000,
+        due_at=(at_ms if kind is State.SCHEDULED else int(due or plan.start_ms or created_ms)) / 1000,
         attempt=int(attempt or 0),
         worker=worker.decode() or None if kind is State.RUNNING else None,
         reason=reason.decode(),

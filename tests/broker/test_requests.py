@@ -40,7 +40,7 @@ def test_every_op_has_one_place() -> None:
 
 @pytest.mark.parametrize("outcome", ["ready", "scheduled", "exists"])
 def test_what_is_stored_is_no_refusal(outcome: str) -> None:
-    assert requests.submit_refusal(outcome, ID, "x") is None
+    assert requests.submit_refusal(outcome, ID) is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
     ],
 )
 def test_refused_outcomes(outcome: str, kind: type[RequestRefused], retryable: bool, stored: str) -> None:
-    refused = requests.submit_refusal(outcome, ID, "x")
+    refused = requests.submit_refusal(outcome, ID)
     assert type(refused) is kind
     assert (refused.retryable, refused.stored) == (retryable, stored)
 

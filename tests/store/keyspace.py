@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from kingtask.protocol import unpack_raw
+from kingtask.store import record
 from kingtask.store.keys import KEY_PATTERNS, Keys
 from kingtask.task import TERMINAL
 
@@ -26,7 +26,7 @@ COUNT_FIELDS = {
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
-    *("name spec plan state created due place attempt token worker claimed".split()),
+    *("plan spec state created due place attempt token worker claimed".split()),
     *("failures lost graced cancel watched finished reason out err out_size err_size origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
@@ -168,8 +168,7 @@ def _members(view: Dump, key: str) -> dict[str, bytes]:
 
 
 def _queue(fields: dict[bytes, bytes]) -> str:
-    queue: str = unpack_raw(fields[b"plan"])[2].decode()
-    return queue or "default"
+    return record.unpack_plan(fields[b"plan"]).queue or "default"
 
 
 def _check_tasks(view: Dump) -> None:
@@ -193,13 +192,13 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
         state = fields[b"state"].decode()
         if state in TERMINAL:
             continue
-        expires_ms = unpack_raw(fields[b"plan"])[6]
+        expires_ms = record.unpack_plan(fields[b"plan"]).expires_ms
         if expires_ms and state != "running":
             expected.setdefault("expiry", {})[task_id] = expires_ms
         if state == "scheduled":
             expected.setdefault("schedule", {})[task_id] = None
         elif state == "ready":
-            expected.setdefault(f"ready:{_queue(fields)}", {})[task_id] = int(fields[b"place"])
+            expected.setdefault(f"ready:{_queue(fields)}", {})[task_id] = None
         else:
             expected.setdefault("running", {})[task_id] = None
             fence = fields[b"attempt"] + b":" + fields[b"token"]

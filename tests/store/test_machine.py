@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from kingtask.protocol import unpack_raw
-from kingtask.store import calls
+from kingtask.store import calls, record
 from kingtask.store.calls import Fence, Policy
 from kingtask.task import TERMINAL, State, TaskSpec
 from tests.servers import RedisServer
@@ -323,11 +323,12 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
     """A task's hash in the words of the model."""
     text = {name.decode(): value for name, value in entry.value.items()}
     state = State(text["state"].decode())
+    plan = record.unpack_plan(text["plan"])
     records = [unpack_raw(value) for name, value in text.items() if name.startswith("attempt:")]
     return {
         "state": state,
         "created": int(text["created"]),
-        "due": None if state is State.SCHEDULED else int(text.get("due", 0)),
+        "due": None if state is State.SCHEDULED else int(text.get("due", plan.start_ms or text["created"])),
         "origin": text["origin"].decode() if "origin" in text else None,
         "attempt": int(text.get("attempt", 0)),
         "token": text.get("token"),
@@ -338,7 +339,7 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
         "graced": int(text.get("graced", 0)),
         "cancel": "cancel" in text,
         "watched": "watched" in text,
-        "attempts": sorted((record[0], record[4].decode()) for record in records),
+        "attempts": sorted((ended[0], ended[4].decode()) for ended in records),
         "finished": int(text.get("finished", 0)),
         "reason": text.get("reason", b"").decode(),
         "stdout": text.get("out", b""),
