@@ -25,12 +25,13 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage)
 
 Fields of task:<id>
-  plan             msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
+  p (the plan)     msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
                    0 = absent, queue '' = default, on_lost 1 = fail; what is default at its end is left out
-  spec             as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
+  s (the spec)     as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
                    with the same two is the same request sent again.
-  state, created   a waiting task has no more than these four: every argument of every call costs, in memory, too
-  due              ms; absent while scheduled, the score says it; and if never scheduled: its start or created then
+  state, c (when created, ms)   a waiting task has no more than these four, and three are single letters: of ten million
+                   waiting tasks every letter is 10 MB, and every further argument of a call costs time, too
+  due              ms; absent while scheduled, the score says it; and if never scheduled: its start or c then
   attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
   failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
   cancel, watched                   '1': cancel was asked for; a client waits for the end
@@ -312,7 +313,7 @@ local function submit(keys, args)
     local known = seen[id] or some and call('EXISTS', key) == 1
     local left = known or rooms[plan.queue] or room(c, plan.queue)
     if known then
-      local t = redis.pcall('HMGET', key, 'spec', 'plan')
+      local t = redis.pcall('HMGET', key, 's', 'p')
       outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
     elseif left == 'queues' then
       outcomes[i] = 'queues'
@@ -331,7 +332,7 @@ local function submit(keys, args)
         outcomes[i] = 'ready'
         ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
       end
-      call('HSET', key, 'plan', packed, 'spec', spec, 'state', outcomes[i], 'created', c.now_text)
+      call('HSET', key, 'p', packed, 's', spec, 'state', outcomes[i], 'c', c.now_text)
     end
   end
   enter_ready(c, ready)
@@ -347,9 +348,9 @@ end
 local function requeue(keys, args)
   local c = begin(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
-  local known = call('HMGET', new, 'plan', 'origin')
+  local known = call('HMGET', new, 'p', 'origin')
   if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
-  local old = call('HMGET', key, 'plan', 'spec', 'state')
+  local old = call('HMGET', key, 'p', 's', 'state')
   if not old[1] then return {'missing', ''} end
   if not TERMINAL[old[3]] then return {old[3], ''} end
   local plan = read_plan(old[1])
@@ -360,7 +361,7 @@ local function requeue(keys, args)
   local a = cmsgpack.unpack(old[1])
   for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
   plan.expires = 0
-  call('HSET', new, 'plan', cmsgpack.pack(a), 'spec', old[2], 'state', 'ready', 'created', c.now_text,
+  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 'state', 'ready', 'c', c.now_text,
     'origin', c.args.id)
   enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
   count(c, plan.queue, 'submitted', 1, true)
@@ -383,7 +384,7 @@ local function promote(c)
   local first, ready = next_places(c, #ids), {}
   each(index, ids, function(id, i)
     local key = c.p .. 'task:' .. id
-    local plan = read_plan(call('HGET', key, 'plan'))
+    local plan = read_plan(call('HGET', key, 'p'))
     if plan.expires > 0 and plan.expires <= c.now then
       close(c, id, 'scheduled', 'expired', plan, 'expires_at')
       return
@@ -404,7 +405,7 @@ local function reap(c)
   local lost = 0
   each(index, ids, function(id)
     local key = c.p .. 'task:' .. id
-    local t = call('HMGET', key, 'plan', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
+    local t = call('HMGET', key, 'p', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
     local plan, number, worker = read_plan(t[1]), tonumber(t[2]), t[3]
     if c.now < forgiven and tonumber(t[7] or 0) < MAX_GRACED then
       call('ZADD', index, int(forgiven), id)
@@ -431,7 +432,7 @@ local function expire(c)
   local index = c.p .. 'expiry'
   local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   each(index, ids, function(id)
-    local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'plan')
+    local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'p')
     close(c, id, t[1], 'expired', read_plan(t[2]), 'expires_at')
   end)
   return #ids
@@ -497,7 +498,7 @@ end
 
 -- The task and its plan if the caller holds this very attempt, else nil.
 local function fenced_read(c, id, number, token, ...)
-  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'plan', 'cancel', 'place', ...)
+  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'p', 'cancel', 'place', ...)
   if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
   local ok, plan = pcall(read_plan, t[4])
   if ok then return t, plan end
@@ -528,7 +529,7 @@ local function claim(keys, args)
   if a.again == 1 then
     for _, h in ipairs(held_by(c, a.worker)) do
       if h.token == a.token then
-        local t, plan = fenced_read(c, h.id, h.number, h.token, 'spec', 'due', 'created', 'claimed')
+        local t, plan = fenced_read(c, h.id, h.number, h.token, 's', 'due', 'c', 'claimed')
         if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], plan, due_of(plan, t[8], t[9]), t[10]) end
       end
     end
@@ -547,7 +548,7 @@ local function claim(keys, args)
         if looks <= 0 then return end
         looks = looks - 1
         local key = c.p .. 'task:' .. id
-        local t = call('HMGET', key, 'plan', 'attempt', 'spec', 'due', 'created')
+        local t = call('HMGET', key, 'p', 'attempt', 's', 'due', 'c')
         local plan = read_plan(t[1])
         local due = due_of(plan, t[4], t[5])
         assert(t[3] and due, 'fields are missing')
@@ -691,7 +692,7 @@ local function cancel(keys, args)
   local c = begin(keys, args)
   local id = c.args.id
   local key = c.p .. 'task:' .. id
-  local t = call('HMGET', key, 'state', 'plan', 'worker')
+  local t = call('HMGET', key, 'state', 'p', 'worker')
   if not t[1] then return 'missing' end
   if t[1] == 'scheduled' or t[1] == 'ready' then
     close(c, id, t[1], 'cancelled', read_plan(t[2]), 'cancelled')
@@ -767,7 +768,7 @@ local function list(keys, args)
     local id = found[i]
     if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
     looked = looked + 1
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'plan', 'created', 'due', 'attempt', 'worker', 'reason',
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'p', 'c', 'due', 'attempt', 'worker', 'reason',
       'origin', 'state')
     local ok, plan = pcall(read_plan, t[1])
     if ok and plan.name and t[8] == a.state and (a.queue == '' or plan.queue == a.queue) then
@@ -786,7 +787,7 @@ local function oldest_since(c, queue)
   while true do
     local first = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then return oldest end
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. first[1], 'due', 'created')
+    local t = redis.pcall('HMGET', c.p .. 'task:' .. first[1], 'due', 'c')
     local since = tonumber(t[1] or t[2] or nil)  -- a start in the past: since its submit
     if since and (not oldest or since < oldest) then oldest = since end
     from = (floor(tonumber(first[2]) / BAND) + 1) * BAND

@@ -197,7 +197,7 @@ def test_a_damaged_record_costs_one_reply(rig: Rig) -> None:
     broker = rig.start_broker()
     client = rig.client()
     task = client.submit("ledger")
-    rig.redis.client().hset(f"{{kingtask}}:task:{task.id}", "spec", b"\xc1")
+    rig.redis.client().hset(f"{{kingtask}}:task:{task.id}", "s", b"\xc1")
     with pytest.raises(RequestRefused, match="cannot be read"):
         client.get(task.id)
     assert client.submit("ledger").id

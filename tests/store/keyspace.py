@@ -26,7 +26,7 @@ COUNT_FIELDS = {
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
-    *("plan spec state created due place attempt token worker claimed".split()),
+    *("p s state c due place attempt token worker claimed".split()),
     *("failures lost graced cancel watched finished reason out err out_size err_size origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
@@ -168,7 +168,7 @@ def _members(view: Dump, key: str) -> dict[str, bytes]:
 
 
 def _queue(fields: dict[bytes, bytes]) -> str:
-    return record.unpack_plan(fields[b"plan"]).queue or "default"
+    return record.unpack_plan(fields[b"p"]).queue or "default"
 
 
 def _check_tasks(view: Dump) -> None:
@@ -182,7 +182,7 @@ def _check_tasks(view: Dump) -> None:
         # A record that has had its time leaves an entry behind, until the cap or housekeeping removes it; meanwhile
         # its id may have been used again.
         for task_id in listed.keys() & tasks.keys() - ended:
-            older = int(listed[task_id]) <= int(tasks[task_id][b"created"])
+            older = int(listed[task_id]) <= int(tasks[task_id][b"c"])
             assert older, f"finished:{state} lists {task_id}, which is not {state}"
 
 
@@ -192,7 +192,7 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
         state = fields[b"state"].decode()
         if state in TERMINAL:
             continue
-        expires_ms = record.unpack_plan(fields[b"plan"]).expires_ms
+        expires_ms = record.unpack_plan(fields[b"p"]).expires_ms
         if expires_ms and state != "running":
             expected.setdefault("expiry", {})[task_id] = expires_ms
         if state == "scheduled":

@@ -26,15 +26,15 @@ def _overwrite(store: TimedStore, key: str) -> None:
 
 
 def _garble(store: TimedStore, key: str) -> None:
-    store.client.hset(key, "plan", b"\xc1\xff not msgpack")
+    store.client.hset(key, "p", b"\xc1\xff not msgpack")
 
 
 def _replace(store: TimedStore, key: str) -> None:
-    store.client.hset(key, "plan", b"\x01")
+    store.client.hset(key, "p", b"\x01")
 
 
 def _empty(store: TimedStore, key: str) -> None:
-    store.client.hdel(key, "spec", "created", "due", "attempt", "worker", "state", "claimed")
+    store.client.hdel(key, "s", "c", "due", "attempt", "worker", "state", "claimed")
 
 
 @pytest.fixture(params=[_delete, _overwrite, _garble, _replace, _empty], ids=lambda damage: damage.__name__[1:])

@@ -323,12 +323,12 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
     """A task's hash in the words of the model."""
     text = {name.decode(): value for name, value in entry.value.items()}
     state = State(text["state"].decode())
-    plan = record.unpack_plan(text["plan"])
+    plan = record.unpack_plan(text["p"])
     records = [unpack_raw(value) for name, value in text.items() if name.startswith("attempt:")]
     return {
         "state": state,
-        "created": int(text["created"]),
-        "due": None if state is State.SCHEDULED else int(text.get("due", plan.start_ms or text["created"])),
+        "created": int(text["c"]),
+        "due": None if state is State.SCHEDULED else int(text.get("due", plan.start_ms or text["c"])),
         "origin": text["origin"].decode() if "origin" in text else None,
         "attempt": int(text.get("attempt", 0)),
         "token": text.get("token"),

@@ -119,10 +119,10 @@ def test_an_attempt_comes_back_bounded(given: dict[str, Any]) -> None:
 def hash_of(**fields: Any) -> dict[str, bytes]:
     spec = TaskSpec(name="example", args=("1",), queue="q", tags=("t",))
     return {
-        "spec": record.pack_spec(spec),
-        "plan": record.pack_plan(spec),
+        "s": record.pack_spec(spec),
+        "p": record.pack_plan(spec),
         "state": b"ready",
-        "created": b"1000",
+        "c": b"1000",
         **{name: value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()},
     }
 

@@ -202,7 +202,7 @@ def test_a_record_that_makes_no_sense_costs_one_failure(rig: Rig) -> None:
     rig.script("fine", "echo fine")
     rig.start()
     task = rig.put("fine", ring=False)
-    rig.store.client.hset(rig.store.keys.task(task), "spec", b"\xc1garbage")
+    rig.store.client.hset(rig.store.keys.task(task), "s", b"\xc1garbage")
     rig.bell.ready()
     reason = until(lambda: rig.store.client.hget(rig.store.keys.task(task), "reason"), "an end")
     assert reason == b"exec"
