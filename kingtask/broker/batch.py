@@ -1,8 +1,8 @@
 """Submits gathered into few function calls (group commit).
 
 When nothing is under way a batch leaves at the end of the drain that filled it; while a call is under way what arrives
-is gathered behind it. So a lone submit waits for nothing, and under load a call, its barrier and its fsync are shared
-by many.
+is gathered behind it. So a lone submit waits for nothing, and under load a call and its fsync are shared by many. A
+call that waits for its barrier (`ack: replicas`) does not hold up the next.
 """
 
 from __future__ import annotations
@@ -57,20 +57,24 @@ class Batch:
         self._calls += 1
         tasks, callbacks = self._tasks, self._callbacks
         self._tasks, self._callbacks, self._bytes = [], [], 0
+        outcomes: list[str] = []
 
-        def answered(value: Any) -> None:
+        def stored(value: Any) -> None:
             self._calls -= 1
             self.flush()
             if isinstance(value, StoreError):
                 for callback in callbacks:
                     callback(value)
                 return
-            reply, confirmed = value
-            if failpoint.ACTIVE and confirmed:
+            nonlocal outcomes
+            outcomes = value.outcomes
+            self._on_stored(value)
+
+        def confirmed(reached: bool) -> None:
+            if failpoint.ACTIVE and reached:
                 failpoint.reach("before_ack")
-            self._on_stored(reply)
-            for callback, outcome in zip(callbacks, reply.outcomes, strict=True):
-                held = confirmed or outcome in ("conflict", "full", "queues")
+            for callback, outcome in zip(callbacks, outcomes, strict=True):
+                held = reached or outcome in ("conflict", "full", "queues")
                 callback(outcome if held else "unconfirmed")
 
-        self._store.submit(calls.submit(self._policy, tasks), answered)
+        self._store.submit(calls.submit(self._policy, tasks), stored, confirmed)

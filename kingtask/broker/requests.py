@@ -38,6 +38,8 @@ class Op(NamedTuple):
     call: Callable[[Any, calls.Policy], calls.Call]
     answer: Callable[[Any, Any], dict[str, Any]]
     writes: bool = True
+    confirmed: bool = False
+    """An OK means what that of `submit` means: it waits for the same barrier."""
 
 
 def prepare(value: Any, now_s: float, place: str, new_id: Callable[[], str]) -> calls.Prepared:
@@ -60,12 +62,15 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
                 "queue: there are too many queues; use an existing one, or raise max_queues", retry_after_s=FULL_AGAIN_S
             )
         case "unconfirmed":
-            return NotConfirmed(
-                "stored, but not confirmed at the level of `ack` in time; send the same id again",
-                retry_after_s=AWAY_AGAIN_S,
-            )
+            return not_confirmed()
         case _:
             return RequestRefused(f"unexpected outcome {outcome!r}")
+
+
+def not_confirmed() -> NotConfirmed:
+    return NotConfirmed(
+        "stored, but not confirmed at the level of `ack` in time; send the same id again", retry_after_s=AWAY_AGAIN_S
+    )
 
 
 def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
@@ -160,7 +165,7 @@ def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, 
 OPS: dict[type[protocol.Request], Op] = {
     protocol.Get: Op(lambda r, _policy: calls.get(r.id), _get, writes=False),
     protocol.Cancel: Op(lambda r, policy: calls.cancel(policy, r.id), _cancel),
-    protocol.Requeue: Op(lambda r, policy: calls.requeue(policy, r.id, r.new_id), _requeue),
+    protocol.Requeue: Op(lambda r, policy: calls.requeue(policy, r.id, r.new_id), _requeue, confirmed=True),
     protocol.List: Op(_list_call, _list, writes=False),
     protocol.Stats: Op(lambda r, _policy: calls.stats(), _stats, writes=False),
     protocol.Pause: Op(lambda r, policy: calls.pause(policy, r.queue, True), _pause),

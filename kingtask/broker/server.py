@@ -27,7 +27,7 @@ from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable
 from kingtask.store import calls
-from kingtask.store.store import Ack, BrokerStore
+from kingtask.store.store import BrokerStore
 from kingtask.task import Result
 
 log = logging.getLogger("kingtask.broker")
@@ -56,7 +56,7 @@ class Broker:
         self._store = BrokerStore(
             config.redis_address,
             config.namespace,
-            ack=Ack(level=config.ack, replicas=config.ack_replicas, timeout_s=config.ack_timeout),
+            ack=config.level,
         )
         self._waits = Waits(self._store)
         self._store.listen(
@@ -150,7 +150,11 @@ class Broker:
             op = requests.OPS[type(request)]
 
             def answered(value: Any) -> None:
-                answer.give(_fields(op, request, value))
+                fields = _fields(op, request, value)
+                if op.confirmed and not isinstance(fields, RequestRefused):
+                    self._store.confirm(lambda reached: answer.give(fields if reached else requests.not_confirmed()))
+                else:
+                    answer.give(fields)
 
             self._store.send(op.call(request, self._policy), answered)
 

@@ -21,6 +21,7 @@ from kingtask.config import document
 from kingtask.config.address import Address, parse
 from kingtask.errors import ConfigurationError, InvalidRequest
 from kingtask.protocol import MAX_MESSAGE_BYTES
+from kingtask.store.ack import Ack, AckLevel
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
 from kingtask.store.calls import Policy
 from kingtask.store.keys import NAMESPACE_PATTERN
@@ -59,6 +60,9 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     result_keep_time: Keep = 86_400.0
     failed_keep_time: Keep = 604_800.0
+    ack: AckLevel | None = None
+    ack_replicas: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    ack_timeout: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 5.0
     lease: Lease = 15.0
     max_lost: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
 
@@ -67,6 +71,11 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Where Redis is and how to log in; reads `redis_password_file`. Raises ConfigurationError."""
         password = None if self.redis_password_file is None else _secret(Path(self.redis_password_file))
         return parse_address(self.redis, password=password, tls=self.redis_tls)
+
+    @property
+    def level(self) -> Ack:
+        """The level that what is written to Redis has to reach."""
+        return Ack(level=self.ack, replicas=self.ack_replicas, timeout_s=self.ack_timeout)
 
     @property
     def policy(self) -> Policy:
@@ -86,6 +95,8 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             _about("redis_password_file", lambda: _secret(path))
         if self.redis_tls is not None:
             self._check_tls(self.redis_tls)
+        if self.ack_replicas != 1 and self.ack != "replicas":
+            raise Wrong("ack_replicas", "goes only with `ack: replicas`")
 
     def _check_tls(self, tls: RedisTLS) -> None:
         for name in ("ca", "cert", "key"):
@@ -104,9 +115,6 @@ class BrokerConfig(_Settings, frozen=True):
     addr: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
     insecure: bool = False
-    ack: Literal["stored", "fsync", "replicas"] | None = None
-    ack_replicas: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
-    ack_timeout: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 5.0
     max_pending: Count = 10_000
     max_pending_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
     max_waits: Count = 10_000
@@ -141,8 +149,6 @@ class BrokerConfig(_Settings, frozen=True):
                     " executable: listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in that"
                     " network may do so",
                 )
-        if self.ack_replicas != 1 and self.ack != "replicas":
-            raise Wrong("ack_replicas", "goes only with `ack: replicas`")
 
 
 class WorkerConfig(_Settings, frozen=True):

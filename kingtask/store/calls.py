@@ -219,6 +219,11 @@ def open_namespace(schema: int, cluster: str) -> Call:
     return Call("open", {"schema": schema, "cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
 
 
+def mark() -> Call:
+    """A write for its own sake: WAIT behind it covers every write before it, whatever connection that came by."""
+    return Call("mark", {}, lambda reply: reply)
+
+
 def _keep(policy: Policy) -> dict[str, Any]:
     return {"keep": policy.keep_ms, "failed_keep": policy.failed_keep_ms}
 

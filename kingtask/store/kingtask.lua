@@ -822,6 +822,11 @@ local function open(keys, args)
   return {c.us, tonumber(t[1]), t[2]}
 end
 
+-- args {}: writes, so that WAIT behind it covers all that was written before, whatever connection that came by.
+local function mark(keys, args)
+  return next_places(begin(keys, args), 1)
+end
+
 local function register(name, callback, ...)
   redis.register_function{function_name = 'kingtask_' .. name .. '_@HASH@', callback = callback, flags = {...}}
 end
@@ -838,6 +843,7 @@ register('cancel', cancel, 'allow-oom')
 register('pause', pause, 'allow-oom')  -- to resume a queue drains; names are bounded
 register('wait', wait, 'allow-oom')
 register('open', open, 'allow-oom')  -- else no worker could connect to a full store to drain it
+register('mark', mark, 'allow-oom')  -- what a full store still does has to be confirmed as well
 register('get', get, 'no-writes')
 register('states', states, 'no-writes')
 register('list', list, 'no-writes')

@@ -39,7 +39,7 @@ class Link:
         timeout_s: float,
         on_up: Callable[[Server], None],
         on_down: Callable[[], None],
-        accept: Callable[[Server], None] | None = None,
+        accept: Callable[[Server], object] | None = None,
         channels: dict[bytes, Callable[[bytes], None]] | None = None,
     ) -> None:
         self._address = address
@@ -52,12 +52,18 @@ class Link:
         self._accept = accept
         self._channels = channels
         self._connection: Connection | None = None
+        self._server: Server | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
 
     @property
     def up(self) -> bool:
         return self._connection is not None
+
+    @property
+    def history(self) -> str:
+        """The replication history of the server that this connection is to; see `ack`."""
+        return self._server.history if self._server is not None else ""
 
     @property
     def sent_us(self) -> int:
@@ -93,10 +99,21 @@ class Link:
             return
         connection.send(command, callback)
 
+    async def ask(self, *command: Any) -> Any:
+        """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
+        if self._connection is None:
+            raise StoreError("away", f"Redis at {self._address} is not reachable")
+        return await self._connection.ask(*command)
+
     def reject(self, error: StoreError) -> None:
         """Tell of an error reply: some of them need a new connection."""
-        if error.kind in RECONNECT_ON and self._connection is not None:
-            self._connection.abort(str(error))
+        if error.kind in RECONNECT_ON:
+            self.renew(str(error))
+
+    def renew(self, why: str) -> None:
+        """Drop the connection and make it anew, with all its checks."""
+        if self._connection is not None:
+            self._connection.abort(why)
 
     async def _connect(self) -> None:
         connection = await connect(self._address, timeout_s=self._timeout_s, on_lost=self._dropped)
@@ -111,7 +128,7 @@ class Link:
             connection.abort(str(error))
             raise
         self._lost.clear()
-        self._connection = connection
+        self._connection, self._server = connection, server
         log.info(
             "redis=up address=%s purpose=%s server=%s-%s", self._address, self._purpose, server.product, server.version
         )
@@ -136,7 +153,7 @@ class Link:
     def _dropped(self, connection: Connection, why: str) -> None:
         if connection is not self._connection:
             return
-        self._connection = None
+        self._connection = self._server = None
         self._lost.set()
         log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self._purpose, why)
         self._on_down()

@@ -25,6 +25,10 @@ class Server:
     version: str
     cluster: str
     settings: dict[str, str]
+    history: str = ""
+    """The replication id: another one whenever the sequence of its writes may have become another."""
+    replicas: int = 0
+    """Attached and in step."""
 
     @property
     def fsync_always(self) -> bool:
@@ -34,6 +38,12 @@ class Server:
             and self.settings.get("appendfsync") == "always"
             and self.settings.get("no-appendfsync-on-rewrite") == "no"
         )
+
+    @property
+    def persistence(self) -> str:
+        """The settings behind `fsync_always`, for people."""
+        names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
+        return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in names)
 
 
 async def check_server(connection: Connection, keys: Keys, library: Library) -> Server:
@@ -48,9 +58,10 @@ async def check_server(connection: Connection, keys: Keys, library: Library) -> 
         raise ConfigurationError(
             f"redis: this server is {product} {version}; kingtask needs Redis 7.0 or Valkey 7.2, or newer"
         )
-    role = (await connection.ask("ROLE"))[0].decode()
-    if role != "master":
-        raise StoreError("readonly", f"this server is a {role}, not the primary")
+    replication = await connection.ask("INFO", "replication")
+    history = history_of(replication)
+    if not history:
+        raise StoreError("readonly", "this server is a replica, not the primary")
     await _load(connection, library)
     call = calls.open_namespace(SCHEMA, uuid.uuid4().hex)
     _, schema, cluster = call.decode(
@@ -61,7 +72,26 @@ async def check_server(connection: Connection, keys: Keys, library: Library) -> 
             f"redis: the namespace {keys.namespace!r} was written by a newer kingtask (schema {schema}, this one knows"
             f" {SCHEMA}); upgrade this machine, or use another namespace"
         )
-    return Server(product=product, version=version, cluster=cluster, settings=await _settings(connection))
+    return Server(
+        product=product,
+        version=version,
+        cluster=cluster,
+        settings=await _settings(connection),
+        history=history,
+        replicas=replicas_of(replication),
+    )
+
+
+def history_of(replication: bytes) -> str:
+    """What `INFO replication` says of a primary's history; empty for a replica."""
+    facts = _facts(replication)
+    return facts["master_replid"] if facts.get("role") == "master" else ""
+
+
+def replicas_of(replication: bytes) -> int:
+    """How many replicas are attached and in step."""
+    facts = _facts(replication)
+    return sum("state=online" in value for name, value in facts.items() if name.startswith("slave"))
 
 
 async def _load(connection: Connection, library: Library) -> None:

@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.store import calls
+from kingtask.store.ack import Ack, AckLevel, Barrier
 from kingtask.store.address import RedisAddress
 from kingtask.store.calls import Call, Submitted
 from kingtask.store.connection import Callback
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.link import Link
-from kingtask.store.server import Server
+from kingtask.store.server import Server, replicas_of
 
 log = logging.getLogger("kingtask.store")
 
-AckLevel = Literal["stored", "fsync", "replicas"]
+DEFAULT = Ack()
+
+REPLICAS_AGAIN_S = 0.1
+"""Between looks, at the start, whether enough replicas are attached."""
 
 
 class Store:
     """One process's access to one namespace; all methods belong to the loop's thread."""
 
-    def __init__(self, address: RedisAddress, namespace: str, role: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, address: RedisAddress, namespace: str, role: str, *, ack: Ack = DEFAULT, timeout_s: float = 5.0
+    ) -> None:
         self._address = address
+        self._ack = ack
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
         self._timeout_s = timeout_s
         self.clock = ServerClock()
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
-        self._link = self._new_link(role, self._went_up, self._went_down)
+        self._link = self._new_link(role, self._went_up, self._went_down, accept=ack.on)
+        self._confirming: Link | None = None
+        self._barrier: Barrier | None = None
+        if ack.level == "replicas":
+            self._confirming = self._new_link(
+                "barrier", self._count_replicas, lambda: None, timeout_s=timeout_s + ack.timeout_s
+            )
+            self._barrier = Barrier(self._confirming, lambda: self._command(calls.mark()), ack)
 
     @property
     def up(self) -> bool:
@@ -44,16 +59,37 @@ class Store:
     async def open(self) -> None:
         """Try to connect once, then keep trying in the background.
 
-        Raises ConfigurationError if the server is refused for good: too old, wrong password, newer schema.
+        Raises ConfigurationError if the server is refused for good: too old, wrong password, newer schema, or the level
+        of `ack` cannot be had on it.
         """
+        if self._confirming is not None:
+            await self._confirming.open()
+            await self._await_replicas(self._confirming)
         await self._link.open()
 
     async def close(self) -> None:
+        if self._confirming is not None:
+            await self._confirming.close()
         await self._link.close()
 
     def send(self, call: Call, callback: Callback) -> None:
         """Send a call; `callback` gets what the call decodes to, or a StoreError. Raises nothing."""
         self._send(self._link, call, callback)
+
+    def confirm(self, callback: Callable[[bool], None]) -> None:
+        """Tell whether what `send` was answered so far is stored at the level of `ack`; may call back at once.
+
+        To be called by the callback of the answer that matters: later, its connection may have been made anew to a
+        server that never saw the write. After False only an answer that shows the write to be there still (a repeated
+        submit, an extend) makes it worth asking again. Raises nothing.
+        """
+        self._confirm(self._link, callback)
+
+    def _confirm(self, link: Link, callback: Callable[[bool], None]) -> None:
+        if self._barrier is None or (failpoint.ACTIVE and failpoint.variant("no_barrier") is not None):
+            callback(True)  # the answer was the proof
+        else:
+            self._barrier.confirm(link, callback)
 
     async def ask(self, call: Call) -> Any:
         """Send a call and wait for its answer; raises StoreError. For what is not hot."""
@@ -86,8 +122,35 @@ class Store:
                 self.clock.observe(now_us, link.sent_us, monotonic_us())
             callback(value)
 
+        link.send(self._command(call), answered)
+
+    def _command(self, call: Call) -> tuple[Any, ...]:
         keys = self._keys
-        link.send(("FCALL", self._library.function(call.function), 1, keys.meta, call.payload(keys.db)), answered)
+        return "FCALL", self._library.function(call.function), 1, keys.meta, call.payload(keys.db)
+
+    async def _await_replicas(self, link: Link) -> None:
+        """Raises ConfigurationError if the primary is there and too few replicas come to it within `ack_timeout`."""
+        wanted = self._ack.replicas
+        deadline_us = monotonic_us() + round(self._ack.timeout_s * 1e6)
+        attached = wanted
+        with contextlib.suppress(StoreError):
+            while link.up and (attached := replicas_of(await link.ask("INFO", "replication"))) < wanted:
+                if monotonic_us() > deadline_us:
+                    break
+                await asyncio.sleep(REPLICAS_AGAIN_S)
+        if attached < wanted:
+            raise ConfigurationError(
+                f"ack: replicas needs {wanted} of them (ack_replicas), and {attached} are attached to {self._address};"
+                " start them, or lower ack_replicas, or set another ack"
+            )
+
+    def _count_replicas(self, server: Server) -> None:
+        if server.replicas < self._ack.replicas:
+            log.warning(
+                "ack=replicas wanted=%d attached=%d: until more are, nothing can be confirmed",
+                self._ack.replicas,
+                server.replicas,
+            )
 
     def _new_link(
         self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any
@@ -111,17 +174,8 @@ class Store:
             listener()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
-    """What an OK must mean. `level` None: `fsync` where the server gives it, else `stored`."""
-
-    level: AckLevel | None = None
-    replicas: int = 1
-    timeout_s: float = 5.0
-
-
 class BrokerStore(Store):
-    """The broker's three connections: submits with their barrier, the subscription, and everything else."""
+    """The broker's connections beside the barrier's: submits, the subscription, and everything else."""
 
     def __init__(
         self,
@@ -131,13 +185,10 @@ class BrokerStore(Store):
         ack: Ack,
         timeout_s: float = 5.0,
     ) -> None:
-        super().__init__(address, namespace, "broker", timeout_s=timeout_s)
-        self._ack = ack
+        super().__init__(address, namespace, "broker", ack=ack, timeout_s=timeout_s)
         self.ack_level: AckLevel | None = None
         """The level an OK has now; None until a server was seen."""
-        self._submits = self._new_link(
-            "submit", lambda server: None, lambda: None, accept=self._accept, timeout_s=timeout_s + ack.timeout_s
-        )
+        self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)
         self._events: Link | None = None
 
     def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
@@ -164,42 +215,31 @@ class BrokerStore(Store):
             await self._events.close()
         await super().close()
 
-    def submit(self, call: Call, callback: Callback) -> None:
-        """Send a submit and its barrier; `callback` gets (Submitted, whether the level was reached) or a StoreError."""
-        if self.ack_level != "replicas" or (failpoint.ACTIVE and failpoint.variant("no_barrier") is not None):
-            self._send(self._submits, call, lambda value: callback(_confirmed(value)))
-            return
-        stored: Any = None
+    def submit(self, call: Call, stored: Callback, confirmed: Callable[[bool], None]) -> None:
+        """Send a submit; `stored` gets Submitted or a StoreError, and after Submitted `confirmed` as in `confirm`.
 
-        def submitted(value: Submitted | StoreError) -> None:
-            nonlocal stored
+        The next submit need not wait for `confirmed`.
+        """
+        if self._barrier is not None and not self._barrier.up:
+            stored(StoreError("away", "the connection that confirms with the replicas is not up"))
+            return
+
+        def answered(value: Submitted | StoreError) -> None:
             if failpoint.ACTIVE and not isinstance(value, StoreError):
                 failpoint.reach("after_submit_script")
-            stored = value
+            stored(value)
+            if not isinstance(value, StoreError):
+                self._confirm(self._submits, confirmed)
 
-        def waited(reply: int | StoreError) -> None:
-            if isinstance(stored, StoreError):
-                callback(stored)
-            else:
-                callback((stored, not isinstance(reply, StoreError) and reply >= self._ack.replicas))
-
-        # WAIT covers the writes of its own connection, and a submit always writes (invariant of kingtask.lua).
-        self._send(self._submits, call, submitted)
-        self._submits.send(("WAIT", self._ack.replicas, int(self._ack.timeout_s * 1000)), waited)
+        self._send(self._submits, call, answered)
 
     def _accept(self, server: Server) -> None:
-        wanted = self._ack.level
-        if wanted == "fsync" and not server.fsync_always:
-            raise ConfigurationError(
-                "ack: fsync needs a server with appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"
-                f" (this one says: {_persistence(server)}); change redis.conf, or set ack: stored"
-            )
-        level: AckLevel = wanted or ("fsync" if server.fsync_always else "stored")
-        if wanted is None and level == "stored" and self.ack_level != level:
+        level = self._ack.on(server)
+        if self._ack.level is None and level == "stored" and self.ack_level != level:
             log.warning(
                 "ack=stored persistence=%r: an OK means that Redis has the task in memory; what it has not written to"
                 " disk is lost if it dies. Set appendonly yes and appendfsync always, or ack: stored to silence this.",
-                _persistence(server),
+                server.persistence,
             )
         if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
             raise ConfigurationError(
@@ -207,16 +247,3 @@ class BrokerStore(Store):
                 " when memory is short; set it to noeviction"
             )
         self.ack_level = level
-
-
-def _confirmed(value: Submitted | StoreError) -> Any:
-    if isinstance(value, StoreError):
-        return value
-    if failpoint.ACTIVE:
-        failpoint.reach("after_submit_script")
-    return value, True
-
-
-def _persistence(server: Server) -> str:
-    names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
-    return ", ".join(f"{name} {server.settings.get(name, 'unknown')}" for name in names)

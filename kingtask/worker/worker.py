@@ -42,7 +42,7 @@ class Worker:
         self._policy = config.policy
         self._name = name
         self._guard = guard
-        self._store = Store(config.redis_address, config.namespace, "worker")
+        self._store = Store(config.redis_address, config.namespace, "worker", ack=config.level)
         self._attempts: dict[Fence, Attempt] = {}
         self._slots = Slots(
             config.concurrency,

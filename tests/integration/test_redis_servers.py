@@ -6,16 +6,19 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from kingtask import NotConfirmed, Task
 from tests.integration.rig import PATIENCE_S, Rig
 from tests.integration.test_brokers import refused_start
-from tests.servers import RedisServer, free_port
+from tests.servers import FAST_REPLICATION, RedisServer, free_port
 
 
 def runs_a_task(rig: Rig, **redis_settings: Any) -> None:
@@ -114,3 +117,30 @@ def old_server() -> Iterator[int]:
 def test_an_older_server_is_refused(rig: Rig, old_server: int) -> None:
     told = refused_start(rig, "worker", {"redis": f"127.0.0.1:{old_server}", "bin_path": str(rig.bin_path)})
     assert "redis 6.2.13; kingtask needs Redis 7.0 or Valkey 7.2" in told
+
+
+def test_replicas_that_are_not_there_refuse_to_start(rig: Rig) -> None:
+    settings = {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url, "ack": "replicas", "ack_timeout": 0.1}
+    assert "ack: replicas needs 1 of them (ack_replicas), and 0 are attached" in refused_start(rig, "broker", settings)
+
+
+def test_what_the_replicas_do_not_confirm_converges_when_it_is_sent_again(rig: Rig) -> None:
+    with RedisServer(tcp=True, **FAST_REPLICATION) as primary, primary.replica() as replica:
+        rig.start_broker(redis=primary.url, ack="replicas", ack_timeout=0.05)
+        client = rig.client(timeout=PATIENCE_S)
+        assert client.ping()["ack"] == "replicas"
+        ended = client.submit("ledger", delay=3600)
+        client.cancel(ended.id)
+        calls: tuple[Callable[..., Task], ...] = (
+            partial(client.submit, "ledger", id=str(uuid4())),
+            partial(client.requeue, ended.id, str(uuid4())),
+        )
+        for call in calls:
+            replica.pause()
+            with pytest.raises(NotConfirmed) as caught:
+                call(timeout=0.3)
+            assert (caught.value.retryable, caught.value.stored) == (True, "unknown")
+            assert client.get(str(caught.value.id)).state == "ready", "stored, and not confirmed"
+            replica.resume()
+            again = call()
+            assert (again.id, again.outcome) == (caught.value.id, "exists")

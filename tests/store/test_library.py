@@ -15,7 +15,8 @@ from tests.store import keyspace
 from tests.store.syncstore import SyncStore, TimedStore, load
 
 FUNCTIONS = set(
-    "submit requeue tick claim extend finish finish_cut release cancel pause wait open get states list stats".split()
+    "submit requeue tick claim extend finish finish_cut release cancel pause wait".split()
+    + "open mark get states list stats".split()
 )
 
 

@@ -208,6 +208,7 @@ OPERATIONS: dict[str, Callable[[TimedStore, Subject], object]] = {
     "pause": lambda store, subject: store.pause(),
     "resume": lambda store, subject: store.pause(paused=False),
     "open": lambda store, subject: store.ask(calls.open_namespace(1, "c")),
+    "mark": lambda store, subject: store.ask(calls.mark()),
     "read": _read,
 }
 
