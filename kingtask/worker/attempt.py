@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from kingtask.store import record
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
+from kingtask.worker.children import Children
 from kingtask.worker.executable import Unusable, find
-from kingtask.worker.guard import Guard
 from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
@@ -35,7 +35,7 @@ class Conditions:
 
     loop: asyncio.AbstractEventLoop
     watch: Watch
-    guard: Guard
+    children: Children
     worker: str
     bin_path: tuple[str, ...]
     environment: Mapping[str, str]
@@ -115,7 +115,8 @@ class Attempt:
             self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {error!r}"))
         else:
             at = self._at
-            self._process = Process(at.loop, at.watch, at.guard.groups, spawned, at.max_output_bytes, self._ended)
+            at.children.add(spawned.popen.pid, self._fence.id, self._fence.number)
+            self._process = Process(at.loop, at.watch, at.children, spawned, at.max_output_bytes, self._ended)
             self._timer = at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
 
     def stop(self, why: Stop) -> None:
@@ -164,11 +165,9 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if process.escaped or self._stopped:
-            self._at.guard.sweep(self._fence.id, self._fence.number)
         if process.left_behind:
             log.warning(
-                "attempt=left_processes task=%s attempt=%d name=%s escaped_group=%s:"
+                "attempt=left_processes task=%s attempt=%d name=%s out_of_reach=%s:"
                 " they held its output after its exit and were killed",
                 self._fence.id,
                 self._fence.number,

@@ -5,7 +5,7 @@ has the writing end. Both share a table of the process groups that run now, one 
 system call and wakes nobody.
 
 The table does not know of a child that was started in the worker's last moments, nor of a process that left its group.
-Those are found by their environment, which says which worker, task and attempt they belong to.
+Those are found as descendants of what is in the table, or by their environment, which names the worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 from kingtask.worker import guardian
-from kingtask.worker.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
+from kingtask.worker.environment import WORKER_MARK
 
 log = logging.getLogger("kingtask.worker")
 
@@ -60,12 +60,15 @@ class Guard:
         self.groups = Groups(slots)
         # The reading end is kept, too: for the next guard, should this one be lost.
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._writing, False)
-        self._start()
+        self._process = self._start()
 
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, self._mark(WORKER_MARK, self._worker), str(self.groups.fd)],
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", guardian.__file__, f"{WORKER_MARK}={self._worker}", str(self.groups.fd)],
             stdin=self._reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -73,25 +76,19 @@ class Guard:
             start_new_session=True,
         )
 
-    def sweep(self, task_id: str, number: int) -> None:
-        """Have everything killed that belongs to this attempt, whatever group or session it is in. Does not wait."""
-        marks = (
-            self._mark(WORKER_MARK, self._worker),
-            self._mark(TASK_MARK, task_id),
-            self._mark(ATTEMPT_MARK, str(number)),
-        )
-        self._tell(" ".join(marks).encode())
-
     def check(self) -> None:
         """Start another guard if this one is gone. To be called now and then."""
         status = self._process.poll()
         if status is not None:
             log.error("guard=lost status=%d: starting another", status)
-            self._start()
+            try:
+                self._process = self._start()
+            except OSError as error:  # this host is short of something; the next check tries again
+                log.warning("guard=missing error=%r: trying again", str(error))
 
     def close(self) -> None:
         """Let the guard go without killing anything."""
-        self._tell(guardian.QUIT)
+        os.write(self._writing, b"quit")
         try:
             self._process.wait(QUIT_S)
         except subprocess.TimeoutExpired:  # stopped, perhaps; it must not go on later and find the pipe at its end
@@ -100,13 +97,3 @@ class Guard:
         os.close(self._writing)
         os.close(self._reading)
         self.groups.close()
-
-    def _tell(self, line: bytes) -> None:
-        try:
-            os.write(self._writing, line + b"\n")
-        except BlockingIOError:
-            log.warning("guard=deaf: it does not read what it is told")
-
-    @staticmethod
-    def _mark(name: str, value: str) -> str:
-        return f"{name}={value}"

@@ -11,10 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-QUIT = b"quit"
-"""The worker ends in order: go, and kill nothing. Any other line is a list of marks: kill what carries them."""
 PASSES = 3
 """Looks through /proc until this many in a row found nothing: a child may be on its way to its exec."""
 MAX_PASSES = 100
@@ -26,14 +24,14 @@ def main(worker_mark: str, table: int) -> None:
     for number in DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
     name_itself()
-    rest = b""
-    while data := os.read(0, 4096):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if line == QUIT:
-                return
-            kill_marked(line.split(b" "))
-    kill_groups(table)
+    if os.read(0, 1):  # the worker ends in order: nothing is left to be killed
+        return
+    content = os.pread(table, os.fstat(table).st_size, 0)
+    leaders = [pid for pid in memoryview(content).cast("i") if pid > 0]
+    below = descendants(leaders)  # looked up first: once a parent is gone, nothing leads to its children
+    kill_groups(leaders)
+    for pid in below:
+        kill(pid, lambda pid: facts(pid)[1] == below[pid])
     kill_marked([worker_mark.encode()])
 
 
@@ -46,22 +44,44 @@ def name_itself() -> None:
         return
 
 
-def kill_groups(table: int) -> None:
-    """KILL every process group in the table: 32-bit numbers in this machine's order, 0 for none."""
-    content = os.pread(table, os.fstat(table).st_size, 0)
-    for group in memoryview(content).cast("i"):
-        if group > 0:
-            try:
-                os.killpg(group, signal.SIGKILL)
-            except OSError:  # gone already
-                continue
+def descendants(leaders: Sequence[int]) -> dict[int, int]:
+    """Every process below these, by number, with the instant of its start."""
+    children: dict[int, list[int]] = {}
+    starts = {}
+    for pid in processes():
+        try:
+            parent, starts[pid] = facts(pid)
+        except OSError:  # gone meanwhile
+            continue
+        children.setdefault(parent, []).append(pid)
+    found: dict[int, int] = {}
+    look_at = list(leaders)
+    while look_at:
+        for pid in children.get(look_at.pop(), ()):
+            found[pid] = starts[pid]
+            look_at.append(pid)
+    return found
+
+
+def kill_groups(leaders: Sequence[int]) -> None:
+    for group in leaders:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except OSError:  # gone already
+            continue
 
 
 def kill_marked(marks: Sequence[bytes]) -> int:
     """KILL every process that was started with all these `NAME=value` in its environment; returns how many."""
+
+    def is_marked(pid: int) -> bool:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
+            environment = file.read().split(b"\0")
+        return all(mark in environment for mark in marks)
+
     killed = quiet = 0
     for _ in range(MAX_PASSES):
-        found = sum(_kill_if_marked(int(name), marks) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208
+        found = sum(kill(pid, is_marked) for pid in processes())
         killed += found
         quiet = 0 if found else quiet + 1
         if quiet == PASSES:
@@ -70,15 +90,14 @@ def kill_marked(marks: Sequence[bytes]) -> int:
     return killed
 
 
-def _kill_if_marked(pid: int, marks: Sequence[bytes]) -> bool:
+def kill(pid: int, condition: Callable[[int], bool]) -> bool:
+    """KILL it if the condition holds for it; True if so."""
     try:
         pidfd = os.pidfd_open(pid)  # taken first, so that the signal cannot reach a later process with this number
     except OSError:
         return False
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-            environment = file.read().split(b"\0")
-        if not all(mark in environment for mark in marks):
+        if not condition(pid):
             return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:  # gone meanwhile, or another user's
@@ -87,6 +106,17 @@ def _kill_if_marked(pid: int, marks: Sequence[bytes]) -> bool:
         return True
     finally:
         os.close(pidfd)
+
+
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+
+
+def facts(pid: int) -> tuple[int, int]:
+    """Its parent, and the instant of its start in clock ticks (proc_pid_stat(5))."""
+    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        stat = file.read().rpartition(b")")[2].split()
+    return int(stat[1]), int(stat[19])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     running ──exit seen──▶ draining ──pipes at their end──▶ gone
                               │ DRAIN_S                       ▲
-                              └─▶ group killed ──SETTLE_S─────┘
+                              └─▶ all killed ───SETTLE_S──────┘
 
 The exit status decides, not the pipes: a background process that inherited them cannot hold the slot. The leader is
 reaped only after its group was killed, for until then its number cannot be given to another group.
@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from kingtask.worker.guard import Groups
+from kingtask.worker.children import Children
 from kingtask.worker.output import Capture
 from kingtask.worker.spawn import Spawned
 from kingtask.worker.watch import Watch
@@ -29,20 +29,19 @@ DRAIN_READS = 32
 DRAIN_S = 0.2
 """After the exit, for what background processes still write."""
 SETTLE_S = 0.1
-"""After the group was killed: a pipe still open then is held by a process that left the group."""
+"""After everything of the attempt was killed: a pipe still open then is held by a process out of reach."""
 
 
 class Process:
     """Calls `on_end(self)` once, in the loop, when the process is gone and its output complete."""
 
     __slots__ = (
+        "_children",
         "_grace",
-        "_groups",
         "_loop",
         "_on_end",
         "_pidfd",
         "_pipes",
-        "_place",
         "_popen",
         "_watch",
         "escaped",
@@ -57,15 +56,14 @@ class Process:
         self,
         loop: asyncio.AbstractEventLoop,
         watch: Watch,
-        groups: Groups,
+        children: Children,
         spawned: Spawned,
         keep_bytes: int,
         on_end: Callable[[Process], None],
     ) -> None:
         self._loop = loop
         self._watch = watch
-        self._groups = groups
-        self._place = groups.add(spawned.popen.pid)
+        self._children = children
         self._popen = spawned.popen
         self._pidfd = spawned.pidfd
         self._on_end = on_end
@@ -140,6 +138,7 @@ class Process:
     def _cut_off(self) -> None:
         self.left_behind = True
         self._kill_group()
+        self._children.over(self._popen.pid)
         self._grace = self._loop.call_later(SETTLE_S, self._give_up)
 
     def _give_up(self) -> None:
@@ -151,9 +150,10 @@ class Process:
     def _end(self) -> None:
         self._cancel_grace()
         self._kill_group()
-        self._groups.remove(self._place)
+        self._children.remove(self._popen.pid)
         code = self._popen.poll()
         assert code is not None, "the pidfd said that the process had ended"
+        self._children.look()
         self.returncode = code
         os.close(self._pidfd)
         on_end, self._on_end = self._on_end, _nothing

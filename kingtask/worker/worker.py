@@ -22,6 +22,7 @@ from kingtask.store.calls import Fence
 from kingtask.store.store import Store
 from kingtask.worker import environment
 from kingtask.worker.attempt import Attempt, Conditions, release_record
+from kingtask.worker.children import Children
 from kingtask.worker.guard import Guard
 from kingtask.worker.outbox import Finish, Release, Report
 from kingtask.worker.slots import Claim, Extend, Slots, StopProcess
@@ -62,10 +63,12 @@ class Worker:
         self._done: asyncio.Future[None] = loop.create_future()
         watch = Watch(loop)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._children = Children(loop, self._name, self._guard.groups)
+        self._children.adopt(self._guard)
         self._conditions = Conditions(
             loop=loop,
             watch=watch,
-            guard=self._guard,
+            children=self._children,
             worker=self._name,
             bin_path=config.bin_path,
             environment=environment.base(os.environ, worker=self._name, brokers=",".join(config.broker)),
@@ -110,6 +113,7 @@ class Worker:
                 timer.cancel()
             subscriber.close()
             await self._store.close()
+            self._children.close()
             watch.close()
             os.close(null)
         log.info("worker=stopped name=%s", self._name)
@@ -130,6 +134,7 @@ class Worker:
         self._flush()
 
     def _look(self) -> None:
+        self._children.look()
         self._slots.look()
         self._flush()
 

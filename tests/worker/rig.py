@@ -130,8 +130,8 @@ class Rig:
         path.chmod(0o755)
         return path
 
-    def start(self, *command: str, **config: Any) -> Worker:
-        """A worker that is up and hears the bell. `command` takes the place of `python -m tests.worker.launch`."""
+    def start(self, *command: str, program: Sequence[str] = (sys.executable,), **config: Any) -> Worker:
+        """A worker that is up and hears the bell. `command` takes the place of `-m tests.worker.launch`."""
         settings = {
             "broker": f"ipc://{self.directory}/broker",
             "wakeup": self.bell.endpoint,
@@ -142,7 +142,7 @@ class Rig:
             "concurrency": 4,
             **config,
         }
-        worker = Worker(self, settings, command or ("-m", "tests.worker.launch"))
+        worker = Worker(self, settings, [*program, *(command or ("-m", "tests.worker.launch"))])
         self.workers.append(worker)
         return worker.start()
 
@@ -187,6 +187,10 @@ class Rig:
         until(lambda: self.find(task_id, state="running"), f"the start of {task_id}")
         return self.get(task_id)
 
+    def cancel(self, worker: Worker, task_id: str) -> None:
+        self.store.ask(calls.cancel(self.policy, task_id))
+        self.bell.cancel(worker.name, task_id)
+
     def exists(self, name: str) -> str:
         """Wait until a program has made this file; returns its text, which ends with a newline."""
         path = self.directory / name
@@ -210,7 +214,7 @@ class Worker:
     def start(self) -> Self:
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self._command, str(self.path)],
+                [*self._command, str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

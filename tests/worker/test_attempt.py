@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -16,24 +15,14 @@ from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
-from kingtask.worker.guard import Groups, Guard
+from kingtask.worker.children import Children
+from kingtask.worker.guard import Groups
 from kingtask.worker.outbox import Report
 from kingtask.worker.watch import Watch
 from tests.worker.rig import descriptors
 from tests.worker.test_process import _turn
 
 NOW_MS = 1_800_000_000_000
-
-
-class Sweeps:
-    """In the guard's place: notes what it is asked for."""
-
-    def __init__(self) -> None:
-        self.groups = Groups(1)
-        self.swept: list[tuple[str, int]] = []
-
-    def sweep(self, task_id: str, number: int) -> None:
-        self.swept.append((task_id, number))
 
 
 class Trial:
@@ -43,7 +32,7 @@ class Trial:
         self, directory: Path, text: str, *, grace_s: float = 3600.0, claimed_ms: int = 0, **fields: object
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.guard = Sweeps()
+        self.groups = Groups(1)
         self.watch = Watch(loop)
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.end: asyncio.Future[Report] = loop.create_future()
@@ -53,7 +42,7 @@ class Trial:
         conditions = Conditions(
             loop=loop,
             watch=self.watch,
-            guard=cast("Guard", self.guard),
+            children=Children(loop, "w", self.groups),
             worker="w",
             bin_path=(str(directory),),
             environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
@@ -81,7 +70,7 @@ class Trial:
     async def report(self) -> Report:
         report = await asyncio.wait_for(self.end, 30)
         self.watch.close()
-        self.guard.groups.close()
+        self.groups.close()
         os.close(self.null)
         return report
 
@@ -126,14 +115,13 @@ async def test_no_attempt_began_before_it_was_claimed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["time_limit", "cancelled", "interrupted"])
-async def test_stopped_by_the_worker_and_swept(tmp_path: Path, why: str) -> None:
+async def test_stopped_by_the_worker(tmp_path: Path, why: str) -> None:
     trial = Trial(tmp_path, "echo up; exec sleep 300").start()
     await trial.says(b"up")
     trial.attempt.stop(why)  # type: ignore[arg-type]
     trial.attempt.stop("cancelled")  # the first reason counts
     ended = await trial.ended()
     assert (ended.reason, record.unpack_attempt(ended.record).signal) == (why, signal.SIGTERM)
-    assert trial.guard.swept == [("t", 3)]
 
 
 async def test_released_after_it_ran(tmp_path: Path) -> None:
@@ -165,7 +153,6 @@ async def test_one_that_has_ended_is_not_stopped(tmp_path: Path, monkeypatch: py
     gate.touch()
     ended = await trial.ended()
     assert (ended.verdict, ended.stdout) == ("succeeded", b"late\n")
-    assert trial.guard.swept == []
 
 
 @pytest.mark.parametrize("why", ["cancelled", "released", "interrupted"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kingtask.worker.children import Children
 from kingtask.worker.guard import Groups
 from kingtask.worker.guardian import kill_marked
 from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
@@ -29,11 +30,13 @@ class Watched:
         loop = asyncio.get_running_loop()
         self.end: asyncio.Future[Process] = loop.create_future()
         self.groups = Groups(1)
+        self.children = Children(loop, "w", self.groups)
         null = os.open(os.devnull, os.O_RDONLY)
         spawned = spawn("/bin/sh", ["-c", text], {**ENV, **(env or {})}, null)
         os.close(null)
         self.watch = Watch(loop)
-        self.process = Process(loop, self.watch, self.groups, spawned, keep, self._ended)
+        self.children.add(spawned.popen.pid, "t", 1)
+        self.process = Process(loop, self.watch, self.children, spawned, keep, self._ended)
 
     def _ended(self, process: Process) -> None:
         assert len(self.watch) == 0

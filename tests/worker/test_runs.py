@@ -274,17 +274,6 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: Rig) -> N
         until(lambda: not any(alive(pid) for pid in marked(f"KINGTASK_ID={result.id}")), "the end of what it left")  # noqa: B023
 
 
-def test_one_that_leaves_its_group_is_noted_and_ended(rig: Rig) -> None:
-    away = rig.directory / "away"
-    rig.script("wait", f"setsid sh -c 'echo $$ > {away}; exec sleep 300' & until [ -s {away} ]; do :; done")
-    worker = rig.start()
-    result = rig.run("wait")
-    assert result.state == "succeeded"
-    worker.logged("escaped_group=yes")
-    pid = int(rig.exists("away"))
-    until(lambda: not alive(pid), "the end of the one that got away")
-
-
 def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
     rig.script("brief", "echo $1")
     rig.script("failing", "echo no >&2; exit 1")
