@@ -134,11 +134,16 @@ class Children:
         left = [pid for pid in orphans if not _reaped(pid)]
         self._owners = {pid: self._owners[pid] for pid in left if pid in self._owners}
         self._spared.intersection_update(left)
-        killed = [pid for pid in left if pid not in self._spared and self._is_left_behind(pid) and self._kill(pid)]
+        again = False
+        for pid in left:
+            try:
+                again |= pid not in self._spared and self._is_left_behind(pid) and self._kill(pid)
+            except OSError:  # it ends at this moment, and is to be reaped
+                again = True
         if self._chase is not None:
             self._chase.cancel()
             self._chase = None
-        if killed:
+        if again:
             self._chase = self._loop.call_later(self._pause_s, self.look)
             self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
         else:
@@ -147,11 +152,8 @@ class Children:
     def _is_left_behind(self, pid: int) -> bool:
         owner = self._owners.get(pid)
         if owner is None:
-            try:
-                session, started = _facts(pid)
-                marks = _environment(pid)
-            except OSError:  # it ends at this moment
-                return False
+            session, started = _facts(pid)
+            marks = _environment(pid)
             if f"{WORKER_MARK}={self._worker}".encode() in marks:
                 owner = next((one for one in self._leaders.values() if _marked(marks, one)), None)
                 if owner is None:
