@@ -21,8 +21,6 @@ from kingtask.validation import convert, show
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_FRAMES = 3
-"""An empty delimiter and the message, after the routing id; one more is tolerated to be refused by name."""
 MAX_BATCH = 1000
 MAX_DEPTH = 8
 MAX_WAIT_S = 3600.0

@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import uuid
@@ -15,9 +14,10 @@ from typing import Any
 
 import zmq
 
-from kingtask import __version__, failpoint, protocol
+from kingtask import __version__, failpoint, openfiles, protocol
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch
+from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
@@ -35,6 +35,7 @@ log = logging.getLogger("kingtask.broker")
 DRAIN_S = 5.0
 """On stop: how long requests under way may still get their reply."""
 OPEN_FILES = 65_536
+"""A connection is one: 1,024, the usual limit, is used up by as many clients."""
 
 
 class Broker:
@@ -46,9 +47,16 @@ class Broker:
         self.name = f"{_label(socket.gethostname())}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 64)
-        self._edge = Edge(self._context, config.endpoints, on_request=self._request, on_drained=self._drained)
+        self._counters = Counters()
+        self._edge = Edge(
+            self._context,
+            config.endpoints,
+            on_request=self._request,
+            on_drained=self._drained,
+            counters=self._counters,
+        )
         try:
-            self._wakeups = Wakeups(self._context, config.wakeup_endpoints)
+            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, self._counters)
         except BaseException:
             self._edge.stop(0)
             self._context.term()
@@ -139,7 +147,7 @@ class Broker:
             if answer is not None:
                 answer.give(refused)
             else:
-                self._edge.reply(peer, protocol.refusal(rid, refused))
+                self.refuse(peer, rid, refused)
 
     def _act(self, request: protocol.Request, answer: _Answer) -> None:
         if isinstance(request, protocol.Submit):
@@ -194,6 +202,10 @@ class Broker:
     def send(self, peer: Peer, message: bytes) -> None:
         self._edge.reply(peer, message)
 
+    def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
+        self._counters.refused(error)
+        self._edge.reply(peer, protocol.refusal(rid, error))
+
     def _drained(self) -> None:
         self._batch.flush()
 
@@ -238,6 +250,7 @@ class Broker:
             "addr": list(self._config.addr),
             "ack": self._store.ack_level,
             "clock_offset_s": round(clock.now_us(monotonic_us()) / 1e6 - wall_s(), 4) if clock.known else None,
+            "refused": self._counters.counts,
         }
         return json.dumps(facts).encode()
 
@@ -263,7 +276,7 @@ class _Answer:
     def give(self, fields: dict[str, Any] | RequestRefused) -> None:
         self.release()
         if isinstance(fields, RequestRefused):
-            self._broker.send(self._peer, protocol.refusal(self._rid, fields))
+            self._broker.refuse(self._peer, self._rid, fields)
         else:
             self._broker.send(self._peer, protocol.ok(self._rid, fields))
 
@@ -286,17 +299,9 @@ def _label(host: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in host)[:64] or "host"
 
 
-def raise_open_files() -> None:
-    """A connection is a descriptor: take what the hard limit gives (1,024 is used up by 1,500 clients)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def run(config: BrokerConfig) -> int:
     """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
-    raise_open_files()
+    openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
     asyncio.run(_run(config))
     return 0
@@ -307,6 +312,7 @@ async def _run(config: BrokerConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    openfiles.watch(loop, log)
     broker = Broker(config)
     try:
         await broker.start()

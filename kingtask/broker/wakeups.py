@@ -1,29 +1,54 @@
 """The XPUB: hints to workers that a queue has something to claim or that a task is to be cancelled.
 
-Only known topics can be subscribed to, so a peer cannot grow the subscription table at will. A wakeup that is lost
-costs a worker's `period`, nothing else.
+libzmq remembers every topic that a peer asks for until it leaves, also one that is refused here (a topic of 200 bytes
+takes 10 KB: measured). So a connection has so many words, and all together so many bytes; past them it is cut. Cut off
+or not, a wakeup that is lost costs a worker's `period`, nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Sequence
 
 import zmq
 
 from kingtask import protocol
-from kingtask.broker.edge import NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.broker import counters
+from kingtask.broker.counters import Counters
+from kingtask.broker.edge import DRAIN_MESSAGES, NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError
 
 MAX_TOPIC_BYTES = 256
-MAX_TOPICS = 100_000
+MAX_WORDS = 600
+"""What one connection may say; a worker subscribes once to each of its queues (256 at most) and to its own name."""
+MAX_STRAY = 16
+"""Of these, what we do not understand; a newer worker may have topics that are new to us."""
+MAX_BYTES = 4 * 1024 * 1024
+"""Topics of all connections: ten thousand workers of ten queues each. In memory some fifty times that, at worst."""
+SWEEP_S = 1.0
+FIRST_SWEEP = 1_024
+
+
+class _Line:
+    """What one connection has said. It is known by the inode of its socket, which no other one has while it lives."""
+
+    __slots__ = ("bytes", "cut", "fd", "stray", "words")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.words = self.stray = self.bytes = 0
+        self.cut = False
 
 
 class Wakeups:
     """Owns the XPUB socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], counters: Counters) -> None:
+        self._counters = counters
         self._socket = context.socket(zmq.XPUB)
         for option, value in SOCKET_OPTIONS.items():
             self._socket.setsockopt(option, value)
@@ -36,8 +61,11 @@ class Wakeups:
             raise
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._topics = 0
-        self.refused_topics = 0
+        self._look_again = False
+        self._lines: dict[int, _Line] = {}
+        self._bytes = 0
+        self._sweep_at = FIRST_SWEEP
+        self._swept_s = 0.0
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -61,24 +89,81 @@ class Wakeups:
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
             self._socket.send(topic, NOBLOCK_MORE)
             self._socket.send(body, NOBLOCK)
-        if self._loop is not None:
-            self._loop.call_soon(self._read)  # the descriptor is edge-triggered
+        self._look()  # the descriptor is edge-triggered
+
+    def _look(self) -> None:
+        if not self._look_again and self._loop is not None:
+            self._look_again = True
+            self._loop.call_soon(self._read)
 
     def _read(self) -> None:
-        """Take in subscriptions: one byte (1 on, 0 off), then the topic."""
-        while not self._socket.closed:
-            try:
-                frames = self._socket.recv_multipart(NOBLOCK)
-            except zmq.ZMQError:
+        """Take in what the connections say, so much of it at a time that everything else goes on."""
+        self._look_again = False
+        for _ in range(DRAIN_MESSAGES):
+            if self._socket.closed:
                 return
-            message = frames[0]
-            if len(frames) != 1 or not message or message[0] > 1:
-                self.refused_topics += 1
-            elif message[0] == 0:
-                self._topics = max(0, self._topics - 1)
-                self._socket.setsockopt(zmq.UNSUBSCRIBE, message[1:])
-            elif protocol.is_topic(message[1:]) and self._topics < MAX_TOPICS:
-                self._topics += 1
-                self._socket.setsockopt(zmq.SUBSCRIBE, message[1:])
-            else:
-                self.refused_topics += 1
+            try:
+                self._take(self._socket.recv(NOBLOCK, copy=False))
+            except zmq.ZMQError:  # nothing there
+                return
+        self._look()
+
+    def _take(self, frame: zmq.Frame) -> None:
+        """A word: one byte (1 on, 0 off), then the topic. Without a connection: libzmq says that one left."""
+        try:
+            fd = int(frame.get("__fd"))
+            inode = os.fstat(fd).st_ino
+        except (zmq.ZMQError, OSError):
+            return
+        line = self._lines.get(inode)
+        if line is None:
+            if len(self._lines) >= self._sweep_at:
+                self._sweep()
+            line = self._lines[inode] = _Line(fd)
+        if line.cut:
+            return
+        word = frame.bytes
+        line.words += 1
+        if word[:1] == b"\0":
+            self._socket.setsockopt(zmq.UNSUBSCRIBE, word[1:])
+        elif word[:1] == b"\1" and protocol.is_topic(word[1:]):
+            line.bytes += len(word)
+            self._bytes += len(word)
+            self._socket.setsockopt(zmq.SUBSCRIBE, word[1:])
+        else:
+            line.stray += 1
+            self._counters.count(counters.UNKNOWN_TOPIC, repr(word[:80]))
+        if line.words > MAX_WORDS or line.stray > MAX_STRAY or self._too_much():
+            line.cut = True
+            _cut(line.fd, inode)
+            self._counters.count(counters.CUT_OFF, f"words={line.words} stray={line.stray} bytes={line.bytes}")
+
+    def _too_much(self) -> bool:
+        if self._bytes > MAX_BYTES and monotonic_s() - self._swept_s >= SWEEP_S:
+            self._sweep()
+        return self._bytes > MAX_BYTES
+
+    def _sweep(self) -> None:
+        """Forget the connections that are gone."""
+        self._lines = {inode: line for inode, line in self._lines.items() if _is(line.fd, inode)}
+        self._bytes = sum(line.bytes for line in self._lines.values())
+        self._sweep_at = max(FIRST_SWEEP, 2 * len(self._lines))
+        self._swept_s = monotonic_s()
+
+
+def _is(fd: int, inode: int) -> bool:
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
+
+
+def _cut(fd: int, inode: int) -> None:
+    """End a connection of libzmq's, which then sees its end. Nothing happens if it is gone and its number another's."""
+    with contextlib.suppress(OSError):
+        ours = os.dup(fd)
+        if _is(ours, inode):
+            with socket.socket(fileno=ours) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+        else:
+            os.close(ours)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 
-from kingtask import failpoint
+from kingtask import failpoint, openfiles
 from kingtask.config import WorkerConfig
 from kingtask.errors import ConfigurationError
 from kingtask.worker.guard import Guard
@@ -30,13 +29,18 @@ def run(config: WorkerConfig) -> int:
     guard = Guard(name, config.concurrency)
     worker = Worker(config, name, guard)
     try:
-        asyncio.run(worker.serve())
+        asyncio.run(_serve(worker))
     except ConfigurationError:
         guard.close()
         raise
     if not worker.abandoned:  # else the end of this process has the guard kill what is left
         guard.close()
     return 0
+
+
+async def _serve(worker: Worker) -> None:
+    openfiles.watch(asyncio.get_running_loop(), log)
+    await worker.serve()
 
 
 def worker_name(base: str | None) -> str:
@@ -47,14 +51,10 @@ def worker_name(base: str | None) -> str:
 
 def raise_open_files(slots: int) -> None:
     """Make room for the pipes of all slots. Not more than needed: what we run inherits the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = slots * DESCRIPTORS_PER_SLOT + DESCRIPTORS_BESIDE
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        log.warning("descriptors=short limit=%d wanted=%d: lower concurrency, or raise LimitNOFILE", hard, wanted)
-        wanted = hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = openfiles.raise_limit(wanted)
+    if limit < wanted:
+        log.warning("descriptors=short limit=%d wanted=%d: lower concurrency, or raise LimitNOFILE", limit, wanted)
 
 
 def reset_signals() -> None:

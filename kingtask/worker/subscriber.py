@@ -30,7 +30,7 @@ SOCKET_OPTIONS: dict[int, int] = {
     zmq.IPV6: 1,
     zmq.LINGER: 0,
 }
-DRAIN_MESSAGES = 256
+DRAIN_FRAMES = 512
 """Read before the loop goes on with something else."""
 REVIVE_S = 1.0
 """After a disconnection that libzmq does nothing about."""
@@ -100,6 +100,7 @@ class _Line:
         self._connect()
 
     def _connect(self) -> None:
+        self._frames: list[bytes] = []
         self._socket = self._context.socket(zmq.SUB)
         for option, value in SOCKET_OPTIONS.items():
             self._socket.setsockopt(option, value)
@@ -130,15 +131,18 @@ class _Line:
 
     def _read(self) -> None:
         # The descriptor is edge-triggered: read until there is nothing, or come back at once.
-        frames: list[bytes] = []
-        for _ in range(DRAIN_MESSAGES):
+        for _ in range(DRAIN_FRAMES):
             if self._socket.closed:
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:  # nothing there
                 return
-            self._heard(frames)
+            if len(self._frames) < 3:  # two are a hint; what follows them is of no use
+                self._frames.append(frame.bytes)
+            if not frame.more:
+                frames, self._frames = self._frames, []
+                self._heard(frames)
         assert self._loop is not None
         self._loop.call_soon(self._read)
 

@@ -1,0 +1,40 @@
+"""ZMTP by hand (RFC 23, rfc.zeromq.org/spec/23): what libzmq would never send."""
+
+from __future__ import annotations
+
+import socket
+
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + b"\0" * 31
+"""Of version 3.0, without security."""
+VERSION_2 = b"\xff" + b"\0" * 7 + b"\x01\x7f" + b"\x01" + b"\x05" + b"\0\0"
+"""Greeting of a DEALER of ZMTP 2.0, and its empty identity."""
+VERSION_1 = b"\x01\0"
+"""A peer of ZMTP 1.0 begins with its identity, here an empty one."""
+
+MORE, LONG, COMMAND = 1, 2, 4
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    if len(body) > 255:
+        return bytes([flags | LONG]) + len(body).to_bytes(8, "big") + body
+    return bytes([flags, len(body)]) + body
+
+
+def ready(kind: str = "DEALER") -> bytes:
+    def named(name: bytes, value: bytes) -> bytes:
+        return bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value
+
+    return frame(b"\x05READY" + named(b"Socket-Type", kind.encode()) + named(b"Identity", b""), COMMAND)
+
+
+def connect(port: int, kind: str = "DEALER", timeout_s: float = 20.0) -> socket.socket:
+    """A connection to 127.0.0.1 that has shaken hands."""
+    made = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    made.sendall(GREETING + ready(kind))
+    received = b""
+    while len(received) < len(GREETING) + 2 or len(received) < len(GREETING) + 2 + received[len(GREETING) + 1]:
+        piece = made.recv(4096)
+        if not piece:
+            raise ConnectionError("closed during the handshake")
+        received += piece
+    return made
