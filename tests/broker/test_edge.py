@@ -5,90 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 import zmq
 
 from kingtask import protocol
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import Edge, Peer, bind
+from kingtask.broker.edge import Peer, bind
 from kingtask.broker.wakeups import Wakeups
 from kingtask.errors import ConfigurationError
+from tests.broker.conftest import PATIENCE_MS, Served, Sockets
 from tests.servers import free_port
-
-PATIENCE_MS = 20_000
-
-
-class Served:
-    """An Edge that answers each message with itself, on a loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.endpoint = f"tcp://127.0.0.1:{self.port}"
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.counters = Counters()
-        self.edge = Edge(
-            self.context,
-            (self.endpoint,),
-            on_request=self.answer,
-            on_drained=lambda: None,
-            counters=self.counters,
-        )
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-
-    def answer(self, peer: Peer, message: bytes) -> None:
-        self.edge.reply(peer, message)
-
-    def run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.call_soon(self.edge.start)
-        self.loop.run_forever()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.edge.stop, 0)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-        self.context.term()
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    serving = Served()
-    serving.thread.start()
-    yield serving
-    serving.stop()
-
-
-class Sockets:
-    """Clients of one test, closed at its end."""
-
-    def __init__(self) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._made: list[zmq.Socket[bytes]] = []
-
-    def new(self, kind: int, endpoint: str | None = None) -> zmq.Socket[bytes]:
-        made = self._context.socket(kind)
-        made.linger = 0
-        made.rcvtimeo = PATIENCE_MS
-        self._made.append(made)
-        if endpoint:
-            made.connect(endpoint)
-        return made
-
-    def close(self) -> None:
-        for made in self._made:
-            made.close()
-        self._context.term()
-
-
-@pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    made = Sockets()
-    yield made
-    made.close()
 
 
 def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: Served) -> None:

@@ -1,0 +1,342 @@
+"""The sockets against those who mean harm: bytes that are no ZMTP, floods, storms, readers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import select
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import zmq
+
+from kingtask import openfiles, protocol
+from kingtask.broker import edge, wakeups
+from kingtask.broker.counters import Counters
+from kingtask.broker.wakeups import Wakeups
+from tests import zmtp
+from tests.broker.conftest import PATIENCE_MS, Served, Sockets
+from tests.integration.rig import until
+from tests.servers import free_port
+
+PATIENCE_S = PATIENCE_MS / 1000
+
+
+def until_closed(connections: dict[str, socket.socket]) -> None:
+    """Wait until the other side has ended all of them; what it still says is thrown away."""
+    open_ = {connection.fileno(): name for name, connection in connections.items()}
+    deadline = time.monotonic() + PATIENCE_S
+    while open_:
+        left_s = deadline - time.monotonic()
+        assert left_s > 0, f"still open: {sorted(open_.values())}"
+        for fd in select.select(list(open_), [], [], left_s)[0]:
+            try:
+                ended = not os.read(fd, 65_536)
+            except ConnectionError:
+                ended = True
+            if ended:
+                del open_[fd]
+
+
+@contextmanager
+def raw(port: int, messages: dict[str, bytes]) -> Iterator[dict[str, socket.socket]]:
+    """A connection for each, on which the bytes were sent."""
+    with ExitStack() as stack:
+        made = {}
+        for name, message in messages.items():
+            made[name] = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S))
+            with suppress(ConnectionError):  # refused before it was all there
+                made[name].sendall(message)
+        yield made
+
+
+SHAKEN = zmtp.GREETING + zmtp.ready()
+PING = protocol.encode_request(1, "ping", {})
+
+NO_ZMTP = {
+    "nothing": b"",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x5a" * 512,
+    "RESP": b"*1\r\n$4\r\nPING\r\n",
+    "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "zeros": b"\0" * 100_000,
+    "ones": b"\xff" * 100_000,
+    "ZMTP 1": zmtp.VERSION_1 + zmtp.frame(PING)[1:],
+    "ZMTP 2": zmtp.VERSION_2 + zmtp.frame(PING),
+    **{f"greeting cut at {n}": SHAKEN[:n] for n in range(1, len(SHAKEN))},
+    "SUB": zmtp.GREETING + zmtp.ready("SUB"),
+    "PUSH": zmtp.GREETING + zmtp.ready("PUSH"),
+    "no such kind": zmtp.GREETING + zmtp.ready("TEAPOT"),
+    "no READY": zmtp.GREETING + zmtp.frame(PING),
+}
+
+
+def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: Served) -> None:
+    """Silence, other protocols, old framing, a greeting cut at each byte, kinds that do not fit, endless frames."""
+    received = []
+    served.edge._on_request = lambda peer, message: (received.append(message), served.answer(peer, message))  # type: ignore[func-returns-value, assignment]
+    with raw(served.port, NO_ZMTP) as connections:
+        dealer = sockets.new(zmq.DEALER, served.endpoint)
+        dealer.send(b"still here")
+        assert dealer.recv() == b"still here"
+        until_closed(connections)
+    assert received == [b"still here"]
+
+
+@pytest.mark.parametrize("size", [edge.MAX_FRAME_BYTES + 1, 2**31, 2**63, 2**64 - 1])
+def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: int) -> None:
+    with zmtp.connect(served.port) as silent, zmtp.connect(served.port) as connection:
+        connection.sendall(b"\x02" + size.to_bytes(8, "big"))
+        until_closed({"": connection})
+        silent.setblocking(False)
+        assert not ended(silent), "it was the heartbeat that ended both"
+
+
+def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served) -> None:
+    received: list[bytes] = []
+    served.edge._on_request = lambda peer, message: received.append(message)
+    with raw(served.port, {str(n): os.urandom(50_000) for n in range(30)}) as connections:
+        until_closed(connections)
+    assert received == []
+
+
+def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets, served: Served) -> None:
+    frames, turns = 50_000, 0
+    drained = served.edge._on_drained
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        drained()
+
+    served.edge._on_drained = count
+    sender, other = sockets.new(zmq.DEALER, served.endpoint), sockets.new(zmq.DEALER, served.endpoint)
+    sender.send_multipart([b"x"] * frames, copy=False)
+    other.send(b"still here")
+    assert other.recv() == b"still here"
+    reply = protocol.decode_reply(sender.recv())
+    assert reply["error"]["code"] == "bad_frames"
+    assert f"got {frames:,}" in reply["error"]["message"]
+    assert served.counters.counts == {"bad_frames": 1}
+    assert turns >= frames // edge.DRAIN_FRAMES
+
+
+def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: Served) -> None:
+    """Its replies are dropped when a thousand of them wait, and no more memory is taken."""
+    with zmtp.connect(served.port) as flood:
+        flood.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        ping = zmtp.frame(os.urandom(200)) * 500
+        other = sockets.new(zmq.DEALER, served.endpoint)
+        while not served.counters.counts.get("dropped_reply"):
+            flood.sendall(ping)
+            other.send(b"still here")
+            assert other.recv() == b"still here"
+
+
+def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets, served: Served) -> None:
+    floods = [sockets.new(zmq.DEALER, served.endpoint) for _ in range(5)]
+    good = sockets.new(zmq.DEALER, served.endpoint)
+    for number in range(50):
+        for flood in floods:
+            for _ in range(200):
+                flood.send(b"x" * 100, zmq.NOBLOCK)
+        good.send(str(number).encode())
+        assert good.recv() == str(number).encode()
+        for flood in floods:
+            while flood.poll(0):
+                flood.recv()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir())) - 1  # without that of the directory
+
+
+def test_connections_that_come_and_go_leave_no_descriptor(served: Served) -> None:
+    before = descriptors()
+    for _ in range(300):
+        zmtp.connect(served.port).close()
+    until(lambda: descriptors() <= before + 2, "the connections are closed here too")
+
+
+# ── wakeups ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Scene:
+    """A Wakeups in this loop."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.counters = Counters()
+        self.wakeups = Wakeups(self.context, (f"tcp://127.0.0.1:{self.port}",), self.counters)
+        self.wakeups.start()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        while not condition():
+            assert asyncio.get_running_loop().time() < deadline
+            self.wakeups.ready("default", 3)
+            await asyncio.sleep(0.002)
+
+    def connect(self) -> socket.socket:
+        made = zmtp.connect(self.port, "SUB")
+        made.setblocking(False)
+        return made
+
+
+def play(story: Callable[[Scene], Awaitable[None]]) -> None:
+    async def told() -> None:
+        scene = Scene()
+        try:
+            await story(scene)
+        finally:
+            scene.wakeups.stop()
+            scene.context.term()
+
+    asyncio.run(told())
+
+
+def ended(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(65_536)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def push(connection: socket.socket, words: bytes) -> bytes:
+    """Send as much as goes; returns the rest."""
+    try:
+        return words[connection.send(words) :]
+    except BlockingIOError:
+        return words
+    except ConnectionError:
+        return b""
+
+
+def word(topic: bytes, on: int = 1) -> bytes:
+    return zmtp.frame(bytes([on]) + topic)
+
+
+STORMS = {
+    "random topics": b"".join(word(os.urandom(200)) for _ in range(3_000)),
+    "known topics": b"".join(word(protocol.cancel_topic(f"worker-{n}")) for n in range(3_000)),
+    "on and off": (word(b"ready:default/") + word(b"ready:default/", 0)) * 1_500,
+    "only off": word(b"ready:default/", 0) * 3_000,
+    "messages": zmtp.frame(b"hello") * 3_000,
+    "a message of many frames": zmtp.frame(b"\1ready:default/", zmtp.MORE) * 3_000 + word(b"ready:default/"),
+    "a topic of 64 KB": word(b"x" * 65_536),
+}
+
+
+@pytest.mark.parametrize("storm", STORMS.values(), ids=STORMS)
+def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets: Sockets, storm: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        worker = sockets.new(zmq.SUB, f"tcp://127.0.0.1:{scene.port}")
+        worker.subscribe(protocol.ready_topic("default"))
+        await scene.until(lambda: worker.poll(0))
+        with scene.connect() as connection:
+            left = storm
+
+            def over() -> bool:
+                nonlocal left
+                left = push(connection, left)
+                return ended(connection)
+
+            await scene.until(over)
+        while worker.poll(0):
+            worker.recv_multipart()
+        await scene.until(lambda: worker.poll(0))
+        assert worker.recv_multipart() == [b"ready:default/", b"3"]
+
+    play(story)
+
+
+def test_all_topics_together_are_bounded_and_those_of_the_gone_do_not_count(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "MAX_BYTES", 500)
+    monkeypatch.setattr(wakeups, "SWEEP_S", 0.0)
+
+    async def story(scene: Scene) -> None:
+        topics = b"".join(word(protocol.ready_topic(f"queue-{n:02}")) for n in range(20))  # 16 bytes each
+        with scene.connect() as first, scene.connect() as second:
+            first.sendall(topics)
+            await scene.until(lambda: scene.wakeups._bytes == 320)
+            second.sendall(topics)
+            await scene.until(lambda: ended(second))
+            assert scene.counters.counts == {"cut_off": 1}
+        for _ in range(5):  # what the two had said is forgotten when there is need
+            with scene.connect() as later:
+                later.sendall(topics)
+                await scene.until(lambda: scene.wakeups._bytes == 320)
+                assert not ended(later)
+
+    play(story)
+
+
+def test_the_table_of_connections_does_not_grow_with_those_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeups, "FIRST_SWEEP", 16)
+
+    async def story(scene: Scene) -> None:
+        scene.wakeups._sweep_at = 16
+        for number in range(1, 101):
+            with scene.connect() as connection:
+                connection.sendall(word(b"nonsense"))
+                await scene.until(partial(lambda n: scene.counters.counts.get("unknown_topic") == n, number))
+        assert len(scene.wakeups._lines) <= 40
+
+    play(story)
+
+
+# ── what is told of it ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_kind_of_refusal_is_told_once_a_minute_and_counted_always(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr("kingtask.broker.counters.monotonic_s", lambda: now_s)
+    counters = Counters()
+    for _ in range(500):
+        counters.count("malformed", "the message is not msgpack")
+        counters.count("not_found", "id: there is no task")
+    counters.count("busy", "too many requests")
+    assert counters.counts == {"malformed": 500, "not_found": 500, "busy": 1}
+    now_s += 61
+    counters.count("malformed", "again")
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused=malformed count=1 total=1 last='the message is not msgpack'",
+        "refused=busy count=1 total=1 last='too many requests'",
+        "refused=malformed count=500 total=501 last='again'",
+    ]
+
+
+def test_open_files_are_raised_and_their_end_is_seen_coming() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        assert openfiles.raise_limit(300) == 300
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+        assert openfiles.raise_limit(100) == 100
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
+        assert openfiles.nearly_used_up() is None
+        with ExitStack() as stack:
+
+            def hold(number: int) -> None:
+                for _ in range(number):
+                    stack.enter_context(Path(os.devnull).open("rb"))
+
+            hold(270 - descriptors())
+            assert openfiles.nearly_used_up() == 300
+            hold(300 - descriptors())
+            assert openfiles.nearly_used_up() == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
