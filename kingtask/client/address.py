@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
 from kingtask.errors import ConfigurationError
 
+VARIABLE = "KINGTASK_BROKER"
+"""Names the brokers of whoever names none: also in what a worker runs, so that one task can submit the next."""
 DEFAULT = "tcp://127.0.0.1:9595"
 DEFAULT_PORT = 9595
 
@@ -18,11 +21,13 @@ _TCP = re.compile(
 )
 
 
-def endpoints(address: str | Sequence[str]) -> tuple[str, ...]:
+def endpoints(address: str | Sequence[str] | None) -> tuple[str, ...]:
     """One address or several as endpoints, in their order, each once. Raises ConfigurationError naming the bad one.
 
-    A text may hold several with commas between them, as KINGTASK_BROKER does.
+    A text may hold several with commas between them. None: those of KINGTASK_BROKER, else DEFAULT.
     """
+    if address is None:
+        address = os.environ.get(VARIABLE) or DEFAULT
     if isinstance(address, str):
         address = [part for part in address.split(",") if part.strip()]
     addresses = tuple(address)

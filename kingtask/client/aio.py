@@ -46,7 +46,7 @@ class AsyncClient:
     closed or that loop is; it is not for use by several threads.
     """
 
-    def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
+    def __init__(self, address: str | Sequence[str] | None = None, *, timeout: float = 10.0) -> None:
         self._lines = Lines(addresses.endpoints(address))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.

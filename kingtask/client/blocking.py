@@ -42,11 +42,12 @@ class Client:
     """Submits tasks and asks about them; every method blocks until it has its answer.
 
     `address` is one broker or several: `host:port`, `tcp://host:port`, `ipc://path`; one that does not answer is left
-    for the next. `timeout` (seconds) bounds each call that names no other, with all that is tried again in it. One
-    client serves any number of threads, and forked children too. Nothing is connected before the first call.
+    for the next. Without it they are those of KINGTASK_BROKER (with commas), else tcp://127.0.0.1:9595. `timeout`
+    (seconds) bounds each call that names no other, with all that is tried again in it. One client serves any number of
+    threads, and forked children too. Nothing is connected before the first call.
     """
 
-    def __init__(self, address: str | Sequence[str] = addresses.DEFAULT, *, timeout: float = 10.0) -> None:
+    def __init__(self, address: str | Sequence[str] | None = None, *, timeout: float = 10.0) -> None:
         self._pool = Pool(addresses.endpoints(address))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.

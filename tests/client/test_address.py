@@ -73,3 +73,11 @@ def test_the_default_is_where_a_broker_listens_by_default():
 def test_a_client_refuses_a_bad_address_at_once():
     with pytest.raises(ConfigurationError):
         Client(["127.0.0.1:9595", "nonsense://"])
+
+
+def test_without_an_address_the_environment_names_the_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a worker runs reaches the brokers of its task."""
+    monkeypatch.setenv("KINGTASK_BROKER", "a:1, b:2")
+    assert endpoints(None) == ("tcp://a:1", "tcp://b:2")
+    monkeypatch.delenv("KINGTASK_BROKER")
+    assert endpoints(None) == ("tcp://127.0.0.1:9595",)
