@@ -74,6 +74,8 @@ class RedisServer:
         self.port = free_port() if tcp else 0
         self.socket = None if tcp else str(self.directory / "redis.sock")
         self.options: dict[str, Option] = {"save": "", **options}
+        self.environment: dict[str, str] = {}
+        """Beside that of the tests; taken in by the next start."""
         self.log: deque[str] = deque(maxlen=200)
         self._log_grew = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
@@ -99,8 +101,11 @@ class RedisServer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> Self:
-        """Start it; return when it takes connections (its data loaded). Raises RuntimeError with its log if it ends."""
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it; return when it takes connections (its data loaded). Raises RuntimeError with its log if it ends.
+
+        With `ready=False` return at once.
+        """
         assert not self.running, "the server is running already"
         command = self._command()
         self._process = process = subprocess.Popen(
@@ -110,12 +115,13 @@ class RedisServer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env={**os.environ, **self.environment},
             start_new_session=True,  # Ctrl-C ends the tests, which then end it
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, and nothing else can ask for that signal
         )
-        ready = threading.Event()
-        threading.Thread(target=self._follow, args=(process, ready), daemon=True).start()
-        if not ready.wait(START_TIMEOUT_S) or process.poll() is not None:
+        told = threading.Event()
+        threading.Thread(target=self._follow, args=(process, told), daemon=True).start()
+        if ready and (not told.wait(START_TIMEOUT_S) or process.poll() is not None):
             self.kill()
             raise RuntimeError(f"{command[0]} did not start:\n" + "\n".join(self.log))
         return self

@@ -59,6 +59,8 @@ class Daemon:
         self.path = rig.directory / f"{kind}{number}.yaml"
         self.path.write_text(yaml.safe_dump(config))
         self.log = rig.directory / f"{kind}{number}.log"
+        self.environment: dict[str, str] = {}
+        """Beside that of the tests; taken in by the next start."""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -78,11 +80,12 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  (prctl is all it does)
             )
         if ready:
-            self._wait_ready()
+            self.wait_ready()
         return self
 
     def until_logged(self, text: str) -> str:
@@ -90,7 +93,7 @@ class Daemon:
         until(lambda: text in self.text(), f"{text!r} in the log of the {self.kind}")
         return self.text()
 
-    def _wait_ready(self) -> None:
+    def wait_ready(self) -> None:
         def told() -> str:
             return f"the {self.kind} is ready; its log: {self.text()[-2000:]}"
 
@@ -183,7 +186,7 @@ class Rig:
         self.daemons.append(daemon)
         return daemon.start(ready=ready)
 
-    def start_worker(self, **config: Any) -> Daemon:
+    def start_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         brokers = [daemon for daemon in self.daemons if daemon.kind == "broker"]
         settings = {
             "broker": [broker.config["addr"] for broker in brokers],
@@ -195,7 +198,7 @@ class Rig:
         }
         daemon = Daemon(self, "worker", settings)
         self.daemons.append(daemon)
-        return daemon.start()
+        return daemon.start(ready=ready)
 
     def client(self, **options: Any) -> Client:
         """A client of all brokers, closed with the rig."""

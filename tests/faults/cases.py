@@ -1,0 +1,239 @@
+"""The cases: what is started, what is asked, what happens meanwhile. Names are those of the fault catalogue."""
+
+from __future__ import annotations
+
+from tests.faults import host_stories as h
+from tests.faults import stories as s
+from tests.faults import worker_stories as w
+from tests.faults.play import Again, Case, FaultStory
+from tests.faults.rules import Rules
+from tests.faults.stage import LINKS, Layout
+
+ALL = {"now": 30.0, "later": 10.0, "failing": 4.0, "long": 0.5, "once": 4.0, "shared": 8.0}
+NOW = {"now": 80.0, "shared": 20.0}
+LIGHT = {"now": 5.0, "later": 2.0}
+LINKED = Layout(proxied=LINKS)
+PLACES = ("after_claim", "after_spawn", "after_exit", "before_complete", "after_complete")
+ALWAYS = 1_000_000
+
+
+def for_ever(story: FaultStory) -> tuple[Again, ...]:
+    """One story that goes on until the case is over."""
+    return (Again(story=story, every=(1, 1), times=1),)
+
+
+BROKER = [
+    Case(
+        name="F01",
+        what="kill -9 of a broker every few seconds, back after up to a second",
+        loads=ALL,
+        faults=(Again(story=s.kill(s.a_broker, (0, 1)), every=(1.5, 3)),),
+    ),
+    Case(
+        name="F02",
+        what="the broker dies when Redis has answered and nothing is confirmed",
+        loads=NOW,
+        layout=Layout(brokers=1),
+        faults=for_ever(s.failpoint(s.first_broker, ("after_submit_script",), (1, 20), ALWAYS)),
+    ),
+    Case(
+        name="F03",
+        what="the broker dies when submits are confirmed and not answered",
+        loads=NOW,
+        layout=Layout(brokers=1),
+        faults=for_ever(s.failpoint(s.first_broker, ("before_ack",), (1, 20), ALWAYS)),
+    ),
+    Case(
+        name="F04",
+        what="a broker is stopped for some seconds and goes on",
+        loads=ALL,
+        faults=(Again(story=s.stop(s.a_broker, (2, 4)), every=(5, 6)),),
+    ),
+    Case(
+        name="F09",
+        what="SIGTERM of a broker under some hundred tasks a second: what it accepted is answered",
+        loads={"now": 150.0, "bulk": 200.0},
+        faults=(Again(story=s.end_in_order(s.a_broker, 10.0), every=(2, 3)),),
+        check=s.no_client_saw_an_error,
+    ),
+    Case(
+        name="F11",
+        what="both brokers are away when thousands of tasks fall due, and start again",
+        loads={"parked": 400.0, "now": 5.0},
+        story=s.all_brokers_away,
+    ),
+    Case(
+        name="F12",
+        what="a second broker on the same address ends with a clear error",
+        loads=NOW,
+        story=s.broker_twice,
+        seconds=4.0,
+    ),
+]
+
+WORKER = [
+    Case(
+        name="F13",
+        what="40 tasks, the worker's whole tree killed with four in flight",
+        loads={"later": 1.0},
+        layout=Layout(workers=1),
+        story=w.kill_the_tree,
+    ),
+    Case(
+        name="F14",
+        what="kill -9 of the worker's own process only: what it ran is gone within a second",
+        loads={"long": 3.0, "now": 10.0},
+        faults=(Again(story=w.kill_main_only, every=(3, 3)),),
+    ),
+    Case(
+        name="F15",
+        what="a worker is stopped for two leases and goes on: what it held is fenced",
+        loads={"long": 2.0, "now": 10.0, "once": 1.0},
+        faults=(Again(story=s.stop(s.first_worker, (5, 6)), every=(8, 9)),),
+        seconds=16.0,
+        check=w.some_fenced,
+    ),
+    Case(
+        name="F16",
+        what="a program that is stopped is ended by its time limit",
+        loads=LIGHT,
+        rules=Rules(needs_faults=False),
+        story=w.self_stopping,
+        short=False,
+    ),
+    Case(
+        name="F17",
+        what="a worker dies before and after it claims, spawns, sees an end, reports it",
+        loads={**ALL, "once": 20.0},
+        faults=for_ever(s.failpoint(s.first_worker, PLACES, (1, 12), ALWAYS)),
+    ),
+    Case(
+        name="F18",
+        what="SIGTERM of a worker amid long tasks: handed back, not lost",
+        loads={"long": 2.0, "now": 10.0},
+        layout=Layout(worker={"drain_timeout": 0.2}),
+        faults=(Again(story=w.drain, every=(4, 5)),),
+        check=w.nothing_lost_something_released,
+    ),
+    Case(
+        name="F19",
+        what="a task that kills its worker fails as lost; the others go on",
+        loads=LIGHT,
+        layout=Layout(max_lost=3),
+        rules=Rules(loses_anytime=True),
+        story=w.poison,
+    ),
+    Case(
+        name="F22",
+        what="200 MB of output: the worker's memory stays flat",
+        loads=LIGHT,
+        rules=Rules(needs_faults=False),
+        story=w.flood,
+    ),
+    Case(
+        name="F23",
+        what="a process leaves its session and keeps the pipes",
+        loads=LIGHT,
+        rules=Rules(needs_faults=False),
+        story=w.daemonize,
+    ),
+    Case(
+        name="F24",
+        what="a program ignores TERM",
+        loads=LIGHT,
+        rules=Rules(needs_faults=False),
+        story=w.deaf,
+        alone=True,
+        seconds=5.0,
+    ),
+    Case(
+        name="F26",
+        what="thousands of short tasks: no zombie, no descriptor more",
+        loads={"bulk": 300.0},
+        rules=Rules(needs_faults=False),
+        check=w.no_descriptor_more,
+    ),
+    Case(
+        name="F29",
+        what="the host refuses a worker every tenth process",
+        loads=ALL,
+        faults=for_ever(
+            h.injected(
+                "every tenth spawn of worker 1 is refused",
+                lambda stage: stage.workers[0].pid,
+                "vfork,clone,clone3",
+                "error=EAGAIN:when=5+10",
+                (6, 6),
+            )
+        ),
+        check=w.no_exec_failure,
+    ),
+]
+
+STORE = [
+    Case(
+        name="F32",
+        what="kill -9 of Redis every few seconds, its fdatasync slowed by 0.2 s",
+        loads={"now": 20.0, "later": 5.0, "failing": 2.0, "once": 2.0, "shared": 4.0},
+        faults=(
+            Again(story=s.redis_kill((0, 1)), every=(3, 4), after=3),
+            Again(
+                story=h.injected(
+                    "fdatasync of redis takes 0.2 s",
+                    lambda stage: stage.redis.pid,
+                    "fdatasync",
+                    "delay_enter=200000",
+                    (2, 4),
+                ),
+                every=(4, 5),
+            ),
+        ),
+        seconds=12.0,
+    ),
+    Case(
+        name="F37",
+        what="Redis answers nobody for up to three seconds, again and again",
+        loads=ALL,
+        faults=(Again(story=s.redis_sleep((0.2, 3)), every=(3, 5)),),
+    ),
+    Case(
+        name="F38",
+        what="Redis pauses writes, and drops all its clients each second",
+        loads=ALL,
+        faults=(
+            Again(story=s.redis_pause(2), every=(5, 6)),
+            Again(story=s.redis_tell("CLIENT KILL", "CLIENT", "KILL", "TYPE", "normal"), every=(1, 1)),
+        ),
+    ),
+    Case(
+        name="F42",
+        what="Redis forgets its functions every two seconds",
+        loads=ALL,
+        faults=(Again(story=s.redis_tell("FUNCTION FLUSH", "FUNCTION", "FLUSH"), every=(2, 2)),),
+    ),
+    Case(
+        name="F43",
+        what="a script keeps Redis busy for three seconds",
+        loads=ALL,
+        faults=(Again(story=s.redis_busy(3), every=(5, 6)),),
+    ),
+]
+
+NETWORK = [
+    Case(
+        name="F58",
+        what="one connection after another is cut for a while, both ways or one",
+        loads=ALL,
+        layout=LINKED,
+        faults=(Again(story=s.cut(("",), (0.5, 4), ("both", "up", "down")), every=(1, 2)),),
+    ),
+    Case(
+        name="F62",
+        what="connections to Redis are reset every 10 kB",
+        loads=ALL,
+        layout=LINKED,
+        faults=(Again(story=s.spoil(("broker", "worker 1", "worker 2"), (2, 3), reset_after=10_000), every=(4, 5)),),
+    ),
+]
+
+CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK]}

@@ -1,0 +1,134 @@
+"""Faults of the host: system calls that fail or drag (strace), a full disk (tmpfs), a clock that steps (faketime)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from time import monotonic
+
+from tests.faults.play import TICK_S, FaultStory, Steps
+from tests.faults.stage import Skipped, Stage
+from tests.servers import RedisServer, die_with_parent
+
+FAKETIME = "/usr/lib/*/faketime/libfaketime.so.1"
+
+
+def injected(what: str, pid: Callable[[Stage], int], calls: str, effect: str, for_s: tuple[float, float]) -> FaultStory:
+    """System calls of a process's main thread have an effect (`strace -e inject`) for a while."""
+
+    def story(stage: Stage, random: Random) -> Steps:
+        strace = shutil.which("strace")
+        if strace is None:
+            raise Skipped("strace is not installed")
+        target = pid(stage)
+        with stage.fault(what):
+            inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:{effect}"]
+            tracer = subprocess.Popen(
+                [strace, "-qq", "-o", "/dev/null", *inject, "-p", str(target)],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                preexec_fn=die_with_parent,  # noqa: PLW1509  (prctl is all it does)
+            )
+            try:
+                while not _traced(target) and tracer.poll() is None:
+                    yield TICK_S
+                if tracer.poll() is not None and Path(f"/proc/{target}").exists():
+                    assert tracer.stderr is not None
+                    raise Skipped(f"strace: {tracer.stderr.read().decode(errors='replace').strip()}")
+                ends_s = monotonic() + random.uniform(*for_s)
+                while monotonic() < ends_s and tracer.poll() is None:
+                    yield TICK_S
+            finally:
+                if tracer.poll() is None:
+                    tracer.send_signal(signal.SIGINT)  # it lets go of what it traces
+                tracer.wait()
+                assert tracer.stderr is not None
+                tracer.stderr.close()
+
+    return story
+
+
+def _traced(pid: int) -> bool:
+    try:
+        return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def small_disk(server: RedisServer, megabytes: int) -> None:
+    """Put the server's directory on a file system of its own. Before its start. Raises Skipped."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "kingtask-test", str(server.directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        raise Skipped(f"no file system may be mounted here: {mounted.stderr.strip()}")
+
+
+def remove_disk(server: RedisServer) -> None:
+    subprocess.run(["umount", "-l", str(server.directory)], check=False, capture_output=True)
+    shutil.rmtree(server.directory, ignore_errors=True)
+
+
+def disk_full(for_s: float) -> FaultStory:
+    """No space is left where Redis keeps its data; it may exit, and is started again when there is."""
+
+    def story(stage: Stage, random: Random) -> Steps:
+        filler = stage.redis.directory / "filler"
+        with stage.fault("the disk is full"):
+            with filler.open("wb") as file:
+                try:
+                    while True:
+                        os.write(file.fileno(), bytes(65_536))
+                except OSError:
+                    pass
+            yield for_s
+            filler.unlink()
+            if not stage.redis.running:
+                stage.redis.kill()
+                stage.redis.start()
+
+    return story
+
+
+def slow_clock(server: RedisServer, place: Path) -> None:
+    """Have a server take its time from what `step` writes. Before its start. Raises Skipped."""
+    library = next(iter(sorted(Path("/").glob(FAKETIME.lstrip("/")))), None)
+    if library is None:
+        raise Skipped("libfaketime is not installed")
+    place.write_text("+0\n")
+    server.environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(place),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def step(by_s: tuple[int, ...], for_s: tuple[float, float]) -> FaultStory:
+    """Redis's clock is wrong by so much for a while."""
+
+    def story(stage: Stage, random: Random) -> Steps:
+        offset = random.choice(by_s)
+        place = Path(stage.redis.environment["FAKETIME_TIMESTAMP_FILE"])
+        with stage.fault(f"Redis's clock {offset:+d} s"):
+            _set_clock(stage, place, offset)
+            yield random.uniform(*for_s)
+            _set_clock(stage, place, 0)
+
+    return story
+
+
+def _set_clock(stage: Stage, place: Path, offset: int) -> None:
+    stage.look_at_clock()
+    aside = place.with_suffix(".new")
+    aside.write_text(f"{offset:+d}\n")
+    aside.replace(place)
+    stage.look_at_clock()
