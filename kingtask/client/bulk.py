@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -34,6 +35,8 @@ class Entry(NamedTuple):
 
     place: int
     fields: Fields
+    maybe_stored: bool = False
+    """By an earlier call, of which this task's later refusals know nothing."""
 
 
 class Chunk(NamedTuple):
@@ -126,9 +129,9 @@ class Bulk(Generic[H]):
                     self._outcomes[entry.place] = Outcome(self._outcomes[entry.place].task, "exists")
                 case _:
                     refusal = _refusal(answer, nth, entry)
-                    if refusal.retryable and call.maybe_stored:
+                    if call.maybe_stored or entry.maybe_stored:
                         refusal.stored = "unknown"
-                    refused.append((entry, refusal))
+                    refused.append((entry._replace(maybe_stored=refusal.stored == "unknown"), refusal))
         return self._again(chunk, refused)
 
     def _again(self, chunk: Chunk, refused: list[tuple[Entry, RequestRefused]]) -> Iterable[Chunk]:
@@ -144,8 +147,12 @@ class Bulk(Generic[H]):
         return (chunk._replace(entries=again, rest_s=rest_s),) if again else ()
 
     def _refuse(self, entries: Iterable[Entry], error: KingtaskError) -> None:
-        for place, _ in entries:
-            self._outcomes[place] = Outcome(self._outcomes[place].task, "error", error)
+        for entry in entries:
+            own = error
+            if entry.maybe_stored and isinstance(error, RequestRefused | NoAnswer):
+                own = copy(error)
+                own.stored = "unknown"
+            self._outcomes[entry.place] = Outcome(self._outcomes[entry.place].task, "error", own)
 
 
 def _refusal(answer: Any, nth: int, entry: Entry) -> RequestRefused:

@@ -240,11 +240,13 @@ class Core:
             self._enqueue(call)
 
     def _refused(self, call: Call, error: RequestRefused, now: float) -> None:
+        if error.stored == "unknown":
+            call.maybe_stored = True
+        elif call.maybe_stored:  # it speaks of its own try, not of those before
+            error.stored = "unknown"
         if not error.retryable:
             self._finish(call, error=error)
             return
-        if error.stored == "unknown":
-            call.maybe_stored = True
         if call.stage is not Stage.SENT:
             return  # a refusal of an earlier try; the next one is decided already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
@@ -252,8 +254,6 @@ class Core:
         rest = max(_doubled(REST_S, call.refusals, LONGEST_REST_S), asked_rest_s(error))
         again_at = now + rest * (1 + 0.25 * self._random())
         if again_at >= min(call.hard, call.trouble_at + call.silence_s):
-            if call.maybe_stored:
-                error.stored = "unknown"
             self._finish(call, error=error)
             return
         call.refusals += 1

@@ -13,7 +13,7 @@ from kingtask import protocol
 from kingtask.client.bulk import IN_FLIGHT, Bulk
 from kingtask.client.call import Call, Stage
 from kingtask.client.tasks import Outcome, Task
-from kingtask.errors import Busy, KingtaskError, NoAnswer
+from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
 from tests.client.shells import outcomes
 
 
@@ -121,6 +121,27 @@ def test_what_is_refused_for_now_is_sent_again_until_the_time_of_its_chunk_is_ov
 
     assert outcomes(run.found) == ["created", "Busy"]
     assert rounds == 3, "at 0, 4 and 8 s"
+
+
+def test_what_may_be_stored_by_an_earlier_call_is_not_called_not_stored_by_a_later_one():
+    """Neither by its own refusal nor by that of the whole call; of its neighbour the truth is known."""
+    for whole in (True, False):
+        run = Run([task(0), task(1)])
+        (call,) = run.under_way
+        later = {"outcome": "error", "error": protocol.error_fields(Busy("later"))}
+        unsure = {"outcome": "error", "error": protocol.error_fields(NotConfirmed("later"))}
+        call.tries, call.reply = 1, {"ok": True, "outcomes": [unsure, later]}
+        run.finish(call)
+        (again,) = run.under_way
+        failed = RequestRefused("the store failed at this")
+        if whole:
+            again.tries, again.error = 1, failed
+        else:
+            outcome = {"outcome": "error", "error": protocol.error_fields(failed)}
+            again.tries, again.reply = 1, {"ok": True, "outcomes": [outcome, outcome]}
+        run.finish(again)
+        assert run.found is not None
+        assert [getattr(found.error, "stored", None) for found in run.found] == ["unknown", "no"]
 
 
 def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():

@@ -193,6 +193,19 @@ def test_nor_does_one_after_a_reply_that_did_not_come_in_time():
     assert the_error(call).stored == "unknown"
 
 
+def test_nor_does_a_refusal_for_good():
+    core = Core(["a"], lambda: 0.0)
+    call = requeue()
+    _send(core, call, now=0.0)
+    core.broken(0.5)
+    core.opened(1.0)
+    core.sent(1.0)
+
+    assert core.received(protocol.refusal(call.rid, RequestRefused("the store failed at this")), 1.1) is call
+
+    assert the_error(call).stored == "unknown"
+
+
 def test_a_second_refusal_does_not_prolong_the_rest():
     core = Core(["a"], lambda: 0.0)
     call = requeue()
