@@ -144,13 +144,17 @@ def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window
     return Call("tick", arguments, _ticked)
 
 
-def claim(policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, again: bool = False) -> Call:
+def claim(
+    policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, nth: int, again: bool = False
+) -> Call:
+    """`nth` counts the worker's claims; one that is sent again keeps its number and its token."""
     arguments = {
         **_keep(policy),
         "worker": worker,
         "queues": queues,
         "n": n,
         "token": token,
+        "nth": nth,
         "lease": policy.lease_ms,
         "again": int(again),
     }
@@ -158,14 +162,22 @@ def claim(policy: Policy, worker: str, queues: Sequence[str], n: int, token: byt
 
 
 def extend(
-    policy: Policy, worker: str, held: Sequence[Fence], claims: Sequence[bytes] = (), heartbeat: bytes = b""
+    policy: Policy,
+    worker: str,
+    held: Sequence[Fence],
+    claims: Sequence[bytes] = (),
+    heartbeat: bytes = b"",
+    *,
+    upto: int,
 ) -> Call:
+    """`upto` is the number of the worker's latest claim: of later ones this call, should it come late, says nothing."""
     arguments = {
         **_keep(policy),
         "worker": worker,
         "lease": policy.lease_ms,
         "held": held,
         "claims": claims,
+        "upto": upto,
         "heartbeat": heartbeat,
     }
     return Call("extend", arguments, _answers)

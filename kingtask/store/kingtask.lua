@@ -16,7 +16,7 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
-  held:<worker>    hash   id → attempt number ':' token; what a worker was given (TTL)
+  held:<worker>    hash   id → attempt number ':' number of the claim ':' token; what a worker was given (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
   queues           hash   queue → '0', or '1' when paused; at most max_queues
   counts:<queue>   hash   totals, and the numbers now `scheduled` and `running`
@@ -507,8 +507,8 @@ end
 local function held_by(c, worker)
   local attempts, all = {}, call('HGETALL', c.p .. 'held:' .. worker)
   for i = 1, #all, 2 do
-    local number, token = string.match(all[i + 1], '^(%d+):(.*)$')
-    attempts[#attempts + 1] = {id = all[i], number = tonumber(number), token = token}
+    local number, nth, token = string.match(all[i + 1], '^(%d+):(%d+):(.*)$')
+    attempts[#attempts + 1] = {id = all[i], number = tonumber(number), nth = tonumber(nth), token = token}
   end
   return attempts
 end
@@ -519,8 +519,9 @@ local function grant(id, number, spec, plan, due, claimed)
   return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, tonumber(claimed)}
 end
 
--- args {db, worker, queues, n, token, lease, keep, failed_keep, again}: again = 1 sends a claim whose reply was lost
--- once more and gets what it got. more = 1: BUDGET or CLAIM_BYTES ended it, there may be further tasks.
+-- args {db, worker, queues, n, token, nth, lease, keep, failed_keep, again}: the nth claim of this worker; again = 1
+-- sends a claim whose reply was lost once more, gets what it got, and renews it. more = 1: BUDGET or CLAIM_BYTES ended
+-- it, there may be further tasks.
 -- Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}, more}
 local function claim(keys, args)
   local c = begin(keys, args)
@@ -530,7 +531,10 @@ local function claim(keys, args)
     for _, h in ipairs(held_by(c, a.worker)) do
       if h.token == a.token then
         local t, plan = fenced_read(c, h.id, h.number, h.token, 's', 'due', 'c', 'claimed')
-        if t then tasks[#tasks + 1] = grant(h.id, h.number, t[7], plan, due_of(plan, t[8], t[9]), t[10]) end
+        if t then
+          tasks[#tasks + 1] = grant(h.id, h.number, t[7], plan, due_of(plan, t[8], t[9]), t[10])
+          call('ZADD', c.p .. 'running', int(c.now + a.lease), h.id)
+        end
       end
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
@@ -561,7 +565,7 @@ local function claim(keys, args)
         call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
           'claimed', c.now_text, 'place', places[i])
         call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
-        call('HSET', held, id, int(number) .. ':' .. a.token)
+        call('HSET', held, id, int(number) .. ':' .. int(a.nth) .. ':' .. a.token)
         count(c, queue, 'running', 1)
         count(c, queue, 'started', 1, true)
         tasks[#tasks + 1] = grant(id, number, t[3], plan, due, c.now)
@@ -587,9 +591,10 @@ local function hand_back(c, id, t, plan, worker, record)
   return 'ready'
 end
 
--- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, keep, failed_keep}
+-- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, upto, keep, failed_keep}
 -- Renews what is held; whatever else is recorded for the worker, except under the tokens of claims still under way, is
--- handed back uncounted: it never learnt of it. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
+-- handed back uncounted: it never learnt of it. What it claimed after its claim number `upto` was claimed after this
+-- call was sent, which may come late: that is left alone. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
 local function extend(keys, args)
   local c = begin(keys, args)
   local a = c.args
@@ -607,7 +612,7 @@ local function extend(keys, args)
   end
   for _, token in ipairs(a.claims) do coming[token] = true end
   for _, h in ipairs(held_by(c, a.worker)) do
-    if not known[h.id] and not coming[h.token] then
+    if h.nth <= a.upto and not known[h.id] and not coming[h.token] then
       local t, plan = fenced_read(c, h.id, h.number, h.token, 'claimed')
       if t and t[1] == 'running' then
         hand_back(c, h.id, t, plan, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'))

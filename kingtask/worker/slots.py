@@ -34,6 +34,7 @@ LONGEST_SHORTAGE_S = 30.0
 
 class Claim(NamedTuple):
     token: bytes
+    nth: int
     n: int
     again: bool
 
@@ -41,6 +42,8 @@ class Claim(NamedTuple):
 class Extend(NamedTuple):
     held: list[Fence]
     claims: list[bytes]
+    upto: int
+    """How many claims there were: it may be executed late, and says nothing of what was claimed after them."""
 
 
 class StopProcess(NamedTuple):
@@ -93,6 +96,7 @@ class Slots:
         # Whether to claim when there is room, and the claim that is under way, or whose reply was lost.
         self._hungry = True
         self._token: bytes | None = None
+        self._claims = 0
         self._claiming = False
         self._asked = 0
         # A lost claim was given up, and no extend has had Redis hand back yet what it got.
@@ -273,7 +277,7 @@ class Slots:
             self._renew, self._extending = False, True
             fences = [fence for fence, held in self._held.items() if held.stopping != "fenced"]
             fences += self._outbox.fences
-            actions.append(Extend(fences, [] if self._token is None else [self._token]))
+            actions.append(Extend(fences, [] if self._token is None else [self._token], self._claims))
         if not self._claiming and not self.draining:
             claim = self._claim(now_s)
             if claim is not None:
@@ -285,13 +289,14 @@ class Slots:
             if not self._hungry:
                 return None
             self._claiming, self._hungry = True, False
-            return Claim(self._token, self._asked, True)
+            return Claim(self._token, self._claims, self._asked, True)
         # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
         n = min(self._slots - self.busy, 2 * self._slots - self.busy - len(self._outbox))
         if not self._hungry or n <= 0 or now_s < self._pause_until_s:
             return None
         self._token, self._asked, self._claiming, self._hungry = self._new_token(), n, True, False
-        return Claim(self._token, n, False)
+        self._claims += 1
+        return Claim(self._token, self._claims, n, False)
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
 

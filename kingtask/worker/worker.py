@@ -179,7 +179,9 @@ class Worker:
                     call = calls.release(self._policy, self._name, action.attempts)
                     self._store.send(call, partial(self._reported, "release", fences))
                 case Extend():
-                    call = calls.extend(self._policy, self._name, action.held, action.claims, self._heartbeat())
+                    call = calls.extend(
+                        self._policy, self._name, action.held, action.claims, self._heartbeat(), upto=action.upto
+                    )
                     self._store.send(call, partial(self._extended, action, monotonic_s()))
                 case StopProcess():
                     self._stop(action)
@@ -187,7 +189,15 @@ class Worker:
             self._done.set_result(None)
 
     def _claim(self, action: Claim) -> None:
-        call = calls.claim(self._policy, self._name, self._config.queues, action.n, action.token, again=action.again)
+        call = calls.claim(
+            self._policy,
+            self._name,
+            self._config.queues,
+            action.n,
+            action.token,
+            nth=action.nth,
+            again=action.again,
+        )
         self._store.send(call, partial(self._claimed, monotonic_s()))
 
     def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:

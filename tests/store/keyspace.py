@@ -201,8 +201,9 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
             expected.setdefault(f"ready:{_queue(fields)}", {})[task_id] = None
         else:
             expected.setdefault("running", {})[task_id] = None
-            fence = fields[b"attempt"] + b":" + fields[b"token"]
-            expected.setdefault(f"held:{fields[b'worker'].decode()}", {})[task_id] = fence
+            held = f"held:{fields[b'worker'].decode()}"
+            nth = _members(view, held).get(task_id, b"").partition(b":")[2].partition(b":")[0]
+            expected.setdefault(held, {})[task_id] = b":".join((fields[b"attempt"], nth, fields[b"token"]))
 
     actual = {key for key in view if key.startswith(("ready:", "held:")) or key in ("schedule", "running", "expiry")}
     for key in actual | set(expected):

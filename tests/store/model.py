@@ -31,6 +31,7 @@ class Task:
     origin: str | None = None
     attempt: int = 0
     token: bytes | None = None
+    nth: int = 0
     worker: str = ""
     claimed: int = 0
     lease_end: int = 0
@@ -184,9 +185,13 @@ class Model:
                 gained[task.queue] += 1
         return lost
 
-    def claim(self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool = False) -> list[Task]:
+    def claim(
+        self, worker: str, queues: list[str], n: int, token: bytes, *, nth: int = 0, again: bool = False
+    ) -> list[Task]:
         if again:
             mine = [task for task in self.running() if task.worker == worker and task.token == token]
+            for task in mine:
+                task.lease_end = self.now + self.policy.lease_ms
             if mine:
                 return mine
         claimed: list[Task] = []
@@ -199,12 +204,12 @@ class Model:
                     continue
                 task.state = State.RUNNING
                 task.attempt += 1
-                task.token, task.worker, task.claimed, task.graced = token, worker, self.now, 0
+                task.token, task.nth, task.worker, task.claimed, task.graced = token, nth, worker, self.now, 0
                 task.lease_end = self.now + self.policy.lease_ms
                 claimed.append(task)
         return claimed
 
-    def extend(self, worker: str, held: list[Fence], claims: list[bytes]) -> list[str]:
+    def extend(self, worker: str, held: list[Fence], claims: list[bytes], *, upto: int = 0) -> list[str]:
         answers, known = [], set()
         for fence in held:
             task = self._holder(fence)
@@ -216,7 +221,7 @@ class Model:
             answers.append("cancel" if task.cancel else "ok")
         woken = Counter[str]()
         for task in self.running():
-            if task.worker == worker and task.id not in known and task.token not in claims:
+            if task.worker == worker and task.nth <= upto and task.id not in known and task.token not in claims:
                 self._hand_back(task, woken)
         self._wake(woken)
         return answers

@@ -127,10 +127,11 @@ class TimedStore(SyncStore):
         worker: str = "w1",
         queues: Sequence[str] = ("default",),
         token: bytes | None = None,
+        nth: int = 1,
         again: bool = False,
     ) -> list[Claimed]:
         claims: calls.Claims = self.ask(
-            calls.claim(self.policy, worker, queues, n, token or self.new_token(), again=again)
+            calls.claim(self.policy, worker, queues, n, token or self.new_token(), nth=nth, again=again)
         )
         return claims.tasks
 
@@ -141,9 +142,9 @@ class TimedStore(SyncStore):
         return Fence(claimed.id, claimed.number, token)
 
     def extend(
-        self, *held: Fence, worker: str = "w1", claims: Sequence[bytes] = (), heartbeat: bytes = b""
+        self, *held: Fence, worker: str = "w1", claims: Sequence[bytes] = (), heartbeat: bytes = b"", upto: int = 1
     ) -> list[str]:
-        answers: calls.Answers = self.ask(calls.extend(self.policy, worker, held, claims, heartbeat))
+        answers: calls.Answers = self.ask(calls.extend(self.policy, worker, held, claims, heartbeat, upto=upto))
         return answers.answers
 
     def finish(self, *ended: Ended, worker: str = "w1", cut: bool = False) -> list[str]:

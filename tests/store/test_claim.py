@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from kingtask.store import calls, record
-from kingtask.store.calls import Fence
+from kingtask.store.calls import Fence, Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
 
+LEASE_MS = Policy().lease_ms
+
 
 def claim(store: TimedStore, n: int, *queues: str) -> calls.Claims:
-    found: calls.Claims = store.ask(calls.claim(store.policy, "w1", queues or ["default"], n, store.new_token()))
+    found: calls.Claims = store.ask(calls.claim(store.policy, "w1", queues or ["default"], n, store.new_token(), nth=1))
     return found
 
 
@@ -110,6 +112,18 @@ def test_a_claim_sent_again_gets_what_it_got(store: TimedStore) -> None:
     store.pass_ms(100)
     assert sorted(store.claim(3, token=token, again=True)) == sorted(first)
     assert len(store.claim(5)) == 3, "nothing more was taken"
+
+
+def test_a_claim_sent_again_renews_what_it_got(store: TimedStore) -> None:
+    """The worker counts the lease from the call that was answered, and may start what it got."""
+    store.put()
+    token = store.new_token()
+    store.claim(token=token)
+    store.pass_ms(LEASE_MS - 1)
+    store.tick()
+    store.claim(token=token, again=True)
+    store.pass_ms(1)
+    assert store.tick().lost == 0
 
 
 def test_a_claim_that_got_nothing_is_a_new_one_when_sent_again(store: TimedStore) -> None:

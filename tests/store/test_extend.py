@@ -97,6 +97,16 @@ def test_claims_under_way_are_spared(store: TimedStore) -> None:
     assert store.state(task) == "ready"
 
 
+def test_a_late_one_says_nothing_of_what_was_claimed_after_it_was_sent(store: TimedStore) -> None:
+    """Its connection is closed, and the worker has gone on with another: it would take away what runs there."""
+    before, after = store.put(), store.put(on_lost="fail")
+    store.claim(nth=1)
+    (claimed,) = store.claim(token=(token := store.new_token()), nth=2)
+    assert store.extend(upto=1) == []
+    assert [store.state(task) for task in (before, after)] == ["ready", "running"]
+    assert store.extend(Fence(after, claimed.number, token), upto=2) == ["ok"]
+
+
 def test_other_workers_are_left_alone(store: TimedStore) -> None:
     task = store.put()
     store.take(worker="w1")

@@ -64,8 +64,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.model = Model(POLICY, self.store.now_ms)
         self.fences: list[Fence] = []
         """All that were ever given out, most of them stale."""
-        self.unheard: list[tuple[str, bytes]] = []
-        """Worker and token of claims whose reply was lost."""
+        self.unheard: list[tuple[str, bytes, int]] = []
+        """Worker, token and number of claims whose reply was lost."""
+        self.claims = 0
 
     def teardown(self) -> None:
         self.listener.close()
@@ -142,7 +143,7 @@ class StoreMachine(RuleBasedStateMachine):
         token = self.store.new_token()
         self._claim(worker, queues, n, token, again=False)
         if not heard:
-            self.unheard.append((worker, token))
+            self.unheard.append((worker, token, self.claims))
 
     @precondition(lambda self: any(self.model.ready(queue) for queue in QUEUES[:3]))
     @rule(verdict=verdicts, pick=picks)
@@ -192,12 +193,17 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.unheard)
     @rule(pick=picks, n=st.integers(1, 4))
     def claim_again(self, pick: int, n: int) -> None:
-        worker, token = self.unheard[pick % len(self.unheard)]
-        self._claim(worker, ["default"], n, token, again=True)
+        worker, token, nth = self.unheard[pick % len(self.unheard)]
+        self._claim(worker, ["default"], n, token, again=True, nth=nth)
 
-    def _claim(self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool) -> None:
-        found = self.store.claim(n, worker=worker, queues=queues, token=token, again=again)
-        wanted = self.model.claim(worker, queues, n, token, again=again)
+    def _claim(
+        self, worker: str, queues: list[str], n: int, token: bytes, *, again: bool, nth: int | None = None
+    ) -> None:
+        if nth is None:
+            self.claims += not again
+            nth = self.claims
+        found = self.store.claim(n, worker=worker, queues=queues, token=token, nth=nth, again=again)
+        wanted = self.model.claim(worker, queues, n, token, nth=nth, again=again)
         order: Callable[[tuple[Any, ...]], Any] = (lambda row: row) if again else (lambda row: 0)  # a hash has no order
         assert sorted(
             ((task.id, task.number, task.queue, task.due_ms, task.fail_if_lost, task.claimed_ms) for task in found),
@@ -211,17 +217,20 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.fences += [task.fence for task in wanted if task.fence not in self.fences]
 
-    @rule(worker=st.sampled_from(WORKERS), forget=mostly(None, 0, 1), stale=st.none() | picks)
-    def extend(self, worker: str, forget: int | None, stale: int | None) -> None:
-        unheard = [token for _, token in self.unheard]
+    @rule(worker=st.sampled_from(WORKERS), forget=mostly(None, 0, 1), stale=st.none() | picks, late=mostly(0, 1, 3))
+    def extend(self, worker: str, forget: int | None, stale: int | None, late: int) -> None:
+        unheard = [token for _, token, _ in self.unheard]
         held = [task.fence for task in self.model.running() if task.worker == worker and task.token not in unheard]
         held = [fence for i, fence in enumerate(held) if i != forget]
         if stale is not None and self.fences:
             held.append(self._fence(stale))
-        self._extend(worker, held, unheard[-1:])
+        self._extend(worker, held, unheard[-1:], late=late)
 
-    def _extend(self, worker: str, held: list[Fence], claims: list[bytes]) -> None:
-        assert self.store.extend(*held, worker=worker, claims=claims) == self.model.extend(worker, held, claims)
+    def _extend(self, worker: str, held: list[Fence], claims: list[bytes], *, late: int = 0) -> None:
+        """`late`: so many claims were made after it was sent."""
+        upto = max(0, self.claims - late)
+        found = self.store.extend(*held, worker=worker, claims=claims, upto=upto)
+        assert found == self.model.extend(worker, held, claims, upto=upto)
 
     @precondition(lambda self: self.fences)
     @rule(picked=st.lists(st.tuples(picks, verdicts), min_size=1, max_size=3), cut=st.booleans())

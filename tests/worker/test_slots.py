@@ -97,7 +97,7 @@ def story() -> Story:
 def test_coming_up_renews_before_it_claims() -> None:
     story = Story(3)
     assert [type(action) for action in story.decide()] == [Extend, Claim]
-    assert story.of(Extend) == [Extend([], [])]
+    assert story.of(Extend) == [Extend([], [], 0)]
     assert story.of(Claim)[0].n == 3
 
 
@@ -156,7 +156,7 @@ def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: Story
     story.slots.went_up()
     extend, again = story.decide()
     assert extend.claims == [claim.token]
-    assert again == Claim(claim.token, claim.n, True)
+    assert again == claim._replace(again=True)
     story.slots.claimed([task("a")], story.now_s)
     assert [fence.token for fence in story.spawn()] == [claim.token]
 
@@ -167,7 +167,7 @@ def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: Story
     story.slots.claim_failed(stored="unknown")
     assert story.decide() == []
     story.slots.look()
-    assert story.decide() == [Claim(claim.token, claim.n, True)]
+    assert story.decide() == [claim._replace(again=True)]
 
 
 def test_a_refused_claim_waits_for_the_next_look(story: Story) -> None:
@@ -396,8 +396,17 @@ def test_what_a_claim_brings_during_the_drain_is_handed_back(story: Story) -> No
     assert [fence.id for fence, _ in release.attempts] == ["a"]
 
 
+def test_an_extend_says_which_claims_were_made_before_it_was_sent(story: Story) -> None:
+    first = story.claim()
+    story.slots.claimed([], story.now_s)
+    story.slots.renew()
+    (extend,) = story.decide()
+    second = story.claim()
+    assert (extend.upto, second.nth) == (first.nth, first.nth + 1)
+
+
 def test_a_lost_claim_is_handed_back_by_an_extend_that_does_not_name_it(story: Story) -> None:
-    story.claim()
+    claim = story.claim()
     story.slots.went_down()
     story.slots.claim_failed(stored="unknown")
     story.slots.drain()
@@ -405,7 +414,7 @@ def test_a_lost_claim_is_handed_back_by_an_extend_that_does_not_name_it(story: S
     assert not story.slots.idle
     story.slots.went_up()
     (extend,) = story.decide()
-    assert extend == Extend([], [])
+    assert (extend.held, extend.claims, extend.upto) == ([], [], claim.nth)
     story.slots.extended(extend, [], story.now_s)
     assert story.slots.idle
 
@@ -467,6 +476,7 @@ class Walk(RuleBasedStateMachine):
         self.at_once: set[str] = set()  # on_lost: fail
         self.flagged: set[str] = set()
         self.outcomes: Counter[str] = Counter()
+        self.nth: dict[bytes, int] = {}
         self.executed: Counter[Fence] = Counter()
         self.running: dict[Fence, str | None] = {}  # processes, and why they are being stopped
         self.calls: list[Any] = []  # sent and not executed yet
@@ -483,7 +493,7 @@ class Walk(RuleBasedStateMachine):
 
     def execute(self, call: Any) -> Any:  # noqa: PLR0912 - four functions of Redis, each a few lines
         match call:
-            case Claim(token, n, again):
+            case Claim(token, nth, n, again):
                 held = [fence for fence in self.fences.values() if fence.token == token]
                 if not (again and held):
                     held = []
@@ -491,9 +501,10 @@ class Walk(RuleBasedStateMachine):
                         name = self.ready.pop(0)
                         self.numbers[name] += 1
                         self.fences[name] = Fence(name, self.numbers[name], token)
+                        self.nth[token] = nth
                         held.append(self.fences[name])
                 return [task(fence.id, number=fence.number, fail_if_lost=fence.id in self.at_once) for fence in held]
-            case Extend(fences, claims):
+            case Extend(fences, claims, upto):
                 answers = []
                 for fence in fences:
                     if self.fences.get(fence.id) != fence:
@@ -501,7 +512,7 @@ class Walk(RuleBasedStateMachine):
                     else:
                         answers.append("cancel" if fence.id in self.flagged else "ok")
                 for fence in list(self.fences.values()):
-                    if fence not in fences and fence.token not in claims:
+                    if self.nth[fence.token] <= upto and fence not in fences and fence.token not in claims:
                         self.give_back(fence)
                 return answers
             case Finish(rows, _):
