@@ -1,0 +1,291 @@
+"""The product's own `Broker` and `Worker`, whole, on a loop of the world; only what touches the outside is another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import kingtask.broker.server as broker_module
+import kingtask.worker.worker as worker_module
+from kingtask import clock
+from kingtask.config import BrokerConfig, WorkerConfig
+from kingtask.store import record
+from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.worker.outbox import Report
+from kingtask.worker.verdict import Stop, judge
+from tests.simulator.links import BrokerStore, Surroundings, WorkerStore
+from tests.simulator.world import Loop, World, here
+
+Peer = tuple[bytes, ...]
+
+
+class Run(NamedTuple):
+    """How one attempt goes."""
+
+    seconds: float
+    status: int
+    obstinate: bool = False
+    """It ends only when it is killed."""
+    deadly: bool = False
+    """It takes its worker with it."""
+
+
+class Plant(NamedTuple):
+    """What all processes of one world share. `run_of` says how an attempt will go."""
+
+    world: World
+    at: Surroundings
+    run_of: Callable[[Fence], Run]
+    replies: Callable[[Peer, bytes], None]
+    wakeup: Callable[[Loop, str, str], None]
+    """Broker, queue or `cancel:` and worker, id: carries a hint."""
+    kill: Callable[[Loop], None]
+    ledger: Any
+
+
+class HostedBroker(broker_module.Broker):
+    """A broker with its loop, and the edges that the world talks to."""
+
+    def __init__(self, config: BrokerConfig, loop: Loop) -> None:
+        super().__init__(config)
+        self.loop = loop
+
+    @property
+    def edge(self) -> _Edge:
+        edge: Any = self._edge
+        return edge
+
+    @property
+    def store(self) -> BrokerStore:
+        store: Any = self._store
+        return store
+
+    @property
+    def occupied(self) -> int:
+        """Requests and waits that are not answered."""
+        return self._pending + len(self._waits)
+
+
+class _Edge:
+    def __init__(
+        self, plant: Plant, on_request: Callable[[Peer, bytes], None], on_drained: Callable[[], None], **_more: Any
+    ) -> None:
+        self._plant = plant
+        self._on_request = on_request
+        self._on_drained = on_drained
+        self._draining = False
+        self.open = False
+
+    def start(self) -> None:
+        self.open = True
+
+    def stop(self, linger_ms: int = 0) -> None:
+        self.open = False
+
+    def reply(self, peer: Peer, message: bytes) -> None:
+        self._plant.replies(peer, message)
+
+    def arrived(self, peer: Peer, message: bytes) -> None:
+        """In the broker's loop; what arrives at one instant is one drain."""
+        if not self.open:
+            return
+        self._on_request(peer, message)
+        if not self._draining:
+            self._draining = True
+            here().call_soon(self._drained)
+
+    def _drained(self) -> None:
+        self._draining = False
+        if self.open:
+            self._on_drained()
+
+
+class _Wakeups:
+    def __init__(self, plant: Plant, loop: Loop) -> None:
+        self._plant = plant
+        self._loop = loop
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def ready(self, queue: str, tasks: int) -> None:
+        self._plant.wakeup(self._loop, queue, "")
+
+    def cancel(self, worker: str, task_id: str) -> None:
+        self._plant.wakeup(self._loop, f"cancel:{worker}", task_id)
+
+
+class _Subscriber:
+    """Both hints of the worker; `plant.wakeup` finds it on the worker's loop."""
+
+    def __init__(self, *, on_ready: Callable[[], None], on_cancel: Callable[[str], None], **_more: Any) -> None:
+        self.on_ready = on_ready
+        self.on_cancel = on_cancel
+        here().subscriber = self
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Children:
+    """There are none that the attempts do not know of."""
+
+    def adopt(self, guard: Any) -> None: ...
+
+    def look(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class HostedWorker:
+    """A worker and its processes: those go on while it is stopped, and die with it."""
+
+    def __init__(self, config: WorkerConfig, name: str, loop: Loop) -> None:
+        guard: Any = SimpleNamespace(check=lambda: None, groups=None, sweep=lambda task_id, number: None)
+        self.worker = worker_module.Worker(config, name, guard)
+        self.name = name
+        self.loop = loop
+
+    @property
+    def store(self) -> WorkerStore:
+        store: Any = self.worker._store
+        return store
+
+    @property
+    def idle(self) -> bool:
+        slots = self.worker._slots
+        return not slots.busy and not slots.unconfirmed
+
+
+class _Attempt:
+    """Stands for `kingtask.worker.attempt.Attempt`: a process that runs as the story says."""
+
+    def __init__(
+        self,
+        plant: Plant,
+        conditions: Any,
+        fence: Fence,
+        claimed: Claimed,
+        *,
+        on_report: Callable[[Fence, Report], None],
+        on_shortage: Callable[[Fence, str], None],
+    ) -> None:
+        self._plant = plant
+        self._at = conditions
+        self._fence = fence
+        self._claimed = claimed
+        self._on_report = on_report
+        self._on_shortage = on_shortage
+        self._run = plant.run_of(fence)
+        self._stopped: Stop | None = None
+        self._exited = False
+        self._killed = False
+        self.spawned = False
+
+    def start(self) -> None:
+        plant, loop = self._plant, self._at.loop
+        if plant.at.faults.shortage():
+            self._on_shortage(self._fence, "no process could be started")
+            return
+        self.spawned = True
+        plant.world.note(loop.name, "spawns", f"{self._fence.id[:8]}/{self._fence.number}")
+        plant.ledger.spawned(self._fence, self._at.worker)
+        plant.world.after(self._run.seconds, self._exit, self._run.status)
+
+    def stop(self, why: Stop) -> None:
+        if self._exited:
+            return
+        self._stopped = self._stopped or why
+        if why == "fenced" or not self._run.obstinate:
+            self._plant.world.after(0.002, self._exit, -15)
+        else:
+            self._plant.world.after(self._at.kill_grace_s, self._exit, -9)
+
+    def kill(self) -> None:
+        self._plant.world.after(0.001, self._exit, -9)
+
+    def _exit(self, status: int) -> None:
+        if self._run.deadly and not self._at.loop.dead:
+            self._plant.kill(self._at.loop)
+        elif not self._exited and not self._at.loop.dead:
+            self._exited = True
+            self._at.loop.call_soon(self._gone, status)
+
+    def _gone(self, status: int) -> None:
+        claimed = self._claimed
+        if self._stopped == "released":
+            packed = record.pack_attempt(claimed.number, self._at.worker, 0, 0, "released")
+            self._on_report(self._fence, packed)
+            return
+        verdict = judge(status, b"", 0, keep_stderr=True, stopped=self._stopped, limit_s=0.0)
+        packed = record.pack_attempt(claimed.number, self._at.worker, 0, 0, verdict.reason)
+        out = b"%d" % claimed.number
+        self._on_report(self._fence, Ended(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0))
+
+
+class _Os:
+    """`os`, but with the seed's random numbers and no descriptors."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def urandom(self, size: int) -> bytes:
+        return self._world.random.randbytes(size)
+
+    def open(self, *_: Any) -> int:
+        return -1
+
+    def close(self, _: int) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@contextmanager
+def replaced(plant: Plant) -> Iterator[None]:
+    """While this lasts, what the product makes of sockets, connections, processes and clocks is the plant's."""
+    idle_gc = SimpleNamespace(collect=lambda: None, freeze=lambda: None)
+    no_zmq = SimpleNamespace(
+        Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
+    )
+
+    def edge(_context: Any, _endpoints: Sequence[str], **callbacks: Any) -> _Edge:
+        return _Edge(plant, **callbacks)
+
+    def attempt(conditions: Any, fence: Fence, claimed: Claimed, **callbacks: Any) -> _Attempt:
+        return _Attempt(plant, conditions, fence, claimed, **callbacks)
+
+    with ExitStack() as stack:
+        for module, names in (
+            (clock, {"time": plant.world}),
+            (
+                broker_module,
+                {
+                    "zmq": no_zmq,
+                    "gc": idle_gc,
+                    "Edge": edge,
+                    "Wakeups": lambda *_: _Wakeups(plant, here()),
+                    "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
+                },
+            ),
+            (
+                worker_module,
+                {
+                    "gc": idle_gc,
+                    "os": _Os(plant.world),
+                    "Store": lambda *_, **_more: WorkerStore(plant.at),
+                    "Subscriber": lambda _endpoints, **callbacks: _Subscriber(**callbacks),
+                    "Watch": lambda _loop: SimpleNamespace(close=lambda: None),
+                    "Children": lambda *_: _Children(),
+                    "Attempt": attempt,
+                },
+            ),
+        ):
+            stack.enter_context(mock.patch.multiple(module, **names))
+        yield
