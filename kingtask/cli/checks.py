@@ -16,6 +16,7 @@ from kingtask.protocol import Stats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.record import StoreStats
+from kingtask.store.sentinel import Named
 
 if TYPE_CHECKING:
     from kingtask.config import BrokerConfig, WorkerConfig
@@ -77,6 +78,27 @@ def redis(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]:
     yield from _persistence(found, wanted_ack)
 
 
+def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:
+    """Those of `redis+sentinel://…`: whether each answers, and whether `ack_replicas` covers all they may promote."""
+    named = [answer for _, answer in found.sentinels if isinstance(answer, Named)]
+    for host, answer in found.sentinels:
+        if not isinstance(answer, Named):
+            yield Finding(Level.WARN, "sentinel", f"{host}: {answer}", "start it, or mend `redis` in the configuration")
+        elif answer.epoch < max(named).epoch:
+            yield Finding(Level.WARN, "sentinel", f"{host} names a former primary", "see whether it reaches the others")
+        else:
+            text = f"{host} names {answer.host}:{answer.port}, and knows {answer.replicas} replicas"
+            yield Finding(Level.OK, "sentinel", text)
+    known = max(named).replicas if named else 0
+    if config.ack == "replicas" and config.ack_replicas < known:
+        yield Finding(
+            Level.WARN,
+            "ack",
+            f"an OK waits for {config.ack_replicas} of {known} replicas: one that has missed it may be promoted",
+            f"set ack_replicas: {known}",
+        )
+
+
 def _memory(found: Inspection) -> Iterator[Finding]:
     policy = found.server.settings.get("maxmemory-policy")
     limit = int(found.server.settings.get("maxmemory", "0"))
@@ -112,7 +134,14 @@ def _persistence(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]
         text, advice = "if Redis dies, every OK since the last snapshot is lost", always
     else:
         text, advice = "if Redis dies or restarts, everything is lost", always
-    if wanted_ack == "fsync" and advice:
+    if wanted_ack == "replicas" and found.server.replicas == 0:
+        yield Finding(
+            Level.FAIL,
+            "ack",
+            "ack: replicas cannot be had: no replica is attached",
+            "start replicas, or set another ack",
+        )
+    elif wanted_ack == "fsync" and advice:
         yield Finding(Level.FAIL, "ack", f"ack: fsync cannot be had: {text}", always)
     else:
         yield Finding(Level.WARN if advice else Level.OK, "ack", text, advice)

@@ -121,6 +121,7 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
         advice = "see redis_password_file" if error.kind == "auth" else "start it, or mend `redis` in the configuration"
         yield checks.Finding(checks.Level.FAIL, "redis", f"{address}: {error}", advice)
         return None
+    yield from checks.sentinels(found, settings)
     yield from checks.redis(found, settings.ack)
     yield from checks.record(found)
     yield from checks.clock(found.offset_s, "Redis against this host")

@@ -55,6 +55,8 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     redis: str = "127.0.0.1:6379"
     redis_password_file: str | None = None
     redis_tls: RedisTLS | None = None
+    redis_sentinel_user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    redis_sentinel_password_file: str | None = None
     namespace: Namespace = "kingtask"
     log_path: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -68,9 +70,18 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def redis_address(self) -> RedisAddress:
-        """Where Redis is and how to log in; reads `redis_password_file`. Raises ConfigurationError."""
-        password = None if self.redis_password_file is None else _secret(Path(self.redis_password_file))
-        return parse_address(self.redis, password=password, tls=self.redis_tls)
+        """Where Redis is and how to log in; reads the password files. Raises ConfigurationError."""
+        password, sentinel_password = (
+            None if path is None else _secret(Path(path))
+            for path in (self.redis_password_file, self.redis_sentinel_password_file)
+        )
+        return parse_address(
+            self.redis,
+            password=password,
+            tls=self.redis_tls,
+            sentinel_user=self.redis_sentinel_user,
+            sentinel_password=sentinel_password,
+        )
 
     @property
     def level(self) -> Ack:
@@ -89,10 +100,13 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def check(self) -> None:
         """Check what the types cannot say. Raises Wrong."""
-        _about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
-        if self.redis_password_file is not None:
-            path = _absolute("redis_password_file", self.redis_password_file)
-            _about("redis_password_file", lambda: _secret(path))
+        address = _about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
+        for key in ("redis_password_file", "redis_sentinel_password_file"):
+            if (text := getattr(self, key)) is not None:
+                _about(key, partial(_secret, _absolute(key, text)))
+        for key in ("redis_sentinel_user", "redis_sentinel_password_file"):
+            if getattr(self, key) is not None and address.sentinels is None:
+                raise Wrong(key, "goes only with `redis: redis+sentinel://…`")
         if self.redis_tls is not None:
             self._check_tls(self.redis_tls)
         if self.ack_replicas != 1 and self.ack != "replicas":

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from kingtask.errors import ConfigurationError
 
-FORMS = "host:port, host:port/db, redis://[user:password@]host:port/db, rediss://…, unix:///path?db=0"
+FORMS = (
+    "host:port, host:port/db, redis://[user:password@]host:port/db, rediss://…, unix:///path?db=0,"
+    " redis+sentinel://[user:password@]host:port,host:port/service/db"
+)
+
+SENTINEL_SCHEME = "redis+sentinel://"
+SENTINEL_PORT = 26379
 
 
 class RedisTLS(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,7 +27,19 @@ class RedisTLS(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sentinels:
+    """Who knows where the primary is; user and password are those that the sentinels themselves ask for."""
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
+    """One server; or with `sentinels`, whose host and port are theirs to say, the primary of a service."""
+
     host: str = "127.0.0.1"
     port: int = 6379
     path: str | None = None
@@ -29,20 +47,33 @@ class RedisAddress:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: RedisTLS | None = None
+    sentinels: Sentinels | None = None
 
     def __str__(self) -> str:
         """For logs: without the password."""
+        if self.sentinels:
+            hosts = ",".join(_host_port(*host) for host in self.sentinels.hosts)
+            return f"{SENTINEL_SCHEME}{hosts}/{self.sentinels.service}/{self.db}"
         if self.path:
             return f"unix://{self.path}?db={self.db}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+        return f"{'rediss' if self.tls else 'redis'}://{_host_port(self.host, self.port)}/{self.db}"
 
 
-def parse_address(text: str, *, password: str | None = None, tls: RedisTLS | None = None) -> RedisAddress:
+def parse_address(
+    text: str,
+    *,
+    password: str | None = None,
+    tls: RedisTLS | None = None,
+    sentinel_user: str | None = None,
+    sentinel_password: str | None = None,
+) -> RedisAddress:
     """Read one of FORMS. `password` (of redis_password_file) wins over the URL's.
 
     Raises ConfigurationError, which never quotes the text: a password may stand anywhere in what cannot be read.
     """
+    if text.startswith(SENTINEL_SCHEME):
+        address = _behind_sentinels(text.removeprefix(SENTINEL_SCHEME), sentinel_user, sentinel_password)
+        return replace(address, password=address.password if password is None else password, tls=tls)
     try:
         url = urlsplit(text if "://" in text else f"redis://{text}")
         port = 6379 if url.port is None else url.port
@@ -74,6 +105,38 @@ def parse_address(text: str, *, password: str | None = None, tls: RedisTLS | Non
         password=password if password is not None else (unquote(url.password) if url.password else None),
         tls=tls or (RedisTLS() if url.scheme == "rediss" else None),
     )
+
+
+def _behind_sentinels(text: str, user: str | None, password: str | None) -> RedisAddress:
+    authority, _, path = text.partition("/")
+    login, at, hosts = authority.rpartition("@")
+    service, _, database = path.partition("/")
+    if any(mark in text for mark in "?#") or "@" in path or "/" in database.rstrip("/"):
+        raise _wrong("behind the hosts of the sentinels stand the name of the service and the database")
+    try:
+        servers = [parse_address(host) for host in hosts.split(",")]
+        redis = parse_address(f"redis://{login}{at}redis/{database}")
+    except ConfigurationError as error:
+        raise _wrong(str(error).removeprefix("redis: ").partition(";")[0]) from None
+    if any(server.db or server.user or server.password or server.path for server in servers):
+        raise _wrong("a host is not host:port")
+    if not service:
+        raise _wrong("the name of the service is missing")
+    ports = [
+        server.port if _has_port(host) else SENTINEL_PORT
+        for server, host in zip(servers, hosts.split(","), strict=True)
+    ]
+    pairs = tuple((server.host, port) for server, port in zip(servers, ports, strict=True))
+    sentinels = Sentinels(hosts=pairs, service=unquote(service), user=user, password=password)
+    return replace(redis, host="", port=0, sentinels=sentinels)
+
+
+def _has_port(host: str) -> bool:
+    return ":" in host.rpartition("]")[2]
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _wrong(why: str) -> ConfigurationError:

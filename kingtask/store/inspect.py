@@ -5,8 +5,8 @@ Uses redis-py, blocking: this is not a path that anything waits for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,6 +19,7 @@ from kingtask.store.address import RedisAddress
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.record import StoreStats
+from kingtask.store.sentinel import Asker, Named, tls_options
 from kingtask.store.server import OLDEST, Server, release_of
 
 SETTINGS = (
@@ -52,13 +53,23 @@ class Inspection:
     stats: StoreStats | None
     denied: tuple[str, ...] = field(default=())
     """Commands that this user may not call."""
+    sentinels: tuple[Asked, ...] = field(default=())
+    """What each of them says of the primary, which is the server that was looked at."""
+
+
+class Asked(NamedTuple):
+    """One sentinel, and its answer."""
+
+    host: str
+    answer: Named | StoreError
 
 
 def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) -> Inspection:
     """Look at a server; blocks for a few round trips of at most `timeout_s` each. Raises StoreError."""
+    address, asked = _primary(address, timeout_s)
     client = _client(address, timeout_s)
     try:
-        return _inspect(client, Keys(namespace, address.db))
+        return replace(_inspect(client, Keys(namespace, address.db)), sentinels=asked)
     except redis.AuthenticationError as error:
         raise StoreError("auth", str(error)) from None
     except redis.RedisError as error:
@@ -68,19 +79,25 @@ def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) ->
         client.close()
 
 
+def _primary(address: RedisAddress, timeout_s: float) -> tuple[RedisAddress, tuple[Asked, ...]]:
+    """The server to look at, and what its sentinels say if it has any."""
+    if address.sentinels is None:
+        return address, ()
+    asker = Asker(address, timeout_s)
+    asked = []
+    for (host, port), client in zip(address.sentinels.hosts, asker.clients, strict=True):
+        with client:
+            asked.append(Asked(f"{host}:{port}", asker.ask(client)))
+    return asker.address_of(asker.believe(answer for _, answer in asked)), tuple(asked)
+
+
 def _client(address: RedisAddress, timeout_s: float) -> Any:
     where: dict[str, Any] = {"host": address.host, "port": address.port}
     if address.path is not None:
         where = {"unix_socket_path": address.path}
-    if address.tls is not None:
-        where |= {
-            "ssl": True,
-            "ssl_ca_certs": address.tls.ca,
-            "ssl_certfile": address.tls.cert,
-            "ssl_keyfile": address.tls.key,
-        }
     return redis.Redis(
         **where,
+        **tls_options(address),
         db=address.db,
         username=address.user,
         password=address.password,
@@ -124,6 +141,7 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
             version=version,
             cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
             settings=_settings(asking),
+            replicas=int(info.get("connected_slaves", 0)),
         ),
         too_old=bool(info) and release_of(version) < OLDEST[product],
         role=str(info.get("role", "unknown")),

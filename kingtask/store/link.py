@@ -14,6 +14,7 @@ from kingtask.store.address import RedisAddress
 from kingtask.store.connection import Callback, Connection, connect
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library
+from kingtask.store.primary import Primary
 from kingtask.store.server import REFUSED_FOR_GOOD, Server, check_server
 
 log = logging.getLogger("kingtask.store")
@@ -31,7 +32,7 @@ class Link:
 
     def __init__(
         self,
-        address: RedisAddress,
+        primary: Primary,
         keys: Keys,
         library: Library,
         *,
@@ -42,7 +43,8 @@ class Link:
         accept: Callable[[Server], object] | None = None,
         channels: dict[bytes, Callable[[bytes], None]] | None = None,
     ) -> None:
-        self._address = address
+        self._primary = primary
+        self._address = primary.address
         self._keys = keys
         self._library = library
         self._purpose = purpose
@@ -95,14 +97,14 @@ class Link:
         """Send one command; the callback gets the reply or a StoreError."""
         connection = self._connection
         if connection is None:
-            callback(StoreError("away", f"Redis at {self._address} is not reachable"))
+            callback(self._away())
             return
         connection.send(command, callback)
 
     async def ask(self, *command: Any) -> Any:
         """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
         if self._connection is None:
-            raise StoreError("away", f"Redis at {self._address} is not reachable")
+            raise self._away()
         return await self._connection.ask(*command)
 
     def reject(self, error: StoreError) -> None:
@@ -115,7 +117,21 @@ class Link:
         if self._connection is not None:
             self._connection.abort(why)
 
+    def moved(self, address: RedisAddress) -> None:
+        """The primary is another one now: leave the former, also in the middle of trying to reach it."""
+        if address == self._address:
+            return
+        if self._connection is not None:
+            self.renew(f"{address} is the primary now")
+        elif self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = asyncio.create_task(self._keep_up())
+
+    def _away(self) -> StoreError:
+        return StoreError("away", f"Redis at {self._address} is not reachable")
+
     async def _connect(self) -> None:
+        self._address = await self._primary.find()
         connection = await connect(self._address, timeout_s=self._timeout_s, on_lost=self._dropped)
         try:
             server = await check_server(connection, self._keys, self._library)
@@ -124,7 +140,7 @@ class Link:
             if self._channels is not None:
                 connection.on_message = self._message
                 await connection.ask("SUBSCRIBE", *self._channels)
-        except (StoreError, ConfigurationError) as error:
+        except BaseException as error:  # also when it is cancelled
             connection.abort(str(error))
             raise
         self._lost.clear()

@@ -19,6 +19,7 @@ from kingtask.store.connection import Callback
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.link import Link
+from kingtask.store.primary import Primary
 from kingtask.store.server import Server, replicas_of
 
 log = logging.getLogger("kingtask.store")
@@ -35,8 +36,9 @@ class Store:
     def __init__(
         self, address: RedisAddress, namespace: str, role: str, *, ack: Ack = DEFAULT, timeout_s: float = 5.0
     ) -> None:
-        self._address = address
         self._ack = ack
+        self._links: list[Link] = []
+        self._primary = Primary(address, self._moved)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
         self._timeout_s = timeout_s
@@ -62,15 +64,16 @@ class Store:
         Raises ConfigurationError if the server is refused for good: too old, wrong password, newer schema, or the level
         of `ack` cannot be had on it.
         """
+        for link in reversed(self._links):  # the main one last: what it sets off may need the others
+            await link.open()
         if self._confirming is not None:
-            await self._confirming.open()
             await self._await_replicas(self._confirming)
-        await self._link.open()
+        self._primary.follow()
 
     async def close(self) -> None:
-        if self._confirming is not None:
-            await self._confirming.close()
-        await self._link.close()
+        await self._primary.close()
+        for link in self._links:
+            await link.close()
 
     def send(self, call: Call, callback: Callback) -> None:
         """Send a call; `callback` gets what the call decodes to, or a StoreError. Raises nothing."""
@@ -135,12 +138,15 @@ class Store:
         attached = wanted
         with contextlib.suppress(StoreError):
             while link.up and (attached := replicas_of(await link.ask("INFO", "replication"))) < wanted:
+                if self._primary.replicas >= wanted:  # Sentinel knows them: some are away just now
+                    return
                 if monotonic_us() > deadline_us:
                     break
                 await asyncio.sleep(REPLICAS_AGAIN_S)
         if attached < wanted:
             raise ConfigurationError(
-                f"ack: replicas needs {wanted} of them (ack_replicas), and {attached} are attached to {self._address};"
+                f"ack: replicas needs {wanted} of them (ack_replicas), and {attached} are attached to"
+                f" {self._primary.address};"
                 " start them, or lower ack_replicas, or set another ack"
             )
 
@@ -155,8 +161,8 @@ class Store:
     def _new_link(
         self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any
     ) -> Link:
-        return Link(
-            self._address,
+        link = Link(
+            self._primary,
             self._keys,
             self._library,
             purpose=purpose,
@@ -164,6 +170,12 @@ class Store:
             on_down=on_down,
             **{"timeout_s": self._timeout_s, **more},
         )
+        self._links.append(link)
+        return link
+
+    def _moved(self, address: RedisAddress) -> None:
+        for link in self._links:
+            link.moved(address)
 
     def _went_up(self, server: Server) -> None:
         for listener in self.on_up:
@@ -189,7 +201,6 @@ class BrokerStore(Store):
         self.ack_level: AckLevel | None = None
         """The level an OK has now; None until a server was seen."""
         self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)
-        self._events: Link | None = None
 
     def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
         """Before `open`: whom to tell of the functions' publications (`due`, `ready`, `cancel`, `ended`).
@@ -200,20 +211,7 @@ class BrokerStore(Store):
             self._keys.channel(what).encode(): lambda message, act=act: act(message.decode())
             for what, act in events.items()
         }
-        self._events = self._new_link("events", lambda server: on_resubscribed(), lambda: None, channels=channels)
-
-    async def open(self) -> None:
-        """As Store.open; also raises ConfigurationError if the server cannot give the level that was asked for."""
-        await self._submits.open()
-        if self._events is not None:
-            await self._events.open()
-        await super().open()
-
-    async def close(self) -> None:
-        await self._submits.close()
-        if self._events is not None:
-            await self._events.close()
-        await super().close()
+        self._new_link("events", lambda server: on_resubscribed(), lambda: None, channels=channels)
 
     def submit(self, call: Call, stored: Callback, confirmed: Callable[[bool], None]) -> None:
         """Send a submit; `stored` gets Submitted or a StoreError, and after Submitted `confirmed` as in `confirm`.

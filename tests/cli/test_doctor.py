@@ -6,6 +6,7 @@ import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,9 +15,12 @@ from kingtask import __version__
 from kingtask.cli import checks
 from kingtask.cli.checks import Level
 from kingtask.config import BrokerConfig, WorkerConfig
-from kingtask.store.inspect import Inspection, inspect
-from tests.cli.tree import kingtask
-from tests.servers import RedisServer
+from kingtask.errors import StoreError
+from kingtask.store.address import parse_address
+from kingtask.store.inspect import Asked, Inspection, inspect
+from kingtask.store.sentinel import Named
+from tests.cli.tree import kingtask, until
+from tests.servers import FAST_REPLICATION, RedisServer, Sentinel, free_port
 
 STATS = {
     "queues": [
@@ -117,6 +121,51 @@ def test_a_replica_and_a_newer_schema_fail(server, namespace):
     assert levels(checks.record(replace(found, schema=99))) == {"library": "fail"}
     assert levels(checks.record(replace(found, schema=None, library=False))) == {"library": "warn"}
     assert levels(checks.record(replace(found, schema=1, library=True))) == {"library": "ok"}
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """A primary, its replica, and a sentinel."""
+    with (
+        RedisServer(tcp=True, **FAST_REPLICATION) as primary,
+        primary.replica() as replica,
+        Sentinel(primary) as sentinel,
+    ):
+        asked: Any = sentinel.client()
+        until(lambda: asked.sentinel_master(Sentinel.SERVICE)["num-slaves"] == 1, "the sentinel knows the replica")
+        yield primary, replica, sentinel
+
+
+def test_sentinels_are_asked_one_by_one(watched, namespace):
+    primary, _, sentinel = watched
+    dead = free_port()
+    found = inspect(parse_address(f"redis+sentinel://127.0.0.1:{dead},{sentinel.url}/mymaster"), namespace)
+    assert found.role == "master"
+    findings = list(checks.sentinels(found, BrokerConfig(ack="replicas", ack_replicas=1)))
+    assert [finding.level for finding in findings] == ["warn", "ok"]
+    assert f"127.0.0.1:{primary.port}, and knows 1 replicas" in text(findings)
+    assert levels(checks.redis(found, "replicas"))["ack"] == "warn"
+
+
+def test_sentinels_that_disagree_and_replicas_that_are_not_waited_for(watched, namespace):
+    _, _, sentinel = watched
+    found = inspect(parse_address(f"redis+sentinel://{sentinel.url}/mymaster"), namespace)
+    (host, named) = found.sentinels[0]
+    assert isinstance(named, Named)
+    later = named._replace(epoch=named.epoch + 1, replicas=2)
+    both = replace(found, sentinels=(Asked(host, named), Asked("other:1", later)))
+    findings = list(checks.sentinels(both, BrokerConfig(ack="replicas", ack_replicas=1)))
+    assert [finding.level for finding in findings] == ["warn", "ok", "warn"]
+    assert "names a former primary" in text(findings)
+    assert "set ack_replicas: 2" in text(findings)
+
+
+def test_without_sentinels_or_replicas(server, namespace):
+    with pytest.raises(StoreError, match="no sentinel of"):
+        inspect(parse_address(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster"), namespace)
+    found = look(server, namespace)
+    assert list(checks.sentinels(found, BrokerConfig())) == []
+    assert "no replica is attached" in text(checks.redis(found, "replicas"))
 
 
 # ── what it thinks of the rest ───────────────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kingtask.errors import ConfigurationError
-from kingtask.store.address import RedisAddress, RedisTLS, parse_address
+from kingtask.store.address import RedisAddress, RedisTLS, Sentinels, parse_address
 
 TLS = RedisTLS(ca="/etc/ca.pem")
+
+
+def behind(*hosts: tuple[str, int], **fields: Any) -> RedisAddress:
+    return RedisAddress(host="", port=0, sentinels=Sentinels(hosts=hosts, service="mymaster"), **fields)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +41,9 @@ TLS = RedisTLS(ca="/etc/ca.pem")
         ("unix:///run/redis.sock?db=3", RedisAddress(host="", path="/run/redis.sock", db=3)),
         ("unix://me:pw@/run/redis.sock", RedisAddress(host="", path="/run/redis.sock", user="me", password="pw")),
         ("unix:///run/a%20b.sock", RedisAddress(host="", path="/run/a b.sock")),
+        ("redis+sentinel://h/mymaster", behind(("h", 26379))),
+        ("redis+sentinel://h:1,[::1],i:2/mymaster/3", behind(("h", 1), ("::1", 26379), ("i", 2), db=3)),
+        ("redis+sentinel://me:p%40w@h/mymaster/0", behind(("h", 26379), user="me", password="p@w")),
     ],
 )
 def test_every_form(text: str, expected: RedisAddress) -> None:
@@ -75,7 +84,15 @@ def test_tls_is_by_scheme_or_by_setting() -> None:
         ("redis://h?timeout=3", "parameter"),
         ("redis://h/0#x", "#"),
         ("http://h", "scheme"),
-        ("redis+sentinel://h", "scheme"),
+        ("redis+sentinel://", "host"),
+        ("redis+sentinel://h", "service"),
+        ("redis+sentinel://h/", "service"),
+        ("redis+sentinel://h,/m", "host"),
+        ("redis+sentinel://h:0/m", "port"),
+        ("redis+sentinel://h/m/x", "database"),
+        ("redis+sentinel://h/m/1/2", "database"),
+        ("redis+sentinel://h/m?db=1", "database"),
+        ("sentinel://h/m", "scheme"),
         ("unix://", "path"),
         ("unix:///", "path"),
         ("unix://run/redis.sock", "path"),
@@ -88,6 +105,15 @@ def test_every_complaint_says_what_is_wrong_and_what_is_expected(text: str, why:
     assert message.startswith("redis: ")
     assert why in message.partition(";")[0]
     assert "host:port/db" in message
+
+
+def test_the_sentinels_have_their_own_login_and_share_the_tls_files() -> None:
+    address = parse_address(
+        "redis+sentinel://me:pw@h/m", password="new", tls=TLS, sentinel_user="s", sentinel_password="spw"
+    )
+    assert (address.user, address.password, address.tls) == ("me", "new", TLS)
+    assert address.sentinels == Sentinels(hosts=(("h", 26379),), service="m", user="s", password="spw")
+    assert "spw" not in repr(address)
 
 
 def test_tls_does_not_go_with_a_unix_socket() -> None:
@@ -115,6 +141,10 @@ def test_tls_does_not_go_with_a_unix_socket() -> None:
         "redis://:{}@[::1",
         "redis://:{}@h\u2100",
         "http://:{}@h",
+        "redis+sentinel://:{}@h/m",
+        "redis+sentinel://me:{}@h:port/m",
+        "redis+sentinel://me:12/{}@h/m",
+        "redis+sentinel://me:1/2/{}@h/m",
         "{}@h:port",
         "h/{}",
     ],
@@ -137,6 +167,7 @@ def test_no_text_holds_a_password(text: str) -> None:
         (RedisAddress(), "redis://127.0.0.1:6379/0"),
         (RedisAddress(host="::1", db=2, user="me", password="pw"), "redis://[::1]:6379/2"),
         (RedisAddress(host="h", tls=TLS), "rediss://h:6379/0"),
+        (behind(("h", 1), ("::1", 2), db=3, password="pw"), "redis+sentinel://h:1,[::1]:2/mymaster/3"),
         (RedisAddress(host="", path="/run/r.sock", db=1, password="pw"), "unix:///run/r.sock?db=1"),
     ],
 )

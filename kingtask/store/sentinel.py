@@ -1,0 +1,96 @@
+"""Asking sentinels which server is the primary. Blocking (redis-py), so the daemons call it in threads.
+
+Each sentinel is asked, and the one whose knowledge is of the latest failover is believed (`config-epoch`): one that was
+cut off still names the former primary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from kingtask.errors import StoreError
+from kingtask.store.address import RedisAddress
+
+
+class Named(NamedTuple):
+    """What one sentinel says of the service."""
+
+    epoch: int
+    """Of the failover that made this server the primary."""
+    host: str
+    port: int
+    replicas: int
+    """That it knows of, whether they can be reached or not."""
+
+
+class Asker:
+    """A client for each sentinel of `address`; one thread at a time may use each."""
+
+    def __init__(self, address: RedisAddress, timeout_s: float) -> None:
+        assert address.sentinels is not None
+        self._address = address
+        self._service = address.sentinels.service
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            address.sentinels.hosts,
+            sentinel_kwargs={
+                **tls_options(address),
+                "username": address.sentinels.user,
+                "password": address.sentinels.password,
+                "socket_timeout": timeout_s,
+                "socket_connect_timeout": timeout_s,
+                "retry": Retry(NoBackoff(), 0),
+                "protocol": 2,
+            },
+        )
+
+    @property
+    def clients(self) -> list[Any]:
+        """In the order of the address."""
+        return list(self._sentinel.sentinels)
+
+    def ask(self, client: Any) -> Named | StoreError:
+        """Ask one of the clients; blocks for at most a few times the time-out."""
+        try:
+            state = client.sentinel_master(self._service)
+            # Already names the new one while the replicas are still being told.
+            host, port = client.sentinel_get_master_addr_by_name(self._service)
+            return Named(state["config-epoch"], _text(host), int(port), state["num-slaves"])
+        except (redis.RedisError, OSError, TypeError, ValueError, KeyError) as error:
+            kind = "auth" if isinstance(error, redis.AuthenticationError) else "away"
+            return StoreError(kind, str(error) or "no answer")
+
+    def believe(self, answers: Iterable[Named | StoreError]) -> Named:
+        """The latest of the answers. Raises StoreError if there is none."""
+        answers = list(answers)
+        named = [answer for answer in answers if isinstance(answer, Named)]
+        if not named:
+            why = "; ".join(sorted({str(answer) for answer in answers})) or "no answer"
+            raise StoreError("away", f"no sentinel of {self._address} names a primary ({why})")
+        return max(named)
+
+    def address_of(self, named: Named) -> RedisAddress:
+        """The server that was named, to be connected to."""
+        return replace(self._address, host=named.host, port=named.port, sentinels=None)
+
+
+def tls_options(address: RedisAddress) -> dict[str, Any]:
+    """What redis-py calls the settings of `redis_tls`."""
+    if address.tls is None:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_ca_certs": address.tls.ca,
+        "ssl_certfile": address.tls.cert,
+        "ssl_keyfile": address.tls.key,
+    }
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
