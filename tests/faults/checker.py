@@ -57,7 +57,9 @@ def _judge_drain(view: View, stories: Stories) -> None:
         if story.asked is not None:
             retries = max(retries, sum(story.asked.retry_ms))
             latest = max(latest, story.asked.start_ms)
-        longest = max([longest, *(ran.end_ns - ran.start_ns for ran in story.runs if ran.end_ns)])
+        for ran in story.runs:
+            if ran.end_ns and ran.end_ns - ran.start_ns > longest:
+                longest = ran.end_ns - ran.start_ns
     from_ns = max(run.healed_ns, stories.last_ns, view.clock.about_ns(latest) if latest and view.clock else 0)
     allowed_ms = run.lease_ms + retries + longest / 1e6 + view.rules.drain_extra_ms
     took_ms = (run.drained_ns - from_ns) / 1e6

@@ -51,14 +51,14 @@ def judge_dump(view: View, stories: dict[str, Story], keys: Iterable[Key]) -> No
 
 
 def _classify(view: View, dump: _Dump, key: Key) -> None:
+    if KEY_PATTERNS["task"].fullmatch(key.key):  # most are
+        dump.ttl_ms[key.key.removeprefix("task:")] = key.ttl_ms
+        return
     kinds = [kind for kind, pattern in KEY_PATTERNS.items() if pattern.fullmatch(key.key)]
     if len(kinds) != 1:
         view.report.found("I11", f"{key.key}: a key of {len(kinds)} kinds")
         return
-    kind, _, rest = kinds[0], *key.key.partition(":")[1:]
-    if kind == "task":
-        dump.ttl_ms[rest] = key.ttl_ms
-        return
+    kind, rest = kinds[0], key.key.partition(":")[2]
     if (key.ttl_ms >= 0) != (kind in WITH_TTL):
         view.report.found("I11", f"{key.key} has {'a' if key.ttl_ms >= 0 else 'no'} TTL")
     members = key.members or {}

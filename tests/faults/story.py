@@ -212,7 +212,8 @@ class Stories:
         open_: dict[tuple[str, int], Op] = {}
         for op in ops:
             key = op.proc, op.op
-            self.first_ns = min(self.first_ns or op.mono_ns, op.mono_ns)
+            if op.mono_ns < self.first_ns or not self.first_ns:
+                self.first_ns = op.mono_ns
             self.last_ns = max(self.last_ns, op.mono_ns)
             if op.type == "invoke":
                 if key in open_:

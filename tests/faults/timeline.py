@@ -49,23 +49,23 @@ class RedisClock:
         self._ns = [sample.mono_ns for sample in ordered]
         self._us = [sample.redis_us for sample in ordered]
         self._offsets = [sample.redis_us - sample.mono_ns / 1000 for sample in ordered]
-        self._errors = [sample.width_ns / 2000 for sample in ordered]
+        low = [offset - sample.width_ns / 2000 for offset, sample in zip(self._offsets, ordered, strict=True)]
+        high = [offset + sample.width_ns / 2000 for offset, sample in zip(self._offsets, ordered, strict=True)]
+        # Before the first sample, between each two, after the last.
+        self._low = [min(low[max(0, i - 1) : i + 1]) for i in range(len(low) + 1)] if low else []
+        self._high = [max(high[max(0, i - 1) : i + 1]) for i in range(len(high) + 1)] if high else []
 
     def __bool__(self) -> bool:
         return bool(self._ns)
 
     def earliest_us(self, mono_ns: int) -> float:
-        return mono_ns / 1000 + min(self._offsets[i] - self._errors[i] for i in self._around(mono_ns))
+        return mono_ns / 1000 + self._low[bisect_left(self._ns, mono_ns)]
 
     def latest_us(self, mono_ns: int) -> float:
-        return mono_ns / 1000 + max(self._offsets[i] + self._errors[i] for i in self._around(mono_ns))
+        return mono_ns / 1000 + self._high[bisect_left(self._ns, mono_ns)]
 
     def about_ns(self, redis_ms: int) -> int:
         """The monotonic instant of a time told by Redis, as well as it can be told after a step of that clock."""
         us = redis_ms * 1000
         i = min(bisect_left(self._us, us), len(self._us) - 1)
         return round((us - self._offsets[i]) * 1000)
-
-    def _around(self, mono_ns: int) -> range:
-        i = bisect_left(self._ns, mono_ns)
-        return range(max(0, i - 1), min(len(self._ns), i + 1))
