@@ -206,6 +206,25 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stderr_tail: bytes = b""
 
 
+def head_bytes(kept: int) -> int:
+    """How many of `kept` bytes are the beginning of an output that was too long; the others are its end."""
+    return kept - kept // 2
+
+
+def cut_at(kept: bytes, size: int) -> int | None:
+    """Where in `kept` something is missing of an output of `size` bytes; None if nothing is."""
+    return head_bytes(len(kept)) if size > len(kept) else None
+
+
+def readable(kept: bytes, size: int) -> str:
+    """An output for people: as text, with a line that says how much is missing where something is."""
+    cut = cut_at(kept, size)
+    if cut is None:
+        return kept.decode("utf-8", "replace")
+    head, tail = kept[:cut].decode("utf-8", "replace"), kept[cut:].decode("utf-8", "replace")
+    return f"{head}\n[… {size - len(kept):,} bytes were not kept …]\n{tail}"
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task as its record says: where it stands and, once it has ended, what came out.
 
@@ -244,8 +263,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """stdout as text; bytes that are not UTF-8 come as replacement characters."""
-        return self.stdout.decode("utf-8", "replace")
+        """stdout as text: bytes that are not UTF-8 as replacement characters, a line where some are missing."""
+        return readable(self.stdout, self.stdout_size)
 
     @property
     def exit_code(self) -> int | None:
@@ -261,6 +280,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def truncated(self) -> bool:
         """True if stdout or stderr was longer than what is kept (head and tail)."""
         return self.stdout_size > len(self.stdout) or self.stderr_size > len(self.stderr)
+
+    @property
+    def stdout_cut(self) -> int | None:
+        """Where in `stdout` the bytes are missing that were not kept; None if it is whole."""
+        return cut_at(self.stdout, self.stdout_size)
+
+    @property
+    def stderr_cut(self) -> int | None:
+        return cut_at(self.stderr, self.stderr_size)
 
     def describe(self) -> str:
         """One line for people: how the task stands or ended, and why."""

@@ -37,7 +37,7 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
         if result.stderr:
             output.write_error(result.stderr)
         if result.truncated:
-            output.note(f"kingtask: the output was longer than what is kept ({_sizes(result)})")
+            output.note(f"kingtask: the output was longer than what is kept: its beginning and end ({_sizes(result)})")
         if not result.success:
             output.note(f"kingtask: {output.visible(result.describe())}")
     return status_of(result, propagate=propagate)
@@ -55,5 +55,12 @@ def status_of(result: Result, *, propagate: bool = False) -> int:
 
 
 def _sizes(result: Result) -> str:
-    sizes = (("stdout", result.stdout, result.stdout_size), ("stderr", result.stderr, result.stderr_size))
-    return ", ".join(f"{name} {len(kept):,} of {size:,} bytes" for name, kept, size in sizes if size > len(kept))
+    sizes = (
+        ("stdout", result.stdout_cut, len(result.stdout), result.stdout_size),
+        ("stderr", result.stderr_cut, len(result.stderr), result.stderr_size),
+    )
+    return ", ".join(
+        f"{name} {kept:,} of {size:,} bytes, the gap behind the first {cut:,}"
+        for name, cut, kept, size in sizes
+        if cut is not None
+    )

@@ -76,6 +76,8 @@ def result_fields(result: Result) -> dict[str, Any]:
         "exit_code": result.exit_code,
         "signal": result.signal,
         "truncated": result.truncated,
+        "stdout_cut": result.stdout_cut,
+        "stderr_cut": result.stderr_cut,
     }
 
 

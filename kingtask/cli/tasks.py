@@ -15,7 +15,7 @@ from kingtask.cli.params import SECONDS, TASK_ID
 from kingtask.cli.times import local_time, short_duration
 from kingtask.clock import monotonic_s
 from kingtask.errors import RequestRefused
-from kingtask.task import Attempt, Result
+from kingtask.task import Attempt, Result, readable
 from kingtask.worker.verdict import SHOWN_BYTES
 
 IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=TASK_ID)
@@ -143,5 +143,5 @@ def _output_lines(name: str, kept: bytes, size: int) -> list[str]:
     if not size:
         return []
     cut = f", {len(kept):,} of them kept" if size > len(kept) else ""
-    text = kept.decode("utf-8", "replace")
+    text = readable(kept, size)
     return [f"{name:<12}{size:,} bytes{cut}", *(f"  {output.visible(line)}" for line in text.splitlines())]

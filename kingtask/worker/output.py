@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kingtask.task import head_bytes
+
 
 class Capture:
     """Bytes as they come, at most `limit` of them kept: all if they fit, else a head and a tail of half the limit each.
@@ -13,8 +15,8 @@ class Capture:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._head_limit = limit - limit // 2
-        self._tail_limit = limit // 2
+        self._head_limit = head_bytes(limit)
+        self._tail_limit = limit - head_bytes(limit)
         self._head = b""
         self._tail = bytearray()
         self.size = 0
@@ -52,4 +54,5 @@ def shorten(data: bytes, limit: int) -> bytes:
     """What a Capture of that limit would have kept of `data`."""
     if len(data) <= limit:
         return data
-    return data[: limit - limit // 2] + data[len(data) - limit // 2 :]
+    head = head_bytes(limit)
+    return data[:head] + data[len(data) - (limit - head) :]

@@ -35,7 +35,15 @@ def test_a_result_is_one_line_of_json_with_every_field():
     assert line.count(b"\n") == 1
     fields = json.loads(line)
     expected = {field.name for field in msgspec.structs.fields(Result)} - {"stdout"}
-    assert set(fields) == expected | {"stdout_b64", "success", "exit_code", "signal", "truncated"}
+    assert set(fields) == expected | {
+        "stdout_b64",
+        "success",
+        "exit_code",
+        "signal",
+        "truncated",
+        "stdout_cut",
+        "stderr_cut",
+    }
     assert (fields["stdout_b64"], fields["stderr"], fields["args"]) == ("/wA=", "grün\n", ["ä", "\n"])
     assert fields["attempts"][0]["stderr_tail_b64"] == "/g=="
 

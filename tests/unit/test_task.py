@@ -80,6 +80,15 @@ def test_output_is_truncated_if_there_was_more_than_is_kept():
     assert result(State.SUCCEEDED, stderr_size=1).truncated
 
 
+def test_people_see_where_something_is_missing_and_programs_are_told():
+    cut = result(State.SUCCEEDED, stdout="äöü".encode(), stdout_size=1_000_006, stderr=b"abc", stderr_size=5)
+    assert (cut.stdout_cut, cut.stderr_cut) == (3, 2)
+    assert cut.text == "ä\ufffd\n[… 1,000,000 bytes were not kept …]\n\ufffdü"
+    whole = result(State.SUCCEEDED, stdout=b"57", stdout_size=2)
+    assert (whole.stdout_cut, whole.stderr_cut, whole.text) == (None, None, "57")
+    assert result(State.SUCCEEDED, stdout_size=2).stdout_cut == 0
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

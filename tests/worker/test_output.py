@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kingtask.task import cut_at
 from kingtask.worker.output import Capture, shorten
 
 
@@ -55,5 +56,13 @@ def test_it_is_what_a_list_of_everything_would_give(limit: int, pieces: list[byt
 def test_shortening_keeps_both_ends(data: bytes, limit: int) -> None:
     kept = shorten(data, limit)
     assert len(kept) == min(len(data), limit)
-    assert data.startswith(kept[: limit - limit // 2])
-    assert data.endswith(kept[limit - limit // 2 :])
+    cut = cut_at(kept, len(data))
+    if cut is None:
+        assert kept == data
+    else:
+        assert kept == data[:cut] + data[len(data) - (limit - cut) :]
+
+
+@given(data=st.binary(max_size=90), limit=st.integers(0, 60), less=st.integers(0, 60))
+def test_what_is_shortened_twice_still_says_where_it_was_cut(data: bytes, limit: int, less: int) -> None:
+    assert shorten(shorten(data, limit), min(limit, less)) == shorten(data, min(limit, less))

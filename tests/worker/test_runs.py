@@ -88,6 +88,22 @@ def test_a_flood_costs_bounded_memory_and_its_ends_are_kept(rig: Rig) -> None:
     assert high_water_kib(worker.pid) - before < 4096
 
 
+@pytest.mark.parametrize("limit", [0, 1, 1000, 1001])
+def test_both_ends_of_a_long_output_byte_for_byte(rig: Rig, limit: int) -> None:
+    rig.script("count", "seq 100000; seq 100000 >&2")
+    rig.start(max_output_bytes=limit, stderr="keep")
+    written = b"".join(b"%d\n" % i for i in range(1, 100_001))
+    result = rig.run("count")
+    for kept, size, cut in (
+        (result.stdout, result.stdout_size, result.stdout_cut),
+        (result.stderr, result.stderr_size, result.stderr_cut),
+    ):
+        assert (len(kept), size) == (limit, len(written))
+        assert cut is not None
+        assert kept == written[:cut] + written[len(written) - (limit - cut) :]
+        assert 0 <= cut - (limit - cut) <= 1
+
+
 def high_water_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
