@@ -169,6 +169,7 @@ class WorkerConfig(_Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
 
     bin_path: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
+    work_dir: str | None = None
     broker: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
     name: WorkerName | None = None
@@ -204,6 +205,8 @@ class WorkerConfig(_Settings, frozen=True):
                     raise Wrong(f"{key}[{i}]", f"{value!r} is listed twice")
         for i, directory in enumerate(self.bin_path):
             _check_bin_path(f"bin_path[{i}]", directory)
+        if self.work_dir is not None and not os.access(_absolute("work_dir", self.work_dir) / ".", os.X_OK):
+            raise Wrong("work_dir", f"expected a directory that this user may enter, got {self.work_dir}")
         if self.renew > self.lease / 2:
             raise Wrong(
                 "renew",

@@ -12,11 +12,11 @@ from kingtask.store import record
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.children import Children
-from kingtask.worker.executable import Unusable, find
+from kingtask.worker.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
-from kingtask.worker.spawn import Shortage, Spawned, TextBusy, input_file, spawn
+from kingtask.worker.spawn import Spawned, TextBusy, Unwatched, input_file, kill, spawn
 from kingtask.worker.verdict import Stop, Verdict, judge
 from kingtask.worker.watch import Watch
 
@@ -38,6 +38,7 @@ class Conditions:
     children: Children
     worker: str
     bin_path: tuple[str, ...]
+    work_dir: str | None
     environment: Mapping[str, str]
     keep_stderr: bool
     time_limit_ms: int
@@ -108,6 +109,13 @@ class Attempt:
                 self._fail(Verdict("failed", "exec", f"cannot execute it: {error}"))
         except Shortage as error:
             self._on_shortage(self._fence, f"this host could not start a process: {error}")
+        except Unwatched as error:
+            self._at.children.look()
+            why = f"this host could not watch what it had started, and killed it: {error}"
+            if self._claimed.fail_if_lost:
+                self._fail(Verdict("final", "interrupted", why))
+            else:
+                self._on_shortage(self._fence, why)
         except Unusable as error:
             self._fail(Verdict("failed", error.reason, str(error)))
         except Exception as error:  # whatever is wrong with one task must not cost the worker a slot
@@ -153,13 +161,17 @@ class Attempt:
             due_ms=claimed.due_ms,
             deadline_ms=self._started_ms + self._limit_ms,
         )
-        if not spec.stdin:
-            return spawn(path, spec.args, variables, self._at.null)
-        stdin = input_file(spec.stdin)
+        stdin = input_file(spec.stdin) if spec.stdin else self._at.null
         try:
-            return spawn(path, spec.args, variables, stdin)
+            spawned = spawn(path, spec.args, variables, stdin, self._at.work_dir)
         finally:
-            os.close(stdin)
+            if spec.stdin:
+                os.close(stdin)
+        if leads_out(path, claimed.name, self._at.bin_path):
+            kill(spawned.popen)
+            spawned.close()
+            raise Unusable("not_executable", f"{path} was exchanged as it was started, and leads out of bin_path")
+        return spawned
 
     def _ended(self, process: Process) -> None:
         if self._timer is not None:

@@ -14,18 +14,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kingtask.worker.executable import Unusable
-
-SHORTAGE = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""This host is out of processes, descriptors or memory: no fault of the task."""
-
-
-class Shortage(Exception):
-    """The host cannot start a process now; the attempt is given back."""
+from kingtask.worker.executable import SHORTAGE, Shortage, Unusable
 
 
 class TextBusy(Exception):
     """The file is being written (ETXTBSY): worth trying again in a moment."""
+
+
+class Unwatched(Exception):
+    """It was started, but the host is short of what it takes to watch it: it was killed at once."""
 
 
 class Spawned(NamedTuple):
@@ -35,11 +32,15 @@ class Spawned(NamedTuple):
     stderr: int
     """Reading ends, non-blocking."""
 
+    def close(self) -> None:
+        for fd in (self.pidfd, self.stdout, self.stderr):
+            os.close(fd)
 
-def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int) -> Spawned:
+
+def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, work_dir: str | None = None) -> Spawned:
     """Execute `path`. `stdin` is a descriptor for the child's standard input; all other descriptors stay here.
 
-    Blocks until the exec (some 0.3 ms). Raises Unusable, TextBusy or Shortage; then nothing is left behind.
+    Blocks until the exec (some 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
     """
     out_read = out_write = err_read = err_write = -1
     started = False
@@ -54,6 +55,7 @@ def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int) ->
             stdin=stdin,
             stdout=out_write,
             stderr=err_write,
+            cwd=work_dir,
             start_new_session=True,
             close_fds=True,
         )
@@ -65,6 +67,8 @@ def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int) ->
             raise TextBusy(f"{path} is being written") from None
         if error.errno in SHORTAGE:
             raise Shortage(error.strerror) from None
+        if work_dir is not None and error.filename == work_dir:  # this host's, not the task's
+            raise Shortage(f"work_dir {work_dir}: {error.strerror}") from None
         raise _unusable(path, error) from None
     except ValueError as error:  # a NUL in an argument, `=` in the name of a variable
         raise Unusable("exec", f"the kernel cannot take these arguments: {error}") from None
@@ -95,15 +99,19 @@ def input_file(data: bytes) -> int:
 
 
 def _watch(popen: subprocess.Popen[bytes]) -> int:
-    """The pidfd of a child that has just started. Raises Unusable, the child being gone, if it cannot be watched."""
+    """The pidfd of a child that has just started. Raises Unwatched, the child being gone."""
     try:
         return os.pidfd_open(popen.pid)
     except OSError as error:
-        # Popen itself needed two more descriptors a moment ago, so this is no common shortage; but it has run.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(popen.pid, signal.SIGKILL)
-        popen.wait()
-        raise Unusable("exec", f"it was started, but cannot be watched, and was killed: {error.strerror}") from None
+        kill(popen)
+        raise Unwatched(error.strerror) from None
+
+
+def kill(popen: subprocess.Popen[bytes]) -> None:
+    """KILL a child that has just started, and its group, and reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(popen.pid, signal.SIGKILL)
+    popen.wait()
 
 
 def _unusable(path: str, error: OSError) -> Unusable:

@@ -71,6 +71,7 @@ class Worker:
             children=self._children,
             worker=self._name,
             bin_path=config.bin_path,
+            work_dir=config.work_dir,
             environment=environment.base(os.environ, worker=self._name, brokers=",".join(config.broker)),
             keep_stderr=config.stderr == "keep",
             time_limit_ms=round(config.task_run_time * 1000),

@@ -45,6 +45,7 @@ class Trial:
             children=Children(loop, "w", self.groups),
             worker="w",
             bin_path=(str(directory),),
+            work_dir=None,
             environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
             keep_stderr=False,
             time_limit_ms=3_600_000,

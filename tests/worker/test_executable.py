@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.executable import Unusable, find
+from kingtask.worker.executable import Unusable, find, leads_out
 
 
 @pytest.fixture
@@ -74,7 +74,15 @@ def test_a_directory_a_fifo_and_a_file_without_the_bit(root: Path) -> None:
     (root / "directory").mkdir()
     os.mkfifo(root / "fifo", 0o755)
     executable(root / "plain", 0o644)
-    for name, why in (("directory", "is a directory"), ("fifo", "not a regular file"), ("plain", "chmod +x")):
+    executable(root / "setuid", 0o4755)
+    executable(root / "setgid", 0o2755)
+    for name, why in (
+        ("directory", "is a directory"),
+        ("fifo", "not a regular file"),
+        ("plain", "chmod +x"),
+        ("setuid", "another user"),
+        ("setgid", "another user"),
+    ):
         error = refused(name, root)
         assert error.reason == "not_executable"
         assert why in str(error)
@@ -104,6 +112,20 @@ def test_links_that_lead_out_are_refused(tmp_path: Path, root: Path, target: str
     )
     (root / "sub").symlink_to("..")
     assert refused("sub/outside", root).reason == "not_executable"
+
+
+def test_what_is_exchanged_for_something_outside_is_noticed(tmp_path: Path, root: Path) -> None:
+    executable(tmp_path / "outside")
+    path = executable(root / "sub" / "tool")
+    found = find("sub/tool", [str(root)])
+    assert not leads_out(found, "sub/tool", [str(root)])
+    path.unlink()
+    assert not leads_out(found, "sub/tool", [str(root)])
+    path.symlink_to(executable(root / "other"))
+    assert not leads_out(found, "sub/tool", [str(root)])
+    path.unlink()
+    path.symlink_to(tmp_path / "outside")
+    assert leads_out(found, "sub/tool", [str(root)])
 
 
 def test_dangling_and_circular_links(root: Path) -> None:

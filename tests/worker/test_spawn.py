@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.executable import Unusable
-from kingtask.worker.spawn import Shortage, Spawned, TextBusy, input_file, spawn
+from kingtask.worker.executable import Shortage, Unusable
+from kingtask.worker.spawn import Spawned, TextBusy, input_file, spawn
 from tests.worker.rig import descriptors
 
 HOSTILE_ARGUMENTS = [
@@ -98,6 +98,14 @@ def test_standard_input(tmp_path: Path, size: int) -> None:
     os.close(stdin)
     expected = subprocess.run(["md5sum"], input=data, capture_output=True, check=True).stdout
     assert (code, stdout) == (0, expected)
+
+
+def test_the_working_directory(tmp_path: Path, null: int) -> None:
+    path = script(tmp_path / "where", "#!/bin/sh\npwd -P\n")
+    assert outcome(spawn(path, [], {}, null, "/"))[1] == b"/\n"
+    assert outcome(spawn(path, [], {}, null, str(tmp_path)))[1].decode() == f"{tmp_path}\n"
+    with pytest.raises(Shortage, match="work_dir /nowhere: No such file"):  # not: a missing executable
+        spawn(path, [], {}, null, "/nowhere")
 
 
 def unusable(path: str, null: int, arguments: list[str] | None = None) -> Unusable:
