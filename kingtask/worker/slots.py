@@ -1,15 +1,17 @@
 """What the worker holds and what it should do next. Pure: events in, actions out, no socket, process or clock.
 
     claimed ──▶ queued ──spawn──▶ running ──process gone──▶ in the outbox ──Redis confirmed──▶ forgotten
-                 │  ▲
-                 ▼  └─ renewed            (handed back at any time before: into the outbox, too)
-                stale
+       │         │  ▲  ▲
+       ▼         ▼  │  └─ stored          (handed back at any time before: into the outbox, too)
+     unsure    stale┘ renewed
 
 A slot is taken from the claim until the process is gone; what is in the outbox is renewed until Redis confirms it.
 Events change the state, `decide` says what to send because of it. Instants are seconds of one monotonic clock.
 
 Rules.
   * One claim at a time. A claim whose reply was lost is sent again under its token before any other.
+  * What may be started only once (`on_lost: fail`) is queued when its claim is stored at the level of `ack`: a claim
+    that a failover forgets would be another worker's, too.
   * Nothing is spawned under a lease of which more than half may have passed: it is renewed first.
   * `fenced` stops a process. For an attempt that has ended it means nothing: the answer to its finish decides.
   * Without Redis nothing is stopped and nothing is forgotten.
@@ -30,6 +32,8 @@ from kingtask.worker.verdict import Stop
 SHORTAGE_S = 1.0
 """Pause of claiming after the host could not start a process; doubled each time up to LONGEST_SHORTAGE_S."""
 LONGEST_SHORTAGE_S = 30.0
+UNSURE_S = 1.0
+"""Pause of claiming after a claim could not be confirmed: what is handed back would be claimed again at once."""
 
 
 class Claim(NamedTuple):
@@ -55,6 +59,7 @@ Action = Claim | Extend | Finish | Release | StopProcess
 
 
 class Stage(Enum):
+    UNSURE = auto()
     STALE = auto()
     QUEUED = auto()
     RUNNING = auto()
@@ -153,19 +158,40 @@ class Slots:
 
     # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def claimed(self, tasks: Sequence[Claimed], sent_s: float, *, more: bool = False) -> None:
-        """The reply to the claim, which was sent at `sent_s`; `more`: it was cut short and there may be others."""
+    def claimed(self, tasks: Sequence[Claimed], sent_s: float, *, more: bool = False) -> list[Fence]:
+        """The reply to the claim, which was sent at `sent_s`; `more`: it was cut short and there may be others.
+
+        Returns the attempts of which `stored` has to say, before they start, whether their claims are.
+        """
         token, self._token, self._claiming = self._token, None, False
         assert token is not None, "one claim at a time"
         if more or len(tasks) >= self._asked:
             self._hungry = True
+        unsure = []
         for task in tasks:
             fence = Fence(task.id, task.number, token)
             held = self._held[fence] = _Held(task, fence, sent_s)
             if self.draining:
                 self._hand_back(held, "the worker was stopping")
+            elif task.fail_if_lost:
+                held.stage = Stage.UNSURE
+                unsure.append(fence)
             else:
                 self._queue.append(held)
+        return unsure
+
+    def stored(self, fences: Sequence[Fence], now_s: float, *, sure: bool) -> None:
+        """Whether these claims are stored at the level of `ack`; those of which that is not sure are handed back."""
+        for fence in fences:
+            held = self._held.get(fence)
+            if held is None or held.stage is not Stage.UNSURE:
+                continue  # handed back or fenced meanwhile
+            if sure:
+                held.stage = Stage.QUEUED
+                self._queue.append(held)
+            else:
+                self._hand_back(held, "its claim was not confirmed in time, and it may be started only once")
+                self._pause_until_s = max(self._pause_until_s, now_s + UNSURE_S)
 
     def claim_failed(self, *, stored: Literal["no", "unknown"]) -> None:
         """What may have been claimed is asked for again at the next look, or as soon as Redis is back."""
@@ -251,7 +277,7 @@ class Slots:
         if self._token is not None and not self._claiming:
             self._give_up_claim()
         for held in list(self._held.values()):
-            if held.stage in (Stage.QUEUED, Stage.STALE):
+            if held.stage is not Stage.RUNNING:
                 self._hand_back(held, "the worker was stopping")
 
     def _give_up_claim(self) -> None:

@@ -208,9 +208,19 @@ class Worker:
         else:
             if failpoint.ACTIVE and reply.tasks:
                 failpoint.reach("after_claim")
-            self._slots.claimed(reply.tasks, sent_s, more=reply.more)
+            unsure = self._slots.claimed(reply.tasks, sent_s, more=reply.more)
+            if unsure:
+                self._store.confirm(partial(self._stored, unsure))
             if reply.tasks and not self._spawning:
                 self._spawn_next()
+        self._soon()
+
+    def _stored(self, fences: list[Fence], sure: bool) -> None:
+        if not sure:
+            log.warning("claim=unsure tasks=%d: handed back; they may be started only once", len(fences))
+        self._slots.stored(fences, monotonic_s(), sure=sure)
+        if not self._spawning:
+            self._spawn_next()
         self._soon()
 
     def _reported(self, what: str, fences: list[Fence], reply: calls.Answers | StoreError) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
+import sys
+from pathlib import Path
+
+import pytest
 
 from kingtask.store import calls
 from kingtask.task import TaskSpec
+from tests.servers import FAST_REPLICATION, RedisServer
 from tests.worker.rig import Rig, alive, marked, until
 
 
@@ -142,6 +148,47 @@ def test_leases_are_renewed_while_a_task_runs(rig: Rig) -> None:
     assert rig.get(task).state == "running"
     (rig.directory / "gate.x").touch()
     assert len(rig.result(task).attempts) == 1
+
+
+def test_what_may_be_started_only_once_waits_for_the_replicas(tmp_path: Path) -> None:
+    with RedisServer(tcp=True, **FAST_REPLICATION) as primary, primary.replica() as replica:
+        rig = Rig(tmp_path, primary)
+        rig.script("hello", "echo $1 >> $0.ran")
+        worker = rig.start(ack="replicas", ack_timeout=0.2, period=0.1)
+        replica.pause()
+        once = rig.put("hello", "once", on_lost="fail")
+        worker.logged("claim=unsure")
+        again = rig.result(rig.put("hello", "again"))
+        assert again.state == "succeeded"
+        assert "once" not in (rig.bin / "hello.ran").read_text()
+        replica.resume()
+        result = rig.result(once)
+        assert {attempt.reason for attempt in result.attempts} == {"released", ""}
+        assert (rig.bin / "hello.ran").read_text().count("once") == 1
+        rig.close()
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "vfork:error=EAGAIN",
+        "vfork:error=ENOMEM",
+        "pidfd_open:error=EMFILE",
+        "memfd_create:error=ENFILE",
+        "pipe2:error=EMFILE",
+    ],
+)
+def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: Rig, fault: str) -> None:
+    rig.script("copy", "cat")
+    trace = f"-f -qq -o {os.devnull} -e trace=clone,{fault.partition(':')[0]} -e inject={fault}:when=25"
+    fork = "-e inject=clone:error=EAGAIN"  # what Python falls back to
+    worker = rig.start(program=["strace", *trace.split(), *fork.split(), sys.executable], period=0.1)
+    tasks = rig.put_all([TaskSpec(name="copy", stdin=b"x") for _ in range(36)])
+    results = [rig.result(task) for task in tasks]
+    assert {(result.state, result.stdout) for result in results} == {("succeeded", b"x")}
+    worker.logged("spawn=impossible")
+    assert {attempt.reason for result in results for attempt in result.attempts} == {"released", ""}
 
 
 def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
 from kingtask.worker.outbox import Finish, Release
-from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, Claim, Extend, Slots, StopProcess
+from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, UNSURE_S, Claim, Extend, Slots, StopProcess
 
 LEASE_S = 15.0
 
@@ -74,8 +74,12 @@ class Story:
     def run(self, *names: str, **fields: Any) -> list[Fence]:
         """A wakeup, a claim that gives these tasks, and their start."""
         self.claim()
-        self.slots.claimed([task(name, **fields) for name in names], self.now_s)
+        self.slots.stored(self.claim_gives(*names, **fields), self.now_s, sure=True)
         return self.spawn()
+
+    def claim_gives(self, *names: str, **fields: Any) -> list[Fence]:
+        """The answer to a claim; returns those that are to be confirmed."""
+        return self.slots.claimed([task(name, **fields) for name in names], self.now_s)
 
     def spawn(self) -> list[Fence]:
         started = []
@@ -128,13 +132,6 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_fre
 def test_a_claim_that_was_cut_short_is_followed_by_another_at_once(story: Story) -> None:
     story.claim()
     story.slots.claimed([task("large")], story.now_s, more=True)
-    (claim,) = story.decide()
-    assert (claim.n, claim.again) == (1, False)
-
-
-def test_a_claim_that_was_cut_short_is_followed_by_one_at_once(story: Story) -> None:
-    story.claim()
-    story.slots.claimed([task("a")], story.now_s, more=True)
     (claim,) = story.decide()
     assert (claim.n, claim.again) == (1, False)
 
@@ -460,6 +457,72 @@ def test_stop_releases_what_may_run_again_and_interrupts_what_may_not(story: Sto
     assert story.of(Finish) == [Finish([ended(second)], False)]
 
 
+# ── what may be started only once ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_may_be_started_only_once_waits_until_its_claim_is_stored(story: Story) -> None:
+    story.claim()
+    (fence,) = story.claim_gives("once", fail_if_lost=True)
+    assert story.spawn() == []
+    story.slots.stored([fence], story.now_s, sure=True)
+    assert story.spawn() == [fence]
+
+
+def test_the_others_of_the_same_claim_do_not_wait(story: Story) -> None:
+    story.claim()
+    unsure = story.slots.claimed([task("once", fail_if_lost=True), task("again")], story.now_s)
+    assert [fence.id for fence in unsure] == ["once"]
+    assert [fence.id for fence in story.spawn()] == ["again"]
+
+
+def test_a_claim_that_is_not_confirmed_is_handed_back_unstarted_and_claiming_pauses(story: Story) -> None:
+    story.claim()
+    unsure = story.claim_gives("once", fail_if_lost=True)
+    story.slots.stored(unsure, story.now_s, sure=False)
+    (release,) = story.decide()
+    assert [fence for fence, _ in release.attempts] == unsure
+    story.slots.confirmed(unsure)
+    assert story.spawn() == []
+    story.slots.wakeup()
+    assert story.decide(UNSURE_S / 2) == []
+    assert [type(action) for action in story.decide(UNSURE_S)] == [Claim]
+
+
+def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: Story) -> None:
+    story.claim()
+    unsure = story.slots.claimed([task(name, fail_if_lost=True) for name in ("fenced", "cancelled")], story.now_s)
+    story.slots.renew()
+    (extend,) = story.decide()
+    story.slots.extended(extend, ["fenced", "cancel"], story.now_s)
+    (release,) = (action for action in story.decide() if isinstance(action, Release))
+    assert [fence.id for fence, _ in release.attempts] == ["cancelled"]
+    story.slots.confirmed(unsure)
+    for sure in (True, False):
+        story.slots.stored(unsure, story.now_s, sure=sure)
+        assert (story.spawn(), story.slots.busy, story.slots.unconfirmed) == ([], 0, 0)
+
+
+def test_a_worker_that_drains_hands_back_what_waits_for_its_confirmation(story: Story) -> None:
+    story.claim()
+    unsure = story.claim_gives("once", fail_if_lost=True)
+    story.slots.drain()
+    story.decide()
+    assert [fence for fence, _ in story.of(Release)[0].attempts] == unsure
+    story.slots.stored(unsure, story.now_s, sure=True)
+    assert story.spawn() == []
+
+
+def test_a_confirmation_that_took_long_is_followed_by_a_renewal_before_the_start(story: Story) -> None:
+    story.claim()
+    unsure = story.claim_gives("once", fail_if_lost=True)
+    story.now_s += LEASE_S
+    story.slots.stored(unsure, story.now_s, sure=True)
+    assert story.spawn() == []
+    (extend,) = story.decide()
+    story.slots.extended(extend, ["fenced"], story.now_s)
+    assert (story.spawn(), story.slots.busy) == ([], 0)
+
+
 # ── a random walk ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -483,6 +546,8 @@ class Walk(RuleBasedStateMachine):
         self.replies: list[tuple[Any, Any]] = []  # executed and not received yet
         self.lost: list[Any] = []  # written to a connection that is gone: may execute late, or never
         self.forgiven: set[Fence] = set()  # whose lease was taken away
+        self.unsure: list[list[Fence]] = []  # barriers under way
+        self.sure: set[Fence] = set()  # claims that no failover can undo
 
     @initialize(slots=st.integers(1, 4))
     def begin(self, slots: int) -> None:
@@ -572,11 +637,30 @@ class Walk(RuleBasedStateMachine):
         (call, sent_s), reply = self.replies.pop(0)
         match call:
             case Claim():
-                self.slots.claimed(reply, sent_s)
+                if unsure := self.slots.claimed(reply, sent_s):
+                    self.unsure.append(unsure)
             case Extend():
                 self.slots.extended(call, reply, sent_s)
             case Finish() | Release():
                 self.slots.confirmed(reply)
+
+    @precondition(lambda self: self.unsure)
+    @rule(sure=st.booleans())
+    def barrier_answers(self, sure: bool) -> None:
+        asked = self.unsure.pop(0)
+        sure = sure and all(fence in self.fences.values() for fence in asked)
+        if sure:
+            self.sure.update(asked)
+        self.slots.stored(asked, self.now_s, sure=sure)
+
+    @precondition(lambda self: any(fence not in self.sure for fence in self.fences.values()))
+    @rule(data=st.data())
+    def failover_forgets_a_claim(self, data: st.DataObject) -> None:
+        fence = data.draw(st.sampled_from(sorted(fence for fence in self.fences.values() if fence not in self.sure)))
+        del self.fences[fence.id]
+        self.numbers[fence.id] -= 1
+        self.ready.append(fence.id)
+        self.forgiven.add(fence)
 
     @precondition(lambda self: self.calls and not self.replies)
     @rule(full=st.booleans())
@@ -636,6 +720,8 @@ class Walk(RuleBasedStateMachine):
             assert not self.slots.draining
             self.executed[fence] += 1
             assert self.executed[fence] == 1, "one process for one fence"
+            if fence.id in self.at_once:
+                assert sum(n for other, n in self.executed.items() if other.id == fence.id) == 1, "started only once"
             self.running[fence] = None
 
     @precondition(lambda self: self.running)
@@ -696,6 +782,8 @@ class Walk(RuleBasedStateMachine):
                 if self.calls:
                     self.redis_executes()
                 self.reply_arrives()
+            while self.unsure:
+                self.barrier_answers(True)
             self.spawn()
             for fence, why in list(self.running.items()):
                 del self.running[fence]
