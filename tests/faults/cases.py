@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.faults import edge_stories as e
 from tests.faults import host_stories as h
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
@@ -219,6 +220,55 @@ STORE = [
     ),
 ]
 
+STORE += [
+    Case(
+        name="F39",
+        what="Redis is full while thousands of tasks wait: submits are refused, the queue drains",
+        loads={"big": 6.0, "bulk": 200.0, "later": 5.0},
+        layout=Layout(client_timeout_s=2.0),
+        rules=Rules(kept_bytes=2_000),  # a full Redis takes an outcome with its outputs cut
+        faults=(Again(story=s.redis_full(4), every=(6, 7), after=2),),
+        check=s.some_refused("store_full"),
+    ),
+    Case(
+        name="F40",
+        what="the disk of Redis is full for some seconds; it exits, and is started when there is room",
+        loads={**LIGHT, "shared": 4.0},
+        layout=Layout(
+            prepare=lambda stage: h.small_disk(stage.redis, 16), cleanup=lambda stage: h.remove_disk(stage.redis)
+        ),
+        faults=(Again(story=h.disk_full(3), every=(6, 7), after=2),),
+    ),
+    Case(
+        name="F41",
+        what="everything is started, in any order, while Redis loads for seconds",
+        loads=ALL,
+        story=s.everything_starts_while_redis_loads,
+    ),
+    Case(
+        name="F46",
+        what="a broker refuses a Redis that would evict",
+        loads=LIGHT,
+        story=s.redis_would_evict,
+        seconds=3.0,
+    ),
+    Case(
+        name="F79",
+        what="Redis's clock steps forward by a minute: what was due then starts, leases end at once",
+        loads=ALL,
+        layout=Layout(prepare=lambda stage: h.own_clock(stage.redis, stage.directory)),
+        faults=(Again(story=h.step(60, (2, 3)), every=(3, 4)),),
+    ),
+    Case(
+        name="F79B",
+        what="Redis's clock steps back by some seconds: everything is that much later",
+        loads=ALL,
+        layout=Layout(prepare=lambda stage: h.own_clock(stage.redis, stage.directory)),
+        rules=Rules(steps_clock=True, drain_extra_ms=60_000),
+        faults=(Again(story=h.step(-5, (1, 2)), every=(3, 4)),),
+    ),
+]
+
 NETWORK = [
     Case(
         name="F58",
@@ -236,4 +286,56 @@ NETWORK = [
     ),
 ]
 
-CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK]}
+NETWORK += [
+    Case(
+        name="F60",
+        what="each connection in turn is half open for longer than any patience",
+        loads=ALL,
+        layout=LINKED,
+        faults=(Again(story=s.cut(("",), (6, 7)), every=(3, 3)),),
+        seconds=12.0,
+    ),
+]
+
+EDGE_LAYOUT = Layout(brokers=1, workers=1, clients=1)
+EDGE = [
+    Case(
+        name=name,
+        what=what,
+        loads={"now": 20.0, "later": 5.0},
+        layout=EDGE_LAYOUT,
+        faults=(Again(story=e.attack(kind, 6.0, wakeups=wakeups, peers=peers), every=(8, 8), after=2, times=1),),
+        check=e.memory_is_flat,
+        alone=True,
+        seconds=7.0,
+    )
+    for name, kind, peers, wakeups, what in (
+        ("F64", "garbage", 1, False, "other protocols, noise, greetings cut at every byte"),
+        ("F65", "lengths", 1, False, "frames that announce up to 2^64-1 bytes"),
+        ("F67", "frames", 1, False, "messages of 200,000 frames, of none, of delimiters only"),
+        ("F69", "churn", 1, False, "connections that come and go"),
+        ("F70", "deaf", 1, False, "requests without end from one that reads no reply"),
+        ("F72", "topics", 1, True, "subscriptions without end"),
+        ("F73", "stopped", 1, True, "fifty subscribers that read nothing"),
+        ("B1", "messages", 1, False, "whole messages that are wrong in any way"),
+    )
+]
+
+UPGRADE = [
+    Case(
+        name="F82",
+        what="clients of other versions are refused cleanly",
+        loads=LIGHT,
+        story=e.other_versions,
+        seconds=3.0,
+    ),
+    Case(
+        name="F83",
+        what="every process is restarted in turn under load: no client sees an error",
+        loads={"now": 30.0, "later": 5.0, "shared": 5.0, "once": 3.0},
+        story=s.rolling_restart,
+        check=s.no_client_saw_an_error,
+    ),
+]
+
+CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE]}

@@ -1,10 +1,11 @@
-"""Faults of the host: system calls that fail or drag (strace), a full disk (tmpfs), a clock that steps (faketime)."""
+"""Faults of the host: system calls that fail or drag (strace), a full disk (tmpfs), a clock that steps."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.faults.play import TICK_S, FaultStory, Steps
 from tests.faults.stage import Skipped, Stage
 from tests.servers import RedisServer, die_with_parent
 
-FAKETIME = "/usr/lib/*/faketime/libfaketime.so.1"
+CLOCK = Path(__file__).parent / "clock.c"
 
 
 def injected(what: str, pid: Callable[[Stage], int], calls: str, effect: str, for_s: tuple[float, float]) -> FaultStory:
@@ -98,37 +99,26 @@ def disk_full(for_s: float) -> FaultStory:
     return story
 
 
-def slow_clock(server: RedisServer, place: Path) -> None:
-    """Have a server take its time from what `step` writes. Before its start. Raises Skipped."""
-    library = next(iter(sorted(Path("/").glob(FAKETIME.lstrip("/")))), None)
-    if library is None:
-        raise Skipped("libfaketime is not installed")
-    place.write_text("+0\n")
-    server.environment = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(place),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+def own_clock(server: RedisServer, directory: Path) -> None:
+    """Have a server's clock differ by what `step` says. Before its start."""
+    library, place = directory / "clock.so", directory / "clock"
+    compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
+    place.write_bytes(struct.pack("q", 0))
+    server.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(place)}
 
 
-def step(by_s: tuple[int, ...], for_s: tuple[float, float]) -> FaultStory:
-    """Redis's clock is wrong by so much for a while."""
+def step(by_s: int, for_s: tuple[float, float]) -> FaultStory:
+    """Redis's clock makes a step, and goes on from there."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        offset = random.choice(by_s)
-        place = Path(stage.redis.environment["FAKETIME_TIMESTAMP_FILE"])
-        with stage.fault(f"Redis's clock {offset:+d} s"):
-            _set_clock(stage, place, offset)
+        place = Path(stage.redis.environment["CLOCK_OFFSET"])
+        with stage.fault(f"Redis's clock {by_s:+d} s"):
+            (offset,) = struct.unpack("q", place.read_bytes())
+            stage.look_at_clock()
+            with place.open("r+b") as file:  # in place: it is mapped
+                file.write(struct.pack("q", offset + by_s))
+            stage.look_at_clock()
             yield random.uniform(*for_s)
-            _set_clock(stage, place, 0)
 
     return story
-
-
-def _set_clock(stage: Stage, place: Path, offset: int) -> None:
-    stage.look_at_clock()
-    aside = place.with_suffix(".new")
-    aside.write_text(f"{offset:+d}\n")
-    aside.replace(place)
-    stage.look_at_clock()

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, cast
 
 import hiredis
+import redis
 
 from kingtask.failpoint import VARIABLE
 from tests.faults.history import Op, read
@@ -138,8 +139,8 @@ def redis_sleep(for_s: tuple[float, float]) -> FaultStory:
 
     def story(stage: Stage, random: Random) -> Steps:
         seconds = random.uniform(*for_s)
-        with stage.fault(f"redis sleeps {seconds:.1f} s"), raw(stage) as redis:
-            redis.sendall(command("DEBUG", "SLEEP", f"{seconds:.2f}"))
+        with stage.fault(f"redis sleeps {seconds:.1f} s"), raw(stage) as line:
+            line.sendall(command("DEBUG", "SLEEP", f"{seconds:.2f}"))
             yield seconds
 
     return story
@@ -149,8 +150,8 @@ def redis_pause(for_s: float, what: str = "WRITE") -> FaultStory:
     """CLIENT PAUSE: commands wait, and are executed afterwards."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        with stage.fault(f"redis pauses ({what}) {for_s:g} s"), raw(stage) as redis:
-            redis.sendall(command("CLIENT", "PAUSE", str(round(for_s * 1000)), what))
+        with stage.fault(f"redis pauses ({what}) {for_s:g} s"), raw(stage) as line:
+            line.sendall(command("CLIENT", "PAUSE", str(round(for_s * 1000)), what))
             yield for_s
 
     return story
@@ -164,9 +165,9 @@ def redis_busy(for_s: float) -> FaultStory:
     )
 
     def story(stage: Stage, random: Random) -> Steps:
-        with stage.fault(f"redis is busy {for_s:g} s"), raw(stage) as redis:
-            redis.sendall(command("CONFIG", "SET", "busy-reply-threshold", "100"))
-            redis.sendall(command("EVAL", script, "0", str(round(for_s * 1000))))
+        with stage.fault(f"redis is busy {for_s:g} s"), raw(stage) as line:
+            line.sendall(command("CONFIG", "SET", "busy-reply-threshold", "100"))
+            line.sendall(command("EVAL", script, "0", str(round(for_s * 1000))))
             yield for_s
 
     return story
@@ -176,8 +177,8 @@ def redis_tell(what: str, *words: str) -> FaultStory:
     """One command, such as CLIENT KILL TYPE normal or FUNCTION FLUSH."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        with stage.fault(what), raw(stage) as redis:
-            redis.sendall(command(*words))
+        with stage.fault(what), raw(stage) as line:
+            line.sendall(command(*words))
             yield 0.1
 
     return story
@@ -287,3 +288,111 @@ def no_client_saw_an_error(stage: Stage) -> None:
         if op.type in ("fail", "info") and op.code not in ("wrong_state", "ResultTimeout")
     )
     stage.expect(not errors, f"clients saw errors: {dict(errors)}")
+
+
+# ── a Redis that is full, slow to start, or set up wrongly ──────────────────────────────────────────────────────────
+
+
+def redis_full(for_s: float) -> FaultStory:
+    """`maxmemory` is reached: submits are refused, what is there drains."""
+
+    def story(stage: Stage, random: Random) -> Steps:
+        server: Any = stage.primary()
+        with stage.fault("redis is full"):
+            server.config_set("maxmemory", int(server.info("memory")["used_memory"]) + 100_000)
+            yield for_s
+            server.config_set("maxmemory", 0)
+
+    return story
+
+
+def some_refused(code: str) -> Callable[[Stage], None]:
+    """A check: some client was refused for this reason."""
+
+    def check(stage: Stage) -> None:
+        found = sum(op.code == code for path in stage.histories.glob("client-*.jsonl") for op in read(path, Op))
+        stage.expect(found > 0, f"nobody was refused with {code}: the case proves nothing")
+
+    return check
+
+
+def redis_loading(stage: Stage, random: Random) -> Steps:
+    """It is killed, needs seconds to load what it has, and answers LOADING meanwhile."""
+    server: Any = stage.primary()
+    server.bgrewriteaof()
+    while server.info("persistence")["aof_rewrite_in_progress"] or server.info("persistence")["aof_rewrite_scheduled"]:
+        yield TICK_S
+    slow_us = round(LOADING_S * 1e6 / max(1, int(server.dbsize())))
+    slow = {"key_load_delay": slow_us, "loading_process_events_interval_bytes": 1024}
+    with stage.fault("redis loads"):
+        stage.redis.kill()
+        ordinary = dict(stage.redis.options)
+        stage.redis.options.update(slow)
+        stage.redis.start(ready=False)
+        stage.redis.options = ordinary
+        seen = False
+        while True:
+            try:
+                stage.primary().ping()
+                break
+            except redis.BusyLoadingError:
+                seen = True
+            except redis.RedisError:  # not listening yet
+                pass
+            yield TICK_S
+        stage.expect(seen, "Redis never said LOADING: the case proves nothing")
+
+
+LOADING_S = 3.0
+
+
+def everything_starts_while_redis_loads(stage: Stage, random: Random) -> Steps:
+    """All brokers and workers are started anew while it loads; nobody gives up."""
+    names = [stage.name(daemon) for daemon in stage.daemons]
+    loading = redis_loading(stage, random)
+    yield 2.0
+    for pause_s in loading:
+        if not stage.redis.running or names == []:
+            yield pause_s
+            continue
+        with stage.fault("SIGKILL everybody"), stage.away(*names):
+            for daemon in random.sample(stage.daemons, len(stage.daemons)):
+                stage.kill(daemon)
+                daemon.start(ready=False)
+            yield from loading
+            for daemon in stage.daemons:
+                daemon.wait_ready()
+        return
+
+
+def redis_would_evict(stage: Stage, random: Random) -> Steps:
+    """A broker refuses a server that throws keys away when it is full."""
+    server: Any = stage.primary()
+    first = stage.brokers[0]
+    with stage.fault("maxmemory-policy allkeys-lru"):
+        server.config_set("maxmemory", 100_000_000)
+        server.config_set("maxmemory-policy", "allkeys-lru")
+        config = {"addr": f"127.0.0.1:{free_port()}", "wakeup": f"127.0.0.1:{free_port()}"}
+        third = Daemon(stage, "broker", {**first.config, **config})
+        third.start(ready=False)
+        assert third.process is not None
+        while third.process.poll() is None:
+            yield TICK_S
+        server.config_set("maxmemory-policy", "noeviction")
+        server.config_set("maxmemory", 0)
+    status, told = third.process.returncode, third.text()
+    stage.expect(status == 3 and "set it to noeviction" in told, f"it ended with {status}: {told[-500:]}")
+
+
+def rolling_restart(stage: Stage, random: Random) -> Steps:
+    """Every process in turn is ended in good order and started again, Redis too."""
+    for daemon in stage.daemons:
+        name = stage.name(daemon)
+        with stage.fault(f"SIGTERM {name}"), stage.away(name):
+            stage.kill(daemon, signal.SIGTERM)
+            yield from back(stage, daemon)
+        yield 0.5
+    with stage.fault("SIGTERM redis"):
+        stage.redis.stop()
+        stage.redis.start()
+        yield 0.5
