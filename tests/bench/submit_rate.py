@@ -2,89 +2,54 @@
 
     python -m tests.bench.submit_rate [--rounds 5] [--submits 20000] [--ack stored|fsync]
 
-Both sides use the same client loop and the same message bytes; rounds alternate, the ratio is that of the medians.
+A part of the scenario `submit` by itself, on the server that the tests use. Both sides use the same client loop and the
+same message bytes; rounds alternate, the ratio is that of the medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import statistics
-import time
-import uuid
+import tempfile
+from pathlib import Path
 
-import zmq
+from tests.bench import contestants, probe, run
+from tests.bench.figures import Found
+from tests.bench.measure import Figures
+from tests.bench.scenarios import submit
+from tests.bench.scenarios.base import Scenario
+from tests.bench.sizes import FULL, Sizes
+from tests.bench.stage import FSYNC, STORED, Setting, Stage
 
-from kingtask import protocol
-from tests.integration.rig import Rig
-from tests.servers import free_port
-
-IN_FLIGHT = 500
-
-
-def echo(port: int) -> None:
-    """A ROUTER that sends back what it gets, with nothing in between."""
-    socket = zmq.Context().socket(zmq.ROUTER)
-    socket.bind(f"tcp://127.0.0.1:{port}")
-    while True:
-        socket.send_multipart(socket.recv_multipart())
-
-
-def pipelined(endpoint: str, messages: list[bytes]) -> float:
-    """Send all, at most IN_FLIGHT without a reply; replies a second."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(endpoint)
-        sent = received = 0
-        start = time.perf_counter()
-        while received < len(messages):
-            while sent < len(messages) and sent - received < IN_FLIGHT:
-                socket.send(messages[sent])
-                sent += 1
-            socket.recv()
-            received += 1
-            try:
-                while True:
-                    socket.recv(zmq.NOBLOCK)
-                    received += 1
-            except zmq.Again:
-                pass
-        return received / (time.perf_counter() - start)
-
-
-def submits(n: int) -> list[bytes]:
-    return [
-        protocol.encode_request(
-            i,
-            "submit",
-            {"task": {"id": str(uuid.uuid4()), "name": "example", "args": ["12", "45"], "retry": [5, 8, 9]}},
-        )
-        for i in range(n)
-    ]
+FIGURE = "pipelined /s"
+NAMES = ("echo", "kingtask")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--submits", type=int, default=20_000)
     parser.add_argument("--ack", choices=("stored", "fsync"), default="stored")
     options = parser.parse_args()
-    fsync = "always" if options.ack == "fsync" else "everysec"
-    port = free_port()
-    bare = multiprocessing.Process(target=echo, args=(port,), daemon=True)
-    bare.start()
-    rates: dict[str, list[float]] = {"echo": [], "kingtask": []}
-    with Rig(appendonly="yes", appendfsync=fsync) as rig:
-        broker = rig.start_broker(ack=options.ack)
-        for _ in range(options.rounds):
-            messages = submits(options.submits)
-            rates["echo"].append(pipelined(f"tcp://127.0.0.1:{port}", messages))
-            rates["kingtask"].append(pipelined(broker.endpoint, messages))
-    bare.terminate()
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    for name, found in rates.items():
-        print(f"{name:9} {medians[name]:9,.0f} /s  ({min(found):,.0f} - {max(found):,.0f})")
-    print(f"ratio     {medians['kingtask'] / medians['echo']:9.2f}  (ack {options.ack}, appendfsync {fsync})")
+    durability = FSYNC if options.ack == "fsync" else STORED
+
+    def measure(stage: Stage, sizes: Sizes) -> Figures:
+        stage.client.call("submit", n=submit.WARM, limit_s=sizes.submit_limit_s)
+        return {FIGURE: submit.pipelined(stage, options.submits)}
+
+    scenario = Scenario(name="submit", about="", contestants=NAMES, measure=measure)
+    with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
+        setting = Setting(Path(directory) / "probe", {})
+        probe.build(setting.probe)
+        chosen = [contestants.ALL[name] for name in NAMES]
+        rows = list(run.collect([scenario], chosen, [durability], options.rounds, FULL, setting))
+    if any(row.error for row in rows):
+        raise SystemExit(1)
+    found = Found(rows)
+    for name in NAMES:
+        rates = found.all(name, FIGURE)
+        print(f"{name:9} {found.median(name, FIGURE):9,.0f} /s  ({min(rates):,.0f} - {max(rates):,.0f})")
+    ratio = (found.median("kingtask", FIGURE) or 0) / (found.median("echo", FIGURE) or 1)
+    print(f"ratio     {ratio:9.2f}  (ack {durability.ack}, appendfsync {durability.appendfsync})")
 
 
 if __name__ == "__main__":

