@@ -24,6 +24,7 @@ class Hops(base.Adapter):
         self._echo = echo.Echo()
         self._function = function.Function()
         self._policy = calls.Policy()
+        self._claims = 0
 
     def servers(self) -> list[list[str]]:
         return self._echo.servers()
@@ -57,7 +58,8 @@ class Hops(base.Adapter):
         time.sleep(random.uniform(0.01, 0.03))
         begin, start = time.time(), time.perf_counter()
         self.submit(prepared)
-        claims = self._function.ask(calls.claim(self._policy, "floor", ["default"], 1, token))
+        self._claims += 1
+        claims = self._function.ask(calls.claim(self._policy, "floor", ["default"], 1, token, nth=self._claims))
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.posix_spawn(base.PROBE, base.ARGV, {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
         os.close(write)
