@@ -36,6 +36,8 @@ class _Item:
     failed: bool = False
     """Sent in vain: to be sent again at the next look."""
     cut: bool = False
+    once: bool = False
+    """It must not be forgotten by a failover: what has no end in Redis and is not held here is started again."""
 
 
 class Outbox:
@@ -53,8 +55,9 @@ class Outbox:
     def fences(self) -> Collection[Fence]:
         return self._items.keys()
 
-    def add(self, fence: Fence, report: Report) -> None:
-        self._items[fence] = _Item(report)
+    def add(self, fence: Fence, report: Report, *, once: bool = False) -> None:
+        """`once`: it may be started only once, so its end is settled when it is stored at the level of `ack`."""
+        self._items[fence] = _Item(report, once=once and isinstance(report, Ended))
         self._due.append(fence)
 
     def look(self) -> None:
@@ -64,8 +67,14 @@ class Outbox:
                 item.failed = False
                 self._due.append(fence)
 
+    def answered(self, fences: Iterable[Fence]) -> list[Fence]:
+        """Redis answered, whatever it answered; return those that are not settled by that alone."""
+        unsure = [fence for fence in fences if fence in self._items and self._items[fence].once]
+        self.confirmed(set(fences).difference(unsure))
+        return unsure
+
     def confirmed(self, fences: Iterable[Fence]) -> None:
-        """Redis answered, whatever it answered: these are settled."""
+        """These are settled."""
         for fence in fences:
             self._items.pop(fence, None)
 

@@ -231,14 +231,18 @@ class Slots:
         """The process is gone, or was never started."""
         held = self._held.pop(fence)
         if held.stopping != "fenced":
-            self._outbox.add(fence, report)
+            self._outbox.add(fence, report, once=held.claimed.fail_if_lost)
+
+    def answered(self, fences: Sequence[Fence]) -> list[Fence]:
+        """Redis answered to finish or release, whatever it answered: these are settled, but for those returned."""
+        return self._outbox.answered(fences)
 
     def confirmed(self, fences: Sequence[Fence]) -> None:
-        """Redis answered to finish or release, whatever it answered: these are settled."""
+        """What `answered` returned is stored at the level of `ack`."""
         self._outbox.confirmed(fences)
 
-    def not_confirmed(self, fences: Sequence[Fence], *, full: bool) -> None:
-        """A finish or release failed. `full`: Redis has no memory left."""
+    def not_confirmed(self, fences: Sequence[Fence], *, full: bool = False) -> None:
+        """A finish or release failed, or its answer could not be confirmed. `full`: Redis has no memory left."""
         self._outbox.not_confirmed(fences, full=full)
 
     # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -235,7 +235,16 @@ class Worker:
             for fence, answer in zip(fences, reply.answers, strict=True):
                 if answer == "fenced":
                     log.warning("%s=fenced task=%s attempt=%d: its lease was given away", what, fence.id, fence.number)
+            unsure = self._slots.answered(fences)
+            if unsure:
+                self._store.confirm(partial(self._settled, unsure))
+        self._soon()
+
+    def _settled(self, fences: list[Fence], sure: bool) -> None:
+        if sure:
             self._slots.confirmed(fences)
+        else:
+            self._slots.not_confirmed(fences)
         self._soon()
 
     def _extended(self, action: Extend, sent_s: float, reply: calls.Answers | StoreError) -> None:

@@ -23,6 +23,22 @@ def filled(*reports: Ended) -> Outbox:
     return outbox
 
 
+def test_the_end_of_what_may_be_started_only_once_is_kept_until_it_is_confirmed() -> None:
+    outbox = Outbox()
+    outbox.add(fence(1), ended(1), once=True)
+    outbox.add(fence(2), ended(2))
+    outbox.add(fence(3), b"released", once=True)  # it was not started
+    outbox.take()
+    assert outbox.answered([fence(1), fence(2), fence(3)]) == [fence(1)]
+    assert list(outbox.fences) == [fence(1)]
+    outbox.not_confirmed([fence(1)], full=False)
+    outbox.look()
+    assert outbox.take() == [Finish([ended(1)], False)]
+    assert outbox.answered([fence(1)]) == [fence(1)]
+    outbox.confirmed([fence(1)])
+    assert len(outbox) == 0
+
+
 def test_sent_once_until_it_fails_and_kept_until_it_is_confirmed() -> None:
     outbox = filled(ended(1), ended(2))
     assert outbox.take() == [Finish([ended(1), ended(2)], False)]

@@ -393,6 +393,27 @@ def test_what_a_claim_brings_during_the_drain_is_handed_back(story: Story) -> No
     assert [fence.id for fence, _ in release.attempts] == ["a"]
 
 
+def test_the_end_of_what_may_be_started_only_once_is_renewed_until_it_is_confirmed(story: Story) -> None:
+    """A failover may forget it: what Redis then takes for running and nobody names would be handed back."""
+    story.claim()
+    unsure = story.slots.claimed([task("a", fail_if_lost=True)], story.now_s)
+    story.slots.stored(unsure, story.now_s, sure=True)
+    (fence,) = story.spawn()
+    story.slots.ended(fence, ended(fence))
+    story.decide()
+    assert story.slots.answered([fence]) == [fence]
+    story.slots.renew()
+    story.decide()
+    assert story.of(Extend)[0].held == [fence]
+    story.slots.not_confirmed([fence])
+    story.slots.look()
+    story.decide()
+    assert story.of(Finish) == [Finish([ended(fence)], False)]
+    story.slots.answered([fence])
+    story.slots.confirmed([fence])
+    assert story.slots.unconfirmed == 0
+
+
 def test_an_extend_says_which_claims_were_made_before_it_was_sent(story: Story) -> None:
     first = story.claim()
     story.slots.claimed([], story.now_s)
