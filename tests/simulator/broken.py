@@ -13,6 +13,8 @@ from kingtask.store.calls import Fence
 from kingtask.task import State
 from kingtask.worker.outbox import Outbox
 from kingtask.worker.slots import Slots, Stage
+from tests.simulator.links import BrokerStore
+from tests.simulator.world import here
 from tests.store.model import Model, Task, ms
 
 
@@ -147,6 +149,30 @@ def hand_back_what_was_started() -> Any:
     return mock.patch.object(Slots, "stop_all", stop_all)
 
 
+def start_what_is_not_confirmed() -> Any:
+    claimed = Slots.claimed
+
+    def sure(self: Slots, tasks: Any, sent_s: float, *, more: bool = False) -> list[Fence]:
+        self.stored(claimed(self, tasks, sent_s, more=more), sent_s, sure=True)
+        return []
+
+    return mock.patch.object(Slots, "claimed", sure)
+
+
+def forget_ends_that_are_not_confirmed() -> Any:
+    def answered(self: Outbox, fences: Any) -> list[Fence]:
+        self.confirmed(fences)
+        return []
+
+    return mock.patch.object(Outbox, "answered", answered)
+
+
+def acknowledge_what_is_not_confirmed() -> Any:
+    return mock.patch.object(
+        BrokerStore, "_confirm", lambda self, link, callback: here().call_later(0.001, callback, True)
+    )
+
+
 def call_unknown_not_stored() -> Any:
     refused = Core._refused
 
@@ -174,5 +200,8 @@ DECISIONS: list[Callable[[], Any]] = [
     forget_ends_that_failed_to_arrive,
     spawn_whatever_the_lease,
     hand_back_what_was_started,
+    start_what_is_not_confirmed,
+    forget_ends_that_are_not_confirmed,
+    acknowledge_what_is_not_confirmed,
     call_unknown_not_stored,
 ]

@@ -5,7 +5,7 @@ It keeps its own account of due instants, leases, failures and fences, made of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kingtask.store.calls import Fence, Policy
@@ -40,15 +40,19 @@ class Account:
     lost: int = 0
     lease_end: int = 0
     worker: str = ""
-    spawned: list[int] = field(default_factory=list)
-    """Numbers of the attempts that were started."""
     reported: set[int] = field(default_factory=set)
-    """Numbers of those whose end was recorded."""
+    """Numbers of the attempts whose end was recorded."""
     lost_or_released: set[int] = field(default_factory=set)
+
+    def copy(self) -> Account:
+        return replace(self, reported=set(self.reported), lost_or_released=set(self.lost_or_released))
+
+
+Snapshot = tuple[dict[str, View], dict[str, Account]]
 
 
 class Ledger:
-    """`jumped`: Redis's clock was set, so leases may have ended early."""
+    """`jumped`: Redis's clock was set, so leases may have ended early. `forgot`: a failover has lost some writes."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -61,7 +65,10 @@ class Ledger:
         """Every version of a task that a client asked for."""
         self.maybe_stored: set[str] = set()
         """Ids of which some submit was not refused with `stored: no`."""
+        self.started: dict[str, list[Fence]] = {}
+        """By task, each attempt that a worker has started."""
         self.jumped = False
+        self.forgot = False
 
     # ── what clients see ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -77,7 +84,7 @@ class Ledger:
 
     def result_seen(self, task_id: str, state: str) -> None:
         view = self.views.get(task_id)
-        if view is None or (state in TERMINAL and view.state != state):
+        if not self.forgot and (view is None or (state in TERMINAL and view.state != state)):
             raise Violation(f"{task_id[:8]}: a client was told {state}, the record says {view and view.state}")
 
     # ── what workers do ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -86,16 +93,17 @@ class Ledger:
         name = f"{fence.id[:8]}/{fence.number}"
         if self.given.get(fence) != worker:
             raise Violation(f"{name} was started by {worker}, who was not given it")
-        account, view = self.accounts[fence.id], self.views[fence.id]
-        if fence.number in account.spawned:
+        before = self.started.setdefault(fence.id, [])
+        if fence in before:
             raise Violation(f"{name} was started twice")
-        if account.spec.on_lost == "fail":
-            unknown = set(account.spawned) - account.reported
+        once = self.invoked[fence.id][0].on_lost == "fail"
+        if once:
+            unknown = [other.number for other in before if other.number not in self.accounts[fence.id].reported]
             if unknown:
                 raise Violation(f"{name} was started, on_lost: fail, after {unknown} of which the end is not known")
-        if not self.jumped and (view.state, view.attempt, view.token) != (State.RUNNING, fence.number, fence.token):
-            raise Violation(f"{name} was started although it was given away ({view.state}, attempt {view.attempt})")
-        account.spawned.append(fence.number)
+        if not self.jumped and (once or not self.forgot) and not self._holds(fence):
+            raise Violation(f"{name} was started although it was given away: {self.views.get(fence.id)}")
+        before.append(fence)
 
     # ── what the store does ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -122,9 +130,12 @@ class Ledger:
             self._renew(Fence(*row[:3]), model.now)
 
     def _renew(self, fence: Fence, now: int) -> None:
-        view = self.views.get(fence.id)
-        if view is not None and (view.state, view.attempt, view.token) == (State.RUNNING, fence.number, fence.token):
+        if self._holds(fence):
             self.accounts[fence.id].lease_end = now + self._policy.lease_ms
+
+    def _holds(self, fence: Fence) -> bool:
+        view = self.views.get(fence.id)
+        return view is not None and (view.state, view.attempt, view.token) == (State.RUNNING, *fence[1:])
 
     def _changed(
         self, task: Task, before: View | None, view: View, now: int, function: str, arguments: dict[str, Any]
@@ -163,7 +174,8 @@ class Ledger:
         name = f"{task.id[:8]}/{task.attempt}"
         fence = Fence(task.id, task.attempt, arguments.get("token", b""))
         number = len(account.reported) + len(account.lost_or_released) + 1
-        if function != "claim" or fence in self.given or task.attempt != number:
+        given = fence in self.given and not self.forgot
+        if function != "claim" or given or task.attempt != number:
             raise Violation(f"{name}: claimed out of turn by {function}")
         if 0 < ms(account.spec.expires_at or 0) <= now:
             raise Violation(f"{name} was claimed after it had expired")
@@ -181,11 +193,13 @@ class Ledger:
         arguments: dict[str, Any],
     ) -> None:
         name = f"{task.id[:8]}/{before.attempt}"
-        fence = (task.id, before.attempt, before.token)
+        fence = Fence(task.id, before.attempt, before.token or b"")
         if function in ("finish", "finish_cut"):
             verdicts = [row[3] for row in arguments["ended"] if tuple(row[:3]) == fence]
             if not verdicts:
                 raise Violation(f"{name}: a stale finish made {view.state} of it")
+            if fence not in self.started.get(task.id, ()):
+                raise Violation(f"{name} has an outcome and was never started")
             self._reported(task, account, view, now, verdicts[0])
         elif function == "tick":
             if now < account.lease_end:
@@ -202,14 +216,13 @@ class Ledger:
                 raise Violation(f"{name}: a stale release made {view.state} of it")
             if arguments.get("worker") != account.worker:
                 raise Violation(f"{name} of {account.worker} was handed back by {arguments.get('worker')}")
-            if before.attempt in account.spawned and account.spec.on_lost == "fail" and view.state is State.READY:
+            started = fence in self.started.get(task.id, ())
+            if started and account.spec.on_lost == "fail" and view.state is State.READY:
                 raise Violation(f"{name} was started, on_lost: fail, and handed back by {function}")
             account.lost_or_released.add(before.attempt)
 
     def _reported(self, task: Task, account: Account, view: View, now: int, verdict: str) -> None:
         name = f"{task.id[:8]}/{view.attempt}"
-        if view.attempt not in account.spawned:
-            raise Violation(f"{name} has an outcome and was never started")
         account.reported.add(view.attempt)
         if verdict == "succeeded":
             if view.state is not State.SUCCEEDED or view.stdout != b"%d" % view.attempt:
@@ -227,6 +240,17 @@ class Ledger:
         elif not last and view.state is State.FAILED:
             raise Violation(f"{name} failed before its retries were used up")
 
+    # ── failover ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> Snapshot:
+        """What the store's history says so far."""
+        return dict(self.views), {task_id: account.copy() for task_id, account in self.accounts.items()}
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Another server has become the primary, which knows this much."""
+        self.forgot = True
+        self.views, self.accounts = snapshot
+
     # ── the end ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -242,12 +266,11 @@ class Ledger:
             account = self.accounts[task_id]
             if view.state not in TERMINAL:
                 raise Violation(f"{task_id[:8]} never ended: {view}")
-            if view.state is State.SUCCEEDED and not account.spawned:
-                raise Violation(f"{task_id[:8]} succeeded and was never started")
             if task_id not in self.maybe_stored:
                 raise Violation(f"{task_id[:8]} was refused as not stored, and it is")
-            if len(account.spawned) > 1 + account.failures + len(account.lost_or_released):
-                raise Violation(f"{task_id[:8]} was started {len(account.spawned)} times")
+            started = len(self.started.get(task_id, ()))
+            if not self.forgot and started > 1 + account.failures + len(account.lost_or_released):
+                raise Violation(f"{task_id[:8]} was started {started} times")
 
 
 def _legal(old: State, new: State, function: str) -> bool:

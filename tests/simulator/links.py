@@ -42,7 +42,7 @@ class Connection:
         self._link = link
         self._loop = loop
         self._at = at
-        self._life = at.redis.life
+        self.life = at.redis.life
         self._pending: deque[_Sent] = deque()
         self._executed_at = 0.0
         self._replied_at = 0.0
@@ -73,7 +73,7 @@ class Connection:
     def _arrive(self, sent: _Sent, fate: Fate) -> None:
         """At the server: what its network stack has taken is executed, whether or not the sender is still there."""
         redis = self._at.redis
-        if not redis.up or redis.life != self._life:
+        if not redis.up or redis.life != self.life:
             return
         if redis.hung:
             redis.deferred.append(lambda: self._arrive(sent, fate))
@@ -140,6 +140,11 @@ class Link:
     @property
     def up(self) -> bool:
         return self._connection is not None
+
+    @property
+    def life(self) -> int:
+        """Of the server that it is connected to; -1 if it is not."""
+        return -1 if self._connection is None else self._connection.life
 
     def open(self) -> None:
         self._connect()
@@ -225,8 +230,16 @@ class WorkerStore:
         self._link.send(call, callback)
 
     def confirm(self, callback: Callable[[bool], None]) -> None:
-        """A barrier takes a while, or fails; a process that dies meanwhile never hears of it."""
-        here().call_later(self.at.faults.latency(), callback, not self.at.faults.unconfirmed())
+        self._confirm(self._link, callback)
+
+    def _confirm(self, link: Link, callback: Callable[[bool], None]) -> None:
+        """The replica has it in time, and all is one history: what the link was answered, and what the replica has."""
+        redis, loop, life = self.at.redis, here(), link.life
+        wait_s = self.at.faults.latency()
+        if redis.replica is not None:
+            wait_s = max(wait_s, redis.replica.has_all_at - loop.world.now)
+        lost = self.at.faults.unconfirmed() or wait_s > self.at.timeout_s
+        loop.call_later(min(wait_s, self.at.timeout_s), lambda: callback(not lost and life == redis.life))
 
     def reset(self) -> None:
         self._link.reset()
@@ -266,7 +279,7 @@ class BrokerStore(WorkerStore):
         def answered(value: Any) -> None:
             stored(value)
             if not isinstance(value, StoreError):
-                self.confirm(confirmed)
+                self._confirm(self._submits, confirmed)
 
         self._submits.send(call, answered)
 

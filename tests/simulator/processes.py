@@ -65,6 +65,10 @@ class HostedBroker(broker_module.Broker):
         return store
 
     @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
     def occupied(self) -> int:
         """Requests and waits that are not answered."""
         return self._pending + len(self._waits)

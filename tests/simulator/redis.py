@@ -2,24 +2,81 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
 from kingtask.store import calls
 from kingtask.store.calls import Call, Policy
 from kingtask.task import TERMINAL, Result, TaskSpec
-from tests.simulator.ledger import Ledger
+from tests.simulator.ledger import Ledger, Snapshot
 from tests.simulator.world import START_MS, World
 from tests.store.model import Model, Task
+
+
+class State(NamedTuple):
+    tasks: dict[str, Task]
+    queues: dict[str, bool]
+    seen: Snapshot
+
+
+class Replica:
+    """Has each write some time later; now and then its connection stands still for a while."""
+
+    def __init__(self, latency: Callable[[], float]) -> None:
+        self._latency = latency
+        self._coming: deque[tuple[float, State]] = deque([(0.0, State({}, {}, ({}, {})))])
+        """When it has each state: the first is what it has now, the others are under way."""
+        self._stalled_until = 0.0
+
+    def stall(self, until: float) -> None:
+        self._stalled_until = until
+
+    def feed(self, now: float, tasks: dict[str, Task], queues: dict[str, bool], seen: Snapshot) -> None:
+        self._arrive(now)
+        when = max(self._coming[-1][0], self._stalled_until, now + self._latency())
+        self._coming.append((when, State(tasks, dict(queues), seen)))
+
+    @property
+    def has_all_at(self) -> float:
+        """When it has what was written so far."""
+        return self._coming[-1][0]
+
+    def promote(self, now: float) -> State:
+        self._arrive(now)
+        state = self._coming[0][1]
+        self._coming = deque([(now, State(_copied(state.tasks), dict(state.queues), _seen(state.seen)))])
+        return state
+
+    def _arrive(self, now: float) -> None:
+        while len(self._coming) > 1 and self._coming[1][0] <= now:
+            self._coming.popleft()
+
+
+def _copy(model: Model) -> dict[str, Task]:
+    return _copied(model.tasks)
+
+
+def _copied(tasks: dict[str, Task]) -> dict[str, Task]:
+    return {task_id: replace(task, attempts=list(task.attempts)) for task_id, task in tasks.items()}
+
+
+def _seen(seen: Snapshot) -> Snapshot:
+    views, accounts = seen
+    return dict(views), {task_id: account.copy() for task_id, account in accounts.items()}
 
 
 class Redis:
     """Each call is executed at one instant, and the ledger looks at what it did."""
 
-    def __init__(self, world: World, policy: Policy, ledger: Ledger, model: type[Model]) -> None:
+    def __init__(
+        self, world: World, policy: Policy, ledger: Ledger, model: type[Model], replica: Replica | None = None
+    ) -> None:
         self._world = world
         self._ledger = ledger
+        self.replica = replica
         self.offset_ms = 0
         self.model = model(policy, self.now_us // 1000)
         self.up = True
@@ -66,6 +123,14 @@ class Redis:
         for act in deferred:
             act()
 
+    def fail_over(self) -> None:
+        """The replica takes over with what it has; the rest was never confirmed to anybody."""
+        assert self.replica is not None
+        self.go_down()
+        self.model.tasks, self.model.queues, seen = self.replica.promote(self._world.now)
+        self._ledger.restore(seen)
+        self._world.note("redis", "failover")
+
     def jump(self, ms: int) -> None:
         self._world.note("redis", "clock", ms)
         self.offset_ms += ms
@@ -79,6 +144,8 @@ class Redis:
         value = getattr(self, f"_{call.function}")(call.arguments, now_us)
         self._world.note(who, call.function, _shown(call), _answer(value))
         self._ledger.look(self.model, call.function, call.arguments)
+        if self.replica is not None:
+            self.replica.feed(self._world.now, _copy(self.model), self.model.queues, self._ledger.snapshot())
         published, self.model.published = self.model.published, []
         for what, text in published:
             for hear in list(self.subscribers):

@@ -22,7 +22,7 @@ from tests.simulator.faults import Faults
 from tests.simulator.ledger import Ledger, Violation
 from tests.simulator.links import Surroundings
 from tests.simulator.processes import HostedBroker, HostedWorker, Plant, Run, replaced
-from tests.simulator.redis import Redis
+from tests.simulator.redis import Redis, Replica
 from tests.simulator.world import START_MS, Loop, World
 from tests.store.model import Model
 
@@ -44,8 +44,9 @@ class Story:
         policy = Policy(lease_ms=round(self._lease_s * 1000), max_lost=random.choice([1, 3, 3]))
         self._max_lost = policy.max_lost
         self.ledger = Ledger(policy)
-        self._redis = Redis(world, policy, self.ledger, model)
         self._faults = Faults(random, self._lease_s)
+        replica = Replica(self._faults.latency) if random.random() < 0.25 else None
+        self._redis = Redis(world, policy, self.ledger, model, replica)
         at = Surroundings(self._redis, self._faults, random.choice([self._lease_s / 3, 5.0]))
         self._switchboard = Switchboard(world, self._faults)
         self._runs: dict[Fence, Run] = {}
@@ -290,6 +291,7 @@ class Story:
         random = self._random
         kinds: list[Callable[[], None]] = [
             self._kill_broker,
+            self._drain_broker,
             self._stop_broker,
             self._kill_worker,
             self._stop_worker,
@@ -300,6 +302,9 @@ class Story:
             self._reset_connections,
             self._clock_jump,
         ]
+        if self._redis.replica is not None:
+            for _ in range(random.choice([0, 1, 1, 2])):
+                self._at(random.uniform(0.1, TROUBLE_S), self._cut_off_primary)
         some = random.sample(kinds, random.choice([0, 1, 2, 3, len(kinds)]))
         for _ in range(random.choice([1, 3, 8]) if some else 0):
             self._at(random.uniform(0.1, TROUBLE_S), random.choice(some))
@@ -311,13 +316,16 @@ class Story:
     def _kill_broker(self) -> None:
         broker = self._some(self._brokers)
         if broker is not None and not self._healed:
-            self.world.note(broker.loop.name, "killed")
-            i = self._brokers.index(broker)
-            broker.loop.kill()
-            self._brokers[i] = None
-            for client in self._clients:
-                client.gone(broker)
-            self._at(self._random.uniform(0.0, 3.0), self._start_broker, i)
+            self._remove_broker(broker)
+
+    def _remove_broker(self, broker: HostedBroker) -> None:
+        self.world.note(broker.loop.name, "gone")
+        i = self._brokers.index(broker)
+        broker.loop.kill()
+        self._brokers[i] = None
+        for client in self._clients:
+            client.gone(broker)
+        self._at(self._random.uniform(0.0, 3.0), self._start_broker, i)
 
     def _kill_worker(self) -> None:
         worker = self._some(self._workers)
@@ -332,6 +340,20 @@ class Story:
             if worker is not None and worker.loop is loop:
                 self._workers[i] = None
                 self._at(self._random.uniform(0.0, 3.0), self._start_worker, i)
+
+    def _drain_broker(self) -> None:
+        """SIGTERM."""
+        broker = self._some(self._brokers)
+        if broker is not None and broker.edge.open and not broker.draining and not self._healed:
+            self.world.note(broker.loop.name, "SIGTERM")
+            broker.loop.call_soon(self._stop_by_itself, broker)
+
+    def _stop_by_itself(self, broker: HostedBroker) -> None:
+        def stopped(task: Any) -> None:
+            task.result()
+            self._remove_broker(broker)
+
+        broker.loop.start(broker.stop()).add_done_callback(stopped)
 
     def _stop_broker(self) -> None:
         self._stop(self._some(self._brokers))
@@ -361,6 +383,21 @@ class Story:
         if self._redis.up and not self._healed:
             self._redis.go_down()
             self._at(self._random.choice([0.3, 2.0, 4.0]), self._redis.come_back)
+
+    def _cut_off_primary(self) -> None:
+        """From its replica, for a while; after that all is well again, or the replica has taken over."""
+        replica, random = self._redis.replica, self._random
+        if replica is not None and not self._healed:
+            self.world.note("replica", "stalls")
+            seconds = random.choice([0.05, 0.5, 3.0])
+            replica.stall(self.world.now + seconds + 0.001)
+            if random.random() < 0.7:
+                self._at(seconds, self._fail_over)
+
+    def _fail_over(self) -> None:
+        if self._redis.up and not self._healed:
+            self._redis.fail_over()
+            self._at(self._random.choice([0.3, 2.0]), self._redis.come_back)
 
     def _redis_hangs(self) -> None:
         if self._redis.serves and not self._healed:

@@ -21,9 +21,10 @@ from tests.store.model import Model
 SEEDS = int(os.environ.get("KINGTASK_SIM_SEEDS", "2000"))
 
 REGRESSIONS = {
-    28: "an extend that was executed late handed back what its worker had claimed and started since",
-    214: "a claim that was sent again got attempts whose lease was as good as over",
-    268: "a refusal for good said `stored: no` of a task that an earlier try had stored",
+    67: "an extend that was executed late handed back what its worker had claimed and started since",
+    29: "a claim that was sent again got attempts whose lease was as good as over",
+    3: "a refusal for good said `stored: no` of a task that an earlier try had stored",
+    2: "a failover forgot the end of what may be started only once, which was then handed back as unknown",
 }
 """Seeds that have failed, always run. A change of what is drawn changes their stories: each has a small test, too."""
 
@@ -78,7 +79,9 @@ def test_everything_that_can_go_wrong_does() -> None:
         happened |= {str(word) for _, _, *words in story.world.trace for word in words[:1]}
         happened |= {view.state.value for view in story.ledger.views.values()}
         for account in story.ledger.accounts.values():
-            happened |= {f"lost {account.lost}", f"failed {account.failures}", f"started {len(account.spawned)}"}
-    events = {"killed", "stopped", "goes on", "SIGTERM", "left", "down", "up", "hangs", "cut off", "clock"}
-    deeds = {"lost 1", "lost 3", "failed 4", "started 0", "started 3", "release", "finish", "extend", "get", "states"}
+            happened |= {f"lost {account.lost}", f"failed {account.failures}"}
+        happened |= {f"started {len(fences)}" for fences in story.ledger.started.values()}
+    events = {"killed", "stopped", "goes on", "SIGTERM", "gone", "left", "down", "up", "hangs", "cut off", "clock"}
+    events |= {"stalls", "failover"}
+    deeds = {"lost 1", "lost 3", "failed 4", "started 3", "release", "finish", "extend", "get", "states"}
     assert events | deeds | TERMINAL | {fate.value for fate in Fate if fate is not Fate.WELL} <= happened

@@ -142,6 +142,9 @@ class Loop:
         self.world.push(when, timer)
         return timer
 
+    def create_task(self, coro: Coroutine[Any, Any, Any], **_more: Any) -> asyncio.Task[Any]:
+        return self.start(coro)
+
     def create_future(self) -> asyncio.Future[Any]:
         itself: Any = self
         return asyncio.Future(loop=itself)
