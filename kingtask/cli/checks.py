@@ -190,6 +190,14 @@ def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]
             yield Finding(
                 Level.FAIL, kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log"
             )
+    for peer in stats["workers"]:
+        if peer.get("unfit") and peer["seen_s"] < WORKER_ALIVE_S:
+            yield Finding(
+                Level.FAIL,
+                "workers",
+                f"{peer['name']}: {peer['unfit']}",
+                "give its host what it is short of, or stop it",
+            )
     for peer in stats["brokers"]:
         offset_s = peer.get("clock_offset_s")
         if offset_s is not None:

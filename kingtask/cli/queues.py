@@ -112,7 +112,7 @@ def _workers(workers: list[Mapping[str, Any]]) -> str:
         (
             worker["name"],
             f"{short_duration(worker['seen_s'])} ago",
-            f"{worker.get('busy', '?')}/{worker.get('slots', '?')}",
+            f"{worker.get('busy', '?')}/{worker.get('slots', '?')}{' unfit' if worker.get('unfit') else ''}",
             ", ".join(worker.get("queues", ())),
             worker.get("host", "?"),
             worker.get("version", "?"),

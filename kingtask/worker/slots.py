@@ -76,7 +76,7 @@ class _Held:
 
 
 class Slots:
-    """All that a worker holds. `up` and `draining` are for reading."""
+    """All that a worker holds. `up`, `draining` and `unfit` (why nothing can be started here) are for reading."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Slots:
         self._release_record = release_record
         self.up = False
         self.draining = False
+        self.unfit = ""
         # By fence, not by id: a task may be claimed again while its former attempt is being stopped.
         self._held: dict[Fence, _Held] = {}
         self._queue: deque[_Held] = deque()
@@ -217,13 +218,21 @@ class Slots:
 
     def shortage(self, fence: Fence, now_s: float, why: str) -> None:
         """The host could not start it: hand it back, and leave new work to other workers for a while."""
-        self._pause_until_s = now_s + self._pause_s
-        self._pause_s = min(2 * self._pause_s, LONGEST_SHORTAGE_S)
+        if now_s >= self._pause_until_s:  # else it is one of several that were claimed together
+            self._pause_until_s = now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_SHORTAGE_S)
+        self._unfit(why)
         self._hand_back(self._held[fence], why)
 
     def started(self) -> None:
         """A process could be started."""
         self._pause_s = SHORTAGE_S
+        self._unfit("")
+
+    def _unfit(self, why: str) -> None:
+        if self.unfit != why:
+            self.unfit = why
+            self._renew = True  # a heartbeat goes with it
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -352,5 +352,6 @@ class Worker:
             "slots": self._config.concurrency,
             "busy": self._slots.busy,
             "bin_path": list(self._config.bin_path),
+            "unfit": self._slots.unfit,
         }
         return json.dumps(facts).encode()

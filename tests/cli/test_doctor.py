@@ -192,6 +192,12 @@ def test_queues_that_nobody_serves(changes, level):
     assert levels(checks.peers(stats)) == {"brokers": "ok", "workers": "ok", "clock": "ok", "queues": level}
 
 
+def test_a_worker_that_cannot_start_programs():
+    unfit = {**STATS, "workers": [{**STATS["workers"][0], "unfit": "no processes left"}]}
+    assert levels(checks.peers(unfit))["workers"] == "fail"
+    assert "no processes left" in text(list(checks.peers(unfit)))
+
+
 def test_peers_that_are_gone():
     gone = {**STATS, "workers": [{"name": "w", "seen_s": 50.0}], "brokers": []}
     assert levels(checks.peers(gone)) == {"brokers": "fail", "workers": "fail", "queues": "ok"}

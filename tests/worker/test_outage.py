@@ -17,6 +17,12 @@ from tests.servers import FAST_REPLICATION, RedisServer
 from tests.worker.rig import Rig, alive, marked, until
 
 
+def unfit(rig: Rig) -> str:
+    """What the only worker says in its last sign of life."""
+    (worker,) = rig.store.ask(calls.stats()).workers
+    return str(worker.facts["unfit"])
+
+
 def gated(rig: Rig) -> None:
     """`gated NAME` says that it runs, and ends when the gate of that name is opened."""
     at = rig.directory
@@ -119,6 +125,32 @@ def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: Rig) -> None
     assert (result.state, [attempt.reason for attempt in result.attempts]) == ("succeeded", ["lost", ""])
 
 
+def test_a_worker_that_was_stopped_for_long_learns_what_it_lost(rig: Rig) -> None:
+    """What it still runs is stopped at once, what ended meanwhile is not recorded, what comes then is done."""
+    gated(rig)
+    worker = rig.start(renew=0.2, kill_grace=3600)
+    runs, ends = rig.put("gated", "runs"), rig.put("gated", "ends")
+    pid = int(rig.exists("up.runs"))
+    rig.exists("up.ends")
+    worker.signal(signal.SIGSTOP)
+    (rig.directory / "gate.ends").touch()
+    rig.store.client.zadd(f"{rig.store.keys.prefix}running", {runs: 1, ends: 1})
+    rig.tick()
+    other = rig.start()
+    rig.bell.ready()
+    assert rig.result(ends).attempts[-1].worker == other.name
+    until(lambda: rig.get(runs).attempt == 2, "another attempt")
+    worker.signal(signal.SIGCONT)
+    worker.logged(f"finish=fenced task={ends} attempt=1")
+    until(lambda: not alive(pid), "the end of the process that belongs to nobody")
+    assert rig.get(runs).state == "running"
+    (rig.directory / "gate.runs").touch()
+    assert [attempt.reason for attempt in rig.result(runs).attempts] == ["lost", ""]
+    assert [attempt.reason for attempt in rig.get(ends).attempts] == ["lost", ""]
+    other.stop()
+    assert rig.run("gated", "ends").state == "succeeded"
+
+
 def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: Rig) -> None:
     gated(rig)
     worker = rig.start(renew=7.5)
@@ -199,10 +231,12 @@ def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) ->
     task = rig.put("hello")
     worker.logged("spawn=impossible")
     until(lambda: rig.get(task).state == "ready", "the task handed back")
+    until(lambda: "Too many open files" in unfit(rig), "a sign of life that says so")
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
     result = rig.result(task)
     assert result.stdout == b"hello\n"
     assert {attempt.reason for attempt in result.attempts} == {"released", ""}
+    until(lambda: unfit(rig) == "", "a sign of life that says that it recovered")
 
 
 def test_a_stop_during_an_outage_waits_for_redis_and_delivers(own_rig: Rig) -> None:

@@ -318,4 +318,5 @@ def test_what_the_worker_says_of_itself(rig: Rig) -> None:
         "slots": 3,
         "busy": 0,
         "bin_path": [str(rig.bin)],
+        "unfit": "",
     }

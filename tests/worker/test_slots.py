@@ -63,6 +63,11 @@ class Story:
         self.slots.claimed([], self.now_s)
         assert self.decide() == []
 
+    def answer_extend(self) -> None:
+        """If one was sent by the last decision: what it named is still ours."""
+        for extend in self.of(Extend):
+            self.slots.extended(extend, ["ok"] * len(extend.held), self.now_s)
+
     def claim(self) -> Claim:
         """A wakeup, and the claim that it causes."""
         self.slots.wakeup()
@@ -342,19 +347,34 @@ def test_a_shortage_hands_back_and_pauses_longer_each_time(story: Story) -> None
         story.slots.shortage(fence, story.now_s, "no processes left")
         assert story.slots.busy == 0
         story.slots.wakeup()
-        assert story.decide() == [Release([(fence, b"no processes left")])]
+        story.decide()
+        assert story.of(Release) == [Release([(fence, b"no processes left")])]
+        assert story.slots.unfit == "no processes left"
+        story.answer_extend()
         story.slots.confirmed([fence])
         assert story.decide(after_s=pause_s - 0.01) == []
         assert [type(action) for action in story.decide(after_s=0.02)] == [Claim]
         story.slots.claimed([], story.now_s)
         pause_s = min(2 * pause_s, LONGEST_SHORTAGE_S)
     story.slots.started()
+    assert story.slots.unfit == ""
     (fence,) = story.run("a")
     story.slots.shortage(fence, story.now_s, "again")
     story.slots.wakeup()
     story.decide()
     story.slots.confirmed([fence])
     assert story.decide(after_s=SHORTAGE_S + 0.01) != []
+
+
+def test_a_shortage_is_told_at_once_and_several_of_one_claim_are_one(story: Story) -> None:
+    fences = story.run("a", "b")
+    for fence in fences:
+        story.slots.shortage(fence, story.now_s, "no processes left")
+    story.slots.wakeup()
+    assert [type(action) for action in story.decide()] == [Release, Extend]
+    story.answer_extend()
+    story.slots.confirmed(fences)
+    assert [type(action) for action in story.decide(after_s=SHORTAGE_S + 0.01)] == [Claim]
 
 
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
