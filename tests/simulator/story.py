@@ -54,7 +54,7 @@ class Story:
         self._failing: dict[str, float] = {}
         """How likely an attempt of a task is to fail."""
         self._poison: set[str] = set()
-        """Tasks that take their worker with them."""
+        """Tasks that take their worker with them, three times."""
         self._brokers: list[HostedBroker | None] = [None] * random.choice([1, 2, 2, 3])
         self._workers: list[HostedWorker | None] = [None] * random.choice([1, 2, 2, 3])
         self._names = 0
@@ -218,7 +218,7 @@ class Story:
             status = 0
             if random.random() < self._failing[fence.id]:
                 status = random.choice([1, 1, 1, -9, 100])
-            deadly = fence.id in self._poison and not self._healed
+            deadly = fence.id in self._poison and fence.number <= 3
             self._runs[fence] = Run(seconds, status, obstinate=random.random() < 0.3, deadly=deadly)
         return self._runs[fence]
 
