@@ -46,7 +46,7 @@ class Adapter:
     wait: Any = None
     """(handle): wait for the end of the task; return its standard output."""
     finished: Any = None
-    """(submitted): how many of the tasks submitted so far have ended, as cheaply as can be seen."""
+    """(n): how many tasks have ended, the least that shows it; n is how many were submitted since `finished(0)`."""
 
     def servers(self) -> list[list[str]]:
         """Commands of the processes that submitting needs."""
