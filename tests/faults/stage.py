@@ -412,7 +412,8 @@ class Stage(Rig):
 
     def primary(self) -> redis.Redis:
         """A connection to the server that counts."""
-        return self.redis.client(socket_timeout=5.0, decode_responses=True)
+        # Tokens are bytes of any value.
+        return self.redis.client(socket_timeout=5.0, decode_responses=True, encoding="latin-1")
 
     def living(self) -> int:
         """Tasks scheduled, ready or running."""
@@ -436,7 +437,7 @@ class Stage(Rig):
                 size = len(members)
             elif kind == "hash":
                 size = int(server.hlen(key))
-                if key.startswith(f"{PREFIX}held:"):
+                if key.startswith((f"{PREFIX}held:", f"{PREFIX}counts:")):
                     members = server.hgetall(key)
             name = key.removeprefix(PREFIX)
             yield Key(key=name, type=kind, ttl_ms=int(server.pttl(key)), size=size, members=members)
