@@ -25,6 +25,6 @@ class View:
 
     def faulty(self, from_ms: int, to_ms: int) -> bool:
         """True if a fault was active between two times of Redis's clock, or if that cannot be told."""
-        if not self.clock:
+        if not self.steady:
             return True
         return self.windows.any(self.clock.about_ns(from_ms), self.clock.about_ns(to_ms) + 1)

@@ -11,6 +11,7 @@ from tests.faults.history import (
     Key,
     Op,
     Tried,
+    digest,
 )
 from tests.faults.making import to_ns
 from tests.faults.mutators.edit import (
@@ -100,6 +101,15 @@ def read_another_outcome(good: Good, random: Random) -> History:
         return altered(op, reading=altered(op.reading, state="failed", reason="exit"))
 
     return in_calls(good, random.choice(good.kinds["now"]), change)
+
+
+@MUTATORS("I3")
+def drop_an_output(good: Good, random: Random) -> History:
+    """A client has read it, and it is gone after the drain."""
+    task_id = random.choice(good.kinds["now"])
+    reading = altered(record_of(good, task_id), stdout=digest(b""))
+    finals = each(good.history.finals, of(task_id), lambda final: altered(final, reading=reading))
+    return replace(good.history, finals=finals)
 
 
 @MUTATORS("I3")
