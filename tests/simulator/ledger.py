@@ -5,8 +5,8 @@ It keeps its own account of due instants, leases, failures and fences, made of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from kingtask.store.calls import Fence, Policy
 from kingtask.task import TERMINAL, TRANSITIONS, State, TaskSpec
@@ -15,6 +15,16 @@ from tests.store.model import Model, Task, ms
 
 class Violation(AssertionError):
     """An invariant does not hold."""
+
+
+T = TypeVar("T")
+
+
+def twin(one: T, **fields: Any) -> T:
+    """A copy with other values in some fields; what `dataclasses.replace` does, ten times as fast."""
+    other: T = object.__new__(type(one))
+    other.__dict__.update(one.__dict__, **fields)
+    return other
 
 
 class View(NamedTuple):
@@ -45,7 +55,7 @@ class Account:
     lost_or_released: set[int] = field(default_factory=set)
 
     def copy(self) -> Account:
-        return replace(self, reported=set(self.reported), lost_or_released=set(self.lost_or_released))
+        return twin(self, reported=set(self.reported), lost_or_released=set(self.lost_or_released))
 
 
 Snapshot = tuple[dict[str, View], dict[str, Account]]
@@ -107,15 +117,16 @@ class Ledger:
 
     # ── what the store does ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def look(self, model: Model, function: str, arguments: dict[str, Any]) -> None:
-        """The store has executed a call."""
-        views, tasks = self.views, model.tasks
+    def look(self, model: Model, function: str, arguments: dict[str, Any]) -> bool:
+        """The store has executed a call; return whether that changed any task."""
+        views, tasks, changed = self.views, model.tasks, False
         for task_id, task in tasks.items():
             view = (task.state, task.attempt, task.token, task.failures, task.lost, task.due, task.reason, task.stdout)
             before = views.get(task_id)
             if view != before:
                 self._changed(task, before, View(*view), model.now, function, arguments)
                 views[task_id] = View(*view)
+                changed = True
         if len(tasks) != len(views):
             raise Violation(f"{set(views) - set(tasks)} are gone")
         if function == "extend":
@@ -124,6 +135,7 @@ class Ledger:
             for fence, worker in self.given.items():
                 if (fence.token, worker) == (arguments["token"], arguments["worker"]):
                     self._renew(fence, model.now)
+        return changed
 
     def _renewed(self, model: Model, arguments: dict[str, Any]) -> None:
         for row in arguments["held"]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
 from kingtask.store import calls
 from kingtask.store.calls import Call, Policy
 from kingtask.task import TERMINAL, Result, TaskSpec
-from tests.simulator.ledger import Ledger, Snapshot
+from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World
 from tests.store.model import Model, Task
 
@@ -60,7 +59,7 @@ def _copy(model: Model) -> dict[str, Task]:
 
 
 def _copied(tasks: dict[str, Task]) -> dict[str, Task]:
-    return {task_id: replace(task, attempts=list(task.attempts)) for task_id, task in tasks.items()}
+    return {task_id: twin(task, attempts=list(task.attempts)) for task_id, task in tasks.items()}
 
 
 def _seen(seen: Snapshot) -> Snapshot:
@@ -143,8 +142,8 @@ class Redis:
         self.model.now = now_us // 1000
         value = getattr(self, f"_{call.function}")(call.arguments, now_us)
         self._world.note(who, call.function, _shown(call), _answer(value))
-        self._ledger.look(self.model, call.function, call.arguments)
-        if self.replica is not None:
+        changed = self._ledger.look(self.model, call.function, call.arguments)
+        if self.replica is not None and (changed or call.function == "cancel"):
             self.replica.feed(self._world.now, _copy(self.model), self.model.queues, self._ledger.snapshot())
         published, self.model.published = self.model.published, []
         for what, text in published:
