@@ -19,6 +19,8 @@ class Sizes:
     trips_limit_s: float = 6.0
     instants: int = 300
     span_s: float = 10.0
+    ahead_s: float = 1.0
+    """From planning instants to the first of them."""
     flow: float = 500.0
     """Tasks a second beside the instants."""
     scheduled: int = 1_000_000
@@ -50,11 +52,12 @@ TINY = Sizes(
     trips=5,
     instants=10,
     span_s=0.2,
+    ahead_s=0.2,
     flow=50.0,
     scheduled=2_000,
     scheduled_by_peers=50,
     restart_instants=20,
-    restart_span_s=1.0,
+    restart_span_s=0.8,
     idle_s=0.2,
     idle_of_peers_s=0.2,
     settle_s=0.05,

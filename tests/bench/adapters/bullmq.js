@@ -111,7 +111,7 @@ async function serve() {
       return { samples };
     },
 
-    async plan({ n, span_s, ahead_s = 1 }) {
+    async plan({ n, span_s, ahead_s }) {
       const first = wall() + ahead_s;
       const instants = Array.from({ length: n }, (_, i) => first + (span_s * i) / n);
       for (let i = n - 1; i > 0; i--) {

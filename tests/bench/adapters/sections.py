@@ -110,7 +110,7 @@ async def round_trip(adapter: Adapter, n: int, limit_s: float) -> Numbers:
 _planned: list[tuple[float, Any]] = []
 
 
-async def plan(adapter: Adapter, n: int, span_s: float, ahead_s: float = 1.0) -> Numbers:
+async def plan(adapter: Adapter, n: int, span_s: float, ahead_s: float) -> Numbers:
     """Submit n tasks for instants evenly over `span_s`, in random order, the first `ahead_s` from now."""
     instants = [time.time() + ahead_s + span_s * i / n for i in range(n)]
     random.shuffle(instants)

@@ -16,16 +16,17 @@ def measure(stage: Stage, sizes: Sizes) -> Figures:
     if stage.contestant.kind == "kingtask":
         other = stage.new_client()
         other.call("open")
-        other.begin("flow", rate=sizes.flow, seconds=sizes.span_s + 1)
+        flow_s = sizes.ahead_s + sizes.span_s
+        other.begin("flow", rate=sizes.flow, seconds=flow_s)
         figures |= percentiles(late(stage, sizes), f"at {sizes.flow:,.0f} tasks/s", WANTED)
         flowed = other.end()["n"]
-        figures["flow /s"] = flowed / (sizes.span_s + 1)
+        figures["flow /s"] = flowed / flow_s
     return figures
 
 
 def late(stage: Stage, sizes: Sizes) -> list[float]:
     """Seconds by which each of some tasks, spread evenly over a span, began after its instant."""
-    stage.client.call("plan", n=sizes.instants, span_s=sizes.span_s)
+    stage.client.call("plan", n=sizes.instants, span_s=sizes.span_s, ahead_s=sizes.ahead_s)
     samples: list[float] = stage.client.call("late")["samples"]
     return samples
 
