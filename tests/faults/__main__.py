@@ -1,7 +1,7 @@
 """The fault cases: `python -m tests.faults list | run CASE | matrix --short | matrix --long`.
 
 The exit status is 0 only if every verdict is `valid`, or the case was skipped because this machine does not permit it,
-which is said aloud.
+which is said aloud. A control runs the product broken on purpose: its verdict must be `caught`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LINES = tuple(COUNTS)
 JOBS = 2
 """Cases at once; most of the time of one is waiting."""
 CASE_TIMEOUT_S = 900.0
+GOOD = frozenset({"valid", "caught", "skipped"})
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,11 +56,13 @@ def run(case: Case, *, seed: int, seconds: float, keep: Path | None = None) -> O
     except Skipped as reason:
         return _outcome(case, "skipped", began_s, f"SKIPPED: {reason}")
     report = check(load(directory), case.rules)
-    verdict = "invalid" if stage.complaints else report.verdict
+    verdict: str = "invalid" if stage.complaints else report.verdict
+    if case.caught_by:
+        verdict = "caught" if case.caught_by & set(report.totals) else "missed"
     told = [f"{case.name}: {case.what} (seed {seed}, {seconds:g} s)", "", str(report), ""]
     told += [f"complaint: {text}" for text in stage.complaints[:SHOWN]]
     told += ["faults:", *(f"  {line}" for line in stage.timeline), f"verdict of the case: {verdict}"]
-    if verdict == "valid" and keep is None:
+    if verdict in GOOD and keep is None:
         shutil.rmtree(directory)
     else:
         told.append(f"its history is in {directory}")
@@ -85,7 +88,7 @@ def matrix(cases: list[Case], *, long: bool, seed: int, jobs: int, report: Path 
         outcome = _in_a_process(case, long=long, seed=seed)
         outcomes.append(outcome)
         print(_line(outcome), flush=True)
-        if outcome.verdict not in ("valid", "skipped"):
+        if outcome.verdict not in GOOD:
             print(outcome.told, flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -105,7 +108,7 @@ def matrix(cases: list[Case], *, long: bool, seed: int, jobs: int, report: Path 
             print(f"{outcome.case} {outcome.told}")
     if report is not None:
         report.write_text(_page(outcomes, total, seed))
-    return 0 if set(verdicts) <= {"valid", "skipped"} else 1
+    return 0 if set(verdicts) <= GOOD else 1
 
 
 def _in_a_process(case: Case, *, long: bool, seed: int) -> Outcome:
@@ -183,7 +186,7 @@ def main(arguments: list[str]) -> int:
     case = CASES[given.case]
     outcome = run(case, seed=given.seed, seconds=given.seconds or case.seconds, keep=given.keep)
     print(msgspec.json.encode(outcome).decode() if given.json else outcome.told)
-    return 0 if outcome.verdict in ("valid", "skipped") else 1
+    return 0 if outcome.verdict in GOOD else 1
 
 
 if __name__ == "__main__":

@@ -338,4 +338,25 @@ UPGRADE = [
     ),
 ]
 
-CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE]}
+CONTROLS = [
+    Case(
+        name="F13-",
+        what="the same with claims that leave no lease: tasks are lost",
+        loads={"half": 10.0},
+        layout=Layout(variant="take_by_pop"),
+        faults=(Again(story=s.kill(s.a_worker, (0, 0.5)), every=(2, 3)),),
+        seconds=6.0,
+        caught_by=frozenset({"I1"}),
+    ),
+    Case(
+        name="F15-",
+        what="the same without a look at the fence: an outcome comes from an attempt that was given away",
+        loads={"long": 4.0, "now": 10.0},
+        layout=Layout(variant="no_fence"),
+        faults=(Again(story=s.stop(s.first_worker, (5, 6)), every=(8, 9)),),
+        seconds=10.0,
+        caught_by=frozenset({"I3", "I4"}),
+    ),
+]
+
+CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *CONTROLS]}

@@ -56,6 +56,8 @@ class Case:
     story: FaultStory | None = None
     """Played once beside the faults; the case lasts until it has ended, too."""
     rules: Rules = field(default_factory=Rules)
+    caught_by: frozenset[str] = frozenset()
+    """A control, whose layout names a variant of the product: one of these invariants must be seen to be broken."""
     check: Callable[[Stage], None] | None = None
     """What must hold beside the invariants, once all is drained; tells the stage what does not."""
     layout: Layout = field(default_factory=Layout)

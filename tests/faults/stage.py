@@ -26,8 +26,10 @@ import redis
 
 from kingtask import Client, TaskSpec
 from kingtask.errors import KingtaskError
+from kingtask.failpoint import VARIABLE
 from kingtask.store.keys import Keys
 from kingtask.task import Result
+from tests.faults import variants
 from tests.faults.client import Orders
 from tests.faults.history import (
     LEDGER,
@@ -75,6 +77,8 @@ class Layout:
     redis: Mapping[str, Option] = field(default_factory=dict)
     broker: Mapping[str, Any] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    """Of the product, broken on purpose: a name of variants.py, or `no_barrier`."""
     prepare: Callable[[Stage], None] | None = None
     """Before Redis is started; may raise Skipped."""
     cleanup: Callable[[Stage], None] | None = None
@@ -113,6 +117,7 @@ class Stage(Rig):
         self.clients: list[subprocess.Popen[bytes]] = []
         self.complaints: list[str] = []
         self.timeline: list[str] = []
+        self.environment: dict[str, str] = {}
         self.mortal: set[Daemon] = set()
         """Daemons that may end at any time: that is what the case is about."""
         self.over = False
@@ -132,6 +137,7 @@ class Stage(Rig):
     def __enter__(self) -> Self:
         try:
             self._build()
+            self.environment = self._environment()
             if self.layout.prepare is not None:
                 self.layout.prepare(self)
             return super().__enter__()
@@ -183,12 +189,21 @@ class Stage(Rig):
         layout = self.layout
         common = {"ack": layout.ack, "lease": layout.lease_s, "max_lost": layout.max_lost}
         link = self._link("broker>redis", f"broker {len(self.brokers) + 1}>redis", self.redis.url)
-        broker = self.start_broker(ready=ready, **{**common, "redis": link, **layout.broker, **config})
+        broker = self.start_broker(
+            ready=ready, environment=self.environment, **{**common, "redis": link, **layout.broker, **config}
+        )
         self.brokers.append(broker)
         name = self.name(broker)
         self._for_clients.append(self._link("client>broker", f"client>{name}", broker.config["addr"]))
         self._for_workers.append(self._link("worker>broker", f"worker>{name}", broker.config["wakeup"]))
         return broker
+
+    def _environment(self) -> dict[str, str]:
+        """Of every broker and worker, unless a story gives it another."""
+        name = self.layout.variant
+        if not name:
+            return {}
+        return {VARIABLE: name if name not in variants.VARIANTS else f"library={variants.write(name, self.directory)}"}
 
     def add_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
@@ -204,7 +219,7 @@ class Stage(Rig):
             "kill_grace": 1,
             "drain_timeout": 1,
         }
-        worker = self.start_worker(ready=ready, **{**common, **layout.worker, **config})
+        worker = self.start_worker(ready=ready, environment=self.environment, **{**common, **layout.worker, **config})
         self.workers.append(worker)
         return worker
 
@@ -403,7 +418,7 @@ class Stage(Rig):
             self.redis.start()
         for daemon in self.daemons:
             if daemon.process is None or daemon.process.poll() is not None:
-                daemon.environment = {}
+                daemon.environment = self.environment
                 daemon.start(ready=False)
         for daemon in self.daemons:
             daemon.wait_ready()

@@ -110,7 +110,7 @@ def failpoint(which: Choice, places: tuple[str, ...], nth: tuple[int, int], time
             if stage.over:
                 break
             what = f"{place} {name}"
-        daemon.environment = {}
+        daemon.environment = stage.environment
         with stage.fault(f"SIGKILL {name}"), stage.away(name):
             stage.kill(daemon)
             stage.mortal.discard(daemon)

@@ -178,15 +178,16 @@ class Rig:
         path.chmod(0o755)
         return path
 
-    def start_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
+    def start_broker(self, *, ready: bool = True, environment: dict[str, str] | None = None, **config: Any) -> Daemon:
         """Start one and wait until it answers and has Redis (or not, with `ready=False`)."""
         address = f"127.0.0.1:{free_port()}"
         settings = {"addr": address, "wakeup": f"127.0.0.1:{free_port()}", "redis": self.redis.url, **config}
         daemon = Daemon(self, "broker", settings)
+        daemon.environment = environment or {}
         self.daemons.append(daemon)
         return daemon.start(ready=ready)
 
-    def start_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
+    def start_worker(self, *, ready: bool = True, environment: dict[str, str] | None = None, **config: Any) -> Daemon:
         brokers = [daemon for daemon in self.daemons if daemon.kind == "broker"]
         settings = {
             "broker": [broker.config["addr"] for broker in brokers],
@@ -197,6 +198,7 @@ class Rig:
             **config,
         }
         daemon = Daemon(self, "worker", settings)
+        daemon.environment = environment or {}
         self.daemons.append(daemon)
         return daemon.start(ready=ready)
 

@@ -1,0 +1,36 @@
+"""The product broken on purpose, by function libraries of its own: a suite that sees nothing wrong there is blind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kingtask.store.library import shipped
+
+VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
+    # A claim takes the task out of `ready` and leaves no lease: what is lost with a worker is lost for good.
+    "take_by_pop": (
+        (
+            "'place', places[i])\n        call('ZADD', c.p .. 'running', int(c.now + a.lease), id)\n",
+            "'place', places[i])\n",
+        ),
+        (
+            "known[id] = true\n      call('ZADD', c.p .. 'running', int(c.now + a.lease), id)\n",
+            "known[id] = true\n",
+        ),
+    ),
+    # Whoever reports an attempt is believed.
+    "no_fence": (("if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then", "if not t[1] then"),),
+}
+"""By name, what is replaced in the shipped text."""
+
+
+def write(name: str, directory: Path) -> Path:
+    """Write the variant's library; returns its path."""
+    text = shipped().template
+    for old, new in VARIANTS[name]:
+        if text.count(old) != 1:
+            raise LookupError(f"variant {name}: the shipped library does not hold this once: {old!r}")
+        text = text.replace(old, new)
+    path = directory / f"{name}.lua"
+    path.write_text(text)
+    return path
