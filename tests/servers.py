@@ -75,7 +75,10 @@ class RedisServer:
         self.socket = None if tcp else str(self.directory / "redis.sock")
         self.options: dict[str, Option] = {"save": "", **options}
         self.environment: dict[str, str] = {}
-        """Beside that of the tests; taken in by the next start."""
+        """Beside that of the tests; taken in by the next start, as is the `prefix` of its command."""
+        self.prefix: list[str] = []
+        self.host = self.near = "127.0.0.1"
+        """Where other servers find it; where the tests do."""
         self.log: deque[str] = deque(maxlen=200)
         self._log_grew = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
@@ -85,12 +88,12 @@ class RedisServer:
     def address(self) -> RedisAddress:
         if self.socket:
             return RedisAddress(host="", path=self.socket)
-        return RedisAddress(port=self.port)
+        return RedisAddress(host=self.near, port=self.port)
 
     @property
     def url(self) -> str:
         """As the `redis:` setting takes it."""
-        return f"unix://{self.socket}" if self.socket else f"127.0.0.1:{self.port}"
+        return f"unix://{self.socket}" if self.socket else f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -130,7 +133,7 @@ class RedisServer:
         settings = {"port": self.port, "bind": "127.0.0.1", "dir": self.directory, **self.options}
         if self.socket:
             settings["unixsocket"] = self.socket
-        command = [binary()]
+        command = [*self.prefix, binary()]
         for name, value in settings.items():
             words = [str(value)] if isinstance(value, str | int | Path) else value
             command += [f"--{name.replace('_', '-')}", *words]
@@ -189,7 +192,7 @@ class RedisServer:
 
     def replica(self, **options: Option) -> RedisServer:
         """A server that will copy this one, which has to be on TCP; its own options as for any."""
-        return RedisServer(tcp=True, **{"replicaof": ("127.0.0.1", str(self.port)), **FAST_REPLICATION, **options})
+        return RedisServer(tcp=True, **{"replicaof": (self.host, str(self.port)), **FAST_REPLICATION, **options})
 
     def pause(self) -> None:
         """SIGSTOP: alive, and silent."""
@@ -204,7 +207,7 @@ class RedisServer:
         if self.socket:
             client = redis.Redis(unix_socket_path=self.socket, **settings)
         else:
-            client = redis.Redis(host="127.0.0.1", port=self.port, **settings)
+            client = redis.Redis(host=self.near, port=self.port, **settings)
         self._clients.append(client)
         return client
 
@@ -227,7 +230,7 @@ class Sentinel(RedisServer):
         del self.options["save"]
         self._path = self.directory / "sentinel.conf"
         lines = [
-            f"monitor {self.SERVICE} 127.0.0.1 {primary.port} {quorum}",
+            f"monitor {self.SERVICE} {primary.host} {primary.port} {quorum}",
             f"down-after-milliseconds {self.SERVICE} {down_after_ms}",
             f"failover-timeout {self.SERVICE} 3000",
         ]
@@ -236,4 +239,5 @@ class Sentinel(RedisServer):
     def _command(self) -> list[str]:
         """What it learns it writes into its configuration."""
         command = super()._command()
-        return [command[0], str(self._path), *command[1:], "--sentinel"]
+        at = len(self.prefix) + 1
+        return [*command[:at], str(self._path), *command[at:], "--sentinel"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.faults import edge_stories as e
+from tests.faults import fleet as f
 from tests.faults import host_stories as h
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
 from tests.faults.play import Again, Case, FaultStory
 from tests.faults.rules import Rules
-from tests.faults.stage import LINKS, Layout
+from tests.faults.stage import LINKS, Fleet, Layout
 
 ALL = {"now": 30.0, "later": 10.0, "failing": 4.0, "long": 0.5, "once": 4.0, "shared": 8.0}
 NOW = {"now": 80.0, "shared": 20.0}
@@ -338,6 +341,77 @@ UPGRADE = [
     ),
 ]
 
+FAILOVER = Rules(forgets=True, acks=frozenset({"replicas"}), drain_extra_ms=60_000)
+FLEET = {"now": 40.0, "later": 5.0, "failing": 2.0, "once": 4.0, "shared": 8.0}
+ISOLATED = Layout(fleet=Fleet(parted=True), ack="replicas", client_timeout_s=8.0)
+SPLIT = Fleet(parted=True, sentinels=(1, 3, 3), daemons=(1, 3))
+SENTINEL = [
+    Case(
+        name="F47",
+        what="kill -9 of the primary, again and again; OKs wait for both replicas",
+        loads=FLEET,
+        layout=Layout(fleet=Fleet(), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.kill_primary, every=(8, 9), after=2),),
+        seconds=15.0,
+    ),
+    Case(
+        name="F48",
+        what="the primary is stopped, another takes over, the former one goes on",
+        loads=FLEET,
+        layout=Layout(fleet=Fleet(), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.stop_primary, every=(12, 14), after=2),),
+        seconds=12.0,
+    ),
+    Case(
+        name="F49",
+        what="primary, broker and worker are cut off from the others; OKs wait for both replicas",
+        loads=FLEET,
+        layout=ISOLATED,
+        rules=FAILOVER,
+        faults=(Again(story=f.part(1), every=(12, 14), after=2, times=1),),
+        seconds=12.0,
+    ),
+    Case(
+        name="F50",
+        what="primary and one replica are cut off from the other; OKs wait for both",
+        loads=FLEET,
+        layout=Layout(fleet=SPLIT, ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.part(1, 2), every=(12, 14), after=2, times=1),),
+        seconds=12.0,
+    ),
+    Case(
+        name="F51",
+        what="both replicas are killed: nothing is confirmed until they are back",
+        loads=FLEET,
+        layout=Layout(fleet=Fleet(), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.kill_replicas, every=(8, 9), after=2),),
+        short=False,
+    ),
+    Case(
+        name="F52",
+        what="SENTINEL FAILOVER every ten seconds",
+        loads=FLEET,
+        layout=Layout(fleet=Fleet(), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.fail_over, every=(9, 11), after=2),),
+        short=False,
+    ),
+    Case(
+        name="F53",
+        what="all sentinels are away: it goes on with the primary that is known",
+        loads=FLEET,
+        layout=Layout(fleet=Fleet(), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.kill_sentinels, every=(8, 9), after=2),),
+        check=s.no_client_saw_an_error,
+        short=False,
+    ),
+]
+
 CONTROLS = [
     Case(
         name="F13-",
@@ -357,6 +431,24 @@ CONTROLS = [
         seconds=10.0,
         caught_by=frozenset({"I3", "I4"}),
     ),
+    Case(
+        name="F49-",
+        what="the same without a barrier: OKs are lost",
+        loads=FLEET,
+        layout=replace(ISOLATED, variant="no_barrier"),
+        rules=FAILOVER,
+        faults=(Again(story=f.part(1), every=(12, 14), after=2, times=1),),
+        caught_by=frozenset({"I1"}),
+    ),
+    Case(
+        name="F50-",
+        what="the same with OKs that wait for one replica only: OKs are lost",
+        loads=FLEET,
+        layout=Layout(fleet=replace(SPLIT, confirmed_by=1), ack="replicas", client_timeout_s=8.0),
+        rules=FAILOVER,
+        faults=(Again(story=f.part(1, 2), every=(12, 14), after=2, times=1),),
+        caught_by=frozenset({"I1"}),
+    ),
 ]
 
-CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *CONTROLS]}
+CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *SENTINEL, *CONTROLS]}

@@ -19,6 +19,7 @@ import redis
 
 from kingtask import AsyncClient
 from kingtask.errors import KingtaskError, TaskNotFound
+from tests.faults.fleet import FleetStage
 from tests.faults.history import Final, Op, Reading, Residue, Run, read, write, write_run
 from tests.faults.rules import Rules
 from tests.faults.stage import Layout, Stage
@@ -117,7 +118,8 @@ class _Schedule:
 def play(case: Case, *, seed: int, seconds: float, directory: Path) -> Stage:
     """Play the case and write its history into `directory`; returns the stage, whose processes have ended."""
     random = Random(f"{case.name}-{seed}")
-    with Stage(case.layout, case.loads, seed, directory) as stage:
+    kind = Stage if case.layout.fleet is None else FleetStage
+    with kind(case.layout, case.loads, seed, directory) as stage:
         stage.start()
         schedule = _Schedule(stage, case, random)
         ends_s = stage.clock_s() + seconds

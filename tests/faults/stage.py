@@ -47,7 +47,7 @@ from tests.faults.history import (
 )
 from tests.faults.proxy import Proxy
 from tests.integration.rig import Daemon, Rig, alive
-from tests.servers import Option, die_with_parent
+from tests.servers import Option, RedisServer, die_with_parent
 
 PREFIX = Keys("kingtask").prefix
 WORK = Path(__file__).parent / "work.c"
@@ -58,6 +58,20 @@ SAMPLE_EVERY_S = 1.0
 
 
 LINKS = frozenset({"broker>redis", "worker>redis", "worker>broker", "client>broker"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Instead of one Redis: a primary and two replicas on three machines, watched by three sentinels."""
+
+    sentinels: tuple[int, int, int] = (1, 2, 3)
+    """Their machines."""
+    daemons: tuple[int, ...] = (1, 2)
+    """Machines of the brokers, and of the workers."""
+    confirmed_by: int = 2
+    """`ack_replicas`."""
+    parted: bool = False
+    """Each machine has a network namespace of its own, which can be cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,7 @@ class Layout:
     redis: Mapping[str, Option] = field(default_factory=dict)
     broker: Mapping[str, Any] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
+    fleet: Fleet | None = None
     variant: str = ""
     """Of the product, broken on purpose: a name of variants.py, or `no_barrier`."""
     prepare: Callable[[Stage], None] | None = None
@@ -140,10 +155,14 @@ class Stage(Rig):
             self.environment = self._environment()
             if self.layout.prepare is not None:
                 self.layout.prepare(self)
-            return super().__enter__()
+            self.start_stores()
         except BaseException:
             self.__exit__(None, None, None)
             raise
+        return self
+
+    def start_stores(self) -> None:
+        self.redis.start()
 
     def __exit__(self, *exception: Any) -> None:
         self._closing.set()
@@ -188,13 +207,11 @@ class Stage(Rig):
     def add_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
         common = {"ack": layout.ack, "lease": layout.lease_s, "max_lost": layout.max_lost}
-        link = self._link("broker>redis", f"broker {len(self.brokers) + 1}>redis", self.redis.url)
-        broker = self.start_broker(
-            ready=ready, environment=self.environment, **{**common, "redis": link, **layout.broker, **config}
-        )
+        link = self._link("broker>redis", f"broker {len(self.brokers) + 1}>redis", self.redis_url)
+        broker = self.start_broker(ready=ready, **{**common, "redis": link, **layout.broker, **config})
         self.brokers.append(broker)
         name = self.name(broker)
-        self._for_clients.append(self._link("client>broker", f"client>{name}", broker.config["addr"]))
+        self._for_clients.append(self._link("client>broker", f"client>{name}", broker.endpoint.removeprefix("tcp://")))
         self._for_workers.append(self._link("worker>broker", f"worker>{name}", broker.config["wakeup"]))
         return broker
 
@@ -205,11 +222,18 @@ class Stage(Rig):
             return {}
         return {VARIABLE: name if name not in variants.VARIANTS else f"library={variants.write(name, self.directory)}"}
 
+    @property
+    def redis_url(self) -> str:
+        return self.redis.url
+
+    def dress(self, daemon: Daemon) -> None:
+        daemon.environment = self.environment
+
     def add_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
         common = {
             "name": f"{self.label}-{len(self.workers) + 1}",
-            "redis": self._link("worker>redis", f"worker {len(self.workers) + 1}>redis", self.redis.url),
+            "redis": self._link("worker>redis", f"worker {len(self.workers) + 1}>redis", self.redis_url),
             "wakeup": self._for_workers,
             "concurrency": layout.slots,
             "lease": layout.lease_s,
@@ -219,7 +243,7 @@ class Stage(Rig):
             "kill_grace": 1,
             "drain_timeout": 1,
         }
-        worker = self.start_worker(ready=ready, environment=self.environment, **{**common, **layout.worker, **config})
+        worker = self.start_worker(ready=ready, **{**common, **layout.worker, **config})
         self.workers.append(worker)
         return worker
 
@@ -414,8 +438,7 @@ class Stage(Rig):
 
     def heal(self) -> None:
         """Whatever is not there is started; returns when all of it answers."""
-        if not self.redis.running:
-            self.redis.start()
+        self.heal_stores()
         for daemon in self.daemons:
             if daemon.process is None or daemon.process.poll() is not None:
                 daemon.environment = self.environment
@@ -423,12 +446,21 @@ class Stage(Rig):
         for daemon in self.daemons:
             daemon.wait_ready()
 
+    def heal_stores(self) -> None:
+        if not self.redis.running:
+            self.redis.start()
+
     # ── Redis ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def store(self) -> RedisServer:
+        """The server that counts."""
+        return self.redis
 
     def primary(self) -> redis.Redis:
         """A connection to the server that counts."""
         # Tokens are bytes of any value.
-        return self.redis.client(socket_timeout=5.0, decode_responses=True, encoding="latin-1")
+        return self.store.client(socket_timeout=5.0, decode_responses=True, encoding="latin-1")
 
     def living(self) -> int:
         """Tasks scheduled, ready or running."""

@@ -34,6 +34,8 @@ echo "$KINGTASK_ID $KINGTASK_ATTEMPT end $(date +%s.%N)" >> "$LEDGER"
 echo done
 """
 
+PROGRAM = "from kingtask.cli.daemons import {0}; {0}()"
+
 T = TypeVar("T")
 
 
@@ -60,7 +62,8 @@ class Daemon:
         self.path.write_text(yaml.safe_dump(config))
         self.log = rig.directory / f"{kind}{number}.log"
         self.environment: dict[str, str] = {}
-        """Beside that of the tests; taken in by the next start."""
+        """Beside that of the tests; taken in by the next start, as is the `prefix` of its command."""
+        self.prefix: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,13 +73,14 @@ class Daemon:
 
     @property
     def endpoint(self) -> str:
-        address: str = self.config["addr"]
+        addresses = self.config["addr"]
+        address: str = addresses if isinstance(addresses, str) else addresses[0]
         return address if "://" in address else f"tcp://{address}"
 
     def start(self, *, ready: bool = True) -> Self:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", f"from kingtask.cli.daemons import {self.kind}; {self.kind}()", "-c", self.path],
+                [*self.prefix, sys.executable, "-c", PROGRAM.format(self.kind), "-c", self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -178,16 +182,16 @@ class Rig:
         path.chmod(0o755)
         return path
 
-    def start_broker(self, *, ready: bool = True, environment: dict[str, str] | None = None, **config: Any) -> Daemon:
+    def start_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
         """Start one and wait until it answers and has Redis (or not, with `ready=False`)."""
         address = f"127.0.0.1:{free_port()}"
         settings = {"addr": address, "wakeup": f"127.0.0.1:{free_port()}", "redis": self.redis.url, **config}
         daemon = Daemon(self, "broker", settings)
-        daemon.environment = environment or {}
+        self.dress(daemon)
         self.daemons.append(daemon)
         return daemon.start(ready=ready)
 
-    def start_worker(self, *, ready: bool = True, environment: dict[str, str] | None = None, **config: Any) -> Daemon:
+    def start_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         brokers = [daemon for daemon in self.daemons if daemon.kind == "broker"]
         settings = {
             "broker": [broker.config["addr"] for broker in brokers],
@@ -198,9 +202,12 @@ class Rig:
             **config,
         }
         daemon = Daemon(self, "worker", settings)
-        daemon.environment = environment or {}
+        self.dress(daemon)
         self.daemons.append(daemon)
         return daemon.start(ready=ready)
+
+    def dress(self, daemon: Daemon) -> None:
+        """Before its first start: for rigs that give it an environment or a prefix."""
 
     def client(self, **options: Any) -> Client:
         """A client of all brokers, closed with the rig."""
