@@ -32,7 +32,7 @@ ENOUGH = 2_000
 """Seeds within which each broken product must be found; most need fewer than fifty."""
 
 
-@pytest.mark.timeout(60 + SEEDS // 20)
+@pytest.mark.timeout(120 + SEEDS // 5)  # twenty times what they take on a machine that is not busy
 def test_whatever_goes_wrong_what_was_promised_holds() -> None:
     found = next(many(range(SEEDS)), None)
     assert found is None, found
@@ -44,6 +44,7 @@ def test_what_was_wrong_once_is_not_again(seed: int) -> None:
     assert found is None, found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("model", "decisions"),
     [
