@@ -39,10 +39,16 @@ DRAIN_US = 2_000
 
 SOCKET_OPTIONS: dict[int, int | bytes] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms; a connection that does not speak ZMTP is closed after it
-    zmq.HEARTBEAT_IVL: 1_000,  # ms; a stopped or cut-off peer is noticed and its buffers are freed
-    zmq.HEARTBEAT_TIMEOUT: 3_000,
+    # No heartbeats of our own: libzmq 4.3.5 aborts the process when one falls due on a connection that has ended while
+    # what it had sent is still waiting to be read (libzmq issue 4364). Our clients and workers send theirs with a time
+    # to live, after which libzmq ends their connection here; for others the kernel asks.
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 15,  # s
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 30_000,  # ms; a peer that does not read for so long is let go, and its replies with it
     zmq.SNDHWM: 1_000,  # messages per peer; a peer that does not read loses replies, not our memory
-    zmq.RCVHWM: 1_000,
+    zmq.RCVHWM: 256,
     zmq.BACKLOG: 1_024,
     zmq.LINGER: 0,
     # Without an authenticator a domain changes one thing: peers of ZMTP 1 and 2 are turned away (libzmq's

@@ -18,8 +18,11 @@ OPTIONS: dict[int, int] = {
     zmq.IMMEDIATE: 1,  # takes messages only while connected
     zmq.HEARTBEAT_IVL: 1_000,  # ms
     zmq.HEARTBEAT_TIMEOUT: 3_000,
+    zmq.HEARTBEAT_TTL: 4_000,  # the broker ends the connection after so long without a sign of us
     zmq.SNDHWM: 1_000,
-    zmq.RCVHWM: 1_000,
+    # More than are ever under way: libzmq 4.3.5 aborts the process when a heartbeat falls due on a connection that has
+    # ended behind a full queue (its issue 4364).
+    zmq.RCVHWM: 100_000,
 }
 
 _GONE = (

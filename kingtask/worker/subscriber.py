@@ -23,9 +23,12 @@ SOCKET_OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms
     zmq.HEARTBEAT_IVL: 1_000,  # ms; a stopped broker is noticed, and connected to again when it is back
     zmq.HEARTBEAT_TIMEOUT: 3_000,
+    zmq.HEARTBEAT_TTL: 4_000,  # the broker ends the connection after so long without a sign of us
     zmq.RECONNECT_IVL: 100,  # ms; doubled up to the next: a broker's restart costs little, its absence next to nothing
     zmq.RECONNECT_IVL_MAX: 2_000,
-    zmq.RCVHWM: 1_000,  # hints; what is more is dropped, and one is as good as many
+    # Hints that are not read yet. Never to be reached: libzmq 4.3.5 aborts the process when a connection ends behind a
+    # full queue (its issues 3937 and 4364). A thousand a second for a minute and a half take some 10 MB.
+    zmq.RCVHWM: 100_000,
     zmq.MAXMSGSIZE: 512,
     zmq.IPV6: 1,
     zmq.LINGER: 0,

@@ -109,14 +109,14 @@ def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
         wakeups.start()
         known, unknown = sockets.new(zmq.SUB, endpoint), sockets.new(zmq.SUB, endpoint)
         known.subscribe(protocol.ready_topic("default"))
-        for topic in (b"", b"ready:", b"ready:default", b"x" * 200, b"ready:a b/", b"cancel:/"):
+        for topic in (b"", b"r", b"ready:default/"):
             unknown.subscribe(topic)
         deadline = asyncio.get_running_loop().time() + PATIENCE_MS / 1000
-        while not known.poll(0) or counters.counts.get("unknown_topic", 0) < 6:
+        while not known.poll(0) or counters.counts.get("unknown_topic", 0) < 3:
             assert asyncio.get_running_loop().time() < deadline
             wakeups.ready("default", 3)
             await asyncio.sleep(0.005)
-        assert known.recv_multipart() == [b"ready:default/", b"3"]
+        assert known.recv_multipart() == [protocol.ready_topic("default"), b"3"]
         assert not unknown.poll(0)
         wakeups.stop()
         serving.term()

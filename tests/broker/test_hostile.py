@@ -153,6 +153,11 @@ def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets
                 flood.recv()
 
 
+def test_no_heartbeats_of_our_own() -> None:
+    """Libzmq would end the process at one that falls due on an ended connection behind a full queue."""
+    assert zmq.HEARTBEAT_IVL not in edge.SOCKET_OPTIONS
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir())) - 1  # without that of the directory
 
@@ -225,13 +230,14 @@ def word(topic: bytes, on: int = 1) -> bytes:
     return zmtp.frame(bytes([on]) + topic)
 
 
+DEFAULT = protocol.ready_topic("default")
 STORMS = {
-    "random topics": b"".join(word(os.urandom(200)) for _ in range(3_000)),
-    "known topics": b"".join(word(protocol.cancel_topic(f"worker-{n}")) for n in range(3_000)),
-    "on and off": (word(b"ready:default/") + word(b"ready:default/", 0)) * 1_500,
-    "only off": word(b"ready:default/", 0) * 3_000,
+    "random topics": b"".join(word(os.urandom(60)) for _ in range(3_000)),
+    "known topics": b"".join(word(protocol.ready_topic(f"queue-{n}")) for n in range(3_000)),
+    "on and off": (word(DEFAULT) + word(DEFAULT, 0)) * 1_500,
+    "only off": word(DEFAULT, 0) * 3_000,
     "messages": zmtp.frame(b"hello") * 3_000,
-    "a message of many frames": zmtp.frame(b"\1ready:default/", zmtp.MORE) * 3_000 + word(b"ready:default/"),
+    "a message of many frames": zmtp.frame(b"\1" + DEFAULT, zmtp.MORE) * 3_000 + word(DEFAULT),
     "a topic of 64 KB": word(b"x" * 65_536),
 }
 
@@ -254,30 +260,7 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
         while worker.poll(0):
             worker.recv_multipart()
         await scene.until(lambda: worker.poll(0))
-        assert worker.recv_multipart() == [b"ready:default/", b"3"]
-
-    play(story)
-
-
-def test_all_topics_together_are_bounded_and_those_of_the_gone_do_not_count(
-    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wakeups, "MAX_BYTES", 500)
-    monkeypatch.setattr(wakeups, "SWEEP_S", 0.0)
-
-    async def story(scene: Scene) -> None:
-        topics = b"".join(word(protocol.ready_topic(f"queue-{n:02}")) for n in range(20))  # 16 bytes each
-        with scene.connect() as first, scene.connect() as second:
-            first.sendall(topics)
-            await scene.until(lambda: scene.wakeups._bytes == 320)
-            second.sendall(topics)
-            await scene.until(lambda: ended(second))
-            assert scene.counters.counts == {"cut_off": 1}
-        for _ in range(5):  # what the two had said is forgotten when there is need
-            with scene.connect() as later:
-                later.sendall(topics)
-                await scene.until(lambda: scene.wakeups._bytes == 320)
-                assert not ended(later)
+        assert worker.recv_multipart() == [DEFAULT, b"3"]
 
     play(story)
 
