@@ -18,10 +18,11 @@ import zmq
 from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import DRAIN_MESSAGES, NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.broker.edge import DRAIN_US, NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
-MAX_WORD_BYTES = 64
+MAX_WORD_BYTES = 48
 """A topic has three; the handshake, which must fit too, some forty."""
 MAX_WORDS = 300
 """What one connection may say; a worker subscribes once to each of its queues (256 at most) and to its own name."""
@@ -30,6 +31,8 @@ MAX_STRAY = 4
 MAX_UNREAD = 2
 """Words of a connection that libzmq takes in before they are counted here. With 1,000 words of 200 bytes a storm of 64
 connections stopped the loop for 6 s when they ended."""
+RECEIVE_BYTES = 2_048
+"""Of the kernel's buffer: what libzmq takes from there at once it works through, also when the connection is cut off."""
 FIRST_SWEEP = 1_024
 
 
@@ -54,6 +57,7 @@ class Wakeups:
             self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_WORD_BYTES)
         self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
+        self._socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
         self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
         try:
             bind(self._socket, endpoints, "wakeup")
@@ -98,7 +102,8 @@ class Wakeups:
     def _read(self) -> None:
         """Take in what the connections say, so much of it at a time that everything else goes on."""
         self._look_again = False
-        for _ in range(DRAIN_MESSAGES):
+        until_us = monotonic_us() + DRAIN_US
+        while monotonic_us() < until_us:
             if self._socket.closed:
                 return
             try:
@@ -158,6 +163,6 @@ def _cut(fd: int, inode: int) -> None:
             return
         with socket.socket(fileno=ours) as connection:
             connection.shutdown(socket.SHUT_RDWR)
-            for _ in range(DRAIN_MESSAGES):  # what has come already would still be read, up to megabytes of it
+            for _ in range(100):  # what has come already would still be read
                 if not connection.recv(65_536, socket.MSG_DONTWAIT):
                     return

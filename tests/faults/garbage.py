@@ -151,7 +151,7 @@ def words(chance: random.Random) -> Iterator[bytes]:
     """Bursts of 1,000 words for the wakeup socket: topics random, known and far too long; on and off; messages."""
     on, off = (zmtp.frame(bytes([switch]) + protocol.ready_topic("default")) for switch in (1, 0))
     while True:
-        yield b"".join(zmtp.frame(b"\1" + chance.randbytes(60)) for _ in range(1_000))
+        yield b"".join(zmtp.frame(b"\1" + chance.randbytes(45)) for _ in range(1_000))
         yield b"".join(zmtp.frame(b"\1r" + chance.randrange(4096).to_bytes(2, "big")) for _ in range(1_000))
         yield b"".join(zmtp.frame(b"\1" + chance.randbytes(200)) for _ in range(1_000))
         yield (on + off) * 500
