@@ -32,7 +32,7 @@ MAX_UNREAD = 2
 """Words of a connection that libzmq takes in before they are counted here. With 1,000 words of 200 bytes a storm of 64
 connections stopped the loop for 6 s when they ended."""
 RECEIVE_BYTES = 2_048
-"""Of the kernel's buffer: what libzmq takes from there at once it works through, also when the connection is cut off."""
+"""Of the kernel's buffer: what libzmq takes at once it works through, also when the connection is cut off."""
 FIRST_SWEEP = 1_024
 
 
