@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import kingtask
@@ -39,6 +40,7 @@ def main() -> int:
     chosen = [one for one in chosen if one.name not in missing]
     durabilities = [kind for kind in (STORED, FSYNC) if options.ack in (None, kind.ack)]
     sizes = TINY if options.tiny else FULL
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
         setting = Setting(Path(directory) / "probe", places)
         machine = _machine(probe.build(setting.probe))
@@ -52,7 +54,11 @@ def main() -> int:
                     Report(machine=machine, missing=missing, rows=rows).save(options.json)
         except KeyboardInterrupt:
             print("interrupted: the tables are of what was measured so far", file=sys.stderr)
-    print(Report(machine=machine, missing=missing, rows=rows).markdown(), end="")
+    machine["took"] = f"{(time.monotonic() - started) / 60:.0f} min"
+    report = Report(machine=machine, missing=missing, rows=rows)
+    if options.json:
+        report.save(options.json)
+    print(report.markdown(), end="")
     return int(any(row.error and contestants.ALL[row.contestant].kind != "peer" for row in rows))
 
 

@@ -24,6 +24,7 @@ class Sizes:
     flow: float = 500.0
     """Tasks a second beside the instants."""
     scheduled: int = 1_000_000
+    scheduled_by_floors: int = 200_000
     scheduled_by_peers: int = 20_000
     schedule_limit_s: float = 60.0
     schedule_limit_of_peers_s: float = 8.0
@@ -55,6 +56,7 @@ TINY = Sizes(
     ahead_s=0.2,
     flow=50.0,
     scheduled=2_000,
+    scheduled_by_floors=2_000,
     scheduled_by_peers=50,
     restart_instants=20,
     restart_span_s=0.8,

@@ -22,4 +22,5 @@ SCENARIO = Scenario(
     contestants=known("list", "hops", "kingtask", *PEERS),
     measure=measure,
     fsync_rounds=1,
+    peer_rounds=2,
 )

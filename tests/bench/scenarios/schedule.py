@@ -21,7 +21,8 @@ def measure(stage: Stage, sizes: Sizes) -> Figures:
     peer = stage.contestant.kind == "peer"
     if stage.contestant.name != "function":  # whose tasks no worker can see
         stage.start_workers(settle_s=sizes.settle_s)
-    n = sizes.scheduled_by_peers if peer else sizes.scheduled
+    sizes_of = {"kingtask": sizes.scheduled, "floor": sizes.scheduled_by_floors, "peer": sizes.scheduled_by_peers}
+    n = sizes_of[stage.contestant.kind]
     limit_s = sizes.schedule_limit_of_peers_s if peer else sizes.schedule_limit_s
     stage.client.call("schedule", n=min(WARM, n), limit_s=limit_s)
     time.sleep(sizes.settle_s)
@@ -66,9 +67,10 @@ def _broker_mb(stage: Stage) -> float:
 
 SCENARIO = Scenario(
     name="schedule",
-    about="1,000,000 tasks an hour ahead (20,000 of each peer) with two short arguments, workers running: rate, memory"
-    " of the server and of the processes; then kingtask's lateness over 10 s with all those scheduled, and the time"
-    " from a killed broker's new start until tasks start on time again (at once, if it is up before the next instant).",
+    about="1,000,000 tasks an hour ahead (200,000 of each floor, 20,000 of each peer) with two short arguments, workers"
+    " running: rate, memory of the server and of the processes; then kingtask's lateness over 10 s with all those"
+    " scheduled, and the time from a killed broker's new start until tasks start on time again (at once, if it is up"
+    " before the next instant).",
     contestants=known("list", "function", "kingtask", *PEERS),
     measure=measure,
     rounds=2,

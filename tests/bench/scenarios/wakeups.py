@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import re
+import time
 
 from tests.bench.measure import Figures
 from tests.bench.scenarios.base import Scenario, known
 from tests.bench.sizes import Sizes
 from tests.bench.stage import Stage
+from tests.integration.rig import until
 
 PERIOD_S = 60.0
 """Between the claims that a worker makes unasked: none falls into the measurement."""
+
+START_S = 120.0
+"""How long all of them may take to start."""
 
 CLAIM = re.compile(rb"FCALL kingtask_\w*claim")
 
 
 def measure(stage: Stage, sizes: Sizes) -> Figures:
     for _ in range(sizes.idle_workers):
-        stage.rig.start_worker(concurrency=sizes.idle_slots, period=PERIOD_S)
+        stage.rig.start_worker(ready=False, concurrency=sizes.idle_slots, period=PERIOD_S)
+    client = stage.rig.client()
+    until(lambda: len(client.stats()["workers"]) == sizes.idle_workers, "all workers are known", START_S)
+    time.sleep(sizes.settle_s)
     stage.client.call("warm", n=2)
     server = stage.rig.redis.client()
     server.config_set("slowlog-max-len", 1_000_000)
