@@ -11,6 +11,7 @@ import socket
 from kingtask import failpoint, openfiles
 from kingtask.config import WorkerConfig
 from kingtask.errors import ConfigurationError
+from kingtask.worker.cgroup import Cgroup
 from kingtask.worker.guard import Guard
 from kingtask.worker.worker import Worker
 
@@ -26,16 +27,25 @@ def run(config: WorkerConfig) -> int:
     failpoint.warn(log)
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
-    guard = Guard(name, config.concurrency)
+    cgroup = Cgroup.make(name)
+    guard = Guard(name, config.concurrency, str(cgroup.path) if cgroup else "")
+    if cgroup is not None:
+        cgroup.enter()
     worker = Worker(config, name, guard)
     try:
         asyncio.run(_serve(worker))
     except ConfigurationError:
-        guard.close()
+        _leave(guard, cgroup)
         raise
     if not worker.abandoned:  # else the end of this process has the guard kill what is left
-        guard.close()
+        _leave(guard, cgroup)
     return 0
+
+
+def _leave(guard: Guard, cgroup: Cgroup | None) -> None:
+    if cgroup is not None:
+        cgroup.close()
+    guard.close()
 
 
 async def _serve(worker: Worker) -> None:

@@ -55,8 +55,10 @@ class Groups:
 class Guard:
     """The worker's end of it. `close` is for a worker that ends in order; else its end alone does what is needed."""
 
-    def __init__(self, worker: str, slots: int) -> None:
+    def __init__(self, worker: str, slots: int, cgroup: str = "") -> None:
+        """`cgroup`: of the worker, to be ended with it."""
         self._worker = worker
+        self._cgroup = cgroup
         self.groups = Groups(slots)
         # The reading end is kept, too: for the next guard, should this one be lost.
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
@@ -68,7 +70,10 @@ class Guard:
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", guardian.__file__, f"{WORKER_MARK}={self._worker}", str(self.groups.fd)],
+            [
+                *(sys.executable, "-I", "-S", guardian.__file__),
+                *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup),
+            ],
             stdin=self._reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+CGROUP_KILL = "cgroup.kill"
 PASSES = 3
 """Looks through /proc until this many in a row found nothing: a child may be on its way to its exec."""
 MAX_PASSES = 100
@@ -20,7 +21,7 @@ PAUSE_S = 0.02
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def main(worker_mark: str, table: int) -> None:
+def main(worker_mark: str, table: int, cgroup: str = "") -> None:
     for number in DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
     name_itself()
@@ -33,6 +34,9 @@ def main(worker_mark: str, table: int) -> None:
     for pid in below:
         kill(pid, lambda pid: facts(pid)[1] == below[pid])
     kill_marked([worker_mark.encode()])
+    if cgroup:
+        leave_cgroup(cgroup)
+        end_cgroup(cgroup)
 
 
 def name_itself() -> None:
@@ -119,5 +123,32 @@ def facts(pid: int) -> tuple[int, int]:
     return int(stat[1]), int(stat[19])
 
 
+def leave_cgroup(path: str) -> None:
+    """A guard that took the place of another was started in there."""
+    try:
+        with open(f"{path}/../cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write("0")
+    except OSError:  # then it is ended along with the rest, as the last thing in there
+        return
+
+
+def end_cgroup(path: str) -> None:
+    """KILL all that is in a cgroup, and remove it. Takes as long as the kernel needs to bury them, at most seconds."""
+    try:
+        with open(f"{path}/{CGROUP_KILL}", "w") as file:  # noqa: PTH123
+            file.write("1")
+    except OSError:  # gone
+        return
+    for _ in range(MAX_PASSES):
+        for directory, _, _ in os.walk(path, topdown=False):  # a task may have made some below
+            try:
+                os.rmdir(directory)  # noqa: PTH106
+            except OSError:  # they are dying
+                break
+        if not os.path.exists(path):  # noqa: PTH110
+            return
+        time.sleep(PAUSE_S)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
