@@ -49,7 +49,7 @@ class RequestRefused(KingtaskError):
 
     code = "internal"
     retryable = False
-    stored: Stored = "no"
+    stored: Stored = "unknown"
 
     def __init__(
         self,
@@ -77,38 +77,44 @@ class InvalidRequest(RequestRefused):
     """The request breaks a rule of PROTOCOL.md; `field` is the path of the offending place."""
 
     code = "invalid_request"
+    stored: Stored = "no"
 
 
 class PermissionDenied(RequestRefused):
     code = "permission_denied"
+    stored: Stored = "no"
 
 
 class TaskNotFound(RequestRefused):
     code = "not_found"
+    stored: Stored = "no"
 
 
 class IdConflict(RequestRefused):
     code = "id_conflict"
+    stored: Stored = "no"
 
 
 class WrongState(RequestRefused):
     code = "wrong_state"
+    stored: Stored = "no"
 
 
 class Busy(RequestRefused):
     code = "busy"
     retryable = True
+    stored: Stored = "no"
 
 
 class Unavailable(RequestRefused):
     code = "unavailable"
     retryable = True
+    stored: Stored = "no"
 
 
 class NotConfirmed(RequestRefused):
     code = "not_confirmed"
     retryable = True
-    stored: Stored = "unknown"
 
 
 REFUSALS: dict[str, type[RequestRefused]] = {

@@ -69,7 +69,7 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
 
 def not_confirmed() -> NotConfirmed:
     return NotConfirmed(
-        "stored, but not confirmed at the level of `ack` in time; send the same id again", retry_after_s=AWAY_AGAIN_S
+        "written, but not confirmed at the level of `ack` in time; send the same id again", retry_after_s=AWAY_AGAIN_S
     )
 
 

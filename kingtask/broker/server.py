@@ -65,6 +65,7 @@ class Broker:
             config.redis_address,
             config.namespace,
             ack=config.level,
+            cluster=config.cluster,
         )
         self._waits = Waits(self._store)
         self._store.listen(
@@ -187,7 +188,10 @@ class Broker:
         if self._pending >= self._config.max_pending or self._pending_bytes >= self._config.max_pending_bytes:
             raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=requests.BUSY_AGAIN_S)
         if not self._store.up:
-            raise Unavailable("Redis is not reachable; the broker keeps trying", retry_after_s=requests.AWAY_AGAIN_S)
+            raise Unavailable(
+                f"Redis is not reachable ({self._store.trouble}); the broker keeps trying",
+                retry_after_s=requests.AWAY_AGAIN_S,
+            )
 
     def taken(self, size: int) -> None:
         self._pending += 1

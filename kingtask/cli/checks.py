@@ -147,8 +147,9 @@ def _persistence(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]
         yield Finding(Level.WARN if advice else Level.OK, "ack", text, advice)
 
 
-def record(found: Inspection) -> Iterator[Finding]:
-    """The namespace: schema and function library."""
+def record(found: Inspection, wanted_cluster: str | None = None) -> Iterator[Finding]:
+    """The namespace: identity, schema and function library."""
+    yield from _identity(found, wanted_cluster)
     if found.schema is not None and found.schema > SCHEMA:
         yield Finding(
             Level.FAIL,
@@ -165,6 +166,27 @@ def record(found: Inspection) -> Iterator[Finding]:
             "this release's functions are not loaded yet",
             "a broker or worker loads them at start",
         )
+
+
+def _identity(found: Inspection, wanted: str | None) -> Iterator[Finding]:
+    if wanted not in (None, found.cluster):
+        yield Finding(
+            Level.FAIL,
+            "cluster",
+            f"this database is {found.cluster or 'empty'}, the configuration wants {wanted}",
+            "bring the right one back; or, to work with this one, mend `cluster` in the configurations",
+        )
+    elif found.cluster:
+        yield Finding(Level.OK, "cluster", found.cluster)
+    elif found.used:
+        yield Finding(
+            Level.FAIL,
+            "cluster",
+            "the namespace has keys and no identity: something else wrote them, or part of the data is gone",
+            "restore the data, or use another namespace, or remove these keys",
+        )
+    else:
+        yield Finding(Level.OK, "cluster", "the namespace is new; its first broker begins it")
 
 
 def clock(offset_s: float, between: str) -> Iterator[Finding]:

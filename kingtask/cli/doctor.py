@@ -123,7 +123,7 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
         return None
     yield from checks.sentinels(found, settings)
     yield from checks.redis(found, settings.ack)
-    yield from checks.record(found)
+    yield from checks.record(found, settings.cluster)
     yield from checks.clock(found.offset_s, "Redis against this host")
     return None if found.stats is None else checks.as_on_the_wire(found.stats)
 

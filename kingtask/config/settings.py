@@ -24,6 +24,7 @@ from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.ack import Ack, AckLevel
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
 from kingtask.store.calls import Policy
+from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN
 from kingtask.validation import convert, nearest
 
@@ -37,6 +38,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Namespace = Annotated[
     str, msgspec.Meta(pattern=NAMESPACE_PATTERN, description="1 to 32 letters, digits, dots, dashes and underscores")
 ]
+Cluster = Annotated[str, msgspec.Meta(pattern=CLUSTER_PATTERN, description="32 hexadecimal digits in lower case")]
 WorkerName = Annotated[
     str,
     msgspec.Meta(
@@ -58,6 +60,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     redis_sentinel_user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     redis_sentinel_password_file: str | None = None
     namespace: Namespace = "kingtask"
+    cluster: Cluster | None = None
     log_path: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     result_keep_time: Keep = 86_400.0

@@ -37,9 +37,13 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
     decode: Callable[[Any], Any]
 
-    def payload(self, db: int) -> bytes:
-        """The one argument of the function; it carries the database number for the channels' names."""
-        return pack_raw({"db": db, **self.arguments})
+    def payload(self, db: int, cluster: str | None = None) -> bytes:
+        """The one argument of the function; it carries the database number for the channels' names.
+
+        With `cluster` the function does nothing, and says FOREIGN, where `meta` has another one.
+        """
+        guard = {} if cluster is None else {"cluster": cluster}
+        return pack_raw({"db": db, **guard, **self.arguments})
 
 
 class Fence(NamedTuple):
@@ -228,7 +232,8 @@ def stats() -> Call:
 
 
 def open_namespace(schema: int, cluster: str) -> Call:
-    return Call("open", {"schema": schema, "cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
+    """Give a new namespace its identity."""
+    return Call("open", {"schema": schema, "new_cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
 
 
 def mark() -> Call:

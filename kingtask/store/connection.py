@@ -18,34 +18,11 @@ import hiredis
 from kingtask.clock import monotonic_us
 from kingtask.errors import StoreError
 from kingtask.store.address import RedisAddress
+from kingtask.store.refusals import store_error
 
 log = logging.getLogger("kingtask.store")
 
 Callback = Callable[[Any], None]
-
-_KINDS = {
-    "LOADING": "loading",
-    "READONLY": "readonly",
-    "MASTERDOWN": "masterdown",
-    "NOREPLICAS": "noreplicas",
-    "BUSY": "busy",
-    "OOM": "full",
-    "MISCONF": "misconf",
-    "NOAUTH": "auth",
-    "WRONGPASS": "auth",
-    "NOPERM": "permission",
-    "CLUSTERDOWN": "clusterdown",
-    "MOVED": "moved",
-    "UNKILLABLE": "busy",
-}
-
-
-def store_error(reply: Exception) -> StoreError:
-    """Redis's error reply as a StoreError; all of these are refusals, so nothing was stored."""
-    text = str(reply)
-    if text.startswith("ERR Function not found"):
-        return StoreError("no_function", text)
-    return StoreError(_KINDS.get(text.split(" ", 1)[0], "error"), text)
 
 
 class Connection(asyncio.Protocol):

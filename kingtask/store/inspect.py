@@ -37,7 +37,7 @@ class Inspection:
     """What was found. None or empty: not permitted, or not there."""
 
     server: Server
-    """`settings` is empty where CONFIG is not permitted, `cluster` where the namespace is new."""
+    """`settings` is empty where CONFIG is not permitted."""
     too_old: bool
     role: str
     offset_s: float
@@ -50,6 +50,10 @@ class Inspection:
     """Whether the library of this release is loaded."""
     schema: int | None
     """What `meta` says; None: the namespace is new."""
+    cluster: str
+    """Likewise; empty if it is new."""
+    used: bool
+    """It has keys, whatever `meta` says."""
     stats: StoreStats | None
     denied: tuple[str, ...] = field(default=())
     """Commands that this user may not call."""
@@ -139,7 +143,6 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
         server=Server(
             product=product,
             version=version,
-            cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
             settings=_settings(asking),
             replicas=int(info.get("connected_slaves", 0)),
         ),
@@ -151,6 +154,8 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
         functions=False if "FUNCTION" in asking.unknown else None if listed is None else True,
         library=bool(listed),
         schema=_number(asking.ask("HGET", keys.meta, "schema")),
+        cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
+        used=bool(asking.ask("EXISTS", *keys.lasting)),
         stats=_stats(asking, keys) if listed else None,
         denied=tuple(asking.denied),
     )

@@ -42,6 +42,11 @@ class Keys:
         """KEYS[1] of every function."""
         return f"{self.prefix}meta"
 
+    @property
+    def lasting(self) -> list[str]:
+        """Keys of which a namespace that was ever used has at least one."""
+        return [f"{self.prefix}{kind}" for kind in ("meta", "queues", "schedule", "running", "expiry", "brokers")]
+
     def task(self, task_id: str) -> str:
         return f"{self.prefix}task:{task_id}"
 

@@ -64,16 +64,21 @@ local function floor(n) return n - n % 1 end
 
 local function int(n) return string.format('%.0f', n) end
 
--- One call's view: prefix, time, what is written once at its end (settle): counters, and which tails to trim; and what
+-- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, where `meta` has another or none:
+-- the server was emptied, or is another one. Returns one call's view: prefix, time, what is written once at its end (settle): counters, and which tails to trim; and what
 -- is told of it: how many tasks each queue gained.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local prefix = string.sub(keys[1], 1, -5)
   local now = floor(us / 1000)
+  local unpacked = args[1] and cmsgpack.unpack(args[1]) or {}
+  if unpacked.cluster and call('HGET', keys[1], 'cluster') ~= unpacked.cluster then
+    error({err = 'FOREIGN this is not the database that the caller has worked with'})
+  end
   return {
     p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {},
-    args = args[1] and cmsgpack.unpack(args[1]) or {},
+    args = unpacked,
   }
 end
 
@@ -818,11 +823,11 @@ local function stats(keys, args)
   return {c.us, rows, call('HGETALL', c.p .. 'workers'), call('HGETALL', c.p .. 'brokers')}
 end
 
--- args {schema, cluster}: writes both if the namespace is new. Returns {now_us, schema, cluster}.
+-- args {schema, new_cluster}: writes both if the namespace is new. Returns {now_us, schema, cluster}.
 local function open(keys, args)
   local c = begin(keys, args)
   call('HSETNX', keys[1], 'schema', c.args.schema)
-  call('HSETNX', keys[1], 'cluster', c.args.cluster)
+  call('HSETNX', keys[1], 'cluster', c.args.new_cluster)
   local t = call('HMGET', keys[1], 'schema', 'cluster')
   return {c.us, tonumber(t[1]), t[2]}
 end

@@ -32,6 +32,10 @@ class Library:
     def text(self) -> str:
         return self.template.replace("@HASH@", self.hash)
 
+    @property
+    def name(self) -> str:
+        return f"kingtask_{self.hash}"
+
     def function(self, name: str) -> str:
         return f"kingtask_{name}_{self.hash}"
 

@@ -12,9 +12,11 @@ from typing import Any
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.address import RedisAddress
 from kingtask.store.connection import Callback, Connection, connect
+from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library
 from kingtask.store.primary import Primary
+from kingtask.store.refusals import RECONNECT_ON
 from kingtask.store.server import REFUSED_FOR_GOOD, Server, check_server
 
 log = logging.getLogger("kingtask.store")
@@ -22,9 +24,6 @@ log = logging.getLogger("kingtask.store")
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 """So that a restarted Redis is in use again within about two seconds."""
-
-RECONNECT_ON = frozenset({"no_function", "readonly", "masterdown", "moved", "auth"})
-"""Error replies after which the connection is made anew: its checks find the primary and load the library."""
 
 
 class Link:
@@ -35,6 +34,7 @@ class Link:
         primary: Primary,
         keys: Keys,
         library: Library,
+        identity: Identity,
         *,
         purpose: str,
         timeout_s: float,
@@ -47,6 +47,7 @@ class Link:
         self._address = primary.address
         self._keys = keys
         self._library = library
+        self._identity = identity
         self._purpose = purpose
         self._timeout_s = timeout_s
         self._on_up = on_up
@@ -57,6 +58,8 @@ class Link:
         self._server: Server | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
+        self.trouble = ""
+        """Why it is not up."""
 
     @property
     def up(self) -> bool:
@@ -79,9 +82,7 @@ class Link:
         except StoreError as error:
             if error.kind in REFUSED_FOR_GOOD:
                 raise ConfigurationError(f"redis: {self._address} refuses: {error}; check user and password") from None
-            log.warning(
-                "redis=away address=%s purpose=%s error=%r retrying=yes", self._address, self._purpose, str(error)
-            )
+            self._tell(error)
         self._keeper = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
@@ -128,13 +129,13 @@ class Link:
             self._keeper = asyncio.create_task(self._keep_up())
 
     def _away(self) -> StoreError:
-        return StoreError("away", f"Redis at {self._address} is not reachable")
+        return StoreError("away", f"Redis at {self._address} is not reachable ({self.trouble})")
 
     async def _connect(self) -> None:
         self._address = await self._primary.find()
         connection = await connect(self._address, timeout_s=self._timeout_s, on_lost=self._dropped)
         try:
-            server = await check_server(connection, self._keys, self._library)
+            server = await check_server(connection, self._keys, self._library, self._identity)
             if self._accept is not None:
                 self._accept(server)
             if self._channels is not None:
@@ -144,6 +145,7 @@ class Link:
             connection.abort(str(error))
             raise
         self._lost.clear()
+        self.trouble = ""
         self._connection, self._server = connection, server
         log.info(
             "redis=up address=%s purpose=%s server=%s-%s", self._address, self._purpose, server.product, server.version
@@ -151,7 +153,7 @@ class Link:
         self._on_up(server)
 
     async def _keep_up(self) -> None:
-        pause_s, told = FIRST_PAUSE_S, ""
+        pause_s = FIRST_PAUSE_S
         while True:
             if self._connection is not None:
                 pause_s = FIRST_PAUSE_S
@@ -160,17 +162,29 @@ class Link:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             try:
                 await self._connect()
-                told = ""
             except (StoreError, ConfigurationError) as error:
-                if str(error) != told:  # once per kind of trouble, not once per attempt
-                    told = str(error)
-                    log.warning("redis=away address=%s purpose=%s error=%r", self._address, self._purpose, told)
+                self._tell(error)
+
+    def _tell(self, error: StoreError | ConfigurationError) -> None:
+        """Once per kind of trouble, not once per attempt."""
+        if str(error) == self.trouble:
+            return
+        self.trouble = str(error)
+        foreign = isinstance(error, StoreError) and error.kind == "foreign"
+        log.log(
+            logging.ERROR if foreign else logging.WARNING,
+            "redis=away address=%s purpose=%s error=%r retrying=yes",
+            self._address,
+            self._purpose,
+            self.trouble,
+        )
 
     def _dropped(self, connection: Connection, why: str) -> None:
         if connection is not self._connection:
             return
         self._connection = self._server = None
         self._lost.set()
+        self.trouble = why
         log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self._purpose, why)
         self._on_down()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import calls
 from kingtask.store.connection import Connection
+from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA, Library
 
@@ -23,7 +24,6 @@ class Server:
 
     product: str
     version: str
-    cluster: str
     settings: dict[str, str]
     history: str = ""
     """The replication id: another one whenever the sequence of its writes may have become another."""
@@ -46,8 +46,8 @@ class Server:
         return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in names)
 
 
-async def check_server(connection: Connection, keys: Keys, library: Library) -> Server:
-    """Check version and role, load the library, read the namespace's `meta`.
+async def check_server(connection: Connection, keys: Keys, library: Library, identity: Identity) -> Server:
+    """Check version, role and `meta`, and load the library. What is refused has not been written to.
 
     Raises ConfigurationError for what only a person can mend, StoreError for what may pass.
     """
@@ -62,20 +62,15 @@ async def check_server(connection: Connection, keys: Keys, library: Library) -> 
     history = history_of(replication)
     if not history:
         raise StoreError("readonly", "this server is a replica, not the primary")
+    new = await identity.check(connection, keys)
     await _load(connection, library)
-    call = calls.open_namespace(SCHEMA, uuid.uuid4().hex)
-    _, schema, cluster = call.decode(
+    if new:
+        call = calls.open_namespace(SCHEMA, uuid.uuid4().hex)
         await connection.ask("FCALL", library.function(call.function), 1, keys.meta, call.payload(keys.db))
-    )
-    if schema > SCHEMA:
-        raise ConfigurationError(
-            f"redis: the namespace {keys.namespace!r} was written by a newer kingtask (schema {schema}, this one knows"
-            f" {SCHEMA}); upgrade this machine, or use another namespace"
-        )
+        await identity.check(connection, keys)
     return Server(
         product=product,
         version=version,
-        cluster=cluster,
         settings=await _settings(connection),
         history=history,
         replicas=replicas_of(replication),
@@ -104,7 +99,15 @@ async def _load(connection: Connection, library: Library) -> None:
             raise ConfigurationError(
                 "redis: this server has no functions (FUNCTION LOAD is unknown or renamed); kingtask needs them"
             ) from None
-        raise
+        if error.kind != "full":
+            raise
+        # A full server refuses it before it looks whether it is there.
+        if not await connection.ask("FUNCTION", "LIST", "LIBRARYNAME", library.name):
+            raise StoreError(
+                "full",
+                "Redis is full (maxmemory), and this release's functions, which would drain it, are not loaded yet;"
+                " raise maxmemory a little: CONFIG SET maxmemory",
+            ) from None
 
 
 async def _settings(connection: Connection) -> dict[str, str]:

@@ -16,6 +16,7 @@ from kingtask.store.ack import Ack, AckLevel, Barrier
 from kingtask.store.address import RedisAddress
 from kingtask.store.calls import Call, Submitted
 from kingtask.store.connection import Callback
+from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.link import Link
@@ -34,13 +35,22 @@ class Store:
     """One process's access to one namespace; all methods belong to the loop's thread."""
 
     def __init__(
-        self, address: RedisAddress, namespace: str, role: str, *, ack: Ack = DEFAULT, timeout_s: float = 5.0
+        self,
+        address: RedisAddress,
+        namespace: str,
+        role: str,
+        *,
+        ack: Ack = DEFAULT,
+        cluster: str | None = None,
+        timeout_s: float = 5.0,
     ) -> None:
+        """`cluster`: the only database to work on; None: whichever it finds first, and then no other."""
         self._ack = ack
         self._links: list[Link] = []
         self._primary = Primary(address, self._moved)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
+        self._identity = Identity(cluster, creates=role == "broker")
         self._timeout_s = timeout_s
         self.clock = ServerClock()
         self.on_up: list[Callable[[], None]] = []
@@ -57,6 +67,11 @@ class Store:
     @property
     def up(self) -> bool:
         return self._link.up
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not up."""
+        return self._link.trouble
 
     async def open(self) -> None:
         """Try to connect once, then keep trying in the background.
@@ -129,7 +144,13 @@ class Store:
 
     def _command(self, call: Call) -> tuple[Any, ...]:
         keys = self._keys
-        return "FCALL", self._library.function(call.function), 1, keys.meta, call.payload(keys.db)
+        return (
+            "FCALL",
+            self._library.function(call.function),
+            1,
+            keys.meta,
+            call.payload(keys.db, self._identity.cluster),
+        )
 
     async def _await_replicas(self, link: Link) -> None:
         """Raises ConfigurationError if the primary is there and too few replicas come to it within `ack_timeout`."""
@@ -165,6 +186,7 @@ class Store:
             self._primary,
             self._keys,
             self._library,
+            self._identity,
             purpose=purpose,
             on_up=on_up,
             on_down=on_down,
@@ -195,9 +217,10 @@ class BrokerStore(Store):
         namespace: str,
         *,
         ack: Ack,
+        cluster: str | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        super().__init__(address, namespace, "broker", ack=ack, timeout_s=timeout_s)
+        super().__init__(address, namespace, "broker", ack=ack, cluster=cluster, timeout_s=timeout_s)
         self.ack_level: AckLevel | None = None
         """The level an OK has now; None until a server was seen."""
         self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)

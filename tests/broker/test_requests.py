@@ -50,7 +50,7 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
         ("full", Busy, True, "no"),
         ("queues", Busy, True, "no"),
         ("unconfirmed", NotConfirmed, True, "unknown"),
-        ("??", RequestRefused, False, "no"),
+        ("??", RequestRefused, False, "unknown"),
     ],
 )
 def test_refused_outcomes(outcome: str, kind: type[RequestRefused], retryable: bool, stored: str) -> None:

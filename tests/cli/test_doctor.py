@@ -18,6 +18,7 @@ from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.errors import StoreError
 from kingtask.store.address import parse_address
 from kingtask.store.inspect import Asked, Inspection, inspect
+from kingtask.store.keys import Keys
 from kingtask.store.sentinel import Named
 from tests.cli.tree import kingtask, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel, free_port
@@ -118,9 +119,23 @@ def test_a_replica_and_a_newer_schema_fail(server, namespace):
     assert levels(checks.redis(replace(found, too_old=True), None)) == {"redis": "fail"}
     assert levels(checks.redis(replace(found, functions=False), None)) == {"redis": "fail"}
     assert levels(checks.redis(replace(found, info={"aof_last_write_status": "err"}), None))["disk"] == "fail"
-    assert levels(checks.record(replace(found, schema=99))) == {"library": "fail"}
-    assert levels(checks.record(replace(found, schema=None, library=False))) == {"library": "warn"}
-    assert levels(checks.record(replace(found, schema=1, library=True))) == {"library": "ok"}
+    assert levels(checks.record(replace(found, schema=99)))["library"] == "fail"
+    assert levels(checks.record(replace(found, schema=None, library=False)))["library"] == "warn"
+    assert levels(checks.record(replace(found, schema=1, library=True)))["library"] == "ok"
+
+
+def test_which_database_it_is(server, namespace):
+    found = look(server, namespace)
+    assert (found.cluster, found.used) == ("", False)
+    assert "first broker begins it" in text(checks.record(found))
+    server.client().hset(Keys(namespace).lasting[1], "default", 0)
+    found = look(server, namespace)
+    assert levels(checks.record(found))["cluster"] == "fail"
+    server.client().hset(Keys(namespace).meta, mapping={"schema": 1, "cluster": "a" * 32})
+    found = look(server, namespace)
+    assert "a" * 32 in text(checks.record(found))
+    assert levels(checks.record(found, "a" * 32))["cluster"] == "ok"
+    assert levels(checks.record(found, "b" * 32))["cluster"] == "fail"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from kingtask import NotConfirmed, Task
+from kingtask import NotConfirmed, Task, Unavailable
 from tests.integration.rig import PATIENCE_S, Rig
 from tests.integration.test_brokers import refused_start
 from tests.servers import FAST_REPLICATION, RedisServer, free_port
@@ -144,3 +144,46 @@ def test_what_the_replicas_do_not_confirm_converges_when_it_is_sent_again(rig: R
             replica.resume()
             again = call()
             assert (again.id, again.outcome) == (caught.value.id, "exists")
+
+
+def test_a_server_that_comes_back_empty_is_not_begun_anew(rig: Rig) -> None:
+    """F55, case 41: nobody writes to it until the data are back, or somebody says that they will not be."""
+    rig.redis.options["appendonly"] = "no"
+    rig.redis.restart()
+    broker, worker = rig.start_broker(), rig.start_worker()
+    client = rig.client(timeout=PATIENCE_S)
+    client.submit("ledger", env=rig.env).result()
+    redis = rig.redis.client()
+    identity: Any = redis.hgetall("{kingtask}:meta")
+    rig.redis.restart()
+    for daemon in (broker, worker):
+        daemon.until_logged("has lost its identity")
+    with pytest.raises(Unavailable, match="has lost its identity"):
+        client.submit("ledger", timeout=0.3)
+    assert client.ping()["ready"] is False
+    assert redis.keys() == []
+    redis.hset("{kingtask}:meta", mapping=identity)  # as a restored backup would
+    assert client.submit("ledger", env=rig.env, timeout=PATIENCE_S).wait(PATIENCE_S).success
+    redis.flushall()
+    worker.until_logged("FOREIGN")
+    for daemon in (broker, worker):
+        assert daemon.stop() == 0
+        daemon.start()
+    assert client.submit("ledger", env=rig.env, timeout=PATIENCE_S).wait(PATIENCE_S).success
+
+
+def test_whoever_starts_first_waits_for_the_others(rig: Rig) -> None:
+    """F41: a worker without a broker on a new database, a broker without Redis, and Redis last, slowly."""
+    rig.redis.stop()
+    address, wakeup = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    worker = rig.start_worker(broker=address, wakeup=wakeup, ready=False)
+    worker.until_logged("redis=away")
+    rig.redis.start()
+    worker.until_logged("is new: a broker has to begin it")
+    assert rig.redis.client().keys() == []
+    rig.redis.stop()
+    broker = rig.start_broker(addr=address, wakeup=wakeup, ready=False)
+    broker.until_logged("redis=away")
+    rig.redis.start()
+    client = rig.client(timeout=PATIENCE_S)
+    assert client.submit("ledger", env=rig.env).wait(PATIENCE_S).success

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -138,6 +139,8 @@ async def test_a_server_that_was_demoted_in_between_confirms_nothing_older(
         async with opened(store):
             assert await submitted(store, some_task()[1])
             client = primary.client()
+            identity: Any = client.hgetall(meta := "{acked}:meta")
+            other.client().hset(meta, mapping=identity)  # the same database, at an earlier time
             client.execute_command("REPLICAOF", "127.0.0.1", other.port)
             until(lambda: client.info("replication")["master_link_status"] == "up", "it copies the other")
             client.execute_command("REPLICAOF", "NO", "ONE")

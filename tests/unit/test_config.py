@@ -156,7 +156,7 @@ FORMS = "expected one of host:port, tcp://host:port, ipc:///path/of/socket, got 
     [
         ("bin_path: /x", "1: bin_path: unknown key; it belongs into the configuration of the worker"),
         ("\n\nlog_levl: info", "3: log_levl: unknown key; did you mean log_level?"),
-        ("colour: blue", "1: colour: unknown key; expected one of ack, ack_replicas, ack_timeout, addr, "),
+        ("flavour: blue", "1: flavour: unknown key; expected one of ack, ack_replicas, ack_timeout, addr, "),
         ("addr: 127.0.0.1", f"1: addr: {FORMS}'127.0.0.1'"),
         ("addr: 9595", "1: addr: expected a string, got 9595"),
         ("addr: ':9595'", f"1: addr: {FORMS}':9595'"),

@@ -42,7 +42,8 @@ def test_every_refusal_stands_for_a_code_of_its_own():
 def test_what_may_be_stored_can_be_sent_again(code: str):
     error = errors.REFUSALS[code]("why", code=code)
     assert error.stored in ("no", "unknown")
-    assert error.retryable or error.stored == "no"
+    # Sending what met a fault of ours again may meet it again: `get` says what is there.
+    assert error.retryable or error.stored == "no" or code == "internal"
 
 
 @pytest.mark.parametrize(

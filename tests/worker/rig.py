@@ -18,6 +18,7 @@ import zmq
 from kingtask import protocol
 from kingtask.store import calls
 from kingtask.store.calls import Policy
+from kingtask.store.library import SCHEMA
 from kingtask.task import Result, TaskSpec
 from tests.servers import RedisServer, die_with_parent
 from tests.store.syncstore import SyncStore
@@ -112,6 +113,7 @@ class Rig:
         self.namespace = uuid4().hex
         self.policy = Policy(lease_ms=15_000)
         self.store = SyncStore(server.client(), self.namespace)
+        self.store.ask(calls.open_namespace(SCHEMA, self.namespace))  # else a worker waits for a broker to do that
         self.bin = directory / "bin"
         self.bin.mkdir()
         self.bell = Bell(f"ipc://{directory}/bell")
