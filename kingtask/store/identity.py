@@ -27,6 +27,8 @@ class Identity:
 
         Raises StoreError (`foreign`, `new`) for what may pass, ConfigurationError for what only a person can mend.
         """
+        # In this order: who begins a namespace writes `meta` first.
+        used = await connection.ask("EXISTS", *keys.lasting)
         schema, found = await connection.ask("HMGET", keys.meta, "schema", "cluster")
         if schema is not None and not (schema.isdigit() and int(schema) <= SCHEMA):
             raise ConfigurationError(
@@ -45,7 +47,7 @@ class Identity:
                 " nothing is written to it. Bring the right one back, or, to begin anew, take `cluster:` out of the"
                 " configurations and restart brokers and workers",
             )
-        if await connection.ask("EXISTS", *keys.lasting):
+        if used:
             raise ConfigurationError(
                 f"redis: the namespace {keys.namespace!r} has keys and no identity ({keys.meta}): something else wrote"
                 " them, or part of the data is gone. Restore the data, or use another namespace, or remove these keys"

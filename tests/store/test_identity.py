@@ -13,11 +13,15 @@ import pytest
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import calls
 from kingtask.store.ack import Ack
+from kingtask.store.connection import connect
+from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
+from kingtask.store.library import SCHEMA
 from kingtask.store.store import BrokerStore, Store
 from tests.integration.rig import PATIENCE_S
 from tests.servers import RedisServer
 from tests.store import keyspace
+from tests.store.syncstore import SyncStore
 
 STORED = Ack(level="stored")
 
@@ -85,6 +89,22 @@ async def test_two_brokers_share_what_one_began(server: RedisServer, namespace: 
         async with opened(broker(server, namespace)) as second:
             assert second.up
             assert cluster_of(server, namespace) == before
+
+
+async def test_another_broker_may_begin_it_at_the_same_moment(server: RedisServer, namespace: str) -> None:
+    connection = await connect(server.address, timeout_s=PATIENCE_S, on_lost=lambda connection, why: None)
+    ask = connection.ask
+
+    async def interrupted(*command: Any) -> Any:
+        reply = await ask(*command)
+        SyncStore(server.client(), namespace).ask(calls.open_namespace(SCHEMA, "other"))
+        return reply
+
+    connection.ask = interrupted  # type: ignore[method-assign]
+    identity = Identity(None, creates=True)
+    assert not await identity.check(connection, Keys(namespace)), "it is begun already"
+    assert identity.cluster == "other"
+    connection.abort("done")
 
 
 @BOTH
