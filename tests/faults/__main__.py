@@ -27,7 +27,7 @@ from tests.faults.stage import Skipped
 from tests.faults.story import load
 
 LINES = tuple(COUNTS)
-JOBS = 2
+JOBS = 3
 """Cases at once; most of the time of one is waiting."""
 CASE_TIMEOUT_S = 900.0
 GOOD = frozenset({"valid", "caught", "skipped"})

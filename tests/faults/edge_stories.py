@@ -90,6 +90,7 @@ def other_versions(stage: Stage, random: Random) -> Steps:
     with stage.fault("a client of another version"), zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger, dealer.rcvtimeo = 0, 10_000
         dealer.connect(stage.brokers[0].endpoint)
+        yield 1.0
         for what, (message, code) in REFUSED.items():
             dealer.send(message)
             reply = protocol.decode_reply(dealer.recv())

@@ -137,6 +137,7 @@ def play(case: Case, *, seed: int, seconds: float, directory: Path) -> Stage:
         if case.check is not None:
             case.check(stage)
         with stage.away(*(stage.name(daemon) for daemon in stage.daemons)):
+            stage.observe_no_more()
             _end_daemons(stage)
         run = Run(
             case=case.name,

@@ -204,6 +204,10 @@ class Stage(Rig):
             self._thread(self._ping, f"broker {number}", broker.endpoint)
         self._thread(self._look_at_clock)
 
+    def observe_no_more(self) -> None:
+        """What is asked already may still be answered."""
+        self._closing.set()
+
     def add_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
         common = {"ack": layout.ack, "lease": layout.lease_s, "max_lost": layout.max_lost}
