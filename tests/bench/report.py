@@ -31,7 +31,7 @@ class Report:
         parts = ["; ".join(about) + ".", self._settings()]
         parts += [self._table(name, durability) for name, durability in self._tables()]
         parts += [self._targets(durability) for durability in dict.fromkeys(row.durability for row in self.rows)]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def save(self, path: Path) -> None:
         content = {
@@ -94,6 +94,8 @@ class Report:
                 continue
             bound = f"{'≥' if target.least else '≤'} {target.bound:g}"
             lines.append([target.what, bound, _short(value), "yes" if target.reached(found) else "**no**"])
+        if not lines:
+            return ""
         return f"### What kingtask must reach: {durability}\n\n" + _markdown(["", "bound", "found", "reached"], lines)
 
 

@@ -40,7 +40,9 @@ class Adapter:
     submit_at: Any = None
     """(argv, epoch seconds): submit one task for an instant; return a handle."""
     submit_at_many: Any = None
-    """(argvs, epoch seconds)"""
+    """(argvs, epoch seconds): likewise, a millisecond apart, or all for that instant where that is all it can do."""
+    at_once = 1_000
+    """Tasks in one call of it."""
     pipelined: Any = None
     """(n): submit n single tasks, many on their way at a time; return the seconds from the first to the last reply."""
     wait: Any = None

@@ -21,6 +21,8 @@ class Blocking(base.Adapter):
         f"one broker, one worker, concurrency {base.SLOTS}; Client; pipelined: DEALER, {dealer.IN_FLIGHT} in flight"
     )
     packages = ("pyzmq", "redis", "hiredis", "msgpack", "msgspec")
+    at_once = 20_000
+    """It cuts them into requests of 1,000 by itself, and has several on their way."""
 
     def open(self) -> None:
         self._client = Client(BROKER, timeout=60)

@@ -132,8 +132,9 @@ async def schedule(adapter: Adapter, n: int, limit_s: float, ahead_s: float = 36
     done = 0
     while done < n and time.perf_counter() - start < limit_s:
         if adapter.submit_at_many:
-            await _settled(adapter.submit_at_many([ARGV] * min(BATCH, n - done), at + done / 1000))
-            done += min(BATCH, n - done)
+            count = min(adapter.at_once, n - done)
+            await _settled(adapter.submit_at_many([ARGV] * count, at + done / 1000))
+            done += count
         else:
             await _settled(adapter.submit_at(ARGV, at + done / 1000))
             done += 1
