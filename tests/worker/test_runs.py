@@ -293,8 +293,9 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: Rig) -> N
 def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
     rig.script("brief", "echo $1")
     rig.script("failing", "echo no >&2; exit 1")
+    rig.script("daemon", "setsid sh -c 'sleep 300 &' </dev/null >/dev/null 2>&1")
     worker = rig.start()
-    mix = [TaskSpec(name=name, args=("x",), stdin=b"y") for name in ("brief", "failing", "missing", "brief")]
+    mix = [TaskSpec(name=name, args=("x",), stdin=b"y") for name in ("brief", "failing", "missing", "daemon")]
     for task in rig.put_all(mix * 3):
         rig.result(task)
     until(lambda: worker.children() == [worker.guard], "no children")
