@@ -21,9 +21,9 @@ import msgspec
 
 from tests.faults.cases import CASES
 from tests.faults.checker import check
+from tests.faults.layout import Skipped
 from tests.faults.play import Case, play
 from tests.faults.report import COUNTS, SHOWN
-from tests.faults.stage import Skipped
 from tests.faults.story import load
 
 LINES = tuple(COUNTS)

@@ -9,9 +9,9 @@ from tests.faults import fleet as f
 from tests.faults import host_stories as h
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
+from tests.faults.layout import LINKS, Fleet, Layout
 from tests.faults.play import Again, Case, FaultStory
 from tests.faults.rules import INVARIANTS, Rules
-from tests.faults.stage import LINKS, Fleet, Layout
 
 ALL = {"now": 30.0, "later": 10.0, "failing": 4.0, "long": 0.5, "once": 4.0, "shared": 8.0}
 NOW = {"now": 80.0, "shared": 20.0}

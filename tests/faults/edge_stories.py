@@ -11,9 +11,10 @@ from time import monotonic, monotonic_ns
 import zmq
 
 from kingtask import protocol
+from tests.faults.chronicle import descriptors
 from tests.faults.history import Ping, Sample, read
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Stage, descriptors
+from tests.faults.stage import Stage
 from tests.integration.rig import until
 from tests.servers import die_with_parent
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import redis
 
+from tests.faults.layout import Fleet, Layout
 from tests.faults.machines import Machines
-from tests.faults.stage import Fleet, Layout, Stage
+from tests.faults.stage import Stage
 from tests.integration.rig import Daemon, until
 from tests.servers import FAST_REPLICATION, Option, RedisServer, Sentinel, free_port
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from random import Random
 from time import monotonic
 
+from tests.faults.layout import Skipped
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Skipped, Stage
+from tests.faults.stage import Stage
 from tests.servers import RedisServer, die_with_parent
 
 CLOCK = Path(__file__).parent / "clock.c"

@@ -10,7 +10,7 @@ import os
 import subprocess
 from contextlib import suppress
 
-from tests.faults.stage import Skipped
+from tests.faults.layout import Skipped
 
 
 class Machines:

@@ -21,8 +21,9 @@ from kingtask import AsyncClient
 from kingtask.errors import KingtaskError, TaskNotFound
 from tests.faults.fleet import FleetStage
 from tests.faults.history import Final, Op, Reading, Residue, Run, read, write, write_run
+from tests.faults.layout import Layout
 from tests.faults.rules import Rules
-from tests.faults.stage import Layout, Stage
+from tests.faults.stage import Stage
 
 Steps = Generator[float, None, None]
 FaultStory = Callable[[Stage, Random], Steps]

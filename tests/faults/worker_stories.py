@@ -11,9 +11,10 @@ from random import Random
 from time import monotonic_ns
 
 from kingtask.task import Result
+from tests.faults.chronicle import descriptors
 from tests.faults.history import Final, Sample, read
 from tests.faults.play import TICK_S, Steps
-from tests.faults.stage import Stage, descriptors
+from tests.faults.stage import Stage
 from tests.faults.stories import back, running
 from tests.integration.rig import Daemon, alive, until
 
