@@ -98,7 +98,8 @@ def matrix(cases: list[Case], *, long: bool, seed: int, jobs: int, report: Path 
             one(case)
     total: Counter[str] = Counter()
     for outcome in outcomes:
-        total.update(outcome.counts)
+        if not CASES[outcome.case].caught_by:  # what a broken product loses is no loss
+            total.update(outcome.counts)
     verdicts = Counter(outcome.verdict for outcome in outcomes)
     print(f"\n{len(outcomes)} cases in {monotonic() - began_s:.0f} s: ", end="")
     print(", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common()))

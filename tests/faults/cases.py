@@ -184,7 +184,7 @@ STORE = [
             Again(
                 story=h.injected(
                     "fdatasync of redis takes 0.2 s",
-                    lambda stage: stage.redis.pid,
+                    lambda stage: stage.redis.pid if stage.redis.running else None,
                     "fdatasync",
                     "delay_enter=200000",
                     (2, 4),

@@ -20,14 +20,17 @@ from tests.servers import RedisServer, die_with_parent
 CLOCK = Path(__file__).parent / "clock.c"
 
 
-def injected(what: str, pid: Callable[[Stage], int], calls: str, effect: str, for_s: tuple[float, float]) -> FaultStory:
+def injected(
+    what: str, pid: Callable[[Stage], int | None], calls: str, effect: str, for_s: tuple[float, float]
+) -> FaultStory:
     """System calls of a process's main thread have an effect (`strace -e inject`) for a while."""
 
     def story(stage: Stage, random: Random) -> Steps:
         strace = shutil.which("strace")
         if strace is None:
             raise Skipped("strace is not installed")
-        target = pid(stage)
+        while (target := pid(stage)) is None:
+            yield TICK_S
         with stage.fault(what):
             inject = ["-e", f"trace={calls}", "-e", f"inject={calls}:{effect}"]
             tracer = subprocess.Popen(

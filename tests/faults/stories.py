@@ -123,8 +123,8 @@ def redis_kill(down_s: tuple[float, float] = (0.0, 2.0)) -> FaultStory:
     """kill -9 of Redis, and a start on the data that are on disk."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        if not stage.redis.running:
-            return
+        while not stage.redis.running:
+            yield TICK_S
         with stage.fault("SIGKILL redis"):
             stage.redis.kill()
             yield random.uniform(*down_s)
@@ -140,8 +140,8 @@ def redis_sleep(for_s: tuple[float, float]) -> FaultStory:
     """It answers nobody for a while (DEBUG SLEEP)."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        if not stage.redis.running:  # another fault has it down
-            return
+        while not stage.redis.running:  # another fault has it down
+            yield TICK_S
         seconds = random.uniform(*for_s)
         with stage.fault(f"redis sleeps {seconds:.1f} s"), raw(stage) as line:
             line.sendall(command("DEBUG", "SLEEP", f"{seconds:.2f}"))
@@ -154,8 +154,8 @@ def redis_pause(for_s: float, what: str = "WRITE") -> FaultStory:
     """CLIENT PAUSE: commands wait, and are executed afterwards."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        if not stage.redis.running:  # another fault has it down
-            return
+        while not stage.redis.running:  # another fault has it down
+            yield TICK_S
         with stage.fault(f"redis pauses ({what}) {for_s:g} s"), raw(stage) as line:
             line.sendall(command("CLIENT", "PAUSE", str(round(for_s * 1000)), what))
             yield for_s
@@ -171,8 +171,8 @@ def redis_busy(for_s: float) -> FaultStory:
     )
 
     def story(stage: Stage, random: Random) -> Steps:
-        if not stage.redis.running:  # another fault has it down
-            return
+        while not stage.redis.running:  # another fault has it down
+            yield TICK_S
         with stage.fault(f"redis is busy {for_s:g} s"), raw(stage) as line:
             line.sendall(command("CONFIG", "SET", "busy-reply-threshold", "100"))
             line.sendall(command("EVAL", script, "0", str(round(for_s * 1000))))
@@ -185,8 +185,8 @@ def redis_tell(what: str, *words: str) -> FaultStory:
     """One command, such as CLIENT KILL TYPE normal or FUNCTION FLUSH."""
 
     def story(stage: Stage, random: Random) -> Steps:
-        if not stage.redis.running:  # another fault has it down
-            return
+        while not stage.redis.running:  # another fault has it down
+            yield TICK_S
         with stage.fault(what), raw(stage) as line:
             line.sendall(command(*words))
             yield 0.1
