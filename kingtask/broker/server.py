@@ -66,6 +66,7 @@ class Broker:
             config.namespace,
             ack=config.level,
             cluster=config.cluster,
+            login=lambda: config.redis_address,
         )
         self._waits = Waits(self._store)
         self._store.listen(

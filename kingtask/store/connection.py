@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._why = "the server closed the connection"
         self.on_message: Callable[[bytes, bytes], None] | None = None
-        """Set before SUBSCRIBE; then what arrives is channel and message, and no further commands may be sent."""
+        """Set before SUBSCRIBE; then what arrives is channel and message, and the only further command is PING."""
         self.sent_us = 0
         """While a callback runs: when its command was sent (monotonic µs)."""
 

@@ -120,7 +120,7 @@ class Link:
 
     def moved(self, address: RedisAddress) -> None:
         """The primary is another one now: leave the former, also in the middle of trying to reach it."""
-        if address == self._address:
+        if (address.host, address.port) == (self._address.host, self._address.port):
             return
         if self._connection is not None:
             self.renew(f"{address} is the primary now")
@@ -147,10 +147,22 @@ class Link:
         self._lost.clear()
         self.trouble = ""
         self._connection, self._server = connection, server
+        if self._channels is not None:
+            self._ping_later(connection)
         log.info(
             "redis=up address=%s purpose=%s server=%s-%s", self._address, self._purpose, server.product, server.version
         )
         self._on_up(server)
+
+    def _ping_later(self, connection: Connection) -> None:
+        """A subscription only listens, and would never learn that the other end is gone or hangs."""
+
+        def ping() -> None:
+            if connection is self._connection:
+                connection.send(("PING",), lambda reply: None)
+                self._ping_later(connection)
+
+        asyncio.get_running_loop().call_later(self._timeout_s / 2, ping)
 
     async def _keep_up(self) -> None:
         pause_s = FIRST_PAUSE_S

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from kingtask.errors import StoreError
@@ -25,11 +26,20 @@ OTHERS_S = 0.2
 
 
 class Primary:
-    """`on_moved` is told of another primary than the one before; belongs to the loop's thread."""
+    """`on_moved` is told of another primary than the one before; belongs to the loop's thread.
 
-    def __init__(self, address: RedisAddress, on_moved: Callable[[RedisAddress], None]) -> None:
+    `login` reads user and password anew for each connection: they may have been changed meanwhile.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        on_moved: Callable[[RedisAddress], None],
+        login: Callable[[], RedisAddress] | None = None,
+    ) -> None:
         self.address = address
         self._on_moved = on_moved
+        self._login = login or (lambda: address)
         self._known: RedisAddress | None = None if address.sentinels else address
         self._asker = Asker(address, TIMEOUT_S) if address.sentinels else None
         self._pool = ThreadPoolExecutor(len(address.sentinels.hosts), "sentinel") if address.sentinels else None
@@ -41,7 +51,7 @@ class Primary:
     async def find(self) -> RedisAddress:
         """Ask again, and return the server to connect to; the last one known if no sentinel answers.
 
-        Raises StoreError if none ever has.
+        Raises StoreError if none ever has, ConfigurationError if the password cannot be read.
         """
         try:
             await self._ask()
@@ -49,7 +59,8 @@ class Primary:
             if self._known is None:
                 raise
         assert self._known is not None
-        return self._known
+        login = self._login()
+        return replace(self._known, user=login.user, password=login.password)
 
     def follow(self) -> None:
         """Go on asking, until `close`."""

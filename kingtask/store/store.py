@@ -42,12 +42,16 @@ class Store:
         *,
         ack: Ack = DEFAULT,
         cluster: str | None = None,
+        login: Callable[[], RedisAddress] | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        """`cluster`: the only database to work on; None: whichever it finds first, and then no other."""
+        """`cluster`: the only database to work on; None: whichever it finds first, and then no other.
+
+        `login` reads the address anew, for its user and password.
+        """
         self._ack = ack
         self._links: list[Link] = []
-        self._primary = Primary(address, self._moved)
+        self._primary = Primary(address, self._moved, login)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
         self._identity = Identity(cluster, creates=role == "broker")
@@ -218,9 +222,10 @@ class BrokerStore(Store):
         *,
         ack: Ack,
         cluster: str | None = None,
+        login: Callable[[], RedisAddress] | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        super().__init__(address, namespace, "broker", ack=ack, cluster=cluster, timeout_s=timeout_s)
+        super().__init__(address, namespace, "broker", ack=ack, cluster=cluster, login=login, timeout_s=timeout_s)
         self.ack_level: AckLevel | None = None
         """The level an OK has now; None until a server was seen."""
         self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)

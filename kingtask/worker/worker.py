@@ -43,7 +43,14 @@ class Worker:
         self._policy = config.policy
         self._name = name
         self._guard = guard
-        self._store = Store(config.redis_address, config.namespace, "worker", ack=config.level, cluster=config.cluster)
+        self._store = Store(
+            config.redis_address,
+            config.namespace,
+            "worker",
+            ack=config.level,
+            cluster=config.cluster,
+            login=lambda: config.redis_address,
+        )
         self._attempts: dict[Fence, Attempt] = {}
         self._slots = Slots(
             config.concurrency,

@@ -44,6 +44,24 @@ def test_a_user_with_a_password_from_a_file(rig: Rig) -> None:
     assert "s3cret" not in daemon.text()
 
 
+def test_a_password_that_is_rotated_is_read_again(rig: Rig) -> None:
+    password = rig.directory / "password"
+    password.write_text("first-s3cret\n")
+    password.chmod(0o600)
+    rig.redis.client().config_set("requirepass", "first-s3cret")
+    settings: dict[str, Any] = {"redis_password_file": str(password)}
+    daemons = rig.start_broker(**settings), rig.start_worker(**settings)
+    client = rig.client(timeout=PATIENCE_S)
+    admin = rig.redis.client(password="first-s3cret")
+    admin.config_set("requirepass", "second-s3cret")
+    admin.client_kill_filter(_type="normal", skipme=True)
+    for daemon in daemons:
+        daemon.until_logged("WRONGPASS")
+    password.write_text("second-s3cret\n")
+    assert client.submit("ledger", env=rig.env).wait(PATIENCE_S).success
+    assert not any("s3cret" in daemon.text() for daemon in daemons)
+
+
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
     """A certificate for 127.0.0.1 that is its own authority."""

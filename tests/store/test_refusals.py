@@ -292,6 +292,26 @@ async def test_without_an_answer_it_may_have_been_done(
         await store.close()
 
 
+async def test_a_subscription_notices_that_nothing_answers(troubled: RedisServer) -> None:
+    """It has nothing to send of its own accord."""
+    store = broker_store(troubled, timeout_s=0.4)
+    stands, heard = asyncio.Event(), asyncio.Queue[str]()
+    store.listen({"ready": heard.put_nowait}, stands.set)
+    await store.open()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await stands.wait()
+            stands.clear()
+            connections = troubled.client().client_list(_type="pubsub")
+            troubled.client().client_pause(1000)  # the other connections have nothing under way
+            await stands.wait()
+            assert troubled.client().client_list(_type="pubsub")[0]["id"] != connections[0]["id"]
+            troubled.client().publish("{troubled}:0:ready", "default 1")
+            assert await heard.get() == "default 1"
+    finally:
+        await store.close()
+
+
 async def test_a_password_that_was_changed_is_noticed(troubled: RedisServer) -> None:
     """What is connected stays; what connects anew is refused, until the old one is back."""
     store = broker_store(troubled)
