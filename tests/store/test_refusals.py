@@ -225,7 +225,7 @@ async def test_a_transaction_that_was_refused(server: RedisServer) -> None:
 
 
 async def test_a_cluster_that_serves_no_slot() -> None:
-    with RedisServer(tcp=True, cluster_enabled="yes") as server:
+    with RedisServer(tcp=True, cluster_enabled="yes", cluster_port=free_port()) as server:  # else port + 10,000
         store = broker_store(server)
         await store.open()
         assert "CLUSTERDOWN" in store.trouble
