@@ -133,7 +133,7 @@ def test_what_may_be_stored_by_an_earlier_call_is_not_called_not_stored_by_a_lat
         call.tries, call.reply = 1, {"ok": True, "outcomes": [unsure, later]}
         run.finish(call)
         (again,) = run.under_way
-        failed = RequestRefused("the store failed at this")
+        failed = RequestRefused("the store failed at this", stored="no")
         if whole:
             again.tries, again.error = 1, failed
         else:
