@@ -13,6 +13,8 @@ from kingtask import Client, KingtaskError, Task
 from tests.integration.rig import PATIENCE_S, Daemon, Rig, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel
 
+pytestmark = pytest.mark.fleet
+
 DURABLE: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always", **FAST_REPLICATION}
 
 
