@@ -213,7 +213,8 @@ def test_what_may_be_started_only_once_waits_for_the_replicas(tmp_path: Path) ->
 )
 def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: Rig, fault: str) -> None:
     rig.script("copy", "cat")
-    trace = f"-f -qq -o {os.devnull} -e trace=clone,{fault.partition(':')[0]} -e inject={fault}:when=25"
+    # -DD: the worker is the child that the test ends, not strace, which would leave it behind.
+    trace = f"-DD -f -qq -o {os.devnull} -e trace=clone,{fault.partition(':')[0]} -e inject={fault}:when=25"
     fork = "-e inject=clone:error=EAGAIN"  # what Python falls back to
     worker = rig.start(program=["strace", *trace.split(), *fork.split(), sys.executable], period=0.1)
     tasks = rig.put_all([TaskSpec(name="copy", stdin=b"x") for _ in range(36)])
