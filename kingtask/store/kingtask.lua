@@ -65,8 +65,8 @@ local function floor(n) return n - n % 1 end
 local function int(n) return string.format('%.0f', n) end
 
 -- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, where `meta` has another or none:
--- the server was emptied, or is another one. Returns one call's view: prefix, time, what is written once at its end (settle): counters, and which tails to trim; and what
--- is told of it: how many tasks each queue gained.
+-- the server was emptied, or is another one. Returns one call's view: prefix, time, what is written once at its end
+-- (settle): counters, and which tails to trim; and what is told of it: how many tasks each queue gained.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -312,7 +312,7 @@ local function submit(keys, args)
   end
   local before = earliest(c)
   local some = call('EXISTS', unpack(paths)) > 0
-  local first = next_places(c, #tasks)  -- a write even if all exist: WAIT covers only its connection's writes
+  local first = next_places(c, #tasks)
   for i, t in ipairs(tasks) do
     local id, spec, packed, key, plan = t[1], t[2], t[3], paths[i], plans[t[3]]
     local known = seen[id] or some and call('EXISTS', key) == 1

@@ -70,6 +70,14 @@ def test_the_others_become_due(store: TimedStore, damage: Damage) -> None:
     assert index(store, "schedule") == set()
 
 
+def test_the_others_of_a_submit_are_stored(store: TimedStore) -> None:
+    bad = store.put()
+    _overwrite(store, store.keys.task(bad))
+    specs = [store.spec(), store.spec(id=bad), store.spec()]
+    assert store.submit(*specs).outcomes == ["ready", "conflict", "ready"]
+    assert [store.state(spec.id or "") for spec in (specs[0], specs[2])] == ["ready", "ready"]
+
+
 def test_the_others_are_claimed(store: TimedStore, damage: Damage) -> None:
     before, bad, after = store.put(), store.put(), store.put()
     damage(store, store.keys.task(bad))
