@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.tree import KINGTASK, environment, kingtask
-from tests.integration.rig import Rig, until
+from tests.integration.rig import Rig
+from tests.processes import until
 
 ROOM = 2
 """What a queue holds here."""

@@ -13,7 +13,7 @@ import pytest
 
 from kingtask.cli.stack import free_ports
 from tests.docs.blocks import Block, blocks, matches, promised_output, steps
-from tests.integration.rig import until
+from tests.processes import until
 from tests.servers import die_with_parent
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,8 @@ from tests.faults.history import (
     Sample,
     read_ledger,
 )
-from tests.integration.rig import Daemon, Rig, alive
+from tests.integration.rig import Daemon, Rig
+from tests.processes import alive, descriptors
 
 PING_EVERY_S = 0.5
 PING_TIMEOUT_S = 3.0
@@ -169,7 +170,7 @@ class Chronicle(Rig):
             place = Path(f"/proc/{process.pid}")
             try:
                 pages = int((place / "statm").read_text().split()[1])
-                fds = descriptors(process.pid)
+                fds = len(descriptors(process.pid))
             except OSError:
                 continue
             size = pages * os.sysconf("SC_PAGE_SIZE")
@@ -221,8 +222,3 @@ class Chronicle(Rig):
                 best = Clock(mono_ns=before_ns + width_ns // 2, redis_us=redis_us, width_ns=width_ns)
         assert best is not None
         self.record("clock.jsonl", best)
-
-
-def descriptors(pid: int) -> int:
-    """How many a process has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - a count, not paths

@@ -11,11 +11,10 @@ from time import monotonic, monotonic_ns
 import zmq
 
 from kingtask import protocol
-from tests.faults.chronicle import descriptors
 from tests.faults.history import Ping, Sample, read
 from tests.faults.play import TICK_S, FaultStory, Steps
 from tests.faults.stage import Stage
-from tests.integration.rig import until
+from tests.processes import descriptors, until
 from tests.servers import die_with_parent
 
 GROWTH_BYTES = 48 * 2**20
@@ -71,7 +70,7 @@ def memory_is_flat(stage: Stage) -> None:
     own = [each for each in read(stage.histories / "samples.jsonl", Sample) if each.proc == "broker 1"]
     grown = own[-1].rss_bytes - own[0].rss_bytes
     stage.expect(grown <= GROWTH_BYTES, f"the broker grew by {grown / 2**20:.0f} MiB")
-    until(lambda: descriptors(broker.pid) <= own[0].fds + 16, "the broker's descriptors go back to what they were")
+    until(lambda: len(descriptors(broker.pid)) <= own[0].fds + 16, "the broker's descriptors go back to what they were")
 
 
 REFUSED = {

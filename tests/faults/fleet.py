@@ -14,7 +14,8 @@ import redis
 from tests.faults.layout import Fleet, Layout
 from tests.faults.machines import Machines
 from tests.faults.stage import Stage
-from tests.integration.rig import Daemon, until
+from tests.integration.rig import Daemon
+from tests.processes import until
 from tests.servers import FAST_REPLICATION, Option, RedisServer, Sentinel, free_port
 
 DOWN_AFTER_MS = 1_000

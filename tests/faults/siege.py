@@ -29,7 +29,8 @@ import zmq
 from kingtask import protocol
 from tests import zmtp
 from tests.faults import garbage
-from tests.integration.rig import Daemon, Rig, alive
+from tests.integration.rig import Daemon, Rig
+from tests.processes import alive
 
 PING_EVERY_S = 0.05
 PATIENCE_MS = 30_000

@@ -11,12 +11,12 @@ from random import Random
 from time import monotonic_ns
 
 from kingtask.task import Result
-from tests.faults.chronicle import descriptors
 from tests.faults.history import Final, Sample, read
 from tests.faults.play import TICK_S, Steps
 from tests.faults.stage import Stage
 from tests.faults.stories import back, running
-from tests.integration.rig import Daemon, alive, until
+from tests.integration.rig import Daemon
+from tests.processes import alive, descriptors, until
 
 LATER_S = 2.0
 """What a busy machine may add to any time that is checked here."""
@@ -204,10 +204,10 @@ def no_descriptor_more(stage: Stage) -> None:
     before = {worker: next(each.fds for each in samples if each.proc == stage.name(worker)) for worker in stage.workers}
 
     def now() -> dict[str, int]:
-        return {stage.name(worker): descriptors(worker.pid) for worker in before}
+        return {stage.name(worker): len(descriptors(worker.pid)) for worker in before}
 
     until(
-        lambda: all(descriptors(worker.pid) <= fds for worker, fds in before.items()),
+        lambda: all(len(descriptors(worker.pid)) <= fds for worker, fds in before.items()),
         lambda: f"the descriptors of the beginning, not {now()}",
     )
 

@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +19,8 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from kingtask import Client
+from tests.processes import PATIENCE_S, until
 from tests.servers import Option, RedisServer, die_with_parent, free_port
-
-PATIENCE_S = 30.0
-"""How long a condition may take on a loaded machine before a test gives up; no test measures by it."""
 
 LEDGER = """#!/bin/sh
 # Appends one line to a file outside Redis: the truth about what was executed.
@@ -37,17 +33,6 @@ echo done
 PROGRAM = "from kingtask.cli.daemons import {0}; {0}()"
 
 T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], what: str | Callable[[], str], patience_s: float = PATIENCE_S) -> T:
-    """Wait until the condition holds and return what it gave; fails with `what` was waited for after a while."""
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            told = what if isinstance(what, str) else what()
-            raise AssertionError(f"waited {patience_s:g} s in vain: {told}")
-        time.sleep(0.005)
-    return value
 
 
 class Daemon:
@@ -228,11 +213,3 @@ class Rig:
     def env(self) -> dict[str, str]:
         """For the `ledger` executable."""
         return {"LEDGER": str(self.ledger)}
-
-
-def alive(pid: int) -> bool:
-    """True if the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -9,7 +9,8 @@ import uuid
 import pytest
 
 from kingtask import Client, InvalidRequest, Result, TaskFailed
-from tests.integration.rig import PATIENCE_S, Rig, alive, until
+from tests.integration.rig import Rig
+from tests.processes import PATIENCE_S, alive, until
 
 SUM = """#!/bin/sh
 [ $# -eq 2 ] || { echo "two integers, please" >&2; exit 0; }

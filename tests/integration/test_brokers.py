@@ -25,7 +25,8 @@ from kingtask import (
     WrongState,
     protocol,
 )
-from tests.integration.rig import PATIENCE_S, Daemon, Rig, until
+from tests.integration.rig import Daemon, Rig
+from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from kingtask import TaskSpec
-from tests.integration.rig import Rig, until
+from tests.integration.rig import Rig
+from tests.processes import until
 
 TASKS = 2_000
 PENDING = 500

@@ -15,7 +15,8 @@ import zmq
 from kingtask import protocol
 from kingtask.task import Attempt, Result
 from tests.docs.blocks import blocks, promised_output
-from tests.integration.rig import PATIENCE_S, Rig, until
+from tests.integration.rig import Rig
+from tests.processes import PATIENCE_S, until
 from tests.unit.page import PAGE, documented, section, tables
 
 SUM = "#!/bin/sh\necho $(($1 + $2))\n"

@@ -16,8 +16,9 @@ from uuid import uuid4
 import pytest
 
 from kingtask import Client, NotConfirmed, Task, Unavailable
-from tests.integration.rig import PATIENCE_S, Rig, until
+from tests.integration.rig import Rig
 from tests.integration.test_brokers import refused_start
+from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer, free_port
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kingtask import Client, KingtaskError, Task
-from tests.integration.rig import PATIENCE_S, Daemon, Rig, until
+from tests.integration.rig import Daemon, Rig
+from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel
 
 pytestmark = pytest.mark.fleet

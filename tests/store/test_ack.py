@@ -16,7 +16,7 @@ from kingtask.store import calls
 from kingtask.store.ack import Ack
 from kingtask.store.store import BrokerStore, Store
 from kingtask.task import TaskSpec
-from tests.integration.rig import PATIENCE_S, until
+from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer
 from tests.store.syncstore import SyncStore
 

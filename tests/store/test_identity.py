@@ -18,7 +18,7 @@ from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
 from kingtask.store.store import BrokerStore, Store
-from tests.integration.rig import PATIENCE_S
+from tests.processes import PATIENCE_S
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import SyncStore

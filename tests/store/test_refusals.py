@@ -22,7 +22,7 @@ from kingtask.store.connection import connect
 from kingtask.store.refusals import store_error
 from kingtask.store.store import BrokerStore
 from kingtask.task import TaskSpec
-from tests.integration.rig import PATIENCE_S, until
+from tests.processes import PATIENCE_S, until
 from tests.servers import RedisServer, free_port
 
 

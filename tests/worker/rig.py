@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import uuid4
 
 import yaml
@@ -20,56 +20,9 @@ from kingtask.store import calls
 from kingtask.store.calls import Policy
 from kingtask.store.library import SCHEMA
 from kingtask.task import Result, TaskSpec
+from tests.processes import PATIENCE_S, name_of, until
 from tests.servers import RedisServer, die_with_parent
 from tests.store.syncstore import SyncStore
-
-PATIENCE_S = 30.0
-"""How long a condition may take on a loaded machine before a test gives up; no test measures by it."""
-
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], what: str) -> T:
-    """Wait until the condition holds and return what it gave."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain: {what}"
-        time.sleep(0.002)
-    return value
-
-
-def alive(pid: int) -> bool:
-    """True if the process exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def name_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def descriptors(pid: int | None = None) -> list[int]:
-    """Numbers of what a process (this one) has open."""
-    return sorted(int(entry.name) for entry in Path(f"/proc/{pid or 'self'}/fd").iterdir())
-
-
-def marked(mark: str) -> list[int]:
-    """Processes that were started with this `NAME=value` in their environment."""
-    found = []
-    for directory in Path("/proc").iterdir():
-        if directory.name.isdigit():
-            try:
-                if mark.encode() in (directory / "environ").read_bytes().split(b"\0"):
-                    found.append(int(directory.name))
-            except OSError:
-                continue
-    return found
 
 
 class Bell:

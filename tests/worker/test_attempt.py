@@ -19,7 +19,7 @@ from kingtask.worker.children import Children
 from kingtask.worker.guard import Groups
 from kingtask.worker.outbox import Report
 from kingtask.worker.watch import Watch
-from tests.worker.rig import descriptors
+from tests.processes import descriptors
 from tests.worker.test_process import _turn
 
 NOW_MS = 1_800_000_000_000

@@ -12,7 +12,8 @@ import pytest
 
 from kingtask.worker import cgroup
 from kingtask.worker.guardian import end_cgroup
-from tests.worker.rig import Rig, Worker, alive, until
+from tests.processes import alive, until
+from tests.worker.rig import Rig, Worker
 from tests.worker.test_children import NAMELESS
 
 OWN = cgroup.own_cgroup()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.children import children_by_search
-from tests.worker.rig import Rig, Worker, alive, until
+from tests.processes import alive, until
+from tests.worker.rig import Rig, Worker
 
 DAEMON = "setsid sh -c 'sleep 300 & echo $! > {0}/$1.part; mv {0}/$1.part {0}/$1' sh $1 </dev/null >/dev/null 2>&1"
 """Leaves its session, its parent and the outputs; says who it is in a file of the argument's name."""

@@ -13,8 +13,9 @@ import pytest
 
 from kingtask.store import calls
 from kingtask.task import TaskSpec
+from tests.processes import alive, marked, until
 from tests.servers import FAST_REPLICATION, RedisServer
-from tests.worker.rig import Rig, alive, marked, until
+from tests.worker.rig import Rig
 
 
 def unfit(rig: Rig) -> str:

@@ -17,7 +17,7 @@ from kingtask.worker.guardian import kill_marked
 from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.spawn import spawn
 from kingtask.worker.watch import Watch
-from tests.worker.rig import alive, descriptors, marked
+from tests.processes import alive, descriptors, marked
 
 ENV = {"PATH": "/usr/bin:/bin"}
 KEEP = 1_048_576

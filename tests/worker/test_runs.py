@@ -12,7 +12,8 @@ import pytest
 
 from kingtask.store import calls
 from kingtask.task import TaskSpec
-from tests.worker.rig import Rig, alive, descriptors, marked, until
+from tests.processes import alive, descriptors, marked, until
+from tests.worker.rig import Rig
 from tests.worker.test_spawn import HOSTILE_ARGUMENTS
 
 

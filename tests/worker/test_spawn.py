@@ -14,7 +14,7 @@ import pytest
 
 from kingtask.worker.executable import Shortage, Unusable
 from kingtask.worker.spawn import Spawned, TextBusy, input_file, spawn
-from tests.worker.rig import descriptors
+from tests.processes import descriptors
 
 HOSTILE_ARGUMENTS = [
     "a b",

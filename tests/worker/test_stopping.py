@@ -11,7 +11,8 @@ import pytest
 
 from kingtask.store import calls
 from kingtask.task import TaskSpec
-from tests.worker.rig import Rig, alive, marked, until
+from tests.processes import alive, marked, until
+from tests.worker.rig import Rig
 
 PARK = "echo $$ > {0}/parked.$1; exec sleep 300"
 

@@ -14,7 +14,8 @@ import zmq
 from kingtask import protocol
 from kingtask.errors import ConfigurationError
 from kingtask.worker.subscriber import Subscriber
-from tests.worker.rig import PATIENCE_S, Bell, descriptors
+from tests.processes import PATIENCE_S, descriptors
+from tests.worker.rig import Bell
 
 
 class Listener:

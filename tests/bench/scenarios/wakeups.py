@@ -9,7 +9,7 @@ from tests.bench.measure import Figures
 from tests.bench.scenarios.base import Scenario, known
 from tests.bench.sizes import Sizes
 from tests.bench.stage import Stage
-from tests.integration.rig import until
+from tests.processes import until
 
 PERIOD_S = 60.0
 """Between the claims that a worker makes unasked: none falls into the measurement."""
