@@ -51,10 +51,13 @@ def binary() -> str:
 def free_port() -> int:
     """A loopback port that was free a moment ago, and so was the next one: wakeups go there by default.
 
-    Below those that the kernel gives to connections, which come and go meanwhile (ip_local_port_range, ip(7)).
+    Below those that the kernel gives to connections, which come and go meanwhile (ip_local_port_range, ip(7)). Each
+    process of a parallel run has a share of its own: one that another picked is free until that is bound.
     """
+    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.SystemRandom().randrange(10_000, 32_000, 2)
+        port = random.SystemRandom().randrange(10_000 + 2 * own, 32_000, 2 * shares)
         with suppress(OSError), socket.socket() as probe, socket.socket() as beside:
             probe.bind(("127.0.0.1", port))
             beside.bind(("127.0.0.1", port + 1))

@@ -125,6 +125,11 @@ local function read_plan(packed)
   }
 end
 
+-- Whether a plan that ends with its nth item may as well end before it.
+local function is_default(a, n)
+  return n > 1 and a[n] == ({0, 0, 0, '', 5, 0, 0, 0, 0})[n] or n == 3 and #a[3] == 0
+end
+
 -- When a task that has been ready could first have been started.
 local function due_of(plan, due, created)
   if due then return tonumber(due) end
@@ -365,6 +370,7 @@ local function requeue(keys, args)
   -- The new task starts now and is not bound by an instant that has passed.
   local a = cmsgpack.unpack(old[1])
   for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
+  while is_default(a, #a) do a[#a] = nil end
   plan.expires = 0
   call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 'state', 'ready', 'c', c.now_text,
     'origin', c.args.id)

@@ -6,7 +6,7 @@ import pytest
 
 from kingtask.store.calls import Policy
 from kingtask.task import State
-from tests.store.syncstore import START_MS, TimedStore
+from tests.store.syncstore import START_MS, TimedStore, with_id
 
 
 def test_the_new_task_is_the_old_one_again(store: TimedStore) -> None:
@@ -37,6 +37,18 @@ def test_the_new_task_is_the_old_one_again(store: TimedStore) -> None:
     (claimed,) = store.claim(queues=["q"], token=b"t" * 16)
     assert (claimed.id, claimed.number, claimed.fail_if_lost) == (new, 1, True)
     assert store.state(old) == "failed", "the old task is left as it is"
+
+
+def test_who_submits_it_as_it_lies_there_submits_it_again(store: TimedStore) -> None:
+    """Its plan has the one form that a plan has: what is default at its end is left out."""
+    for more in ({}, {"queue": "q"}, {"retry": (1.0,)}, {"priority": 7}, {"keep_result_s": 9.0}):
+        spec = store.spec(start_at=START_MS / 1000 - 5, expires_at=START_MS / 1000 + 60, **more)
+        store.submit(spec)
+        store.cancel(spec.id)
+        new = store.new_id()
+        store.requeue(spec.id, new)
+        assert store.submit(with_id(spec, id=new, start_at=0.0, expires_at=None)).outcomes == ["exists"], more
+        assert store.submit(with_id(spec, id=new)).outcomes == ["conflict"], more
 
 
 def test_its_retries_begin_anew(store: TimedStore) -> None:
