@@ -228,7 +228,8 @@ def readable(kept: bytes, size: int) -> str:
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task as its record says: where it stands and, once it has ended, what came out.
 
-    `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` what the program really wrote.
+    `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` what the program really wrote. `dropped`:
+    they were kept, and then dropped to make room for those of later tasks (`max_result_bytes`).
     """
 
     id: str
@@ -251,6 +252,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stderr: bytes = b""
     stdout_size: int = 0
     stderr_size: int = 0
+    dropped: bool = False
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -278,7 +280,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def truncated(self) -> bool:
-        """True if stdout or stderr was longer than what is kept (head and tail)."""
+        """True if stdout or stderr was longer than what is kept: head and tail, or nothing if it was `dropped`."""
         return self.stdout_size > len(self.stdout) or self.stderr_size > len(self.stderr)
 
     @property

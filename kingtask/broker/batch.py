@@ -74,7 +74,7 @@ class Batch:
             if failpoint.ACTIVE and reached:
                 failpoint.reach("before_ack")
             for callback, outcome in zip(callbacks, outcomes, strict=True):
-                held = reached or outcome in ("conflict", "full", "queues")
+                held = reached or outcome in ("conflict", "full", "queues", "tasks")
                 callback(outcome if held else "unconfirmed")
 
         self._store.submit(calls.submit(self._policy, tasks), stored, confirmed)

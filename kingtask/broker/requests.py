@@ -61,6 +61,11 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
             return Busy(
                 "queue: there are too many queues; use an existing one, or raise max_queues", retry_after_s=FULL_AGAIN_S
             )
+        case "tasks":
+            return Busy(
+                "there are as many tasks as this installation takes (max_tasks); come back later",
+                retry_after_s=FULL_AGAIN_S,
+            )
         case "unconfirmed":
             return not_confirmed()
         case _:

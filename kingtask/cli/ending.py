@@ -36,7 +36,9 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
         output.write(result.stdout)
         if result.stderr:
             output.write_error(result.stderr)
-        if result.truncated:
+        if result.dropped:
+            output.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
+        elif result.truncated:
             output.note(f"kingtask: the output was longer than what is kept: its beginning and end ({_sizes(result)})")
         if not result.success:
             output.note(f"kingtask: {output.visible(result.describe())}")
@@ -52,6 +54,11 @@ def status_of(result: Result, *, propagate: bool = False) -> int:
     if propagate and result.signal:
         return SIGNALLED + result.signal
     return (propagate and result.exit_code) or Exit.TASK_FAILED
+
+
+def _written(result: Result) -> str:
+    sizes = (("stdout", result.stdout_size), ("stderr", result.stderr_size))
+    return ", ".join(f"{name} had {size:,} bytes" for name, size in sizes if size)
 
 
 def _sizes(result: Result) -> str:

@@ -119,8 +119,8 @@ def description(result: Result) -> str:
     lines += [(f"attempt {attempt.number}", _attempt(attempt, b"")) for attempt in result.attempts[:-1]]
     lines += [(f"attempt {attempt.number}", _attempt(attempt, result.stderr)) for attempt in result.attempts[-1:]]
     shown = [f"{name:<12}{output.visible(text)}" for name, text in lines]
-    shown += _output_lines("stdout", result.stdout, result.stdout_size)
-    shown += _output_lines("stderr", result.stderr, result.stderr_size)
+    shown += _output_lines("stdout", result.stdout, result.stdout_size, dropped=result.dropped)
+    shown += _output_lines("stderr", result.stderr, result.stderr_size, dropped=result.dropped)
     return "\n".join(shown)
 
 
@@ -139,9 +139,11 @@ def _attempt(attempt: Attempt, shown: bytes) -> str:
     return text if shown.strip().endswith(tail) else f"{text}: {tail.decode('utf-8', 'replace')}"
 
 
-def _output_lines(name: str, kept: bytes, size: int) -> list[str]:
+def _output_lines(name: str, kept: bytes, size: int, *, dropped: bool) -> list[str]:
     if not size:
         return []
+    if dropped:
+        return [f"{name:<12}{size:,} bytes, dropped to make room for later ones"]
     cut = f", {len(kept):,} of them kept" if size > len(kept) else ""
     text = readable(kept, size)
     return [f"{name:<12}{size:,} bytes{cut}", *(f"  {output.visible(line)}" for line in text.splitlines())]

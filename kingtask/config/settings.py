@@ -137,6 +137,8 @@ class BrokerConfig(_Settings, frozen=True):
     max_waits: Count = 10_000
     max_queues: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     max_queue_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 10_000_000
+    max_tasks: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 20_000_000
+    max_result_bytes: Annotated[int, msgspec.Meta(ge=2 * MAX_OUTPUT_BYTES, le=2**40)] = 1024 * 1024 * 1024
 
     @property
     def endpoints(self) -> list[str]:
@@ -148,7 +150,13 @@ class BrokerConfig(_Settings, frozen=True):
 
     @property
     def policy(self) -> Policy:
-        return replace(super().policy, max_queues=self.max_queues, max_queue_length=self.max_queue_length)
+        return replace(
+            super().policy,
+            max_queues=self.max_queues,
+            max_queue_length=self.max_queue_length,
+            max_tasks=self.max_tasks,
+            max_result_bytes=self.max_result_bytes,
+        )
 
     def check(self) -> None:
         super().check()

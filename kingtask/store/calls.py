@@ -27,6 +27,8 @@ class Policy:
     max_lost: int = 3
     max_queues: int = 1_000
     max_queue_length: int = 10_000_000
+    max_tasks: int = 20_000_000
+    max_result_bytes: int = 1024 * 1024 * 1024
 
 
 T = TypeVar("T")
@@ -57,7 +59,7 @@ class Fence(NamedTuple):
 class Submitted(NamedTuple):
     now_us: int
     outcomes: list[str]
-    """One each: ready, scheduled, exists, conflict, full (the queue) or queues (too many names)."""
+    """One each: ready, scheduled, exists, conflict, full (the queue), queues (too many names) or tasks (too many)."""
     ready: Pairs
     due_ms: list[int]
 
@@ -125,13 +127,12 @@ def prepare(task_id: str, spec: TaskSpec) -> Prepared:
 
 
 def submit(policy: Policy, tasks: Sequence[Prepared]) -> Call:
-    limits = {"max_queues": policy.max_queues, "max_queue_length": policy.max_queue_length}
-    return Call("submit", {**limits, "tasks": tasks}, _submitted)
+    return Call("submit", {**_room(policy), "tasks": tasks}, _submitted)
 
 
 def requeue(policy: Policy, task_id: str, new_id: str) -> Call:
-    limits = {"max_queues": policy.max_queues, "max_queue_length": policy.max_queue_length}
-    return Call("requeue", {**limits, "id": task_id, "new_id": new_id}, lambda r: (r[0].decode(), r[1].decode()))
+    arguments = {**_room(policy), "id": task_id, "new_id": new_id}
+    return Call("requeue", arguments, lambda r: (r[0].decode(), r[1].decode()))
 
 
 def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool) -> Call:
@@ -141,6 +142,7 @@ def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window
         "heartbeat": heartbeat,
         "lease": policy.lease_ms,
         "max_lost": policy.max_lost,
+        "max_result_bytes": policy.max_result_bytes,
         "upcoming": upcoming,
         "window": window_ms,
         "housekeep": int(housekeep),
@@ -243,6 +245,14 @@ def mark() -> Call:
 
 def _keep(policy: Policy) -> dict[str, Any]:
     return {"keep": policy.keep_ms, "failed_keep": policy.failed_keep_ms}
+
+
+def _room(policy: Policy) -> dict[str, Any]:
+    return {
+        "max_queues": policy.max_queues,
+        "max_queue_length": policy.max_queue_length,
+        "max_tasks": policy.max_tasks,
+    }
 
 
 def _text(reply: Any) -> str:

@@ -15,11 +15,12 @@ KEY_PATTERNS = {
     "expiry": re.compile(r"expiry"),
     "held": re.compile(r"held:[^{}:]+"),
     "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
+    "outputs": re.compile(r"outputs:(ended|until)"),
     "queues": re.compile(r"queues"),
     "counts": re.compile(r"counts:[^{}:]+"),
     "rates": re.compile(r"rates:[^{}:]+:[0-9]+"),
-    "workers": re.compile(r"workers"),
-    "brokers": re.compile(r"brokers"),
+    "workers": re.compile(r"workers(:seen)?"),
+    "brokers": re.compile(r"brokers(:seen)?"),
     "meta": re.compile(r"meta"),
 }
 """Every kind of key there is, behind the prefix; the tests walk the keyspace and know no other."""

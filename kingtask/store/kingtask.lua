@@ -18,11 +18,15 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
   held:<worker>    hash   id → attempt number ':' number of the claim ':' token; what a worker was given (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
+  outputs:ended    zset   id, ms its task ended, ':', bytes → that ms; outputs kept, the oldest are dropped first
+  outputs:until    zset   the same → ms its record vanishes; both are taken off at that time
   queues           hash   queue → '0', or '1' when paused; at most max_queues
   counts:<queue>   hash   totals, and the numbers now `scheduled` and `running`
   rates:<queue>:<minute>  hash  what happened in that minute (TTL)
-  workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob
-  meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage)
+  workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob; capped
+  workers:seen, brokers:seen  zset   name → ms of that heartbeat
+  meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage),
+                          live (tasks that have not ended), kept (bytes of outputs), max_kept (as the last tick said)
 
 Fields of task:<id>
   p (the plan)     msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
@@ -37,15 +41,18 @@ Fields of task:<id>
   cancel, watched                   '1': cancel was asked for; a client waits for the end
   attempt:<n>      msgpack array {n, worker, started, ended, reason, exit, signal, message, stderr}; -1 = absent
   finished, reason, out, err, out_size, err_size, origin
+  dropped                           '1': out and err were dropped to make room, of which the sizes are left
 --]]
 
 local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some lost and released ones
 local FINISHED_CAP = 10000    -- entries of each finished:<state>
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
+local PEERS_CAP = 2000        -- workers listed, and brokers: those heard from last
 local OUTAGE = 3000           -- ms without a tick after which the leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
+local RECOUNT_QUEUES = 1000   -- so many can be counted anew in one tick: 1 ms
 local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
@@ -78,7 +85,7 @@ local function begin(keys, args)
   end
   return {
     p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {},
-    args = unpacked,
+    live = 0, kept = 0, args = unpacked,
   }
 end
 
@@ -105,6 +112,10 @@ local function settle(c)
     local key = c.p .. 'rates:' .. queue .. ':' .. minute
     for field, n in pairs(fields) do call('HINCRBY', key, field, int(n)) end
     call('PEXPIRE', key, 180000)
+  end
+  if c.live ~= 0 then call('HINCRBY', c.p .. 'meta', 'live', int(c.live)) end
+  if c.kept ~= 0 and call('HINCRBY', c.p .. 'meta', 'kept', int(c.kept)) < 0 then
+    call('HSET', c.p .. 'meta', 'kept', '0')  -- an index was deleted from outside
   end
   for state in pairs(c.closed) do call('ZREMRANGEBYRANK', c.p .. 'finished:' .. state, 0, -FINISHED_CAP - 1) end
 end
@@ -218,12 +229,13 @@ local function enter_schedule(c, tasks)
   call('ZADD', key, unpack(adds))
 end
 
--- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms.
+-- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms; returns which one it is kept.
 local function close(c, id, from, to, plan, reason, worker)
   local key = c.p .. 'task:' .. id
   local due = from == 'scheduled' and call('ZSCORE', c.p .. 'schedule', id)
   if due then call('HSET', key, 'due', int(floor(tonumber(due)))) end
   leave(c, id, from, to, plan, worker)
+  c.live = c.live - 1
   call('HDEL', key, 'place', 'cancel', 'graced')
   call('HSET', key, 'state', to, 'finished', int(c.now), 'reason', reason)
   local keep = plan.keep > 0 and plan.keep or c.args.keep
@@ -233,6 +245,7 @@ local function close(c, id, from, to, plan, reason, worker)
   c.closed[to] = true
   count(c, plan.queue, to, 1, true)
   if call('HDEL', key, 'watched') == 1 then publish(c, 'ended', id) end
+  return keep
 end
 
 local function record_attempt(key, number, packed)
@@ -244,13 +257,12 @@ local function brief(number, worker, started, ended, reason)
   return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
 end
 
--- A failed attempt: the next interval of the list, or the end. Returns the new state.
+-- A failed attempt: the next interval of the list, or the end. Returns the new state, and what `close` does.
 local function fail(c, id, plan, worker, failures, final, cancelled, reason)
   local interval = plan.retry[failures]
   if cancelled or final or not interval then
     local to = cancelled and 'cancelled' or 'failed'
-    close(c, id, 'running', to, plan, reason, worker)
-    return to
+    return to, close(c, id, 'running', to, plan, reason, worker)
   end
   leave(c, id, 'running', 'scheduled', plan, worker)
   enter_schedule(c, {{id, plan, c.now + interval}})
@@ -285,6 +297,53 @@ local function announce(c, before)
   if now and (not before or now < before) then publish(c, 'due', int(now)) end
 end
 
+-- ── outputs: kept until their record vanishes, or until there are too many ─────────────────────────────────────────
+
+-- Takes {{id, bytes, keep}, …}. The instant is in the member because an id may come again before its old entry went.
+local function keep_outputs(c, outputs)
+  if #outputs == 0 then return end
+  local ended, untils = {}, {}
+  for i, o in ipairs(outputs) do
+    local member = o[1] .. c.now_text .. ':' .. int(o[2])
+    ended[2 * i - 1], ended[2 * i] = c.now_text, member
+    untils[2 * i - 1], untils[2 * i] = int(c.now + o[3]), member
+    c.kept = c.kept + o[2]
+  end
+  call('ZADD', c.p .. 'outputs:ended', unpack(ended))
+  call('ZADD', c.p .. 'outputs:until', unpack(untils))
+end
+
+local function forget_output(c, member)
+  call('ZREM', c.p .. 'outputs:ended', member)
+  c.kept = c.kept - call('ZREM', c.p .. 'outputs:until', member) * (tonumber(string.match(member, ':(%d+)$')) or 0)
+end
+
+-- A record vanishes by its own TTL: what it held counts no more.
+local function forget_vanished(c)
+  local members = call('ZRANGEBYSCORE', c.p .. 'outputs:until', '-inf', c.now_text, 'LIMIT', 0, BUDGET)
+  for _, member in ipairs(members) do forget_output(c, member) end
+  return #members
+end
+
+-- Drops the oldest outputs until no more than `most` bytes are left; `kept` is what there was before this call.
+local function drop_outputs(c, kept, most)
+  if kept + c.kept <= most then return 0 end
+  local found = call('ZRANGE', c.p .. 'outputs:ended', 0, BUDGET - 1, 'WITHSCORES')
+  local n = 0
+  while n < #found / 2 and kept + c.kept > most do
+    local member, ended = found[2 * n + 1], found[2 * n + 2]
+    local key = c.p .. 'task:' .. string.sub(member, 1, 36)
+    if redis.pcall('HGET', key, 'finished') == ended then  -- else the record is gone, or another has its id
+      call('HDEL', key, 'out', 'err')
+      call('HSET', key, 'dropped', '1')
+    end
+    forget_output(c, member)
+    n = n + 1
+  end
+  if n == #found / 2 and n < BUDGET then c.kept = -kept end  -- none is left: an index was deleted from outside
+  return n
+end
+
 -- ── submit, requeue ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- Makes the queue's name known; false if there are too many already.
@@ -304,8 +363,14 @@ local function room(c, queue)
   return c.args.max_queue_length - scheduled - call('ZCARD', c.p .. 'ready:' .. queue)
 end
 
--- args {db, max_queues, max_queue_length, tasks = {{id, spec, plan}, …}}
--- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full or queues
+-- How many more tasks may live in the namespace.
+local function space(c)
+  return c.args.max_tasks - tonumber(call('HGET', c.p .. 'meta', 'live') or 0)
+end
+
+-- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan}, …}}
+-- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full (the queue),
+-- queues (too many) or tasks (too many in all)
 local function submit(keys, args)
   local c = begin(keys, args)
   local tasks = c.args.tasks
@@ -317,20 +382,22 @@ local function submit(keys, args)
   end
   local before = earliest(c)
   local some = call('EXISTS', unpack(paths)) > 0
-  local first = next_places(c, #tasks)
+  local first, spare = next_places(c, #tasks), nil
   for i, t in ipairs(tasks) do
     local id, spec, packed, key, plan = t[1], t[2], t[3], paths[i], plans[t[3]]
     local known = seen[id] or some and call('EXISTS', key) == 1
-    local left = known or rooms[plan.queue] or room(c, plan.queue)
+    if not known and not spare then spare = space(c) end
+    local left = known or spare <= c.live and 'tasks' or rooms[plan.queue] or room(c, plan.queue)
     if known then
       local t = redis.pcall('HMGET', key, 's', 'p')
       outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
-    elseif left == 'queues' then
-      outcomes[i] = 'queues'
+    elseif left == 'queues' or left == 'tasks' then
+      outcomes[i] = left
     elseif left <= 0 then
       outcomes[i] = 'full'
     else
       rooms[plan.queue] = left - 1
+      c.live = c.live + 1
       made[plan.queue] = (made[plan.queue] or 0) + 1
       seen[id] = true
       local due = plan.delay > 0 and c.now + plan.delay or plan.start
@@ -353,8 +420,8 @@ local function submit(keys, args)
   return {c.us, outcomes, flat(c.gained), dues}
 end
 
--- args {db, id, new_id, max_queues, max_queue_length}: a new task, due now, of a terminal one.
--- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | missing | <state of a living task>
+-- args {db, id, new_id, max_queues, max_queue_length, max_tasks}: a new task, due now, of a terminal one.
+-- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | tasks | missing | <state of a living one>
 local function requeue(keys, args)
   local c = begin(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
@@ -364,6 +431,7 @@ local function requeue(keys, args)
   if not old[1] then return {'missing', ''} end
   if not TERMINAL[old[3]] then return {old[3], ''} end
   local plan = read_plan(old[1])
+  if space(c) <= 0 then return {'tasks', ''} end
   local left = room(c, plan.queue)
   if left == 'queues' then return {'queues', ''} end
   if left <= 0 then return {'full', ''} end
@@ -375,6 +443,7 @@ local function requeue(keys, args)
   call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 'state', 'ready', 'c', c.now_text,
     'origin', c.args.id)
   enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
+  c.live = c.live + 1
   count(c, plan.queue, 'submitted', 1, true)
   settle(c)
   wake(c)
@@ -449,11 +518,38 @@ local function expire(c)
   return #ids
 end
 
-local function forget_silent(c, key)
-  local all = call('HGETALL', c.p .. key)
-  for i = 1, #all, 2 do
-    if tonumber(string.sub(all[i + 1], 1, 13)) < c.now - HEARTBEAT_TTL then call('HDEL', c.p .. key, all[i]) end
+local function forget_peers(c, kind, names)
+  if #names == 0 then return end
+  call('HDEL', c.p .. kind, unpack(names))
+  call('ZREM', c.p .. kind .. ':seen', unpack(names))
+end
+
+-- Keeps a heartbeat; one under a new name too many costs the one that was silent longest its place.
+local function hear(c, kind, name, heartbeat)
+  local seen = c.p .. kind .. ':seen'
+  call('HSET', c.p .. kind, name, string.format('%013.0f', c.now) .. heartbeat)
+  if call('ZADD', seen, c.now_text, name) == 1 then
+    local excess = math.min(call('ZCARD', seen) - PEERS_CAP, BUDGET)
+    if excess > 0 then forget_peers(c, kind, call('ZRANGE', seen, 0, excess - 1)) end
   end
+end
+
+local function forget_silent(c, kind)
+  local seen = c.p .. kind .. ':seen'
+  forget_peers(c, kind, call('ZRANGEBYSCORE', seen, '-inf', '(' .. int(c.now - HEARTBEAT_TTL), 'LIMIT', 0, BUDGET))
+  -- One of the two was damaged from outside: begun anew, who lives is heard again within seconds.
+  if call('HLEN', c.p .. kind) ~= call('ZCARD', seen) then call('DEL', c.p .. kind, seen) end
+end
+
+-- The number of living tasks by what the indexes hold: the counter may have missed what was damaged from outside. With
+-- many queues less often, with very many not at all.
+local function recount(c)
+  local n = call('HLEN', c.p .. 'queues')
+  if n > RECOUNT_QUEUES or floor(c.now / 1000) % math.ceil(math.max(n, 1) / BUDGET) ~= 0 then return end
+  local live = call('ZCARD', c.p .. 'schedule') + call('ZCARD', c.p .. 'running')
+  for _, queue in ipairs(call('HKEYS', c.p .. 'queues')) do live = live + call('ZCARD', c.p .. 'ready:' .. queue) end
+  call('HSET', c.p .. 'meta', 'live', int(live))
+  c.live = 0
 end
 
 -- Once a second: entries of vanished records, silent peers and long-empty queues are forgotten.
@@ -466,6 +562,7 @@ local function housekeep(c)
   end
   forget_silent(c, 'workers')
   forget_silent(c, 'brokers')
+  recount(c)
   local queue = call('HRANDFIELD', c.p .. 'queues')
   if queue and call('HGET', c.p .. 'queues', queue) == '0' and call('EXISTS', c.p .. 'ready:' .. queue) == 0 then
     local t = call('HMGET', c.p .. 'counts:' .. queue, 'scheduled', 'running', 'touched')
@@ -477,20 +574,23 @@ local function housekeep(c)
   end
 end
 
--- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, upcoming, window, housekeep}
+-- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, max_result_bytes, upcoming, window, housekeep}
 -- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost}: instants are the earliest `upcoming` within
 -- `window` ms, complete = 1 if there are no further ones in it; more = 1 if work was left for another tick.
 local function tick(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local ticked = tonumber(call('HGET', c.p .. 'meta', 'ticked') or 0)
+  local t = call('HMGET', c.p .. 'meta', 'ticked', 'kept')
+  local ticked = tonumber(t[1] or 0)
   if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', c.p .. 'meta', 'returned', int(c.now)) end
-  call('HSET', c.p .. 'meta', 'ticked', int(c.now))
+  call('HSET', c.p .. 'meta', 'ticked', c.now_text, 'max_kept', int(a.max_result_bytes))
   local moved = promote(c)
   local reaped, lost = reap(c)
   local late = expire(c)
+  local vanished = forget_vanished(c)
+  local dropped = drop_outputs(c, tonumber(t[2] or 0), a.max_result_bytes)
   if a.housekeep == 1 then
-    call('HSET', c.p .. 'brokers', a.broker, string.format('%013.0f', c.now) .. a.heartbeat)
+    hear(c, 'brokers', a.broker, a.heartbeat)
     housekeep(c)
   end
   settle(c)
@@ -501,7 +601,7 @@ local function tick(keys, args)
     local due = floor(tonumber(found[i]))
     if due ~= last then upcoming[#upcoming + 1] = due; last = due end
   end
-  local more = moved == BUDGET or reaped == BUDGET or late == BUDGET
+  local more = math.max(moved, reaped, late, vanished, dropped) == BUDGET
   return {c.us, flat(c.gained), upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
 end
 
@@ -633,9 +733,7 @@ local function extend(keys, args)
     end
   end
   call('PEXPIRE', c.p .. 'held:' .. a.worker, HELD_TTL)
-  if #a.heartbeat > 0 then
-    call('HSET', c.p .. 'workers', a.worker, string.format('%013.0f', c.now) .. a.heartbeat)
-  end
+  if #a.heartbeat > 0 then hear(c, 'workers', a.worker, a.heartbeat) end
   settle(c)
   wake(c)
   return {c.us, statuses}
@@ -647,7 +745,7 @@ end
 local function finish(keys, args)
   local c = begin(keys, args)
   local before = earliest(c)
-  local answers = {}
+  local answers, outputs = {}, {}
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
@@ -657,21 +755,27 @@ local function finish(keys, args)
     elseif t[1] ~= 'running' then
       answers[i] = 'recorded'
     else
-      local worker, state = c.args.worker, 'succeeded'
+      local worker, state, keep = c.args.worker, 'succeeded', nil
       record_attempt(key, number, e[6])
       if verdict == 'succeeded' then
-        close(c, id, 'running', 'succeeded', plan, '', worker)
+        keep = close(c, id, 'running', 'succeeded', plan, '', worker)
       else
         local failures = tonumber(call('HINCRBY', key, 'failures', 1))
-        state = fail(c, id, plan, worker, failures, verdict == 'final', t[5], reason)
+        state, keep = fail(c, id, plan, worker, failures, verdict == 'final', t[5], reason)
       end
       if TERMINAL[state] then
         if #e[7] > 0 then call('HSET', key, 'out', e[7]) end
         if #e[8] > 0 then call('HSET', key, 'err', e[8]) end
         call('HSET', key, 'out_size', int(e[9]), 'err_size', int(e[10]))
+        if #e[7] + #e[8] > 0 then outputs[#outputs + 1] = {id, #e[7] + #e[8], keep} end
       end
       answers[i] = state
     end
+  end
+  keep_outputs(c, outputs)
+  if c.kept > 0 then
+    local t = call('HMGET', c.p .. 'meta', 'kept', 'max_kept')
+    if t[2] then drop_outputs(c, tonumber(t[1] or 0), tonumber(t[2])) end  -- else there was no tick yet
   end
   settle(c)
   announce(c, before)

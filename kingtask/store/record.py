@@ -180,6 +180,7 @@ def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
         stderr=fields.get("err", b""),
         stdout_size=int(fields.get("out_size", 0)),
         stderr_size=int(fields.get("err_size", 0)),
+        dropped="dropped" in fields,
         attempts=tuple(attempts),
     )
 

@@ -49,6 +49,7 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
         ("conflict", IdConflict, False, "no"),
         ("full", Busy, True, "no"),
         ("queues", Busy, True, "no"),
+        ("tasks", Busy, True, "no"),
         ("unconfirmed", NotConfirmed, True, "unknown"),
         ("??", RequestRefused, False, "unknown"),
     ],

@@ -217,6 +217,7 @@ def _result(task: Task) -> Result:
         reason=task.reason if task.state in TERMINAL else "",
         attempt=task.attempt,
         stdout=task.stdout,
+        dropped=task.dropped,
     )
 
 

@@ -2,32 +2,36 @@
 
 `check` knows every kind of key, why none grows without end, and the conservation of tasks: each living one is in
 exactly one of schedule, ready and running, each index names only what is there, and the counters equal reality.
+`BOUNDS` says for each kind of key what ends it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import redis
 
 from kingtask.store import record
+from kingtask.store.calls import Policy
 from kingtask.store.keys import KEY_PATTERNS, Keys
 from kingtask.task import TERMINAL
 
 LIVING = {"scheduled", "ready", "running"}
 FINISHED_CAP = 10_000
+PEERS_CAP = 2_000
 ATTEMPTS_CAP = 72
-META_FIELDS = {b"schema", b"cluster", b"sequence", b"ticked", b"returned"}
+META_FIELDS = set(b"schema cluster sequence ticked returned live kept max_kept".split())
 COUNT_FIELDS = {
     *(b"submitted started retried lost scheduled running touched".split()),
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
     *("p s state c due place attempt token worker claimed".split()),
-    *("failures lost graced cancel watched finished reason out err out_size err_size origin".split()),
+    *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
 
@@ -35,7 +39,7 @@ _DUMP = """
 local keys, out = redis.call('KEYS', ARGV[1] .. '*'), {}
 for i, key in ipairs(keys) do
   local kind = redis.call('TYPE', key).ok
-  local value
+  local value = {}
   if kind == 'hash' then value = redis.call('HGETALL', key)
   elseif kind == 'zset' then value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end
   out[i] = {key, kind, redis.call('PTTL', key), value}
@@ -87,22 +91,24 @@ def task_in(view: Dump, task_id: str) -> dict[str, Any]:
     return found
 
 
-def check(view: Dump, *, max_queues: int = 1000) -> None:
+def check(view: Dump, policy: Policy = Policy()) -> None:  # noqa: B008  (frozen)
     """Assert everything that must hold."""
     for key, entry in view.items():
         kinds = [kind for kind, pattern in KEY_PATTERNS.items() if pattern.fullmatch(key)]
         assert len(kinds) == 1, f"{key}: a key of {len(kinds)} kinds"
-        _BOUNDS.get(kinds[0], _no_ttl)(key, entry)
+        BOUNDS[kinds[0]].check(key, entry)
     _check_tasks(view)
-    _check_counts(view)
-    assert len(_members(view, "queues")) <= max_queues
+    _check_counts(view, policy)
+    _check_outputs(view, policy)
+    for kind in ("workers", "brokers"):
+        assert _members(view, kind).keys() == _members(view, f"{kind}:seen").keys()
+    assert len(_members(view, "queues")) <= policy.max_queues
 
 
 # ── every key has a TTL or a bound ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _no_ttl(key: str, entry: Entry) -> None:
-    """`schedule`, `ready:*`, `running` and `expiry` hold living tasks only, and `queues` is bounded: see `check`."""
     assert entry.ttl_ms == -1, f"{key}: a TTL would lose tasks"
 
 
@@ -137,8 +143,10 @@ def _counts(key: str, entry: Entry) -> None:
 
 
 def _heartbeats(key: str, entry: Entry) -> None:
-    """Housekeeping removes who is silent; it reads the time in front."""
     _no_ttl(key, entry)
+    assert len(entry.value) <= PEERS_CAP, f"{key}: names {len(entry.value)} peers"
+    if key.endswith(":seen"):
+        return
     assert all(value[:13].isdigit() for value in entry.value.values())
 
 
@@ -147,15 +155,28 @@ def _meta(key: str, entry: Entry) -> None:
     assert set(entry.value) <= META_FIELDS, f"{key}: unknown fields {set(entry.value) - META_FIELDS}"
 
 
-_BOUNDS = {
-    "task": _task,
-    "held": _with_ttl,
-    "rates": _with_ttl,
-    "finished": _finished,
-    "counts": _counts,
-    "workers": _heartbeats,
-    "brokers": _heartbeats,
-    "meta": _meta,
+@dataclass(frozen=True, slots=True)
+class Bound:
+    by: str
+    """What keeps it from growing without end."""
+    check: Callable[[str, Entry], None]
+
+
+BOUNDS = {
+    "task": Bound("max_tasks while it lives, then a TTL", _task),
+    "schedule": Bound("names living tasks only: max_tasks", _no_ttl),
+    "ready": Bound("names living tasks only: max_queue_length", _no_ttl),
+    "running": Bound("names living tasks only: max_tasks", _no_ttl),
+    "expiry": Bound("names living tasks only: max_tasks", _no_ttl),
+    "held": Bound("TTL; names running tasks only", _with_ttl),
+    "finished": Bound("capped", _finished),
+    "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
+    "queues": Bound("max_queues", _no_ttl),
+    "counts": Bound("one for each queue: max_queues", _counts),
+    "rates": Bound("TTL", _with_ttl),
+    "workers": Bound("capped; who is silent for a minute is forgotten", _heartbeats),
+    "brokers": Bound("capped; who is silent for a minute is forgotten", _heartbeats),
+    "meta": Bound("its fields", _meta),
 }
 
 
@@ -214,11 +235,15 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
             assert same, f"{key}: {task_id} is {found[task_id]!r}, not {value!r}"
 
 
-def _check_counts(view: Dump) -> None:
+def _check_counts(view: Dump, policy: Policy) -> None:
     real: Counter[tuple[str, str]] = Counter()
     for key, entry in view.items():
         if key.startswith("task:"):
             real[_queue(entry.value), entry.value[b"state"].decode()] += 1
+    living = sum(n for (_, state), n in real.items() if state in LIVING)
+    assert living <= policy.max_tasks
+    live = int(_members(view, "meta").get("live", 0))
+    assert live == living, f"meta counts {live} living tasks, there are {living}"
     names = {key.removeprefix("counts:") for key in view if key.startswith("counts:")}
     assert {queue for queue, state in real if state in LIVING} <= names
     for queue in names:
@@ -226,3 +251,26 @@ def _check_counts(view: Dump) -> None:
         counted = _members(view, f"counts:{queue}")
         for state in ("scheduled", "running"):
             assert int(counted.get(state, 0)) == real[queue, state], f"counts:{queue} {state}: {counted.get(state)!r}"
+
+
+def _check_outputs(view: Dump, policy: Policy) -> None:
+    """Each output that is kept is counted once, with its size; what is counted and not there has lost its record."""
+    meta, ended = _members(view, "meta"), _members(view, "outputs:ended")
+    assert ended.keys() == _members(view, "outputs:until").keys()
+    sizes = {member: int(member.rpartition(":")[2]) for member in ended}
+    total = int(meta.get("kept", 0))
+    assert total == sum(sizes.values()), f"meta counts {total} bytes of outputs, the index {sum(sizes.values())}"
+    assert "max_kept" not in meta or total <= policy.max_result_bytes
+    for key, entry in view.items():
+        if not key.startswith("task:"):
+            continue
+        fields, task_id = entry.value, key.removeprefix("task:")
+        size = len(fields.get(b"out", b"")) + len(fields.get(b"err", b""))
+        assert not (size and b"dropped" in fields), f"{key}: dropped, and still there"
+        at = fields.get(b"finished", b"").decode()
+        listed = ended.get(f"{task_id}{at}:{size}") == at.encode()
+        vanishing = int(meta.get("ticked", 0)) >= int(at or 0) + MIN_KEEP_MS  # its TTL is real time
+        assert not size or listed or vanishing, f"{key}: an output of {size} bytes that nothing counts"
+
+
+MIN_KEEP_MS = 1000

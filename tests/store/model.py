@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,6 +47,7 @@ class Task:
     reason: str = ""
     keep: int = 0
     stdout: bytes = b""
+    dropped: bool = False
 
     @property
     def queue(self) -> str:
@@ -60,6 +62,15 @@ class Task:
         return Fence(self.id, self.attempt, self.token or b"")
 
 
+class Output(NamedTuple):
+    """What counts towards `max_result_bytes`: until its record vanishes by itself, also if it is deleted."""
+
+    finished: int
+    id: str
+    size: int
+    until: int
+
+
 def ms(seconds: float) -> int:
     return round(seconds * 1000)
 
@@ -71,6 +82,7 @@ class Model:
         self.tasks: dict[str, Task] = {}
         self.queues: dict[str, bool] = {}
         """Name to paused."""
+        self.outputs: list[Output] = []
         self.published: list[tuple[str, str]] = []
         self._order = 0
         self._ticked = 0
@@ -149,6 +161,8 @@ class Model:
         for task in [*self._in(State.SCHEDULED), *self._in(State.READY)]:
             if self._too_late(task):
                 self._close(task, State.EXPIRED, "expires_at")
+        self.outputs = [output for output in self.outputs if output.until > self.now]
+        self._drop_outputs()
         upcoming = sorted({task.due for task in self.scheduled() if task.due <= self.now + WINDOW_MS})
         return dict(gained), upcoming, lost
 
@@ -252,9 +266,12 @@ class Model:
                 task.due = self.now + ms(task.spec.retry[task.failures - 1])
                 task.order = self._next()
                 dues.append(task.due)
-            if task.state in TERMINAL:
+            if task.state in TERMINAL and stdout:
                 task.stdout = stdout
+                self.outputs.append(Output(self.now, task.id, len(stdout), self.now + task.keep))
             answers.append(task.state.value)
+        if self._ticked:  # else the worker knows of no limit
+            self._drop_outputs()
         self._announce(earliest, dues)
         return answers
 
@@ -300,7 +317,17 @@ class Model:
 
     # ── parts of them ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _drop_outputs(self) -> None:
+        """The oldest first."""
+        self.outputs.sort()
+        while sum(output.size for output in self.outputs) > self.policy.max_result_bytes:
+            task = self.tasks.get(self.outputs.pop(0).id)
+            if task is not None:
+                task.stdout, task.dropped = b"", True
+
     def _refusal(self, queue: str) -> str | None:
+        if sum(task.state not in TERMINAL for task in self.tasks.values()) >= self.policy.max_tasks:
+            return "tasks"
         if queue not in self.queues:
             if len(self.queues) >= self.policy.max_queues:
                 return "queues"

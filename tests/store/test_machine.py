@@ -29,7 +29,7 @@ from tests.store.listener import Listener
 from tests.store.model import Model, Task
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
-POLICY = Policy(max_queues=3, max_queue_length=12, max_lost=2)
+POLICY = Policy(max_queues=3, max_queue_length=12, max_tasks=14, max_result_bytes=6, max_lost=2)
 QUEUES = ["default", "q", "r", "one-too-many"]
 WORKERS = ["w1", "w2"]
 
@@ -303,7 +303,13 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def all_is_the_same(self) -> None:
         view = keyspace.dump(self.store.client, self.store.keys)
-        keyspace.check(view, max_queues=POLICY.max_queues)
+        keyspace.check(view, POLICY)
+        kept = {
+            f"{output.id}{output.finished}:{output.size}": (output.finished, output.until)
+            for output in self.model.outputs
+        }
+        ended, until = ({member.decode(): int(at) for member, at in index(view, name).items()} for name in OUTPUTS)
+        assert {member: (at, until[member]) for member, at in ended.items()} == kept
         assert {key for key in view if key.startswith("task:")} == {f"task:{task_id}" for task_id in self.model.tasks}
         for task in self.model.tasks.values():
             assert shown(view[f"task:{task.id}"]) == expected(task), task.id
@@ -318,6 +324,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert {task_id: int(score) for task_id, score in running} == leases
         names = view["queues"].value if "queues" in view else {}
         assert {name.decode(): paused == b"1" for name, paused in names.items()} == self.model.queues
+
+
+OUTPUTS = ("outputs:ended", "outputs:until")
+
+
+def index(view: keyspace.Dump, key: str) -> dict[bytes, bytes]:
+    return view[key].value if key in view else {}
 
 
 def in_order(view: keyspace.Dump, key: str) -> list[str]:
@@ -352,6 +365,7 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
         "finished": int(text.get("finished", 0)),
         "reason": text.get("reason", b"").decode(),
         "stdout": text.get("out", b""),
+        "dropped": "dropped" in text,
         # Its TTL runs by the server's own clock: a minute is room enough for any run.
         "keep": 0 if entry.ttl_ms < 0 else -(-entry.ttl_ms // 60_000),
     }
@@ -376,6 +390,7 @@ def expected(task: Task) -> dict[str, Any]:
         "finished": task.finished,
         "reason": task.reason,
         "stdout": task.stdout,
+        "dropped": task.dropped,
         "keep": -(-task.keep // 60_000),
     }
 

@@ -140,6 +140,7 @@ def test_a_result_from_a_hash() -> None:
         out=b"\xff",
         err_size=9,
         out_size=7,
+        dropped="1",
         origin="o",
         **{f"attempt:{n}": packed for n, packed in zip((10, 9, 2), attempts, strict=True)},
     )
@@ -161,6 +162,7 @@ def test_a_result_from_a_hash() -> None:
         stdout=b"\xff",
         stdout_size=7,
         stderr_size=9,
+        dropped=True,
         attempts=tuple(
             Attempt(number=n, worker="w", started_at=n / 1000, ended_at=(n + 1) / 1000, reason="exit", exit_code=n)
             for n in (2, 9, 10)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kingtask.config import BrokerConfig, WorkerConfig, load_broker, load_worker
 from kingtask.errors import ConfigurationError
 from kingtask.store.address import RedisAddress, RedisTLS
+from kingtask.store.calls import Policy
 
 Write = Callable[[str | bytes], Path]
 
@@ -77,9 +78,14 @@ def test_the_originals_misspelt_period_is_named(write: Write):
 
 def test_durations_reach_redis_in_milliseconds(write: Write):
     text = "result_keep_time: 1.5\nfailed_keep_time: 60\nlease: 0.5\nmax_lost: 7\nmax_queues: 8\nmax_queue_length: 9\n"
-    policy = load_broker(write(text)).policy
+    policy = load_broker(write(f"{text}max_tasks: 10\nmax_result_bytes: 2097153\n")).policy
     assert (policy.keep_ms, policy.failed_keep_ms, policy.lease_ms) == (1500, 60_000, 500)
     assert (policy.max_lost, policy.max_queues, policy.max_queue_length) == (7, 8, 9)
+    assert (policy.max_tasks, policy.max_result_bytes) == (10, 2_097_153)
+
+
+def test_a_broker_that_says_nothing_has_the_bounds_that_its_file_shows(write: Write):
+    assert load_broker(write("addr: 127.0.0.1:9595\n")).policy == Policy()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ results = st.builds(
     stderr=st.binary(max_size=50),
     stdout_size=st.integers(0, 2**40),
     stderr_size=st.integers(0, 2**40),
+    dropped=st.booleans(),
     attempts=st.lists(attempts, max_size=4).map(tuple),
 )
 
