@@ -103,5 +103,5 @@ def _dump(readings: dict[str, Reading | None]) -> list[Key]:
         Key(key="rates:default:29999999", type="hash", ttl_ms=90_000, size=2),
         Key(key="workers", type="hash", ttl_ms=-1, size=3),
         Key(key="brokers", type="hash", ttl_ms=-1, size=2),
-        Key(key="meta", type="hash", ttl_ms=-1, size=5),
+        Key(key="meta", type="hash", ttl_ms=-1, size=5, members={"live": "0"}),
     ]

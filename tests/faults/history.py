@@ -357,7 +357,7 @@ class Key(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     size: int = 0
     """Elements."""
     members: dict[str, str] | None = None
-    """Of each sorted set member to score, of `held:*` and `counts:*` field to value. Not of hashes of tasks."""
+    """Of each sorted set member to score, of `held:*`, `counts:*` and `meta` field to value. Not of hashes of tasks."""
 
 
 class Final(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):

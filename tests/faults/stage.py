@@ -285,7 +285,7 @@ class Stage(Chronicle):
                 size = len(members)
             elif kind == "hash":
                 size = int(server.hlen(key))
-                if key.startswith((f"{PREFIX}held:", f"{PREFIX}counts:")):
+                if key.startswith((f"{PREFIX}held:", f"{PREFIX}counts:", f"{PREFIX}meta")):
                     members = server.hgetall(key)
             name = key.removeprefix(PREFIX)
             yield Key(key=name, type=kind, ttl_ms=int(server.pttl(key)), size=size, members=members)

@@ -12,9 +12,7 @@ from tests.faults.story import Story
 from tests.faults.view import View
 
 WITH_TTL = frozenset({"held", "rates"})
-BOUNDED = frozenset(
-    {"schedule", "ready", "running", "expiry", "finished", "queues", "counts", "workers", "brokers", "meta"}
-)
+BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta".split())
 """Kinds of keys that have no TTL, and must not have one."""
 LISTED = 10_000
 """Entries of each `finished:<state>`, of which older ones are forgotten."""
@@ -34,7 +32,7 @@ class _Dump:
         self.full: set[str] = set()
         """Terminal states whose list is full."""
         self.counted: dict[str, int] = {}
-        """What the counters say is scheduled or running, where that is not nothing."""
+        """What the counters say is scheduled, running or living."""
 
 
 def judge_dump(view: View, stories: dict[str, Story], keys: Iterable[Key]) -> None:
@@ -73,6 +71,8 @@ def _classify(view: View, dump: _Dump, key: Key) -> None:
     else:
         if kind == "counts":
             dump.counted |= {f"{rest} {what}": int(members.get(what, 0)) for what in ("scheduled", "running")}
+        elif kind == "meta":
+            dump.counted["live"] = int(members.get("live", 0))
         return
     for member in members:
         into[member].append(key.key)

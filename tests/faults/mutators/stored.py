@@ -103,6 +103,11 @@ def count_a_task_too_many(good: Good, random: Random) -> History:
 
 
 @MUTATORS("I11")
+def count_a_living_task_too_many(good: Good, random: Random) -> History:
+    return in_key(good, "meta", lambda key: altered(key, members={"live": random.choice(["1", "-1"])}))
+
+
+@MUTATORS("I11")
 def leave_an_ended_task_off_its_list(good: Good, random: Random) -> History:
     gone = random.choice(good.kinds["now"])
 
