@@ -43,6 +43,7 @@ def test_who_submits_it_as_it_lies_there_submits_it_again(store: TimedStore) -> 
     """Its plan has the one form that a plan has: what is default at its end is left out."""
     for more in ({}, {"queue": "q"}, {"retry": (1.0,)}, {"priority": 7}, {"keep_result_s": 9.0}):
         spec = store.spec(start_at=START_MS / 1000 - 5, expires_at=START_MS / 1000 + 60, **more)
+        assert spec.id
         store.submit(spec)
         store.cancel(spec.id)
         new = store.new_id()
