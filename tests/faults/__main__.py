@@ -7,6 +7,8 @@ which is said aloud. A control runs the product broken on purpose: its verdict m
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from time import monotonic
 
 import msgspec
+import zmq
 
 from tests.faults.cases import CASES
 from tests.faults.checker import check
@@ -25,6 +28,7 @@ from tests.faults.layout import Skipped
 from tests.faults.play import Case, play
 from tests.faults.report import COUNTS, SHOWN
 from tests.faults.story import load
+from tests.servers import binary
 
 LINES = tuple(COUNTS)
 JOBS = 3
@@ -41,6 +45,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     counts: dict[str, int]
     faults: int
+    late_ms: dict[str, float] = {}
+    """How late starts were: percentiles of those without a fault meanwhile."""
     told: str
     """Everything that there is to say."""
 
@@ -66,14 +72,14 @@ def run(case: Case, *, seed: int, seconds: float, keep: Path | None = None) -> O
         shutil.rmtree(directory)
     else:
         told.append(f"its history is in {directory}")
-    return _outcome(case, verdict, began_s, "\n".join(told), dict(report.counts), len(stage.timeline))
+    outcome = _outcome(case, verdict, began_s, "\n".join(told))
+    counts, faults = dict(report.counts), len(stage.timeline)
+    return msgspec.structs.replace(outcome, counts=counts, faults=faults, late_ms=report.late_ms(False))
 
 
-def _outcome(
-    case: Case, verdict: str, began_s: float, told: str, counts: dict[str, int] | None = None, faults: int = 0
-) -> Outcome:
+def _outcome(case: Case, verdict: str, began_s: float, told: str) -> Outcome:
     seconds = round(monotonic() - began_s, 1)
-    return Outcome(case=case.name, verdict=verdict, seconds=seconds, counts=counts or {}, faults=faults, told=told)
+    return Outcome(case=case.name, verdict=verdict, seconds=seconds, counts={}, faults=0, told=told)
 
 
 # ── many cases ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,23 +144,48 @@ def _line(outcome: Outcome) -> str:
 
 def _page(outcomes: list[Outcome], total: Counter[str], seed: int) -> str:
     """For RESULTS.md."""
-    columns = ("acknowledged", "executions", "lost", "duplicated", "stale_refused", "early", "unknown")
+    columns = ("submits", "acknowledged", "lost", "duplicated", "stale_refused", "early", "unknown")
     lines = [
         "# Results of the fault cases",
         "",
-        f"`python -m tests.faults matrix --long --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}.",
+        f"`python -m tests.faults matrix --long --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}, at commit {_commit()}.",
+        f"{_told([binary(), '--version'])}; Python {platform.python_version()}, ZeroMQ {zmq.zmq_version()};",
+        f"Linux {platform.release()}, {os.cpu_count()} CPUs, {_memory_gib():.0f} GiB of memory.",
         "",
-        f"| case | what happens | verdict | s | faults | {' | '.join(columns)} |",
-        "|---|---|---|---|---|" + "---|" * len(columns),
+        *(f"- {name.replace('_', ' ')}: {COUNTS[name]}" for name in columns),
+        "- late: ms by which starts were late that no fault delayed; median, 99th percentile (in all: the worst case's)",
+        "",
+        f"| case | what happens | verdict | s | faults | {' | '.join(columns).replace('_', ' ')} | late |",
+        "|---|---|---|---|---|" + "---|" * (len(columns) + 1),
     ]
     for outcome in sorted(outcomes, key=lambda each: each.case):
         figures = " | ".join(f"{outcome.counts.get(name, 0):,}" for name in columns)
-        what = CASES[outcome.case].what
-        lines.append(
-            f"| {outcome.case} | {what} | {outcome.verdict} | {outcome.seconds:.0f} | {outcome.faults} | {figures} |"
-        )
-    lines.append("| all | | | | | " + " | ".join(f"{total[name]:,}" for name in columns) + " |")
-    return "\n".join([*lines, ""])
+        row = [outcome.case, CASES[outcome.case].what, outcome.verdict, f"{outcome.seconds:.0f}", f"{outcome.faults}"]
+        lines.append(f"| {' | '.join(row)} | {figures} | {_late([outcome])} |")
+    figures = " | ".join(f"{total[name]:,}" for name in columns)
+    faults = sum(outcome.faults for outcome in outcomes)
+    sound = [outcome for outcome in outcomes if not CASES[outcome.case].caught_by]
+    lines.append(f"| all | without the controls | | | {faults:,} | {figures} | {_late(sound)} |")
+    skipped = [f"{outcome.case}: {outcome.told}" for outcome in outcomes if outcome.verdict == "skipped"]
+    return "\n".join([*lines, "", *skipped])
+
+
+def _late(outcomes: list[Outcome]) -> str:
+    known = [outcome.late_ms for outcome in outcomes if outcome.late_ms]
+    return ", ".join(f"{max(late[name] for late in known):,.0f}" for name in ("p50", "p99")) if known else ""
+
+
+def _told(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _commit() -> str:
+    changed = _told(["git", "status", "--porcelain", "--untracked-files=no"])
+    return (_told(["git", "rev-parse", "--short=12", "HEAD"]) or "unknown") + (" with changes" if changed else "")
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def main(arguments: list[str]) -> int:
@@ -165,6 +196,7 @@ def main(arguments: list[str]) -> int:
     single.add_argument("case", choices=sorted(CASES))
     single.add_argument("--seed", type=int, default=1)
     single.add_argument("--seconds", type=float)
+    single.add_argument("--repeat", type=int, default=1, metavar="N", help="N times, each with the next seed")
     single.add_argument("--keep", type=Path, metavar="DIR", help="leave the history there")
     single.add_argument("--json", action="store_true", help="the outcome as one line")
     many = commands.add_parser("matrix", help="run many cases")
@@ -185,9 +217,15 @@ def main(arguments: list[str]) -> int:
         cases = [case for case in cases if not given.only or case.name in given.only]
         return matrix(cases, long=given.long, seed=given.seed, jobs=given.jobs, report=given.report)
     case = CASES[given.case]
-    outcome = run(case, seed=given.seed, seconds=given.seconds or case.seconds, keep=given.keep)
-    print(msgspec.json.encode(outcome).decode() if given.json else outcome.told)
-    return 0 if outcome.verdict in GOOD else 1
+    outcomes = []
+    for seed in range(given.seed, given.seed + given.repeat):
+        outcome = run(case, seed=seed, seconds=given.seconds or case.seconds, keep=given.keep)
+        print(msgspec.json.encode(outcome).decode() if given.json else outcome.told, flush=True)
+        outcomes.append(outcome)
+    if given.repeat > 1:
+        told = Counter(outcome.verdict for outcome in outcomes)
+        print(f"{given.repeat} times: " + ", ".join(f"{number} {verdict}" for verdict, number in told.most_common()))
+    return 0 if {outcome.verdict for outcome in outcomes} <= GOOD else 1
 
 
 if __name__ == "__main__":
