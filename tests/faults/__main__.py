@@ -153,7 +153,7 @@ def _page(outcomes: list[Outcome], total: Counter[str], seed: int) -> str:
         f"Linux {platform.release()}, {os.cpu_count()} CPUs, {_memory_gib():.0f} GiB of memory.",
         "",
         *(f"- {name.replace('_', ' ')}: {COUNTS[name]}" for name in columns),
-        "- late: ms by which starts were late that no fault delayed; median, 99th percentile (in all: the worst case's)",
+        "- late: ms by which starts were late that no fault delayed: median, 99th percentile (in all: the worst case)",
         "",
         f"| case | what happens | verdict | s | faults | {' | '.join(columns).replace('_', ' ')} | late |",
         "|---|---|---|---|---|" + "---|" * (len(columns) + 1),

@@ -115,6 +115,37 @@ def churn(target: Target) -> int:
     return number
 
 
+def idle(target: Target, count: int = 1_500) -> int:
+    """Connections that say nothing and stay."""
+    held: list[socket.socket] = []
+    for _ in target.turns():
+        if len(held) == count:
+            time.sleep(0.1)
+            continue
+        with suppress(OSError):
+            held.append(target.connect())
+    return len(held)
+
+
+def crowd(target: Target) -> int:
+    """Thousands of them."""
+    return idle(target, 9_500)
+
+
+def unterminated(target: Target) -> int:
+    """A message of parts of a megabyte that does not come to its end, up to 2 GB."""
+    part = zmtp.frame(bytes(2**20), zmtp.MORE)
+    sent = 0
+    for _ in target.turns():
+        with suppress(OSError), target.connect() as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.sendall(SHAKEN)
+            for _ in range(2_000):
+                connection.sendall(part)
+                sent += len(part)
+    return sent
+
+
 def deaf(target: Target) -> int:
     """Requests without end from one that reads no reply."""
     sent = 0
@@ -187,7 +218,8 @@ def _bent(good: bytes, random: Random) -> bytes:
 
 
 KINDS: dict[str, Callable[[Target], int]] = {
-    each.__name__: each for each in (garbage, lengths, frames, churn, deaf, topics, stopped, messages)
+    each.__name__: each
+    for each in (garbage, lengths, frames, churn, idle, crowd, unterminated, deaf, topics, stopped, messages)
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tests.faults import edge_stories as e
 from tests.faults import fleet as f
 from tests.faults import host_stories as h
+from tests.faults import limit_stories as m
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
 from tests.faults.layout import LINKS, Fleet, Layout
@@ -487,4 +488,152 @@ CONTROLS = [
     ),
 ]
 
-CASES = {case.name: case for case in [*BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *SENTINEL, *CONTROLS]}
+MORE = [
+    Case(
+        name="F06",
+        what="1,500 idle connections to a broker that may have 256 files",
+        loads={"now": 20.0},
+        layout=Layout(brokers=1, broker_limits=("--nofile=256",)),
+        rules=Rules(fd_growth=256),  # for most of the case the broker has as many as it may
+        check=e.memory_is_flat,
+        faults=(Again(story=e.attack("idle", 6.0), every=(8, 8), after=2, times=1),),
+        alone=True,
+        seconds=9.0,
+        long_seconds=9.0,
+        short=False,
+    ),
+    Case(
+        name="F07",
+        what="thousands of scheduled tasks at a broker whose memory is limited to a gigabyte",
+        loads={"parked": 1_000.0, "now": 5.0},
+        layout=Layout(broker_limits=("--as=1000000000",)),
+        rules=Rules(needs_faults=False),
+        short=False,
+    ),
+    Case(
+        name="F08",
+        what="no log can be written, and executables run on a full disk (F30)",
+        loads=ALL,
+        layout=Layout(prepare=m.logs_on_a_small_disk, cleanup=m.remove_small_disk),
+        faults=(Again(story=m.logs_full(3), every=(5, 6), after=2),),
+        short=False,
+    ),
+    Case(
+        name="F27",
+        what="an executable is replaced, removed and turned into a link that leads out",
+        loads=LIGHT,
+        rules=Rules(silent=frozenset({"exchanged"})),
+        story=m.exchanged,
+        long_seconds=10.0,
+        short=False,
+    ),
+    Case(
+        name="F28",
+        what="an executable is being written",
+        loads=LIGHT,
+        rules=Rules(silent=frozenset({"written"})),
+        story=m.being_written,
+        long_seconds=10.0,
+        short=False,
+    ),
+    Case(
+        name="F33",
+        what="a broker that is to say fsync refuses a Redis that syncs once a second",
+        loads=LIGHT,
+        layout=Layout(ack="stored", redis={"appendfsync": "everysec"}),
+        story=m.fsync_is_not_there,
+        seconds=4.0,
+        long_seconds=4.0,
+        short=False,
+    ),
+    Case(
+        name="F35",
+        what="kill -9 of Redis, and the end of its file is cut off: it starts, and what is left is sound",
+        loads=ALL,
+        rules=Rules(forgets=True, promised=frozenset(), drain_extra_ms=60_000),
+        faults=(Again(story=m.file_cut_off((0, 1)), every=(4, 5), after=3),),
+        short=False,
+    ),
+    Case(
+        name="F44",
+        what="the user of Redis is switched off, and comes back with another password",
+        loads=ALL,
+        layout=Layout(prepare=m.own_user),
+        faults=(Again(story=m.password_rotated(1.5), every=(6, 7), after=2),),
+        check=m.no_secret_logged,
+        short=False,
+    ),
+    Case(
+        name="F55",
+        what="Redis comes back empty for some seconds: nothing is written to it",
+        loads=ALL,
+        faults=(Again(story=m.empty_for_a_while(3), every=(6, 7), after=2),),
+        short=False,
+    ),
+    Case(
+        name="F63",
+        what="bytes of clients' and workers' connections to brokers are spoilt (no encryption)",
+        loads=ALL,
+        layout=LINKED,
+        # What is asked and what is answered may be another thing on the way: nobody can tell.
+        rules=Rules(invariants=frozenset(INVARIANTS) - {"I1", "I2", "I3", "I5", "I6", "I7", "I8", "I9", "I15"}),
+        faults=(Again(story=s.spoil(("client", "worker>"), (2, 3), corrupt=0.02), every=(4, 5)),),
+        short=False,
+    ),
+    Case(
+        name="F66",
+        what="messages of 2 GB that do not end, at a broker whose memory is limited",
+        loads={"now": 20.0, "later": 5.0},
+        layout=Layout(brokers=1, broker_limits=("--as=1500000000",)),
+        rules=Rules(rss_growth_bytes=2**31),
+        faults=(Again(story=m.flooded("unterminated", 6.0), every=(8, 8), after=2, times=1),),
+        seconds=9.0,
+        long_seconds=9.0,
+        short=False,
+    ),
+    Case(
+        name="F68",
+        what="9,500 idle connections beside clients at work",
+        loads={"now": 20.0, "later": 5.0},
+        layout=Layout(brokers=1),
+        faults=(Again(story=e.attack("crowd", 8.0), every=(9, 9), after=2, times=1),),
+        rules=Rules(fd_growth=10_000),  # they are there for most of it
+        check=e.memory_is_flat,
+        alone=True,
+        seconds=10.0,
+        long_seconds=10.0,
+        short=False,
+    ),
+    Case(
+        name="F77",
+        what="a broker's clock jumps by an hour and by ten years",
+        loads=ALL,
+        faults=for_ever(m.wrong_clock(s.first_broker)),
+        short=False,
+    ),
+    Case(
+        name="F78",
+        what="a worker's clock jumps by an hour and by ten years",
+        loads=ALL,
+        faults=for_ever(m.wrong_clock(s.first_worker)),
+        short=False,
+    ),
+    Case(
+        name="F80",
+        what="instants of leap seconds, of summer time, of the ends of calendars",
+        loads=LIGHT,
+        story=m.strange_instants,
+        long_seconds=10.0,
+        short=False,
+    ),
+    Case(
+        name="F84",
+        what="the command line against brokers that are not there, stopped or something else",
+        loads=LIGHT,
+        story=m.command_line,
+        long_seconds=10.0,
+        short=False,
+    ),
+]
+
+CASES = {case.name: case for case in [*MORE, *BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *SENTINEL, *CONTROLS]}

@@ -67,8 +67,13 @@ def _traced(pid: int) -> bool:
 
 def small_disk(server: RedisServer, megabytes: int) -> None:
     """Put the server's directory on a file system of its own. Before its start. Raises Skipped."""
+    mount(server.directory, megabytes)
+
+
+def mount(place: Path, megabytes: int) -> None:
+    """Put a file system of its own there. Raises Skipped."""
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "kingtask-test", str(server.directory)],
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "kingtask-test", str(place)],
         capture_output=True,
         text=True,
         check=False,
@@ -105,11 +110,18 @@ def disk_full(for_s: float) -> FaultStory:
 
 def own_clock(server: RedisServer, directory: Path) -> None:
     """Have a server's clock differ by what `step` says. Before its start."""
-    library, place = directory / "clock.so", directory / "clock"
-    compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
+    library, place = clock_library(directory), directory / "clock"
     place.write_bytes(struct.pack("q", 0))
     server.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(place)}
+
+
+def clock_library(directory: Path) -> Path:
+    """For LD_PRELOAD: clock.c, compiled."""
+    library = directory / "clock.so"
+    if not library.exists():
+        compiler = shutil.which("cc") or shutil.which("gcc") or "cc"
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, CLOCK], check=True)
+    return library
 
 
 def step(by_s: int, for_s: tuple[float, float]) -> FaultStory:

@@ -45,6 +45,8 @@ class Layout:
     redis: Mapping[str, Option] = field(default_factory=dict)
     broker: Mapping[str, Any] = field(default_factory=dict)
     worker: Mapping[str, Any] = field(default_factory=dict)
+    broker_limits: tuple[str, ...] = ()
+    """Options of prlimit(1) for brokers, such as `--nofile=256`."""
     fleet: Fleet | None = None
     variant: str = ""
     """Of the product, broken on purpose: a name of variants.py, or `no_barrier`."""

@@ -55,6 +55,8 @@ class Stage(Chronicle):
         self._for_workers: list[str] = []
         self.clients: list[subprocess.Popen[bytes]] = []
         self.environment: dict[str, str] = {}
+        self.logs: Path | None = None
+        """Where daemons log, if not in the directory of the rig."""
         self.over = False
         """True once no new fault is to begin."""
         self._client_number = 0
@@ -131,6 +133,10 @@ class Stage(Chronicle):
 
     def dress(self, daemon: Daemon) -> None:
         daemon.environment = self.environment
+        if daemon.kind == "broker" and self.layout.broker_limits:
+            daemon.prefix = ["prlimit", *self.layout.broker_limits, "--"]
+        if self.logs is not None:
+            daemon.log = self.logs / daemon.log.name
 
     def add_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
@@ -211,6 +217,17 @@ class Stage(Chronicle):
         else:
             recorder.ok(op, outcome=outcome.outcome, ack=self.layout.ack)
         return spec.id
+
+    def cancel(self, task_id: str) -> None:
+        """Cancel a task of `submit`."""
+        client, recorder = self._asking()
+        op = recorder.invoke("cancel", task_id)
+        try:
+            outcome = client.cancel(task_id)
+        except KingtaskError as error:
+            recorder.error(op, error)
+        else:
+            recorder.ok(op, outcome=outcome)
 
     def get(self, task_id: str) -> Result | None:
         """The task as it stands; None if nobody can tell now."""
