@@ -150,6 +150,7 @@ WORKER = [
         story=w.deaf,
         alone=True,
         seconds=5.0,
+        long_seconds=10.0,
     ),
     Case(
         name="F26",
@@ -157,6 +158,7 @@ WORKER = [
         loads={"bulk": 300.0},
         rules=Rules(needs_faults=False),
         check=w.no_descriptor_more,
+        long_seconds=120.0,
     ),
     Case(
         name="F29",
@@ -348,6 +350,7 @@ EDGE = [
         check=e.memory_is_flat,
         alone=True,
         seconds=7.0,
+        long_seconds=15.0,
     )
     for name, kind, peers, wakeups, what in (
         ("F64", "garbage", 1, False, "other protocols, noise, greetings cut at every byte"),
@@ -505,9 +508,10 @@ MORE = [
     Case(
         name="F07",
         what="thousands of scheduled tasks at a broker whose memory is limited to a gigabyte",
-        loads={"parked": 1_000.0, "now": 5.0},
+        loads={"parked": 250.0, "now": 5.0},
         layout=Layout(broker_limits=("--as=1000000000",)),
         rules=Rules(needs_faults=False),
+        long_seconds=200.0,
         short=False,
     ),
     Case(
@@ -551,7 +555,9 @@ MORE = [
         what="kill -9 of Redis, and the end of its file is cut off: it starts, and what is left is sound",
         loads=ALL,
         rules=Rules(forgets=True, promised=frozenset(), drain_extra_ms=60_000),
-        faults=(Again(story=m.file_cut_off((0, 1)), every=(4, 5), after=3),),
+        # Once: Redis cuts a torn transaction after its last whole command, without the MULTI before it. The next load
+        # executes that part, so that a second cut finds counters that a function had not come to.
+        faults=(Again(story=m.file_cut_off((0, 1)), every=(4, 5), after=3, times=1),),
         short=False,
     ),
     Case(
