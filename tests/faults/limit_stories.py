@@ -301,7 +301,7 @@ def command_line(stage: Stage, random: Random) -> Steps:
             os.kill(broker.pid, signal.SIGCONT)
     yield from _says(stage, broker.endpoint, ("ping",), {0})
     yield from _says(stage, broker.endpoint, ("get", "00000000-0000-4000-8000-000000000000"), {7})
-    yield from _says(stage, "tcp://nowhere", ("ping",), {3})
+    yield from _says(stage, "http://127.0.0.1", ("ping",), {3})
 
 
 def _says(stage: Stage, endpoint: str, words: tuple[str, ...], statuses: set[int]) -> Steps:

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from kingtask import Client
+from kingtask.errors import NoAnswer
 from tests.processes import PATIENCE_S, until
 from tests.servers import Option, RedisServer, die_with_parent, free_port
 
@@ -128,7 +129,11 @@ class Daemon:
 
 
 def _pings(client: Client) -> bool:
-    return bool(client.ping(timeout=PATIENCE_S)["ready"])
+    """False as well if nothing answers soon: it may have ended meanwhile, and its log says why."""
+    try:
+        return bool(client.ping(timeout=2.0)["ready"])
+    except NoAnswer:
+        return False
 
 
 class Rig:
