@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import monotonic_ns
@@ -72,7 +73,8 @@ def kill_the_tree(stage: Stage, random: Random) -> Steps:
         interrupted = {each.id for each in stage.in_flight()}
         killed_ns = monotonic_ns()
         for pid in tree(stage, worker):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself, or with the worker
+                os.kill(pid, signal.SIGKILL)
         stage.kill(worker)
         yield from back(stage, worker)
     yield from until_ended(stage, ids, 60)
