@@ -27,7 +27,7 @@ from kingtask import (
 )
 from tests.integration.rig import Daemon, Rig
 from tests.processes import PATIENCE_S, until
-from tests.servers import free_port
+from tests.servers import die_with_parent, free_port
 
 
 def test_every_broker_is_active_and_any_may_die(rig: Rig) -> None:
@@ -56,6 +56,24 @@ def test_a_task_given_to_one_broker_is_seen_through_another(rig: Rig) -> None:
             first.config["addr"],
             second.config["addr"],
         }
+
+
+def test_a_client_that_is_killed_takes_nothing_along(rig: Rig) -> None:
+    """What it had handed over runs, and whoever knows the id reads the result."""
+    broker, task_id = rig.start_broker(), str(uuid.uuid4())
+    options = ["--broker", broker.endpoint, "--wait", "--id", task_id, "--env", f"LEDGER={rig.ledger}"]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "kingtask", "submit", *options, "ledger"],
+        stderr=subprocess.PIPE,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
+    )
+    with waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline().strip() == task_id.encode(), "it is told when the broker has it"
+        waiting.kill()
+    rig.start_worker()
+    assert rig.client().wait(task_id, PATIENCE_S).success
+    assert len(rig.executions()) == 1
 
 
 def test_without_redis_a_broker_says_so_and_recovers_by_itself(rig: Rig) -> None:
