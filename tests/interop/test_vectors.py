@@ -10,7 +10,7 @@ import pytest
 from kingtask import errors, protocol
 from kingtask.errors import InvalidRequest
 from kingtask.task import Attempt, Result, TaskSpec
-from tests.interop.vectors import VECTORS, Message, Vector, frozen
+from tests.interop.vectors import VECTORS, Message, Vector, frozen, without_text
 
 NOW_S = 1_800_000_000.0
 GOOD = [vector for vector in VECTORS if vector.decided_by == "state"]
@@ -134,11 +134,6 @@ def test_an_error_is_understood(vector: Vector):
 def same(found: Any, expected: Any) -> bool:
     """Equal, and of the same types: 1, 1.0 and true are three values."""
     return repr(found) == repr(expected)
-
-
-def without_text(reply: dict[str, Any]) -> dict[str, Any]:
-    """The message is for people: it may read otherwise in any release."""
-    return {**reply, "error": {name: value for name, value in reply["error"].items() if name != "message"}}
 
 
 def without_defaults(task: dict[str, Any]) -> dict[str, Any]:

@@ -72,3 +72,8 @@ def frozen() -> dict[str, str]:
     """Digest of each vector as it was first published, by name."""
     lines = (DIRECTORY / "FROZEN").read_text("utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition(" ") for line in lines)}
+
+
+def without_text(reply: dict[str, Any]) -> dict[str, Any]:
+    """The message is for people: it may read otherwise in any release."""
+    return {**reply, "error": {name: value for name, value in reply["error"].items() if name != "message"}}
