@@ -22,8 +22,8 @@ class Language(NamedTuple):
     """Commands that must be there; what else `build` needs it gets from the language's own registry."""
     build: tuple[tuple[str, ...], ...]
     driver: tuple[str, ...]
-    libraries: tuple[str, ...] = ()
-    """pkg-config's names."""
+    probe: tuple[str, ...] = ()
+    """Succeeds if the libraries are there that come with the machine."""
 
 
 LANGUAGES = {
@@ -36,6 +36,21 @@ LANGUAGES = {
             (("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"),),
             ("node", "driver.js"),
         ),
+        Language(
+            "c",
+            ("make", "cc", "pkg-config"),
+            (("make", "-s"),),
+            ("./driver",),
+            ("pkg-config", "--exists", "libzmq", "msgpack"),
+        ),
+        Language(
+            "java",
+            ("javac", "java", "mvn"),
+            (("mvn", "-q", "-B", "compile"),),
+            ("java", "-cp", "target/classes:target/dependency/*", "kingtask.Driver"),
+        ),
+        Language("rust", ("cargo",), (("cargo", "build", "--locked", "--all-targets"),), ("target/debug/driver",)),
+        Language("ruby", ("ruby",), (), ("ruby", "driver.rb"), ("ruby", "-rffi-rzmq", "-rmsgpack", "-e", "")),
     )
 }
 
@@ -45,9 +60,8 @@ def missing(language: Language) -> str:
     commands = [command for command in language.needs if not shutil.which(command)]
     if commands:
         return f"{language.name}: no {', '.join(commands)}"
-    for library in language.libraries:
-        if subprocess.run(["pkg-config", "--exists", library], check=False).returncode:
-            return f"{language.name}: no {library} for pkg-config"
+    if language.probe and subprocess.run(language.probe, capture_output=True, check=False).returncode:
+        return f"{language.name}: {' '.join(language.probe)} fails"
     return ""
 
 

@@ -1,0 +1,439 @@
+#define _GNU_SOURCE
+#include "kingtask.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <zmq.h>
+
+#define PATIENCE_S 3.0 /* of silence, then the broker counts as lost */
+#define PAGE_S 60.0    /* of one wait request; longer ones are asked again */
+#define UNDER_WAY 500  /* requests; a broker drops the replies that nobody reads */
+#define BROKERS 16
+
+struct kt_client {
+    void *context, *socket; /* the socket is that of the current broker, NULL if it has to be made */
+    char *brokers[BROKERS];
+    size_t count, current;
+    double timeout_s;
+    uint64_t last_rid;
+};
+
+/* One request of a call, packed but for its rid, which stands in front. */
+typedef struct {
+    msgpack_sbuffer rest;
+    uint64_t rid;
+    bool answered;
+    kt_reply *reply;
+    kt_status status;
+} request;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void rest(double seconds)
+{
+    struct timespec t = {(time_t)seconds, (long)(fmod(seconds, 1) * 1e9)};
+    nanosleep(&t, NULL);
+}
+
+static void choose_id(char id[37])
+{
+    unsigned char b[16];
+    if (id[0] || getrandom(b, sizeof b, 0) != (ssize_t)sizeof b)
+        return;
+    b[6] = (b[6] & 0x0f) | 0x40; /* version 4 */
+    b[8] = (b[8] & 0x3f) | 0x80;
+    for (size_t i = 0, at = 0; i < sizeof b; i++)
+        at += (size_t)sprintf(id + at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", b[i]);
+}
+
+/* -- packing ------------------------------------------------------------------------------------------------------- */
+
+static void pack_text(msgpack_packer *p, const char *text)
+{
+    msgpack_pack_str_with_body(p, text, strlen(text));
+}
+
+static void pack_texts(msgpack_packer *p, const char *key, const char *const *texts, size_t count)
+{
+    if (!count)
+        return;
+    pack_text(p, key);
+    msgpack_pack_array(p, count);
+    for (size_t i = 0; i < count; i++)
+        pack_text(p, texts[i]);
+}
+
+static void pack_optional(msgpack_packer *p, const char *key, const char *text)
+{
+    if (!text)
+        return;
+    pack_text(p, key);
+    pack_text(p, text);
+}
+
+static void pack_number(msgpack_packer *p, const char *key, double number)
+{
+    if (number == 0)
+        return;
+    pack_text(p, key);
+    msgpack_pack_double(p, number);
+}
+
+static void pack_task(msgpack_packer *p, kt_task *task)
+{
+    choose_id(task->id);
+    msgpack_pack_map(p, 2 + !!task->args_count + (task->start_at != 0) + (task->delay_s != 0) + !!task->retry_count +
+                            !!task->queue + (task->priority >= 0) + (task->time_limit_s != 0) + !!task->in_size +
+                            !!task->env_count + !!task->tags_count + !!task->on_lost + !!task->stderr_means +
+                            (task->keep_result_s != 0) + (task->expires_at != 0));
+    pack_optional(p, "id", task->id);
+    pack_optional(p, "name", task->name);
+    pack_texts(p, "args", task->args, task->args_count);
+    pack_number(p, "start_at", task->start_at);
+    pack_number(p, "delay_s", task->delay_s);
+    if (task->retry_count) {
+        pack_text(p, "retry");
+        msgpack_pack_array(p, task->retry_count);
+        for (size_t i = 0; i < task->retry_count; i++)
+            msgpack_pack_double(p, task->retry[i]);
+    }
+    pack_optional(p, "queue", task->queue);
+    if (task->priority >= 0) {
+        pack_text(p, "priority");
+        msgpack_pack_int(p, task->priority);
+    }
+    pack_number(p, "time_limit_s", task->time_limit_s);
+    if (task->in_size) {
+        pack_text(p, "stdin");
+        msgpack_pack_bin_with_body(p, task->in, task->in_size);
+    }
+    if (task->env_count) {
+        pack_text(p, "env");
+        msgpack_pack_map(p, task->env_count);
+        for (size_t i = 0; i < task->env_count; i++)
+            pack_optional(p, task->env[i].name, task->env[i].value);
+    }
+    pack_texts(p, "tags", task->tags, task->tags_count);
+    pack_optional(p, "on_lost", task->on_lost);
+    pack_optional(p, "stderr", task->stderr_means);
+    pack_number(p, "keep_result_s", task->keep_result_s);
+    pack_number(p, "expires_at", task->expires_at);
+}
+
+/* Begin a request of v, rid, op and so many fields. The map's head and the rid are packed when it is sent. */
+static msgpack_packer *begin(msgpack_packer *p, request *r, kt_reply *reply, const char *op)
+{
+    *r = (request){.reply = reply, .status = KT_NO_ANSWER};
+    msgpack_sbuffer_init(&r->rest);
+    msgpack_packer_init(p, &r->rest, msgpack_sbuffer_write);
+    pack_text(p, "v");
+    msgpack_pack_int(p, 1);
+    pack_optional(p, "op", op);
+    return p;
+}
+
+/* -- reading ------------------------------------------------------------------------------------------------------- */
+
+bool kt_is(const msgpack_object *string, const char *text)
+{
+    /* str and bin have the same layout in the union */
+    return string && (string->type == MSGPACK_OBJECT_STR || string->type == MSGPACK_OBJECT_BIN) &&
+           string->via.str.size == strlen(text) && !memcmp(string->via.str.ptr, text, strlen(text));
+}
+
+const msgpack_object *kt_field(const msgpack_object *map, const char *name)
+{
+    for (uint32_t i = 0; map && map->type == MSGPACK_OBJECT_MAP && i < map->via.map.size; i++)
+        if (kt_is(&map->via.map.ptr[i].key, name))
+            return &map->via.map.ptr[i].val;
+    return NULL;
+}
+
+static bool truth(const msgpack_object *value)
+{
+    return value && value->type == MSGPACK_OBJECT_BOOLEAN && value->via.boolean;
+}
+
+static void copy_text(char *to, size_t size, const msgpack_object *text)
+{
+    if (text && text->type == MSGPACK_OBJECT_STR)
+        snprintf(to, size, "%.*s", (int)text->via.str.size, text->via.str.ptr);
+}
+
+kt_status kt_read_reply(const void *message, size_t size, kt_reply *reply)
+{
+    *reply = (kt_reply)KT_REPLY;
+    msgpack_unpacked_init(&reply->unpacked);
+    size_t offset = 0;
+    if (!(reply->message = malloc(size + 1)))
+        abort();
+    memcpy(reply->message, message, size);
+    if (msgpack_unpack_next(&reply->unpacked, reply->message, size, &offset) != MSGPACK_UNPACK_SUCCESS)
+        return KT_NO_ANSWER;
+    reply->fields = reply->unpacked.data;
+    if (truth(kt_field(&reply->fields, "ok")))
+        return KT_OK;
+    const msgpack_object *error = kt_field(&reply->fields, "error");
+    if (!error)
+        return KT_NO_ANSWER;
+    copy_text(reply->error.code, sizeof reply->error.code, kt_field(error, "code"));
+    copy_text(reply->error.message, sizeof reply->error.message, kt_field(error, "message"));
+    copy_text(reply->error.field, sizeof reply->error.field, kt_field(error, "field"));
+    reply->error.retryable = truth(kt_field(error, "retryable"));
+    reply->error.stored_unknown = kt_is(kt_field(error, "stored"), "unknown");
+    const msgpack_object *after = kt_field(error, "retry_after_s");
+    if (after && (after->type == MSGPACK_OBJECT_FLOAT32 || after->type == MSGPACK_OBJECT_FLOAT64))
+        reply->error.retry_after_s = after->via.f64;
+    else if (after && after->type == MSGPACK_OBJECT_POSITIVE_INTEGER)
+        reply->error.retry_after_s = (double)after->via.u64;
+    return KT_REFUSED;
+}
+
+void kt_reply_free(kt_reply *reply)
+{
+    if (reply->unpacked.zone)
+        msgpack_unpacked_destroy(&reply->unpacked);
+    free(reply->message);
+    *reply = (kt_reply)KT_REPLY;
+}
+
+/* -- asking -------------------------------------------------------------------------------------------------------- */
+
+kt_client *kt_open(const char *brokers, double timeout_s)
+{
+    kt_client *client = calloc(1, sizeof *client);
+    char *list = strdup(brokers), *rest_of_list = NULL;
+    if (!client || !list)
+        abort();
+    client->context = zmq_ctx_new();
+    client->timeout_s = timeout_s;
+    for (char *one = strtok_r(list, ", ", &rest_of_list); one && client->count < BROKERS;
+         one = strtok_r(NULL, ", ", &rest_of_list)) {
+        char address[512];
+        snprintf(address, sizeof address, "%s%s", strstr(one, "://") ? "" : "tcp://", one);
+        client->brokers[client->count++] = strdup(address);
+    }
+    free(list);
+    return client;
+}
+
+static void leave(kt_client *client)
+{
+    if (client->socket)
+        zmq_close(client->socket);
+    client->socket = NULL;
+}
+
+void kt_close(kt_client *client)
+{
+    leave(client);
+    zmq_ctx_term(client->context);
+    for (size_t i = 0; i < client->count; i++)
+        free(client->brokers[i]);
+    free(client);
+}
+
+static bool reach(kt_client *client)
+{
+    if (client->socket || !client->count)
+        return client->socket;
+    int beat_ms = 1000, dead_ms = (int)(PATIENCE_S * 1000), linger_ms = 0;
+    client->socket = zmq_socket(client->context, ZMQ_DEALER);
+    zmq_setsockopt(client->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+    zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_IVL, &beat_ms, sizeof beat_ms);
+    zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_TIMEOUT, &dead_ms, sizeof dead_ms);
+    zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_TTL, &dead_ms, sizeof dead_ms);
+    return !zmq_connect(client->socket, client->brokers[client->current % client->count]);
+}
+
+static void send_one(kt_client *client, const msgpack_sbuffer *fields, uint64_t rid, size_t count)
+{
+    msgpack_sbuffer whole;
+    msgpack_packer p;
+    msgpack_sbuffer_init(&whole);
+    msgpack_packer_init(&p, &whole, msgpack_sbuffer_write);
+    msgpack_pack_map(&p, count + 3);
+    pack_text(&p, "rid");
+    msgpack_pack_uint64(&p, rid);
+    msgpack_sbuffer_write(&whole, fields->data, fields->size);
+    zmq_send(client->socket, whole.data, whole.size, ZMQ_DONTWAIT); /* what does not leave is not answered: sent again */
+    msgpack_sbuffer_destroy(&whole);
+}
+
+/* Take one message; true if there was one in time. A reply goes to its request. */
+static bool receive(kt_client *client, double seconds, request *requests, size_t first, size_t last)
+{
+    zmq_pollitem_t item = {.socket = client->socket, .events = ZMQ_POLLIN};
+    if (zmq_poll(&item, 1, (long)(fmax(seconds, 0) * 1000) + 1) <= 0)
+        return false;
+    zmq_msg_t message;
+    zmq_msg_init(&message);
+    kt_reply reply = KT_REPLY;
+    if (zmq_msg_recv(&message, client->socket, 0) >= 0) {
+        kt_status status = kt_read_reply(zmq_msg_data(&message), zmq_msg_size(&message), &reply);
+        const msgpack_object *rid = kt_field(&reply.fields, "rid");
+        for (size_t i = first; rid && rid->type == MSGPACK_OBJECT_POSITIVE_INTEGER && i < last; i++)
+            if (requests[i].rid == rid->via.u64 && !requests[i].answered) {
+                kt_reply_free(requests[i].reply);
+                *requests[i].reply = reply;
+                requests[i].status = status;
+                requests[i].answered = status == KT_OK || (status == KT_REFUSED && !reply.error.retryable);
+                requests[i].rid = 0;
+                reply = (kt_reply)KT_REPLY;
+                break;
+            }
+    }
+    kt_reply_free(&reply);
+    zmq_msg_close(&message);
+    return true;
+}
+
+/* Send to the current broker what is unanswered, and read until all has a reply, or the broker counts as lost. */
+static bool round_of(kt_client *client, request *requests, size_t count, size_t fields, double may_take_s, double end)
+{
+    msgpack_packer p;
+    request ping;
+    begin(&p, &ping, NULL, "ping");
+    bool pinged = false, alive = reach(client);
+    double heard = now(), until = fmin(end, heard + may_take_s + PATIENCE_S);
+    for (size_t first = 0, sent = 0; alive && first < count;) {
+        for (; sent < count && sent - first < UNDER_WAY; sent++)
+            if (!requests[sent].answered)
+                send_one(client, &requests[sent].rest, requests[sent].rid = ++client->last_rid, fields);
+        if (receive(client, fmin(until, heard + PATIENCE_S) - now(), requests, first, sent)) {
+            heard = now();
+            pinged = false;
+            if (!may_take_s)
+                until = fmin(end, heard + PATIENCE_S);
+        } else if (now() >= until || pinged) {
+            alive = false;
+        } else if (now() >= heard + PATIENCE_S) { /* it owes an answer that may take longer: is it there? */
+            send_one(client, &ping.rest, 0, 0);
+            pinged = true;
+            heard = now();
+        }
+        while (first < sent && !requests[first].rid)
+            first++;
+    }
+    msgpack_sbuffer_destroy(&ping.rest);
+    return alive;
+}
+
+/* Ask until a broker answers each for good; returns the status of the first. */
+static kt_status ask(kt_client *client, request *requests, size_t count, size_t fields, double may_take_s)
+{
+    const double deadline = now() + client->timeout_s + may_take_s;
+    for (double pause = 0.1;; pause = fmin(2 * pause, 2)) {
+        bool alive = round_of(client, requests, count, fields, may_take_s, deadline), complete = true;
+        double after = pause * (0.5 + (double)rand() / RAND_MAX);
+        for (size_t i = 0; i < count; i++)
+            if (!requests[i].answered) {
+                complete = false;
+                if (requests[i].status == KT_REFUSED)
+                    after = fmax(after, requests[i].reply->error.retry_after_s);
+            }
+        if (complete || now() + after >= deadline)
+            break;
+        if (!alive)
+            leave(client);
+        client->current += !alive;
+        rest(after);
+    }
+    for (size_t i = 0; i < count; i++)
+        msgpack_sbuffer_destroy(&requests[i].rest);
+    return requests[0].status;
+}
+
+/* -- the ops ------------------------------------------------------------------------------------------------------- */
+
+kt_status kt_ping(kt_client *client, kt_reply *reply)
+{
+    msgpack_packer p;
+    request r;
+    begin(&p, &r, reply, "ping");
+    return ask(client, &r, 1, 0, 0);
+}
+
+kt_status kt_submit(kt_client *client, kt_task *task, kt_reply *reply)
+{
+    kt_status status;
+    kt_submit_each(client, task, 1, reply, &status);
+    return status;
+}
+
+void kt_submit_each(kt_client *client, kt_task *tasks, size_t count, kt_reply *replies, kt_status *statuses)
+{
+    request *requests = calloc(count, sizeof *requests);
+    if (!requests)
+        abort();
+    for (size_t i = 0; i < count; i++) {
+        msgpack_packer p;
+        begin(&p, &requests[i], &replies[i], "submit");
+        pack_text(&p, "task");
+        pack_task(&p, &tasks[i]);
+    }
+    ask(client, requests, count, 1, 0);
+    for (size_t i = 0; i < count; i++)
+        statuses[i] = requests[i].status;
+    free(requests);
+}
+
+kt_status kt_submit_many(kt_client *client, kt_task *tasks, size_t count, kt_reply *reply)
+{
+    msgpack_packer p;
+    request r;
+    begin(&p, &r, reply, "submit");
+    pack_text(&p, "tasks");
+    msgpack_pack_array(&p, count);
+    for (size_t i = 0; i < count; i++)
+        pack_task(&p, &tasks[i]);
+    return ask(client, &r, 1, 1, 0);
+}
+
+static kt_status about(kt_client *client, const char *op, const char *id, kt_reply *reply)
+{
+    msgpack_packer p;
+    request r;
+    begin(&p, &r, reply, op);
+    pack_optional(&p, "id", id);
+    return ask(client, &r, 1, 1, 0);
+}
+
+kt_status kt_get(kt_client *client, const char *id, kt_reply *reply)
+{
+    return about(client, "get", id, reply);
+}
+
+kt_status kt_cancel(kt_client *client, const char *id, kt_reply *reply)
+{
+    return about(client, "cancel", id, reply);
+}
+
+kt_status kt_wait(kt_client *client, const char *id, double timeout_s, kt_reply *reply)
+{
+    const double deadline = now() + timeout_s;
+    for (;;) {
+        double page_s = fmax(fmin(deadline - now(), PAGE_S), 0);
+        msgpack_packer p;
+        request r;
+        begin(&p, &r, reply, "wait");
+        pack_optional(&p, "id", id);
+        pack_text(&p, "timeout_s");
+        msgpack_pack_double(&p, page_s);
+        kt_status status = ask(client, &r, 1, 2, page_s);
+        if (status != KT_OK || !truth(kt_field(&reply->fields, "pending")))
+            return status;
+        if (now() >= deadline)
+            return KT_PENDING;
+    }
+}

@@ -1,0 +1,19 @@
+// As task.sh.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+)
+
+func main() {
+	for _, argument := range os.Args[1:] {
+		fmt.Printf("<%s>\n", argument)
+	}
+	size, _ := io.Copy(io.Discard, os.Stdin)
+	fmt.Printf("%d\n%s\n", size, os.Getenv("WORD"))
+	status, _ := strconv.Atoi(os.Getenv("STATUS"))
+	os.Exit(status)
+}

@@ -1,0 +1,10 @@
+#!/usr/bin/perl
+# As task.sh.
+use strict;
+use warnings;
+
+binmode STDIN;
+print "<$_>\n" for @ARGV;
+my $read = do { local $/; <STDIN> } // '';
+print length($read), "\n$ENV{WORD}\n";
+exit($ENV{STATUS} // 0);
