@@ -206,6 +206,8 @@ public final class Client implements AutoCloseable {
     private void reach() {
         if (socket == null) {
             socket = context.createSocket(SocketType.DEALER);
+            // Once in a few dozen connections JeroMQ 0.6.0 never sends its greeting; it tries again after this time.
+            socket.setHandshakeIvl(500);
             socket.setHeartbeatIvl(1_000);
             socket.setHeartbeatTimeout((int) PATIENCE_MS);
             socket.setHeartbeatTtl((int) PATIENCE_MS);

@@ -65,6 +65,7 @@ final class Driver {
 
     private List<byte[]> exchange(List<byte[]> frames) {
         try (ZMQ.Socket socket = context.createSocket(SocketType.DEALER)) {
+            socket.setHandshakeIvl(500); // as in Client
             socket.connect("tcp://" + brokers.get(0));
             ZMsg message = new ZMsg();
             frames.forEach(message::add);
