@@ -16,6 +16,7 @@ from kingtask import Client, protocol
 from tests.integration.rig import Daemon, Rig
 from tests.interop.driver import Driver, Told
 from tests.interop.languages import LANGUAGES, build, missing, require
+from tests.interop.programs import PROGRAMS, RAW, STRANGE
 from tests.interop.vectors import VECTORS, without_text
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
@@ -23,17 +24,7 @@ from tests.servers import free_port
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
 CLIENTS = [name for name, language in LANGUAGES.items() if language.driver]
-STRANGE = ["", " ", "-n", "--", "a b", "ü ☃ \U0001f600", "line\nend\n", "\"'\\$(x)`*", "\x01\x7f", "\ufeff"]
-RAW = bytes(range(256)) * 4_096
 DEFAULTS: dict[str, Any] = {"args": [], "tags": [], "stdout": b"", "stdout_size": 0, "reason": "", "attempts": []}
-PROGRAMS = {
-    "arguments": "#!/bin/sh\n[ $# = 0 ] || printf '%s\\0' \"$@\"\n",
-    "copy": "#!/bin/sh\nexec cat\n",
-    "environment": "#!/bin/sh\nprintf '%s' \"$WORD\"\n",
-    "third": "#!/bin/sh\n[ $KINGTASK_ATTEMPT = 3 ] || exit 7\n",
-    "gate": '#!/bin/sh\nread line < "$1"\necho through\n',
-    "long": "#!/bin/sh\nexec sleep 3600\n",
-}
 
 
 @pytest.fixture(scope="module")
