@@ -22,6 +22,7 @@ class Language(NamedTuple):
     """Commands that must be there; what else `build` needs it gets from the language's own registry."""
     build: tuple[tuple[str, ...], ...]
     driver: tuple[str, ...]
+    example: tuple[str, ...]
     probe: tuple[str, ...] = ()
     """Succeeds if the libraries are there that come with the machine."""
 
@@ -29,18 +30,26 @@ class Language(NamedTuple):
 LANGUAGES = {
     language.name: language
     for language in (
-        Language("go", ("go",), (("go", "vet", "./..."), ("go", "build", "-o", "built/", "./...")), ("built/driver",)),
+        Language(
+            "go",
+            ("go",),
+            (("go", "vet", "./..."), ("go", "build", "-o", "built/", "./...")),
+            ("built/driver",),
+            ("built/example",),
+        ),
         Language(
             "node",
             ("node", "npm"),
             (("npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"),),
             ("node", "driver.js"),
+            ("node", "example.js"),
         ),
         Language(
             "c",
             ("make", "cc", "pkg-config"),
             (("make", "-s"),),
             ("./driver",),
+            ("./example",),
             ("pkg-config", "--exists", "libzmq", "msgpack"),
         ),
         Language(
@@ -48,9 +57,23 @@ LANGUAGES = {
             ("javac", "java", "mvn"),
             (("mvn", "-q", "-B", "compile"),),
             ("java", "-cp", "target/classes:target/dependency/*", "kingtask.Driver"),
+            ("java", "-cp", "target/classes:target/dependency/*", "kingtask.Example"),
         ),
-        Language("rust", ("cargo",), (("cargo", "build", "--locked", "--all-targets"),), ("target/debug/driver",)),
-        Language("ruby", ("ruby",), (), ("ruby", "driver.rb"), ("ruby", "-rffi-rzmq", "-rmsgpack", "-e", "")),
+        Language(
+            "rust",
+            ("cargo",),
+            (("cargo", "build", "--locked", "--all-targets"),),
+            ("target/debug/driver",),
+            ("target/debug/examples/example",),
+        ),
+        Language(
+            "ruby",
+            ("ruby",),
+            (),
+            ("ruby", "driver.rb"),
+            ("ruby", "example.rb"),
+            ("ruby", "-rffi-rzmq", "-rmsgpack", "-e", ""),
+        ),
     )
 }
 

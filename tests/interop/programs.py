@@ -5,6 +5,7 @@ from __future__ import annotations
 STRANGE = ["", " ", "-n", "--", "a b", "ü ☃ \U0001f600", "line\nend\n", "\"'\\$(x)`*", "\x01\x7f", "\ufeff"]
 RAW = bytes(range(256)) * 4_096
 PROGRAMS = {
+    "example": "#!/bin/sh\necho $(($1 + $2))\n",
     "arguments": "#!/bin/sh\n[ $# = 0 ] || printf '%s\\0' \"$@\"\n",
     "copy": "#!/bin/sh\nexec cat\n",
     "environment": "#!/bin/sh\nprintf '%s' \"$WORD\"\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
 from functools import cache
@@ -15,7 +16,7 @@ import zmq
 from kingtask import Client, protocol
 from tests.integration.rig import Daemon, Rig
 from tests.interop.driver import Driver, Told
-from tests.interop.languages import LANGUAGES, build, missing, require
+from tests.interop.languages import LANGUAGES, Language, build, missing, require
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
 from tests.interop.vectors import VECTORS, without_text
 from tests.processes import PATIENCE_S, until
@@ -23,7 +24,6 @@ from tests.servers import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
-CLIENTS = [name for name, language in LANGUAGES.items() if language.driver]
 DEFAULTS: dict[str, Any] = {"args": [], "tags": [], "stdout": b"", "stdout_size": 0, "reason": "", "attempts": []}
 
 
@@ -46,13 +46,20 @@ def built(name: str) -> Path | str:
         return str(error)
 
 
-@pytest.fixture(params=CLIENTS)
-def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+@pytest.fixture(params=LANGUAGES)
+def client(request: pytest.FixtureRequest) -> tuple[Language, Path]:
+    """One language's, and the directory in which it is built."""
     language = LANGUAGES[request.param]
     require(missing(language))
     place = built(language.name)
     if isinstance(place, str):
         pytest.fail(place)
+    return language, place
+
+
+@pytest.fixture
+def driver(client: tuple[Language, Path]) -> Iterator[Driver]:
+    language, place = client
     with Driver(language.driver, place) as driver:
         yield driver
 
@@ -198,6 +205,19 @@ def test_nobody_answers(driver: Driver):
 
 def scheduled(client: Client) -> int:
     return sum(queue["scheduled"] for queue in client.stats()["queues"])
+
+
+def test_the_example_prints_what_it_says(rig: Rig, client: tuple[Language, Path]):
+    language, place = client
+    example = subprocess.run(
+        language.example,
+        cwd=place,
+        env={**os.environ, "KINGTASK_BROKER": rig.daemons[0].config["addr"]},
+        capture_output=True,
+        timeout=4 * PATIENCE_S,
+        check=True,
+    )
+    assert example.stdout == b"succeeded: 57\n"
 
 
 def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: Rig):

@@ -90,6 +90,10 @@ def test_errors_have_names(rig: Rig):
     assert sh(rig, script).decode().splitlines() == expected
 
 
+def test_the_example_prints_what_it_says(rig: Rig):
+    assert sh(rig, "exec ./example.sh") == b"57\n"
+
+
 def test_a_thousand_lines(rig: Rig):
     tasks = [{"id": str(uuid.uuid4()), "name": "copy", "delay_s": 3600} for _ in range(1_000)]
     tasks[500]["name"] = "../copy"
