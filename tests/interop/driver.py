@@ -6,6 +6,7 @@ A command is a line with the hex of a msgpack map `{"do": …}`, the answer like
 
 from __future__ import annotations
 
+import select
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from typing import Any, Self
 import msgpack
 
 from tests.servers import die_with_parent
+
+ANSWER_S = 50.0
+"""Less than the minute that a client asks for in one `wait`: one that finds out only when it asks again is too late."""
 
 
 class Told(Exception):
@@ -62,8 +66,10 @@ class Driver:
         self.process.stdin.write(msgpack.packb({"do": do, **fields}).hex().encode() + b"\n")
         self.process.stdin.flush()
 
-    def answer(self) -> Any:
+    def answer(self, within_s: float = ANSWER_S) -> Any:
+        """Raises Told if the client did; fails if there is no answer in time."""
         assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], within_s)[0], f"no answer within {within_s:g} s"
         line = self.process.stdout.readline()
         if not line:
             self._errors.seek(0)
