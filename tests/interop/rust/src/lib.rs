@@ -86,6 +86,7 @@ impl Task {
         let seconds = |duration: Duration| Value::from(duration.as_secs_f64());
         let texts = |texts: &[String]| Value::Array(texts.iter().map(|text| text.as_str().into()).collect());
         let list = |values: Vec<Value>| (!values.is_empty()).then_some(Value::Array(values));
+        let env = map(self.env.iter().map(|(name, value)| (name.as_str(), value.as_str().into())));
         let mut fields = map([
             ("id", self.id.unwrap_or_else(Uuid::new_v4).to_string().into()),
             ("name", self.name.as_str().into()),
@@ -104,12 +105,7 @@ impl Task {
             ("expires_at", self.expires_at.map(Value::from)),
             ("stderr", self.stderr.as_deref().map(Value::from)),
             ("on_lost", self.on_lost.as_deref().map(Value::from)),
-            (
-                "env",
-                (!self.env.is_empty())
-                    .then(|| map(self.env.iter().map(|(k, v)| (k.as_str(), v.as_str().into()))).into())
-                    .map(Value::Map),
-            ),
+            ("env", (!env.is_empty()).then_some(Value::Map(env))),
         ];
         fields.extend(optional.into_iter().filter_map(|(name, value)| Some((name.into(), value?))));
         Value::Map(fields)
