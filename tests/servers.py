@@ -17,7 +17,6 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,20 +47,32 @@ def binary() -> str:
     return str(get_binary_path())
 
 
+_taken: deque[socket.socket] = deque()
+_LATELY = 64
+
+
 def free_port() -> int:
     """A loopback port that was free a moment ago, and so was the next one: wakeups go there by default.
 
-    Below those that the kernel gives to connections, which come and go meanwhile (ip_local_port_range, ip(7)). Each
-    process of a parallel run has a share of its own: one that another picked is free until that is bound.
+    Below those that the kernel gives to connections, which come and go meanwhile (ip_local_port_range, ip(7)). Other
+    tests on this machine do not get it either, though it is free until somebody listens: the last ports that a process
+    got are also the names of sockets that it keeps.
     """
-    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = random.SystemRandom().randrange(10_000 + 2 * own, 32_000, 2 * shares)
-        with suppress(OSError), socket.socket() as probe, socket.socket() as beside:
-            probe.bind(("127.0.0.1", port))
-            beside.bind(("127.0.0.1", port + 1))
-            return port
+        port = random.SystemRandom().randrange(10_000, 32_000, 2)
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            name.bind(f"\0kingtask-tests-{port}")
+            with socket.socket() as probe, socket.socket() as beside:
+                probe.bind(("127.0.0.1", port))
+                beside.bind(("127.0.0.1", port + 1))
+        except OSError:
+            name.close()
+            continue
+        _taken.append(name)
+        if len(_taken) > _LATELY:
+            _taken.popleft().close()
+        return port
 
 
 def die_with_parent() -> None:
