@@ -19,6 +19,7 @@ from kingtask.broker import requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
+from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.waits import Waits
@@ -308,7 +309,8 @@ def run(config: BrokerConfig) -> int:
     """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
     openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
-    asyncio.run(_run(config))
+    with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:
+        runner.run(_run(config))
     return 0
 
 

@@ -121,4 +121,8 @@ class Ticker:
             self._on_ready(queue, tasks)
         if reply.lost:
             log.warning("leases=expired attempts=%d", reply.lost)
+        if self._housekept_s == self._last_s:
+            # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does
+            # what is sent with it): without this ticks were 0.7 ms later.
+            self._store.send(calls.clock(), lambda told: None)
         self._arm(at_s=0.0 if reply.more else None)

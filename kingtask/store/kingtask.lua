@@ -849,6 +849,11 @@ end
 
 -- ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+-- args {}. Returns {now_us}, with nothing that could hold the reply up.
+local function clock(keys, args)
+  return {begin(keys, args).us}
+end
+
 -- args {id}. Returns {now_us, due of a scheduled task or 0, {field, value, …}}; the last is empty if there is none.
 local function get(keys, args)
   local c = begin(keys, args)
@@ -964,6 +969,7 @@ register('pause', pause, 'allow-oom')  -- to resume a queue drains; names are bo
 register('wait', wait, 'allow-oom')
 register('open', open, 'allow-oom')  -- else no worker could connect to a full store to drain it
 register('mark', mark, 'allow-oom')  -- what a full store still does has to be confirmed as well
+register('clock', clock, 'no-writes')
 register('get', get, 'no-writes')
 register('states', states, 'no-writes')
 register('list', list, 'no-writes')

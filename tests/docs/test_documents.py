@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from kingtask.cli.stack import free_ports
 from tests.docs.blocks import Block, blocks, matches, promised_output, steps
+from tests.faults.cases import CASES
 from tests.processes import until
 from tests.servers import die_with_parent
 
@@ -115,3 +117,10 @@ def check(block: Block, place: Desk) -> Iterator[str]:
         printed = place.run(step.command)
         if not matches(step.expected, printed):
             yield f"{block}: $ {step.command}\nshown:\n{step.expected}printed:\n{printed}"
+
+
+def test_the_cases_that_show_the_guarantees_exist() -> None:
+    guarantees = PAGES[0].read_text("utf-8").partition("## Guarantees")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\bF\d+-?", guarantees))
+    assert len(named) > 10
+    assert named <= set(CASES)

@@ -103,6 +103,7 @@ def test_reading_works_throughout(filling: TimedStore) -> None:
     set_full(store, full=True)
     assert store.get(task).state is State.READY
     assert store.state(task) == "ready"
+    assert store.ask(calls.clock()).now_us == store.now_ms * 1000
     call = calls.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=5)
     assert [row.id for row in store.ask(call).tasks] == [task]
     assert store.ask(calls.stats()).queues[0].ready == 1

@@ -1,4 +1,4 @@
-"""get, states, list and stats."""
+"""clock, get, states, list and stats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ def listed(store: TimedStore, state: State, **options: Any) -> list[str]:
     return [result.id for rows in pages(store, state, **options) for result in rows]
 
 
-# ── get, states ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── clock, get, states ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_clock_is_told_and_nothing_written(store: TimedStore) -> None:
+    store.pass_ms(1234)
+    assert store.ask(calls.clock()).now_us == store.now_ms * 1000
+    assert not store.client.keys(f"{store.keys.prefix}*")
 
 
 def test_get_shows_how_a_task_stands(store: TimedStore) -> None:
