@@ -31,6 +31,8 @@ LIST_BYTES = 4_096
 FIRST_PAUSE_S = 0.002
 """Between killing orphans and looking whether they are gone and left others; doubled each time up to LAST_PAUSE_S."""
 LAST_PAUSE_S = 1.0
+START_CODE, ENV_START, ENV_END = 23, 47, 48
+"""Places in what `_stat` gives: addresses. execve(2) sets the first as the last of them; it is 0 until then."""
 LAST_PASSES = 250
 """When the worker ends."""
 
@@ -138,7 +140,7 @@ class Children:
         for pid in left:
             try:
                 again |= pid not in self._spared and self._is_left_behind(pid) and self._kill(pid)
-            except OSError:  # it ends at this moment, and is to be reaped
+            except OSError:  # it ends at this moment, and is to be reaped; or it becomes another program
                 again = True
         if self._chase is not None:
             self._chase.cancel()
@@ -218,12 +220,20 @@ def _facts(pid: int) -> tuple[int, int]:
 
 
 def _environment(pid: int) -> list[bytes]:
-    """What it was started with; nothing if it is another user's, or hides it."""
+    """What it was started with; nothing if it is another user's, or hides it.
+
+    In the middle of its execve(2) it has none yet, and is not known: BlockingIOError.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-            return file.read().split(b"\0")
+            text = file.read()
     except PermissionError:
         return []
+    if not text:
+        stat = _stat(pid)
+        if stat[START_CODE] == b"0" or stat[ENV_START] != stat[ENV_END]:
+            raise BlockingIOError(f"process {pid} is becoming another program")
+    return text.split(b"\0")
 
 
 def _name(pid: int) -> str:

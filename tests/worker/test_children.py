@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kingtask.worker.children import _environment as environment
 from kingtask.worker.children import children_by_search
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker
@@ -123,6 +124,23 @@ def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig
     gone(int(rig.exists("it")))
     assert rig.get(task).state == "running"
     assert len(worker.children()) == 2
+
+
+def test_a_process_in_the_middle_of_its_exec_is_never_taken_for_one_that_hides_where_it_belongs() -> None:
+    """It has no environment for some microseconds: once, a worker with a stranger below it left such an orphan alone."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'exec /bin/sh -c "$0" "$0"', 'exec /bin/sh -c "$0" "$0"'], env={"MARK": "1"}
+    ) as it:
+        try:
+            unknown = 0
+            for _ in range(20_000):
+                try:
+                    assert b"MARK=1" in environment(it.pid)
+                except BlockingIOError:
+                    unknown += 1
+            assert unknown > 0, "it was never seen in the middle"
+        finally:
+            it.kill()
 
 
 def test_what_was_there_before_the_worker_is_none_of_its_business(rig: Rig) -> None:
