@@ -127,7 +127,7 @@ def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig
 
 
 def test_a_process_in_the_middle_of_its_exec_is_never_taken_for_one_that_hides_where_it_belongs() -> None:
-    """It has no environment for some microseconds: once, a worker with a stranger below it left such an orphan alone."""
+    """It has no environment for some microseconds: such an orphan was left alone by a worker with strangers below."""
     with subprocess.Popen(
         ["/bin/sh", "-c", 'exec /bin/sh -c "$0" "$0"', 'exec /bin/sh -c "$0" "$0"'], env={"MARK": "1"}
     ) as it:
