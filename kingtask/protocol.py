@@ -410,8 +410,17 @@ def result_from(fields: Mapping[str, Any]) -> task.Result:
 
 
 def ready_topic(queue: str) -> bytes:
-    """Published as [topic, number of tasks] when tasks became ready."""
+    """What a worker subscribes to once, to say that it serves the queue; nothing is published under it."""
     return b"r" + (zlib.crc32(queue.encode()) & 0x0FFF).to_bytes(2, "big")
+
+
+IDLE_TOPIC = b"i"
+"""What a worker subscribes to whenever it has room and found nothing to claim, and unsubscribes from when it is full.
+
+Published as [this and four bytes of the broker's choice, the ready_topic] to one such worker for each task that became
+ready. A worker that was told is told no more before it subscribes again. If its unsubscribing crosses what it is told,
+somebody else is told.
+"""
 
 
 def cancel_topic(worker: str) -> bytes:
@@ -421,4 +430,5 @@ def cancel_topic(worker: str) -> bytes:
 
 def is_topic(topic: bytes) -> bool:
     """True for what a worker may subscribe to; anything else is ignored."""
-    return (len(topic) == 3 and topic[:1] == b"r" and topic[1] < 0x10) or (len(topic) == 2 and topic[:1] == b"c")
+    kind, size = topic[:1], len(topic)
+    return (kind == b"r" and size == 3 and topic[1] < 0x10) or (kind == b"c" and size == 2) or topic == IDLE_TOPIC

@@ -1,5 +1,9 @@
 """The XPUB: hints to workers that a queue has something to claim or that a task is to be cancelled.
 
+A worker that is idle says so, and is told of one task; then it claims, and says so again if it still has room. One that
+became full instead hands back what it was told meanwhile. So a task wakes one worker and not all of them, none is told
+twice of what it did not look for yet, and what came while nobody was idle is told to those who become so.
+
 libzmq remembers every topic that a peer asks for until it leaves, also one that is refused here (200 bytes took 10 KB),
 and looks through all of them whenever a connection ends. So topics are short, longer words are not even read, and a
 connection that says too much is cut off. A wakeup that is lost costs a worker's `period`, nothing else.
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 from collections.abc import Sequence
@@ -24,8 +29,10 @@ from kingtask.errors import ConfigurationError
 
 MAX_WORD_BYTES = 48
 """A topic has three; the handshake, which must fit too, some forty."""
-MAX_WORDS = 300
-"""What one connection may say; a worker subscribes once to each of its queues (256 at most) and to its own name."""
+MAX_TOPICS = 258
+"""Of one connection: a worker subscribes to each of its queues (256 at most), to its own name, and as idle."""
+WORDS_A_SECOND = 5_000
+"""What a connection may say: a worker says two for each time that it is full and then idle. One takes some 10 µs."""
 MAX_STRAY = 4
 """Of these, what we do not understand; a newer worker may have topics that are new to us."""
 MAX_UNREAD = 2
@@ -39,11 +46,20 @@ FIRST_SWEEP = 1_024
 class _Line:
     """What one connection has said. It is known by the inode of its socket, which no other one has while it lives."""
 
-    __slots__ = ("cut", "fd", "stray", "words")
+    __slots__ = ("cut", "fd", "idle", "inode", "named", "queues", "second", "stray", "told", "topic", "words")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, inode: int) -> None:
         self.fd = fd
-        self.words = self.stray = 0
+        self.inode = inode
+        self.queues: set[bytes] = set()
+        self.named: set[bytes] = set()
+        """For cancels."""
+        self.topic = b""
+        """Its own, which nobody else is subscribed to."""
+        self.idle = False
+        self.told = b""
+        """Of which queue, since it was idle."""
+        self.second = self.words = self.stray = 0
         self.cut = False
 
 
@@ -68,6 +84,10 @@ class Wakeups:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._look_again = False
         self._lines: dict[int, _Line] = {}
+        self._numbers = itertools.count(1)
+        # By the topic of a queue: who is idle, the longest first, and of how many tasks nobody could be told.
+        self._idle: dict[bytes, dict[_Line, None]] = {}
+        self._untold: dict[bytes, int] = {}
         self._sweep_at = FIRST_SWEEP
 
     def start(self) -> None:
@@ -83,7 +103,22 @@ class Wakeups:
         self._socket.close(0)
 
     def ready(self, queue: str, tasks: int) -> None:
-        self._publish(protocol.ready_topic(queue), str(tasks).encode())
+        self._ready(protocol.ready_topic(queue), tasks)
+
+    def _ready(self, queue: bytes, tasks: int) -> None:
+        idle = self._idle.get(queue)
+        while tasks and idle:
+            line = next(iter(idle))
+            self._busy(line)
+            if _is(line.fd, line.inode):
+                self._tell(line, queue)
+                tasks -= 1
+        if tasks:
+            self._untold[queue] = min(self._untold.get(queue, 0) + tasks, len(self._lines))
+
+    def _tell(self, line: _Line, queue: bytes) -> None:
+        line.told = queue
+        self._publish(line.topic, queue)
 
     def cancel(self, worker: str, task_id: str) -> None:
         self._publish(protocol.cancel_topic(worker), task_id.encode())
@@ -123,27 +158,77 @@ class Wakeups:
         if line is None:
             if len(self._lines) >= self._sweep_at:
                 self._sweep()
-            line = self._lines[inode] = _Line(fd)
+            line = self._lines[inode] = _Line(fd, inode)
         if line.cut:
             return
-        word = frame.bytes
-        topic = word[1:]
+        second = monotonic_us() // 1_000_000
+        if second != line.second:
+            line.second, line.words = second, 0
         line.words += 1
-        if word[:1] == b"\0":
-            self._socket.setsockopt(zmq.UNSUBSCRIBE, topic)
-        elif word[:1] == b"\1" and protocol.is_topic(topic):
-            self._socket.setsockopt(zmq.SUBSCRIBE, topic)
-        else:
+        word = frame.bytes
+        if not (word and word[0] <= 1 and protocol.is_topic(word[1:]) and self._said(line, word[1:], word[0] == 1)):
             line.stray += 1
             self._counters.count(counters.UNKNOWN_TOPIC, repr(word))
-        if line.words > MAX_WORDS or line.stray > MAX_STRAY:
+        topics = len(line.queues) + len(line.named)
+        if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or topics > MAX_TOPICS:
             line.cut = True
+            self._busy(line)
             _cut(line.fd, inode)
-            self._counters.count(counters.CUT_OFF, f"words={line.words} stray={line.stray}")
+            self._counters.count(counters.CUT_OFF, f"words={line.words} topics={topics} stray={line.stray}")
+
+    def _said(self, line: _Line, topic: bytes, on: bool) -> bool:
+        """False if a worker would not have said so."""
+        if topic == protocol.IDLE_TOPIC:
+            if on:
+                self._became_idle(line)
+            elif line.told:
+                queue, line.told = line.told, b""
+                self._ready(queue, 1)
+            else:
+                self._busy(line)
+            return True
+        topics = line.queues if topic[:1] == b"r" else line.named
+        if on == (topic in topics):
+            return on
+        idle = line.idle  # libzmq says all again, sorted, after a lost connection: "idle" comes before the queues
+        self._busy(line)
+        if on:
+            topics.add(topic)
+        else:
+            topics.remove(topic)
+        if topics is line.named:
+            self._socket.setsockopt(zmq.SUBSCRIBE if on else zmq.UNSUBSCRIBE, topic)
+        if idle:
+            self._became_idle(line)
+        return True
+
+    def _became_idle(self, line: _Line) -> None:
+        if not line.topic:
+            line.topic = protocol.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
+            self._socket.setsockopt(zmq.SUBSCRIBE, line.topic)
+        line.told = b""
+        for queue in line.queues:
+            if left := self._untold.pop(queue, 0):
+                if left > 1:
+                    self._untold[queue] = left - 1
+                self._busy(line)
+                self._tell(line, queue)
+                return
+        line.idle = True
+        for queue in line.queues:
+            self._idle.setdefault(queue, {})[line] = None
+
+    def _busy(self, line: _Line) -> None:
+        if line.idle:
+            line.idle = False
+            for queue in line.queues:
+                del self._idle[queue][line]
 
     def _sweep(self) -> None:
         """Forget the connections that are gone."""
-        self._lines = {inode: line for inode, line in self._lines.items() if _is(line.fd, inode)}
+        for line in [line for line in self._lines.values() if not _is(line.fd, line.inode)]:
+            self._busy(line)
+            del self._lines[line.inode]
         self._sweep_at = max(FIRST_SWEEP, 2 * len(self._lines))
 
 

@@ -55,6 +55,16 @@ class StopProcess(NamedTuple):
     why: Stop
 
 
+class Appetite(Enum):
+    """Whether hints are of use."""
+
+    IDLE = auto()
+    """There is room, and nothing was there to claim."""
+    ASKING = auto()
+    """A claim is under way."""
+    FULL = auto()
+
+
 Action = Claim | Extend | Finish | Release | StopProcess
 
 
@@ -105,6 +115,7 @@ class Slots:
         self._claims = 0
         self._claiming = False
         self._asked = 0
+        self._again = False
         # A lost claim was given up, and no extend has had Redis hand back yet what it got.
         self._unasked = False
         self._renew = False
@@ -126,6 +137,14 @@ class Slots:
     def idle(self) -> bool:
         """True if nothing is held and nothing is on its way."""
         return not self._held and not self._outbox and self._token is None and not self._unasked
+
+    def appetite(self, now_s: float) -> Appetite:
+        """What to tell those who give hints, after `decide`."""
+        if not self.up or self.draining or self._room(now_s) <= 0:
+            return Appetite.FULL
+        if self._claiming or self._hungry:
+            return Appetite.ASKING
+        return Appetite.IDLE if self._token is None else Appetite.FULL
 
     # ── hints and time ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,7 +185,7 @@ class Slots:
         """
         token, self._token, self._claiming = self._token, None, False
         assert token is not None, "one claim at a time"
-        if more or len(tasks) >= self._asked:
+        if more or len(tasks) >= self._asked or self._again:  # sent again, it gets what it got the first time
             self._hungry = True
         unsure = []
         for task in tasks:
@@ -327,15 +346,21 @@ class Slots:
         if self._token is not None:
             if not self._hungry:
                 return None
-            self._claiming, self._hungry = True, False
+            self._claiming, self._hungry, self._again = True, False, True
             return Claim(self._token, self._claims, self._asked, True)
-        # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
-        n = min(self._slots - self.busy, 2 * self._slots - self.busy - len(self._outbox))
-        if not self._hungry or n <= 0 or now_s < self._pause_until_s:
+        n = self._room(now_s)
+        if not self._hungry or n <= 0:
             return None
         self._token, self._asked, self._claiming, self._hungry = self._new_token(), n, True, False
+        self._again = False
         self._claims += 1
         return Claim(self._token, self._claims, n, False)
+
+    def _room(self, now_s: float) -> int:
+        if now_s < self._pause_until_s:
+            return 0
+        # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
+        return min(self._slots - self.busy, 2 * self._slots - self.busy - len(self._outbox))
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
 

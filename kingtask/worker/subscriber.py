@@ -1,5 +1,8 @@
 """The wakeup sockets: what the brokers say without being asked. Hints only; `period` makes up for every lost one.
 
+A broker tells a worker of a task after that has said that it is idle, once: `idle`, `asked` and `full` say it to all of
+them, as protocol.IDLE_TOPIC has it.
+
 One SUB socket for each broker. libzmq reconnects by itself after a lost connection, but not after one that broke its
 protocol (measured: a hint that is too long leaves the socket deaf for good), so each has a monitor, and is made anew
 when nothing follows a disconnection.
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -58,16 +62,14 @@ class Subscriber:
         cancel_topic = protocol.cancel_topic(worker)
         topics = [cancel_topic, *(protocol.ready_topic(queue) for queue in queues)]
 
-        def heard(frames: list[bytes]) -> None:
-            if len(frames) == 2 and frames[0] == cancel_topic:
+        def cancelled(frames: list[bytes]) -> None:
+            if len(frames) == 2:
                 on_cancel(frames[1].decode("ascii", "replace"))
-            else:
-                on_ready()
 
         self._lines: list[_Line] = []
         try:
             for endpoint in endpoints:
-                self._lines.append(_Line(self._context, endpoint, topics, heard))
+                self._lines.append(_Line(self._context, endpoint, topics, on_ready, cancelled))
         except ConfigurationError:
             self.close()
             raise
@@ -76,12 +78,38 @@ class Subscriber:
         for line in self._lines:
             line.start(asyncio.get_running_loop())
 
+    def idle(self) -> None:
+        """There is room, and nothing was there to claim."""
+        for line in self._lines:
+            line.idle()
+
+    def asked(self) -> None:
+        """A claim has just been sent, with which all was looked for of which the brokers told until now."""
+        for line in self._lines:
+            line.asked()
+
+    def full(self) -> None:
+        """There is no room: what the brokers told since the last claim is for others."""
+        for line in self._lines:
+            line.full()
+
     def close(self) -> None:
         """Idempotent."""
         for line in self._lines:
             line.close()
         self._lines.clear()
         self._context.term()
+
+
+class _Word(Enum):
+    """What was said to a broker, or heard from it, last."""
+
+    FULL = auto()
+    IDLE = auto()
+    TOLD = auto()
+    """By the broker, of a task; no claim was sent since then."""
+    ASKED = auto()
+    """The broker tells nothing more, but the socket is still subscribed."""
 
 
 class _Line:
@@ -92,12 +120,15 @@ class _Line:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         topics: Sequence[bytes],
-        heard: Callable[[list[bytes]], None],
+        on_ready: Callable[[], None],
+        on_cancel: Callable[[list[bytes]], None],
     ) -> None:
         self._context = context
         self._endpoint = endpoint
         self._topics = topics
-        self._heard = heard
+        self._on_ready = on_ready
+        self._on_cancel = on_cancel
+        self._word = _Word.FULL
         self._loop: asyncio.AbstractEventLoop | None = None
         self._revival: asyncio.TimerHandle | None = None
         self._connect()
@@ -109,6 +140,8 @@ class _Line:
             self._socket.setsockopt(option, value)
         for topic in self._topics:
             self._socket.subscribe(topic)
+        if self._word is not _Word.FULL:
+            self._socket.subscribe(protocol.IDLE_TOPIC)
         self._monitor = self._socket.get_monitor_socket(_SEEN)
         try:
             self._socket.connect(self._endpoint)
@@ -131,6 +164,36 @@ class _Line:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(0)
+
+    # ── words ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def idle(self) -> None:
+        if self._word is _Word.FULL:
+            self._socket.subscribe(protocol.IDLE_TOPIC)
+        elif self._word is _Word.ASKED:  # libzmq counts: the broker hears the first of these only
+            self._socket.subscribe(protocol.IDLE_TOPIC)
+            self._socket.unsubscribe(protocol.IDLE_TOPIC)
+        else:
+            return
+        self._word = _Word.IDLE
+
+    def asked(self) -> None:
+        if self._word is _Word.TOLD:
+            self._word = _Word.ASKED
+
+    def full(self) -> None:
+        if self._word in (_Word.IDLE, _Word.TOLD):
+            self._socket.unsubscribe(protocol.IDLE_TOPIC)
+            self._word = _Word.FULL
+
+    def _heard(self, frames: list[bytes]) -> None:
+        if not frames[0].startswith(protocol.IDLE_TOPIC):
+            self._on_cancel(frames)
+        elif self._word is not _Word.FULL:
+            self._word = _Word.TOLD
+            self._on_ready()
+
+    # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _read(self) -> None:
         # The descriptor is edge-triggered: read until there is nothing, or come back at once.

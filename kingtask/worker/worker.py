@@ -25,7 +25,7 @@ from kingtask.worker.attempt import Attempt, Conditions, release_record
 from kingtask.worker.children import Children
 from kingtask.worker.guard import Guard
 from kingtask.worker.outbox import Finish, Release, Report
-from kingtask.worker.slots import Claim, Extend, Slots, StopProcess
+from kingtask.worker.slots import Appetite, Claim, Extend, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.watch import Watch
 
@@ -90,7 +90,7 @@ class Worker:
         loop.set_exception_handler(self._broken)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        subscriber = Subscriber(
+        self._subscriber = Subscriber(
             config.wakeup_endpoints,
             queues=config.queues,
             worker=self._name,
@@ -101,7 +101,7 @@ class Worker:
         self._store.on_down.append(self._slots.went_down)
         try:
             await self._store.open()
-            subscriber.start()
+            self._subscriber.start()
             self._every("look", config.period, self._look)
             self._every("renew", config.renew, self._renew)
             log.info(
@@ -119,7 +119,7 @@ class Worker:
         finally:
             for timer in self._timers.values():
                 timer.cancel()
-            subscriber.close()
+            self._subscriber.close()
             await self._store.close()
             self._children.close()
             watch.close()
@@ -172,10 +172,13 @@ class Worker:
 
     def _flush(self) -> None:
         self._flushing = False
-        for action in self._slots.decide(monotonic_s()):
+        now_s = monotonic_s()
+        for action in self._slots.decide(now_s):
             match action:
                 case Claim():
                     self._claim(action)
+                    if not action.again:
+                        self._subscriber.asked()
                 case Finish():
                     if failpoint.ACTIVE:
                         failpoint.reach("before_complete")
@@ -193,6 +196,11 @@ class Worker:
                     self._store.send(call, partial(self._extended, action, monotonic_s()))
                 case StopProcess():
                     self._stop(action)
+        match self._slots.appetite(now_s):
+            case Appetite.IDLE:
+                self._subscriber.idle()
+            case Appetite.FULL:
+                self._subscriber.full()
         if self._slots.draining and self._slots.idle and not self._done.done():
             self._done.set_result(None)
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import yaml
 import zmq
 
 from kingtask import protocol
+from kingtask.broker.counters import Counters
+from kingtask.broker.wakeups import Wakeups, _is
 from kingtask.store import calls
 from kingtask.store.calls import Policy
 from kingtask.store.library import SCHEMA
@@ -24,37 +29,56 @@ from tests.processes import PATIENCE_S, name_of, until
 from tests.servers import RedisServer, die_with_parent
 from tests.store.syncstore import SyncStore
 
+T = TypeVar("T")
+
 
 class Bell:
-    """The wakeup socket of a broker that is not there."""
+    """The wakeup socket of a broker that is not there, in a thread of its own."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(endpoint)
-        self.topics: set[bytes] = set()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._loop = asyncio.new_event_loop()
+        self.wakeups = Wakeups(self._context, (endpoint,), Counters())
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self.wakeups.start)
+
+    def _do(self, act: Callable[[], T]) -> T:
+        async def acted() -> T:
+            return act()
+
+        return asyncio.run_coroutine_threadsafe(acted(), self._loop).result(PATIENCE_S)
+
+    def _lines(self) -> list[tuple[set[bytes], bool]]:
+        lines = self.wakeups._lines.values()
+        return [(line.queues | line.named, line.idle) for line in lines if _is(line.fd, line.inode)]
 
     def heard(self, topic: bytes) -> None:
         """Wait until somebody subscribes to it."""
-        deadline = time.monotonic() + PATIENCE_S
-        while topic not in self.topics:
-            assert self._socket.poll(max(0, int(1000 * (deadline - time.monotonic())))), (
-                f"nobody subscribed to {topic!r}"
-            )
-            message = self._socket.recv()
-            (self.topics.add if message[0] else self.topics.discard)(message[1:])
+        until(lambda: any(topic in topics for topics, _ in self._do(self._lines)), f"somebody subscribes to {topic!r}")
 
-    def ready(self, queue: str = "default") -> None:
-        self._socket.send_multipart([protocol.ready_topic(queue), b"1"])
+    def idle(self, number: int = 1) -> None:
+        """Wait until so many say that they are idle."""
+        until(lambda: sum(idle for _, idle in self._do(self._lines)) == number, f"{number} are idle")
+
+    def ready(self, queue: str = "default", tasks: int = 1) -> None:
+        self._do(partial(self.wakeups.ready, queue, tasks))
 
     def cancel(self, worker: str, task_id: str) -> None:
-        self._socket.send_multipart([protocol.cancel_topic(worker), task_id.encode()])
+        self._do(partial(self.wakeups.cancel, worker, task_id))
+
+    def say(self, *frames: bytes) -> None:
+        """What no broker would."""
+        self._do(partial(self.wakeups._socket.send_multipart, frames))
 
     def close(self) -> None:
-        self._socket.close()
-        self._context.term()
+        if not self._loop.is_closed():
+            self._do(self.wakeups.stop)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._context.term()
 
 
 class Rig:
@@ -112,8 +136,8 @@ class Rig:
             submitted = self.store.ask(calls.submit(self.policy, rows[i : i + 200]))
             assert set(submitted.outcomes) == {"ready"}
         if ring:
-            for queue in {spec.queue for spec in specs}:
-                self.bell.ready(queue)
+            for queue, tasks in Counter(spec.queue for spec in specs).items():
+                self.bell.ready(queue, tasks)
         return ids
 
     def tick(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -322,3 +323,22 @@ def test_what_the_worker_says_of_itself(rig: Rig) -> None:
         "bin_path": [str(rig.bin)],
         "unfit": "",
     }
+
+
+def test_a_task_wakes_one_worker(rig: Rig) -> None:
+    """It claims on the hint; it has room when the task ends, and those that heard nothing do not claim."""
+    rig.script("quick", "")
+    for _ in range(3):
+        rig.start(concurrency=2)
+    rig.bell.idle(3)
+    claims = 0
+    with rig.server.client().monitor() as monitor:
+        for _ in range(10):
+            rig.run("quick")
+            rig.bell.idle(3)
+        rig.server.client().ping()
+        for seen in monitor.listen():
+            claims += bool(re.match(r"FCALL \w*claim", seen["command"], re.IGNORECASE))
+            if seen["command"] == "PING":
+                break
+    assert claims == 10

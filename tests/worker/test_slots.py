@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
 from kingtask.worker.outbox import Finish, Release
-from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, UNSURE_S, Claim, Extend, Slots, StopProcess
+from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, UNSURE_S, Appetite, Claim, Extend, Slots, StopProcess
 
 LEASE_S = 15.0
 
@@ -147,6 +147,43 @@ def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
     assert story.decide() == []
     story.slots.ended(fence, ended(fence))
     assert [type(action) for action in story.decide()] == [Finish, Claim]
+
+
+def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(story: Story) -> None:
+    def appetite() -> Appetite:
+        story.decide()
+        return story.slots.appetite(story.now_s)
+
+    assert appetite() is Appetite.IDLE
+    story.claim()
+    assert appetite() is Appetite.ASKING
+    story.claim_gives("a")
+    assert appetite() is Appetite.IDLE, "one slot of two is free"
+    story.claim()
+    story.claim_gives("b")
+    assert appetite() is Appetite.FULL
+    (a, _) = story.spawn()
+    story.slots.ended(a, ended(a))
+    assert appetite() is Appetite.ASKING, "a slot is free again, and the last claim got all it asked for"
+    story.claim_gives()
+    assert appetite() is Appetite.IDLE
+    story.slots.went_down()
+    assert appetite() is Appetite.FULL
+    story.slots.went_up()
+    assert appetite() is Appetite.ASKING
+    story.claim_gives()
+    story.slots.drain()
+    assert appetite() is Appetite.FULL
+
+
+def test_a_claim_that_was_sent_again_says_nothing_of_what_came_meanwhile(story: Story) -> None:
+    story.claim()
+    story.slots.claim_failed(stored="unknown")
+    assert story.claim().again
+    story.claim_gives()
+    story.decide()
+    (claim,) = story.of(Claim)
+    assert not claim.again
 
 
 def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: Story) -> None:

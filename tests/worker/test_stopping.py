@@ -171,7 +171,10 @@ def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
         guard = worker.guard
         mark = f"KINGTASK_WORKER={worker.name}"
         parked = park(rig, *(f"{round_}.{i}" for i in range(4)), text=text)
-        assert len([pid for pid in marked(mark) if alive(pid)]) == 12
+        until(
+            lambda: len([pid for pid in marked(mark) if alive(pid)]) == 12,  # noqa: B023
+            "all of them, none of which is in the middle of its exec",
+        )
         worker.kill()
         until(lambda: not any(alive(pid) for pid in marked(mark)), "the end of everything it had started")  # noqa: B023
         until(lambda: not alive(guard), "the end of the guard")  # noqa: B023
