@@ -9,11 +9,13 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kingtask.errors import StoreError
 from kingtask.store.address import RedisAddress
-from kingtask.store.sentinel import Asker, Named
+
+if TYPE_CHECKING:
+    from kingtask.store.sentinel import Asker, Named
 
 log = logging.getLogger("kingtask.store")
 
@@ -41,8 +43,13 @@ class Primary:
         self._on_moved = on_moved
         self._login = login or (lambda: address)
         self._known: RedisAddress | None = None if address.sentinels else address
-        self._asker = Asker(address, TIMEOUT_S) if address.sentinels else None
-        self._pool = ThreadPoolExecutor(len(address.sentinels.hosts), "sentinel") if address.sentinels else None
+        self._asker: Asker | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        if address.sentinels:
+            from kingtask.store.sentinel import Asker
+
+            self._asker = Asker(address, TIMEOUT_S)
+            self._pool = ThreadPoolExecutor(len(address.sentinels.hosts), "sentinel")
         self._asked: dict[Any, asyncio.Future[Named | StoreError]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self.replicas = 0
