@@ -33,7 +33,7 @@ Fields of task:<id>
                    0 = absent, queue '' = default, on_lost 1 = fail; what is default at its end is left out
   s (the spec)     as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
                    with the same two is the same request sent again.
-  state, c (when created, ms)   a waiting task has no more than these four, and three are single letters: of ten million
+  t (the state), c (when created, ms)   a waiting task has no more than these four, of one letter each: of ten million
                    waiting tasks every letter is 10 MB, and every further argument of a call costs time, too
   due              ms; absent while scheduled, the score says it; and if never scheduled: its start or c then
   attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
@@ -237,7 +237,7 @@ local function close(c, id, from, to, plan, reason, worker)
   leave(c, id, from, to, plan, worker)
   c.live = c.live - 1
   call('HDEL', key, 'place', 'cancel', 'graced')
-  call('HSET', key, 'state', to, 'finished', int(c.now), 'reason', reason)
+  call('HSET', key, 't', to, 'finished', int(c.now), 'reason', reason)
   local keep = plan.keep > 0 and plan.keep or c.args.keep
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   call('PEXPIRE', key, int(keep))
@@ -266,7 +266,7 @@ local function fail(c, id, plan, worker, failures, final, cancelled, reason)
   end
   leave(c, id, 'running', 'scheduled', plan, worker)
   enter_schedule(c, {{id, plan, c.now + interval}})
-  call('HSET', c.p .. 'task:' .. id, 'state', 'scheduled', 'reason', reason)
+  call('HSET', c.p .. 'task:' .. id, 't', 'scheduled', 'reason', reason)
   call('HDEL', c.p .. 'task:' .. id, 'graced')
   count(c, plan.queue, 'retried', 1, true)
   return 'scheduled'
@@ -276,7 +276,7 @@ end
 local function back_to_ready(c, id, plan, worker, place)
   leave(c, id, 'running', 'ready', plan, worker)
   local key = c.p .. 'task:' .. id
-  call('HSET', key, 'state', 'ready')
+  call('HSET', key, 't', 'ready')
   call('HDEL', key, 'token', 'graced')
   enter_ready(c, {{id, plan, tonumber(place)}})
 end
@@ -409,7 +409,7 @@ local function submit(keys, args)
         outcomes[i] = 'ready'
         ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
       end
-      call('HSET', key, 'p', packed, 's', spec, 'state', outcomes[i], 'c', c.now_text)
+      call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text)
     end
   end
   enter_ready(c, ready)
@@ -427,7 +427,7 @@ local function requeue(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
   local known = call('HMGET', new, 'p', 'origin')
   if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
-  local old = call('HMGET', key, 'p', 's', 'state')
+  local old = call('HMGET', key, 'p', 's', 't')
   if not old[1] then return {'missing', ''} end
   if not TERMINAL[old[3]] then return {old[3], ''} end
   local plan = read_plan(old[1])
@@ -440,7 +440,7 @@ local function requeue(keys, args)
   for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
   while is_default(a, #a) do a[#a] = nil end
   plan.expires = 0
-  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 'state', 'ready', 'c', c.now_text,
+  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 't', 'ready', 'c', c.now_text,
     'origin', c.args.id)
   enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
   c.live = c.live + 1
@@ -470,7 +470,7 @@ local function promote(c)
       return
     end
     leave(c, id, 'scheduled', 'ready', plan)
-    call('HSET', key, 'state', 'ready', 'due', int(dues[i]))
+    call('HSET', key, 't', 'ready', 'due', int(dues[i]))
     ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
   end)
   enter_ready(c, ready)
@@ -512,7 +512,7 @@ local function expire(c)
   local index = c.p .. 'expiry'
   local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   each(index, ids, function(id)
-    local t = call('HMGET', c.p .. 'task:' .. id, 'state', 'p')
+    local t = call('HMGET', c.p .. 'task:' .. id, 't', 'p')
     close(c, id, t[1], 'expired', read_plan(t[2]), 'expires_at')
   end)
   return #ids
@@ -557,7 +557,7 @@ local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
     each(key, call('ZRANGE', key, 0, 19), function(id)
-      if call('HGET', c.p .. 'task:' .. id, 'state') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
+      if call('HGET', c.p .. 'task:' .. id, 't') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
     end)
   end
   forget_silent(c, 'workers')
@@ -609,7 +609,7 @@ end
 
 -- The task and its plan if the caller holds this very attempt, else nil.
 local function fenced_read(c, id, number, token, ...)
-  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'state', 'attempt', 'token', 'p', 'cancel', 'place', ...)
+  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 't', 'attempt', 'token', 'p', 'cancel', 'place', ...)
   if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
   local ok, plan = pcall(read_plan, t[4])
   if ok then return t, plan end
@@ -673,7 +673,7 @@ local function claim(keys, args)
         end
         leave(c, id, 'ready', 'running', plan)
         local number = tonumber(t[2] or 0) + 1
-        call('HSET', key, 'state', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
+        call('HSET', key, 't', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
           'claimed', c.now_text, 'place', places[i])
         call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
         call('HSET', held, id, int(number) .. ':' .. int(a.nth) .. ':' .. a.token)
@@ -812,7 +812,7 @@ local function cancel(keys, args)
   local c = begin(keys, args)
   local id = c.args.id
   local key = c.p .. 'task:' .. id
-  local t = call('HMGET', key, 'state', 'p', 'worker')
+  local t = call('HMGET', key, 't', 'p', 'worker')
   if not t[1] then return 'missing' end
   if t[1] == 'scheduled' or t[1] == 'ready' then
     close(c, id, t[1], 'cancelled', read_plan(t[2]), 'cancelled')
@@ -841,7 +841,7 @@ end
 local function wait(keys, args)
   local c = begin(keys, args)
   local key = c.p .. 'task:' .. c.args.id
-  local state = call('HGET', key, 'state')
+  local state = call('HGET', key, 't')
   if not state then return 'missing' end
   if not TERMINAL[state] then call('HSET', key, 'watched', '1') end
   return state
@@ -867,7 +867,7 @@ local function states(keys, args)
   local c = begin(keys, args)
   local found = {}
   for i, id in ipairs(c.args.ids) do
-    local state = redis.pcall('HGET', c.p .. 'task:' .. id, 'state')
+    local state = redis.pcall('HGET', c.p .. 'task:' .. id, 't')
     found[i] = type(state) == 'string' and state or ''
   end
   return found
@@ -894,7 +894,7 @@ local function list(keys, args)
     if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
     looked = looked + 1
     local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'p', 'c', 'due', 'attempt', 'worker', 'reason',
-      'origin', 'state')
+      'origin', 't')
     local ok, plan = pcall(read_plan, t[1])
     if ok and plan.name and t[8] == a.state and (a.queue == '' or plan.queue == a.queue) then
       local row = {id, found[i + 1]}

@@ -152,7 +152,7 @@ def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
     """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
     plan = unpack_plan(fields["p"])
     spec = unpack_spec(fields["s"])
-    state = State(fields["state"].decode())
+    state = State(fields["t"].decode())
     created_ms = int(fields["c"])
     attempts = sorted(
         (unpack_attempt(packed) for name, packed in fields.items() if name.startswith("attempt:")),

@@ -30,7 +30,7 @@ COUNT_FIELDS = {
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
-    *("p s state c due place attempt token worker claimed".split()),
+    *("p s t c due place attempt token worker claimed".split()),
     *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
@@ -117,7 +117,7 @@ def _task(key: str, entry: Entry) -> None:
     attempts = {field for field in fields if _ATTEMPT.fullmatch(field)}
     assert fields - attempts <= TASK_FIELDS, f"{key}: unknown fields {fields - attempts - TASK_FIELDS}"
     assert len(attempts) <= ATTEMPTS_CAP
-    state = entry.value[b"state"].decode()
+    state = entry.value[b"t"].decode()
     if state in LIVING:
         assert entry.ttl_ms == -1, f"{key}: a living task would vanish"
     else:
@@ -197,7 +197,7 @@ def _check_tasks(view: Dump) -> None:
     tasks = {key.removeprefix("task:"): entry.value for key, entry in view.items() if key.startswith("task:")}
     _check_living(view, tasks)
     for state in TERMINAL:
-        ended = {task_id for task_id, fields in tasks.items() if fields[b"state"].decode() == state}
+        ended = {task_id for task_id, fields in tasks.items() if fields[b"t"].decode() == state}
         listed = _members(view, f"finished:{state}")
         assert len(listed) >= FINISHED_CAP or ended <= listed.keys(), f"finished:{state} lacks {ended - listed.keys()}"
         # A record that has had its time leaves an entry behind, until the cap or housekeeping removes it; meanwhile
@@ -210,7 +210,7 @@ def _check_tasks(view: Dump) -> None:
 def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
     expected: dict[str, dict[str, int | bytes | None]] = {}
     for task_id, fields in tasks.items():
-        state = fields[b"state"].decode()
+        state = fields[b"t"].decode()
         if state in TERMINAL:
             continue
         expires_ms = record.unpack_plan(fields[b"p"]).expires_ms
@@ -239,7 +239,7 @@ def _check_counts(view: Dump, policy: Policy) -> None:
     real: Counter[tuple[str, str]] = Counter()
     for key, entry in view.items():
         if key.startswith("task:"):
-            real[_queue(entry.value), entry.value[b"state"].decode()] += 1
+            real[_queue(entry.value), entry.value[b"t"].decode()] += 1
     living = sum(n for (_, state), n in real.items() if state in LIVING)
     assert living <= policy.max_tasks
     live = int(_members(view, "meta").get("live", 0))

@@ -34,7 +34,7 @@ def _replace(store: TimedStore, key: str) -> None:
 
 
 def _empty(store: TimedStore, key: str) -> None:
-    store.client.hdel(key, "s", "c", "due", "attempt", "worker", "state", "claimed")
+    store.client.hdel(key, "s", "c", "due", "attempt", "worker", "t", "claimed")
 
 
 @pytest.fixture(params=[_delete, _overwrite, _garble, _replace, _empty], ids=lambda damage: damage.__name__[1:])

@@ -344,7 +344,7 @@ def scores(view: keyspace.Dump, key: str) -> list[bytes]:
 def shown(entry: keyspace.Entry) -> dict[str, Any]:
     """A task's hash in the words of the model."""
     text = {name.decode(): value for name, value in entry.value.items()}
-    state = State(text["state"].decode())
+    state = State(text["t"].decode())
     plan = record.unpack_plan(text["p"])
     records = [unpack_raw(value) for name, value in text.items() if name.startswith("attempt:")]
     return {

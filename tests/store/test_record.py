@@ -121,7 +121,7 @@ def hash_of(**fields: Any) -> dict[str, bytes]:
     return {
         "s": record.pack_spec(spec),
         "p": record.pack_plan(spec),
-        "state": b"ready",
+        "t": b"ready",
         "c": b"1000",
         **{name: value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()},
     }
@@ -130,7 +130,7 @@ def hash_of(**fields: Any) -> dict[str, bytes]:
 def test_a_result_from_a_hash() -> None:
     attempts = [record.pack_attempt(n, "w", n, n + 1, "exit", exit_code=n) for n in (10, 9, 2)]
     fields = hash_of(
-        state="failed",
+        t="failed",
         due=1500,
         attempt=10,
         worker="w",
@@ -171,13 +171,13 @@ def test_a_result_from_a_hash() -> None:
 
 
 def test_the_schedule_says_when_a_scheduled_task_is_due() -> None:
-    assert record.result_of("id", hash_of(state="scheduled", due=1500), 2500).due_at == 2.5
+    assert record.result_of("id", hash_of(t="scheduled", due=1500), 2500).due_at == 2.5
     assert record.result_of("id", hash_of(), 0).due_at == 1.0
 
 
 @pytest.mark.parametrize(("state", "shown"), [("running", "w"), ("ready", None), ("scheduled", None), ("failed", None)])
 def test_only_a_running_task_has_a_worker(state: str, shown: str | None) -> None:
-    result = record.result_of("id", hash_of(state=state, worker="w", claimed=1), 0)
+    result = record.result_of("id", hash_of(t=state, worker="w", claimed=1), 0)
     assert (result.worker, result.started_at) == (shown, 0.001)
 
 
