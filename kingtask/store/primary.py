@@ -108,7 +108,7 @@ class Primary:
             return
         waiting = {self._ask_one(asker, client) for client in asker.clients}
         answers: list[Named | StoreError] = []
-        while waiting and not any(isinstance(answer, Named) for answer in answers):
+        while waiting and all(isinstance(answer, StoreError) for answer in answers):
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             answers += [future.result() for future in done]
         if waiting:

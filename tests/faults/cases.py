@@ -424,6 +424,15 @@ SENTINEL = [
         seconds=12.0,
     ),
     Case(
+        name="F59",
+        what="any two of three machines do not hear each other: all hear a majority, each another one",
+        loads=FLEET,
+        layout=ISOLATED,
+        rules=FAILOVER,
+        faults=(Again(story=f.ring, every=(12, 14), after=2),),
+        short=False,
+    ),
+    Case(
         name="F51",
         what="both replicas are killed: nothing is confirmed until they are back",
         loads=FLEET,

@@ -132,9 +132,11 @@ class FleetStage(Stage):
         return agreed and others == [2, 2, 2] and info["role"] == "master" and in_step
 
     def heal_stores(self) -> None:
-        for number in range(1, 4):
-            if self.machines is not None:
+        if self.machines is not None:
+            for number in range(1, 4):
                 self.machines.move(number, 0)
+            for pair in PAIRS:
+                self.machines.mend(*pair)
         for server in [*self.servers, *self.sentinels]:
             if server.running:
                 server.resume()
@@ -142,6 +144,9 @@ class FleetStage(Stage):
                 server.start()
         until(self._settled, "one primary and two replicas", patience_s=60)
 
+
+PAIRS = ((1, 2), (2, 3), (3, 1))
+"""Of machines."""
 
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -211,6 +216,22 @@ def part(*machines: int) -> Any:
             yield 2.0
 
     return story
+
+
+def ring(stage: Stage, random: Random) -> Any:
+    """One pair of machines after the other does not hear each other: each hears most, no two hear the same."""
+    fleet = fleet_of(stage)
+    assert fleet.machines is not None
+    pair = random.choice(PAIRS)
+    with stage.fault(f"machines {pair[0]} and {pair[1]} do not hear each other"):
+        fleet.machines.deafen(*pair)
+        yield random.uniform(4, 8)
+        fleet.machines.mend(*pair)
+        yield 1.0
+        for server in fleet.servers:  # the sentinels would tell a former primary some ten seconds later
+            if server is not (primary := fleet.store):
+                follow(server, primary)
+        yield 2.0
 
 
 def fail_over(stage: Stage, random: Random) -> Any:

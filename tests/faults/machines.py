@@ -62,6 +62,20 @@ class Machines:
         port = f"port{machine}"
         subprocess.run(["ip", "-n", self._hub, "link", "set", port, "master", f"side{side}"], check=True)
 
+    def deafen(self, one: int, other: int) -> None:
+        """These two do not hear each other: each looks for the other at an address of the switch that nobody has."""
+        for here, there in ((one, other), (other, one)):
+            self._neighbour(here, f"replace {self.address(there)} lladdr 02:00:00:00:00:01 nud permanent")
+
+    def mend(self, one: int, other: int) -> None:
+        """Idempotent."""
+        for here, there in ((one, other), (other, one)):
+            self._neighbour(here, f"replace {self.address(there)} nud none")
+
+    def _neighbour(self, machine: int, command: str) -> None:
+        line = ["ip", "-n", self._names[machine - 1], "neigh", *command.split(), "dev", "switch"]
+        subprocess.run(line, check=True, capture_output=True)
+
     def close(self) -> None:
         """The lines go with the namespaces. Idempotent."""
         for name in [*self._names, self._hub]:
