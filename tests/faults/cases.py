@@ -159,7 +159,7 @@ WORKER = [
         loads={"bulk": 300.0},
         rules=Rules(needs_faults=False),
         check=w.no_descriptor_more,
-        long_seconds=120.0,
+        long_seconds=240.0,
     ),
     Case(
         name="F29",
