@@ -322,7 +322,7 @@ NETWORK += [
     Case(
         name="F85",
         what="everything at once: kills, stops, cuts, a Redis that sleeps, pauses, forgets and dies",
-        loads={**ALL, "bulk": 200.0, "cancel": 3.0, "big": 1.0},
+        loads={**ALL, "bulk": 100.0, "cancel": 3.0, "big": 1.0},
         layout=LINKED,
         faults=(
             Again(story=s.kill(s.a_broker), every=(9, 20)),
