@@ -100,18 +100,28 @@ local function count(c, queue, field, n, rated)
   end
 end
 
+local function add(list, field, value)
+  list[#list + 1] = field
+  list[#list + 1] = value
+end
+
+-- A call of redis.call costs some 5 us, whatever it does: all of a hash are read by one and written by one.
 local function settle(c)
   for queue, fields in pairs(c.counts) do
+    local key, names, sets = c.p .. 'counts:' .. queue, {}, {'touched', c.now_text}
     for field, n in pairs(fields) do
-      if n ~= 0 then call('HINCRBY', c.p .. 'counts:' .. queue, field, int(n)) end
+      if n ~= 0 then names[#names + 1] = field end
     end
-    call('HSET', c.p .. 'counts:' .. queue, 'touched', int(c.now))
+    local values = #names > 0 and call('HMGET', key, unpack(names))
+    for i, field in ipairs(names) do add(sets, field, int(tonumber(values[i] or 0) + fields[field])) end
+    call('HSET', key, unpack(sets))
   end
   local minute = int(floor(c.now / 60000))
   for queue, fields in pairs(c.rates) do
     local key = c.p .. 'rates:' .. queue .. ':' .. minute
-    for field, n in pairs(fields) do call('HINCRBY', key, field, int(n)) end
-    call('PEXPIRE', key, 180000)
+    for field, n in pairs(fields) do
+      if call('HINCRBY', key, field, int(n)) == n then call('PEXPIRE', key, 240000) end  -- the first of its kind
+    end
   end
   if c.live ~= 0 then call('HINCRBY', c.p .. 'meta', 'live', int(c.live)) end
   if c.kept ~= 0 and call('HINCRBY', c.p .. 'meta', 'kept', int(c.kept)) < 0 then
@@ -207,10 +217,16 @@ local function enter_ready(c, tasks)
   end
 end
 
+local function earliest(c)
+  local first = call('ZRANGE', c.p .. 'schedule', 0, 0, 'WITHSCORES')
+  return first[2] and floor(tonumber(first[2])) or nil
+end
+
 -- Takes {{id, plan, due}, …} in order of submission, which the scores keep.
 local function enter_schedule(c, tasks)
   if #tasks == 0 then return end
   local key, first, last = c.p .. 'schedule', math.huge, 0
+  c.before = c.before or {earliest(c)}
   for _, t in ipairs(tasks) do first = math.min(first, t[3]); last = math.max(last, t[3]) end
   local empty = #call('ZRANGEBYSCORE', key, int(first), '(' .. int(last + 1), 'LIMIT', 0, 1) == 0
   local scores, adds = {}, {}
@@ -230,46 +246,47 @@ local function enter_schedule(c, tasks)
 end
 
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms; returns which one it is kept.
-local function close(c, id, from, to, plan, reason, worker)
+-- `fields` of the last attempt are written with the rest; `watched` is looked up unless it is given.
+local function close(c, id, from, to, plan, reason, worker, fields, watched)
   local key = c.p .. 'task:' .. id
   local due = from == 'scheduled' and call('ZSCORE', c.p .. 'schedule', id)
   if due then call('HSET', key, 'due', int(floor(tonumber(due)))) end
   leave(c, id, from, to, plan, worker)
   c.live = c.live - 1
-  call('HDEL', key, 'place', 'cancel', 'graced')
-  call('HSET', key, 't', to, 'finished', int(c.now), 'reason', reason)
+  if watched == nil then watched = call('HGET', key, 'watched') end
+  call('HDEL', key, 'place', 'cancel', 'graced', 'watched')
+  call('HSET', key, 't', to, 'finished', c.now_text, 'reason', reason, unpack(fields or {}))
   local keep = plan.keep > 0 and plan.keep or c.args.keep
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   call('PEXPIRE', key, int(keep))
-  call('ZADD', c.p .. 'finished:' .. to, int(c.now), id)
+  call('ZADD', c.p .. 'finished:' .. to, c.now_text, id)
   c.closed[to] = true
   count(c, plan.queue, to, 1, true)
-  if call('HDEL', key, 'watched') == 1 then publish(c, 'ended', id) end
+  if watched then publish(c, 'ended', id) end
   return keep
 end
 
-local function record_attempt(key, number, packed)
-  call('HSET', key, 'attempt:' .. int(number), packed)
+-- The field of an attempt's record, of which the oldest makes room.
+local function attempt_field(key, number)
   if number > LIVE_ATTEMPTS then call('HDEL', key, 'attempt:' .. int(number - LIVE_ATTEMPTS)) end
+  return 'attempt:' .. int(number)
+end
+
+local function record_attempt(key, number, packed)
+  call('HSET', key, attempt_field(key, number), packed)
 end
 
 local function brief(number, worker, started, ended, reason)
   return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
 end
 
--- A failed attempt: the next interval of the list, or the end. Returns the new state, and what `close` does.
-local function fail(c, id, plan, worker, failures, final, cancelled, reason)
-  local interval = plan.retry[failures]
-  if cancelled or final or not interval then
-    local to = cancelled and 'cancelled' or 'failed'
-    return to, close(c, id, 'running', to, plan, reason, worker)
-  end
+-- A failed attempt with a retry left; `fields` are written with the rest.
+local function again_after(c, id, plan, worker, interval, reason, fields)
   leave(c, id, 'running', 'scheduled', plan, worker)
   enter_schedule(c, {{id, plan, c.now + interval}})
-  call('HSET', c.p .. 'task:' .. id, 't', 'scheduled', 'reason', reason)
+  call('HSET', c.p .. 'task:' .. id, 't', 'scheduled', 'reason', reason, unpack(fields))
   call('HDEL', c.p .. 'task:' .. id, 'graced')
   count(c, plan.queue, 'retried', 1, true)
-  return 'scheduled'
 end
 
 -- An attempt given back unstarted, or lost: to ready at its old place, without its fence.
@@ -286,14 +303,10 @@ local function wake(c)
   for queue, n in pairs(c.gained) do publish(c, 'ready', queue .. ' ' .. int(n)) end
 end
 
-local function earliest(c)
-  local first = call('ZRANGE', c.p .. 'schedule', 0, 0, 'WITHSCORES')
-  return first[2] and floor(tonumber(first[2])) or nil
-end
-
--- Tells every broker of a new earliest instant; `before` is what earliest() said at the start of the call.
-local function announce(c, before)
-  local now = earliest(c)
+-- Tells every broker of a new earliest instant, if this call has put one into the schedule.
+local function announce(c)
+  if not c.before then return end
+  local before, now = c.before[1], earliest(c)
   if now and (not before or now < before) then publish(c, 'due', int(now)) end
 end
 
@@ -380,7 +393,6 @@ local function submit(keys, args)
     paths[i] = c.p .. 'task:' .. t[1]
     plans[t[3]] = plans[t[3]] or read_plan(t[3])  -- many have the same one
   end
-  local before = earliest(c)
   local some = call('EXISTS', unpack(paths)) > 0
   local first, spare = next_places(c, #tasks), nil
   for i, t in ipairs(tasks) do
@@ -416,7 +428,7 @@ local function submit(keys, args)
   enter_schedule(c, scheduled)
   for queue, n in pairs(made) do count(c, queue, 'submitted', n, true) end
   settle(c)
-  announce(c, before)
+  announce(c)
   return {c.us, outcomes, flat(c.gained), dues}
 end
 
@@ -744,32 +756,36 @@ end
 -- Returns {now_us, {state now | 'recorded' (it was before) | 'fenced', …}}
 local function finish(keys, args)
   local c = begin(keys, args)
-  local before = earliest(c)
   local answers, outputs = {}, {}
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
-    local t, plan = fenced_read(c, id, number, e[3])
+    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'failures')
     if not t then
       answers[i] = 'fenced'
     elseif t[1] ~= 'running' then
       answers[i] = 'recorded'
     else
-      local worker, state, keep = c.args.worker, 'succeeded', nil
-      record_attempt(key, number, e[6])
-      if verdict == 'succeeded' then
-        keep = close(c, id, 'running', 'succeeded', plan, '', worker)
+      local worker, to, interval = c.args.worker, 'succeeded', nil
+      local fields = {attempt_field(key, number), e[6]}
+      if verdict ~= 'succeeded' then
+        local failures = tonumber(t[8] or 0) + 1
+        add(fields, 'failures', int(failures))
+        interval = verdict ~= 'final' and not t[5] and plan.retry[failures]
+        to = interval and 'scheduled' or t[5] and 'cancelled' or 'failed'
+      end
+      if interval then
+        again_after(c, id, plan, worker, interval, reason, fields)
       else
-        local failures = tonumber(call('HINCRBY', key, 'failures', 1))
-        state, keep = fail(c, id, plan, worker, failures, verdict == 'final', t[5], reason)
+        local size = #e[7] + #e[8]
+        add(fields, 'out_size', int(e[9]))
+        add(fields, 'err_size', int(e[10]))
+        if #e[7] > 0 then add(fields, 'out', e[7]) end
+        if #e[8] > 0 then add(fields, 'err', e[8]) end
+        local keep = close(c, id, 'running', to, plan, to == 'succeeded' and '' or reason, worker, fields, t[7])
+        if size > 0 then outputs[#outputs + 1] = {id, size, keep} end
       end
-      if TERMINAL[state] then
-        if #e[7] > 0 then call('HSET', key, 'out', e[7]) end
-        if #e[8] > 0 then call('HSET', key, 'err', e[8]) end
-        call('HSET', key, 'out_size', int(e[9]), 'err_size', int(e[10]))
-        if #e[7] + #e[8] > 0 then outputs[#outputs + 1] = {id, #e[7] + #e[8], keep} end
-      end
-      answers[i] = state
+      answers[i] = to
     end
   end
   keep_outputs(c, outputs)
@@ -778,7 +794,7 @@ local function finish(keys, args)
     if t[2] then drop_outputs(c, tonumber(t[1] or 0), tonumber(t[2])) end  -- else there was no tick yet
   end
   settle(c)
-  announce(c, before)
+  announce(c)
   return {c.us, answers}
 end
 
