@@ -56,3 +56,7 @@ def marked(mark: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

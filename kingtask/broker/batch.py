@@ -30,7 +30,8 @@ class Batch:
 
     def __init__(self, store: BrokerStore, policy: calls.Policy, on_stored: Callable[[calls.Submitted], None]) -> None:
         self._store = store
-        self._policy = policy
+        self.policy = policy
+        """Of calls to come; it may be exchanged."""
         self._on_stored = on_stored
         self._tasks: list[calls.Prepared] = []
         self._callbacks: list[Callable[[Outcome], None]] = []
@@ -77,4 +78,4 @@ class Batch:
                 held = reached or outcome in ("conflict", "full", "queues", "tasks")
                 callback(outcome if held else "unconfirmed")
 
-        self._store.submit(calls.submit(self._policy, tasks), stored, confirmed)
+        self._store.submit(calls.submit(self.policy, tasks), stored, confirmed)

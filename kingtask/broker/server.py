@@ -10,11 +10,13 @@ import os
 import signal
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import zmq
 
 from kingtask import __version__, failpoint, openfiles, protocol
+from kingtask import log as logs
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
@@ -25,10 +27,11 @@ from kingtask.broker.ticker import Ticker
 from kingtask.broker.waits import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
-from kingtask.config import BrokerConfig
+from kingtask.config import BrokerConfig, Reload
 from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable
 from kingtask.store import calls
 from kingtask.store.store import BrokerStore
+from kingtask.systemd import Notifier
 from kingtask.task import Result
 
 log = logging.getLogger("kingtask.broker")
@@ -126,6 +129,23 @@ class Broker:
         await self._store.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
         log.info("broker=stopped name=%s", self.name)
+
+    def reconfigure(self, config: BrokerConfig) -> None:
+        """Go by this configuration from now on, which differs in `live` keys only. Raises ConfigurationError."""
+        logs.setup("broker", config.log_level, config.log_path)
+        self._config, self._policy = config, config.policy
+        self._ticker.policy = self._batch.policy = self._policy
+
+    @property
+    def alive(self) -> bool:
+        """True if its chores are done."""
+        return self._ticker.alive
+
+    def status(self) -> str:
+        """One line for people."""
+        store = self._store
+        redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is away ({store.trouble})"
+        return f"{self._pending} requests in progress, {len(self._waits)} clients waiting; {redis}"
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -305,24 +325,35 @@ def _label(host: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in host)[:64] or "host"
 
 
-def run(config: BrokerConfig) -> int:
-    """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
+def run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> int:
+    """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError.
+
+    On SIGHUP `reread` gives the configuration anew.
+    """
     openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
     with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:
-        runner.run(_run(config))
+        runner.run(_run(config, reread))
     return 0
 
 
-async def _run(config: BrokerConfig) -> None:
+async def _run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     openfiles.watch(loop, log)
     broker = Broker(config)
+    reload = Reload(config, reread, broker.reconfigure)
+    loop.add_signal_handler(signal.SIGHUP, reload.ask)
+    notifier = Notifier.of(os.environ, os.getpid())
     try:
         await broker.start()
+        notifier.start(status=lambda: broker.status() + reload.note, alive=lambda: broker.alive)
+        reload.start(notifier.reloading, notifier.reloaded)
         await stop.wait()
     finally:
+        reload.stop()
+        notifier.stopping()
         await broker.stop()
+        notifier.close()

@@ -20,6 +20,8 @@ log = logging.getLogger("kingtask.broker")
 IDLE_S = 1.0
 """Leases, expiry and what other brokers scheduled are looked at this often at least."""
 APART_S = 0.001
+STALLED_S = 15.0
+"""Without a tick: something of ours is broken, since a call to Redis fails after 5 s."""
 UPCOMING = 1_000
 """Instants asked for once a second."""
 NEXT = 32
@@ -39,7 +41,8 @@ class Ticker:
         on_ready: Callable[[str, int], None],
     ) -> None:
         self._store = store
-        self._policy = policy
+        self.policy = policy
+        """Of calls to come; it may be exchanged."""
         self._broker = broker
         self._heartbeat = heartbeat
         self._on_ready = on_ready
@@ -49,6 +52,11 @@ class Ticker:
         self._last_s = 0.0
         self._housekept_s = 0.0
         self._stopped = True
+
+    @property
+    def alive(self) -> bool:
+        """True if it ticked lately, or tried to."""
+        return monotonic_s() - self._last_s < STALLED_S
 
     def start(self) -> None:
         self._stopped = False
@@ -99,7 +107,7 @@ class Ticker:
             return
         self._in_flight = True
         call = calls.tick(
-            self._policy,
+            self.policy,
             self._broker,
             self._heartbeat() if housekeep else b"",
             upcoming=UPCOMING if housekeep else NEXT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -54,7 +55,7 @@ def _run_broker(path: Path, check: bool) -> int:
     from kingtask.broker import server
 
     log.setup("broker", settings.log_level, settings.log_path)
-    return server.run(settings)
+    return server.run(settings, partial(config.load_broker, path))
 
 
 def _run_worker(path: Path, check: bool) -> int:
@@ -67,11 +68,16 @@ def _run_worker(path: Path, check: bool) -> int:
     from kingtask.worker import daemon
 
     log.setup("worker", settings.log_level, settings.log_path)
-    return daemon.run(settings)
+    return daemon.run(settings, partial(config.load_worker, path))
 
 
-_broker = _daemon(_run_broker, "Accept tasks and start each at its instant. SIGTERM stops it orderly.")
-_worker = _daemon(_run_worker, "Run the executables that tasks name. SIGTERM finishes what runs, within drain_timeout.")
+_broker = _daemon(
+    _run_broker, "Accept tasks and start each at its instant. SIGTERM stops it orderly, SIGHUP has it read FILE anew."
+)
+_worker = _daemon(
+    _run_worker,
+    "Run the executables that tasks name. SIGTERM finishes what runs, within drain_timeout; SIGHUP: read FILE anew.",
+)
 
 
 def _checked(path: Path) -> int:

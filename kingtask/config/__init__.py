@@ -1,9 +1,10 @@
 """Configuration of the broker and the worker: YAML files, read once, checked, then frozen values.
 
 `document` reads a file and knows on which line each value stands; `address` reads `host:port` and `ipc://…`;
-`settings` has the keys, their ranges and what must hold between them.
+`settings` has the keys, their ranges and what must hold between them; `reload` reads them anew while the daemon runs.
 """
 
+from kingtask.config.reload import Reload
 from kingtask.config.settings import BrokerConfig, WorkerConfig, load_broker, load_worker
 
-__all__ = ["BrokerConfig", "WorkerConfig", "load_broker", "load_worker"]
+__all__ = ["BrokerConfig", "Reload", "WorkerConfig", "load_broker", "load_worker"]

@@ -31,6 +31,8 @@ from kingtask.validation import convert, nearest
 MAX_OUTPUT_BYTES = 1_048_576
 """Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""
 
+MAX_CONCURRENCY = 1024
+
 Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
 Keep = Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)]
 Lease = Annotated[float, msgspec.Meta(ge=0.5, le=3600)]
@@ -53,6 +55,8 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     lists: ClassVar[frozenset[str]] = frozenset()
     """Keys that take one value or a list of them."""
+    live: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change with SIGHUP; the others take effect with a restart."""
 
     redis: str = "127.0.0.1:6379"
     redis_password_file: str | None = None
@@ -126,8 +130,15 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise Wrong("redis_tls", "cert and key go together; give both or neither")
 
 
+_LIVE = frozenset({"log_path", "log_level", "result_keep_time", "failed_keep_time", "max_lost"})
+
+
 class BrokerConfig(_Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
+    live: ClassVar[frozenset[str]] = _LIVE | {
+        *("max_pending", "max_pending_bytes", "max_waits", "max_queues", "max_queue_length", "max_tasks"),
+        "max_result_bytes",
+    }
 
     addr: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
@@ -178,6 +189,10 @@ class BrokerConfig(_Settings, frozen=True):
 
 class WorkerConfig(_Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
+    live: ClassVar[frozenset[str]] = _LIVE | {
+        *("bin_path", "work_dir", "period", "task_run_time", "concurrency", "queues", "stderr", "drain_timeout"),
+        *("kill_grace", "max_output_bytes"),
+    }
 
     bin_path: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
     work_dir: str | None = None
@@ -186,8 +201,8 @@ class WorkerConfig(_Settings, frozen=True):
     name: WorkerName | None = None
     period: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
     task_run_time: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] = 3600.0
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1024)] = msgspec.field(
-        default_factory=lambda: min(1024, len(os.sched_getaffinity(0)))
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONCURRENCY)] = msgspec.field(
+        default_factory=lambda: min(MAX_CONCURRENCY, len(os.sched_getaffinity(0)))
     )
     queues: Annotated[tuple[task.QueueName, ...], msgspec.Meta(min_length=1, max_length=256)] = ("default",)
     stderr: Literal["fail", "keep"] = "fail"

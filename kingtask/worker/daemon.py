@@ -7,10 +7,14 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 
 from kingtask import failpoint, openfiles
-from kingtask.config import WorkerConfig
+from kingtask import log as logs
+from kingtask.config import Reload, WorkerConfig
+from kingtask.config.settings import MAX_CONCURRENCY
 from kingtask.errors import ConfigurationError
+from kingtask.systemd import Notifier
 from kingtask.worker.cgroup import Cgroup
 from kingtask.worker.guard import Guard
 from kingtask.worker.worker import Worker
@@ -21,22 +25,28 @@ DESCRIPTORS_PER_SLOT = 6
 DESCRIPTORS_BESIDE = 128
 
 
-def run(config: WorkerConfig) -> int:
-    """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError."""
+def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
+    """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError.
+
+    On SIGHUP `reread` gives the configuration anew.
+    """
     reset_signals()
     failpoint.warn(log)
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
     cgroup = Cgroup.make(name)
-    guard = Guard(name, config.concurrency, str(cgroup.path) if cgroup else "")
+    notifier = Notifier.of(os.environ, os.getpid())  # before the guard, which has nothing to say
+    guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "")
     if cgroup is not None:
         cgroup.enter()
     worker = Worker(config, name, guard)
     try:
-        asyncio.run(_serve(worker))
+        asyncio.run(_serve(worker, notifier, config, reread))
     except ConfigurationError:
         _leave(guard, cgroup)
         raise
+    finally:
+        notifier.close()
     if not worker.abandoned:  # else the end of this process has the guard kill what is left
         _leave(guard, cgroup)
     return 0
@@ -48,9 +58,26 @@ def _leave(guard: Guard, cgroup: Cgroup | None) -> None:
     guard.close()
 
 
-async def _serve(worker: Worker) -> None:
-    openfiles.watch(asyncio.get_running_loop(), log)
-    await worker.serve()
+async def _serve(worker: Worker, notifier: Notifier, config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def apply(config: WorkerConfig) -> None:
+        logs.setup("worker", config.log_level, config.log_path)
+        raise_open_files(config.concurrency)
+        worker.reconfigure(config)
+
+    def started() -> None:
+        notifier.start(status=lambda: worker.status() + reload.note, alive=lambda: True)
+        reload.start(notifier.reloading, notifier.reloaded)
+
+    def stopping() -> None:
+        reload.stop()
+        notifier.stopping()
+
+    reload = Reload(config, reread, apply)
+    loop.add_signal_handler(signal.SIGHUP, reload.ask)
+    openfiles.watch(loop, log)
+    await worker.serve(started, stopping)
 
 
 def worker_name(base: str | None) -> str:

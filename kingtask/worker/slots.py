@@ -146,6 +146,11 @@ class Slots:
             return Appetite.ASKING
         return Appetite.IDLE if self._token is None else Appetite.FULL
 
+    def resize(self, slots: int) -> None:
+        """Have so many slots. What runs goes on: fewer are there as its slots become free."""
+        self._slots = slots
+        self._hungry = True
+
     # ── hints and time ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def wakeup(self) -> None:

@@ -59,8 +59,8 @@ class Subscriber:
     ) -> None:
         """Raises ConfigurationError if an endpoint is none. Nothing is read before `start`."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        cancel_topic = protocol.cancel_topic(worker)
-        topics = [cancel_topic, *(protocol.ready_topic(queue) for queue in queues)]
+        self._worker = worker
+        topics = self._topics(queues)
 
         def cancelled(frames: list[bytes]) -> None:
             if len(frames) == 2:
@@ -93,6 +93,16 @@ class Subscriber:
         for line in self._lines:
             line.full()
 
+    def serve(self, queues: Sequence[str]) -> None:
+        """Listen for these queues instead."""
+        topics = self._topics(queues)
+        for line in self._lines:
+            line.listen(topics)
+
+    def _topics(self, queues: Sequence[str]) -> set[bytes]:
+        """Two queues may share one, and libzmq would count it twice."""
+        return {protocol.cancel_topic(self._worker), *(protocol.ready_topic(queue) for queue in queues)}
+
     def close(self) -> None:
         """Idempotent."""
         for line in self._lines:
@@ -119,7 +129,7 @@ class _Line:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
-        topics: Sequence[bytes],
+        topics: set[bytes],
         on_ready: Callable[[], None],
         on_cancel: Callable[[list[bytes]], None],
     ) -> None:
@@ -155,6 +165,13 @@ class _Line:
         loop.add_reader(self._monitor.fileno(), self._look)
         self._read()
         self._look()
+
+    def listen(self, topics: set[bytes]) -> None:
+        for topic in topics - self._topics:
+            self._socket.subscribe(topic)
+        for topic in self._topics - topics:
+            self._socket.unsubscribe(topic)
+        self._topics = topics
 
     def close(self) -> None:
         if self._loop is not None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,9 +64,12 @@ class Worker:
         self._signals = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    async def serve(self) -> None:
+    async def serve(
+        self, on_started: Callable[[], None] = lambda: None, on_stopping: Callable[[], None] = lambda: None
+    ) -> None:
         """Work until SIGTERM or SIGINT, then drain. Raises ConfigurationError for what only a person can mend."""
         config = self._config
+        self._on_stopping = on_stopping
         self._loop = loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = loop.create_future()
         watch = Watch(loop)
@@ -77,15 +81,10 @@ class Worker:
             watch=watch,
             children=self._children,
             worker=self._name,
-            bin_path=config.bin_path,
-            work_dir=config.work_dir,
             environment=environment.base(os.environ, worker=self._name, brokers=",".join(config.broker)),
-            keep_stderr=config.stderr == "keep",
-            time_limit_ms=round(config.task_run_time * 1000),
-            kill_grace_s=config.kill_grace,
-            max_output_bytes=config.max_output_bytes,
             null=null,
             now_ms=lambda: self._store.clock.now_us(monotonic_us()) // 1000,
+            **_configured(config),
         )
         loop.set_exception_handler(self._broken)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,6 +114,7 @@ class Worker:
             )
             gc.collect()
             gc.freeze()  # what exists now stays; later collections need not look at it
+            on_started()
             await self._done
         finally:
             for timer in self._timers.values():
@@ -125,6 +125,28 @@ class Worker:
             watch.close()
             os.close(null)
         log.info("worker=stopped name=%s", self._name)
+
+    def reconfigure(self, config: WorkerConfig) -> None:
+        """Go by this configuration from now on, which differs in `live` keys only; what runs keeps to the former."""
+        old, self._config, self._policy = self._config, config, config.policy
+        self._conditions = replace(self._conditions, **_configured(config))
+        self._slots.resize(config.concurrency)
+        if config.queues != old.queues:
+            self._subscriber.serve(config.queues)
+        if config.period != old.period:
+            self._timers["look"].cancel()
+            self._every("look", config.period, self._look)
+        self._renew()  # its heartbeat tells the others
+
+    def status(self) -> str:
+        """One line for people."""
+        slots, config = self._slots, self._config
+        redis = "Redis is up" if self._store.up else f"Redis is away ({self._store.trouble})"
+        unfit = f"; nothing can be started: {slots.unfit}" if slots.unfit else ""
+        return (
+            f"{slots.busy} of {config.concurrency} slots busy, {slots.unconfirmed} ends to be confirmed,"
+            f" queues {','.join(config.queues)}; {redis}{unfit}"
+        )
 
     @property
     def abandoned(self) -> int:
@@ -316,6 +338,7 @@ class Worker:
         """First: drain. Second: stop what runs now. Third: without grace."""
         self._signals += 1
         if self._signals == 1:
+            self._on_stopping()
             log.info("worker=draining running=%d drain_timeout_s=%g", self._slots.busy, self._config.drain_timeout)
             self._slots.drain()
             self._timers["drain"] = self._loop.call_later(self._config.drain_timeout, self._stop_all)
@@ -370,3 +393,15 @@ class Worker:
             "unfit": self._slots.unfit,
         }
         return json.dumps(facts).encode()
+
+
+def _configured(config: WorkerConfig) -> dict[str, Any]:
+    """What the configuration says of attempts."""
+    return {
+        "bin_path": config.bin_path,
+        "work_dir": config.work_dir,
+        "keep_stderr": config.stderr == "keep",
+        "time_limit_ms": round(config.task_run_time * 1000),
+        "kill_grace_s": config.kill_grace,
+        "max_output_bytes": config.max_output_bytes,
+    }

@@ -10,4 +10,4 @@ from kingtask.worker import daemon
 if __name__ == "__main__":
     settings = config.load_worker(sys.argv[1])
     log.setup("worker", settings.log_level, settings.log_path)
-    sys.exit(daemon.run(settings))
+    sys.exit(daemon.run(settings, lambda: config.load_worker(sys.argv[1])))

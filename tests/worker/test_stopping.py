@@ -223,7 +223,7 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> N
         "import sys; from kingtask import config, log; from kingtask.worker import daemon, worker\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
         "worker.Worker._cancel_hinted = broken\n"
-        "log.setup('worker'); sys.exit(daemon.run(config.load_worker(sys.argv[1])))"
+        "log.setup('worker'); sys.exit(daemon.run(config.load_worker(sys.argv[1]), None))"
     )
     worker = rig.start("-c", program)
     ((task, pid),) = park(rig, "a").items()
