@@ -8,6 +8,7 @@ from tests.faults import edge_stories as e
 from tests.faults import fleet as f
 from tests.faults import host_stories as h
 from tests.faults import limit_stories as m
+from tests.faults import reload_stories as r
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
 from tests.faults.layout import LINKS, Fleet, Layout
@@ -60,6 +61,15 @@ BROKER = [
         loads={"now": 150.0, "bulk": 200.0},
         faults=(Again(story=s.end_in_order(s.a_broker, 10.0), every=(2, 3)),),
         check=s.no_client_saw_an_error,
+    ),
+    Case(
+        name="F10",
+        what="SIGHUP with good and bad configurations: brokers and workers change, and nobody notices",
+        loads=ALL,
+        rules=Rules(needs_faults=False),
+        story=r.reloads,
+        check=s.no_client_saw_an_error,
+        long_seconds=20.0,
     ),
     Case(
         name="F11",

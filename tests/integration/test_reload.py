@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from kingtask import TaskSpec
-from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.errors import Busy, KingtaskError, ResultTimeout
 from tests.integration.rig import Daemon, Rig
 from tests.processes import until
@@ -223,8 +222,3 @@ def test_no_request_and_no_task_is_lost_in_a_storm_of_signals(rig: Rig):
     assert [(result.success, result.attempt) for result in results] == [(True, 1)] * 300
     assert len(rig.executions()) == 300
     assert "reload=refused" not in broker.text() + worker.text()
-
-
-def test_every_live_key_is_one():
-    assert BrokerConfig.live <= set(BrokerConfig.__struct_fields__)
-    assert WorkerConfig.live <= set(WorkerConfig.__struct_fields__)

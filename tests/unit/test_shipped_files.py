@@ -97,6 +97,14 @@ def test_no_key_is_explained_that_does_not_exist(daemon: str):
     assert set(paragraphs(daemon)) == set(KINDS[daemon].__struct_fields__)
 
 
+@pytest.mark.parametrize("daemon", KINDS)
+def test_what_needs_a_restart_is_listed(daemon: str):
+    head, _, _ = (TOP / "etc" / f"{daemon}.yaml").read_text().partition("\n\n")
+    _, _, listed = head.replace("\n# ", " ").partition("These take effect with a restart: ")
+    assert KINDS[daemon].live < set(KINDS[daemon].__struct_fields__)
+    assert listed.rstrip(".").split(", ") == sorted(set(KINDS[daemon].__struct_fields__) - KINDS[daemon].live)
+
+
 def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
     socket = tmp_path / "redis.sock"
     command = [binary(), str(TOP / "deploy" / "redis.conf"), "--dir", str(tmp_path), "--port", "0"]

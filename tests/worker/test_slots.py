@@ -176,6 +176,29 @@ def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(stor
     assert appetite() is Appetite.FULL
 
 
+def test_more_slots_are_claimed_for_at_once_and_fewer_when_what_holds_them_has_ended() -> None:
+    story = Story(1)
+    story.settle()
+    first = story.run("a")
+    story.slots.wakeup()
+    assert story.decide() == []
+    story.slots.resize(3)
+    story.decide()
+    (claim,) = story.of(Claim)
+    assert claim.n == 2
+    story.claim_gives("b", "c")
+    running = [*first, *story.spawn()]
+    story.slots.resize(2)
+    for fence in running[:2]:
+        story.slots.wakeup()
+        assert not [action for action in story.decide() if isinstance(action, Claim | StopProcess)]
+        story.slots.ended(fence, ended(fence))
+        (finish,) = [action for action in story.decide() if isinstance(action, Finish)]
+        story.slots.answered([one.fence for one in finish.ended])
+    (claim,) = story.of(Claim)
+    assert claim.n == 1
+
+
 def test_a_claim_that_was_sent_again_says_nothing_of_what_came_meanwhile(story: Story) -> None:
     story.claim()
     story.slots.claim_failed(stored="unknown")
@@ -629,7 +652,7 @@ class Walk(RuleBasedStateMachine):
 
     @initialize(slots=st.integers(1, 4))
     def begin(self, slots: int) -> None:
-        self.limit = slots
+        self.limit = slots  # the most there were: what a slot holds goes on when it is taken away
         self.slots = make(slots, up=False)
 
     # Redis ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -789,6 +812,11 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def renewal(self) -> None:
         self.slots.renew()
+
+    @rule(slots=st.integers(1, 4))
+    def resized(self, slots: int) -> None:
+        self.limit = max(self.limit, slots)
+        self.slots.resize(slots)
 
     @rule()
     def spawn(self) -> None:
