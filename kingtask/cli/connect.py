@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-DEFAULT_BROKER = "127.0.0.1:9595"
+DEFAULT_PORT = 9595
 DEFAULT_TIMEOUT_S = 10.0
 
 
 def _split(_context: click.Context, _option: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
     addresses = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
-    return addresses or (DEFAULT_BROKER,)
+    if addresses:
+        return addresses
+    from kingtask.client.address import nearest
+
+    return nearest()
 
 
 def broker_option(command: Decorated) -> Decorated:
@@ -31,7 +35,8 @@ def broker_option(command: Decorated) -> Decorated:
         multiple=True,
         envvar="KINGTASK_BROKER",
         callback=_split,
-        help=f"Broker's address (host:port, tcp://…, ipc://…); more with commas or again. [default: {DEFAULT_BROKER}]",
+        help="Broker's address (host:port, tcp://…, ipc://…); more with commas or again."
+        f" [default: ipc:///run/kingtask/broker.sock if it is there, 127.0.0.1:{DEFAULT_PORT}]",
     )(command)
 
 

@@ -17,6 +17,7 @@ from kingtask import __version__
 from kingtask.cli.exit import Exit, exit_for
 from kingtask.errors import ConfigurationError, KingtaskError
 
+CONFIG_DIRECTORY = Path("/etc/kingtask")
 CONFIG_FILE = click.Path(exists=False, path_type=Path)
 
 
@@ -35,12 +36,19 @@ def with_two_dashes(args: list[str]) -> list[str]:
     return [f"-{arg}" if arg == "-config" or arg.startswith("-config=") else arg for arg in args]
 
 
-def _daemon(run: Callable[[Path, bool], int], text: str) -> click.Command:
+def _daemon(name: str, run: Callable[[Path, bool], int], text: str) -> click.Command:
     """A command with the options that both daemons have."""
+    default = CONFIG_DIRECTORY / f"{name}.yaml"
     command = click.version_option(__version__, message="%(prog)s %(version)s")(run)
     command = click.option("--check", is_flag=True, help="Only check the configuration: exit status 0 or 3.")(command)
     command = click.option(
-        "-c", "--config", "path", metavar="FILE", required=True, type=CONFIG_FILE, help="The YAML configuration."
+        "-c",
+        "--config",
+        "path",
+        metavar="FILE",
+        default=default,
+        type=CONFIG_FILE,
+        help=f"The YAML configuration. [default: {default}]",
     )(command)
     return click.command(help=text, context_settings={"help_option_names": ["-h", "--help"]})(command)
 
@@ -72,9 +80,12 @@ def _run_worker(path: Path, check: bool) -> int:
 
 
 _broker = _daemon(
-    _run_broker, "Accept tasks and start each at its instant. SIGTERM stops it orderly, SIGHUP has it read FILE anew."
+    "broker",
+    _run_broker,
+    "Accept tasks and start each at its instant. SIGTERM stops it orderly, SIGHUP has it read FILE anew.",
 )
 _worker = _daemon(
+    "worker",
     _run_worker,
     "Run the executables that tasks name. SIGTERM finishes what runs, within drain_timeout; SIGHUP: read FILE anew.",
 )

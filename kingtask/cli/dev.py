@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from kingtask.cli import output
-from kingtask.cli.connect import DEFAULT_BROKER
+from kingtask.cli.connect import DEFAULT_PORT
 from kingtask.cli.exit import Exit
 
 if TYPE_CHECKING:
     from kingtask.cli.stack import Stack
 
-DEFAULT_PORT = int(DEFAULT_BROKER.rpartition(":")[2])
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 

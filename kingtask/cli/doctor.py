@@ -73,7 +73,9 @@ def examine(
             settings = load_broker(config)
         except ConfigurationError as error:
             yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
-    stats = yield from _brokers(settings.addr if settings and not brokers_named else brokers, timeout)
+    if not brokers_named:
+        brokers = settings.addr if settings else brokers[:1]
+    stats = yield from _brokers(brokers, timeout)
     if settings is not None:
         recorded = yield from _redis(settings, timeout)
         stats = stats or recorded

@@ -42,7 +42,7 @@ class Client:
     """Submits tasks and asks about them; every method blocks until it has its answer.
 
     `address` is one broker or several: `host:port`, `tcp://host:port`, `ipc://path`; one that does not answer is left
-    for the next. Without it they are those of KINGTASK_BROKER (with commas), else tcp://127.0.0.1:9595. `timeout`
+    for the next. Without it they are those of KINGTASK_BROKER (with commas), else this machine's. `timeout`
     (seconds) bounds each call that names no other, with all that is tried again in it. One client serves any number of
     threads, and forked children too. Nothing is connected before the first call.
     """

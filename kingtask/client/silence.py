@@ -15,6 +15,8 @@ def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> No
     text = f"no answer to {call.op} from {brokers}{after}: "
     if not call.tries:
         text += "no connection; is kingtask-broker running there, is the address right, does a firewall let it through?"
+        if any(endpoint.startswith("ipc:") for endpoint in endpoints):
+            text += " Is this user in the group of the socket?"
         stored = call.op in WRITES and call.maybe_stored
     else:
         times = "once" if call.tries == 1 else f"{call.tries} times"

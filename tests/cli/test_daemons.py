@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,15 @@ def test_check_finds_what_is_wrong(tmp_path):
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
 def test_version_and_usage(daemon, tmp_path):
     assert run(daemon, "--version").stdout == f"kingtask-{daemon} {__version__}\n"
-    assert run(daemon).returncode == 2
+    assert run(daemon, "broker.yaml").returncode == 2
     missing = run(daemon, "-config=/no/such/file")
     assert missing.returncode == 3
     assert "/no/such/file" in missing.stderr
+
+
+@pytest.mark.skipif(Path("/etc/kingtask").exists(), reason="an installation has its files there")
+@pytest.mark.parametrize("daemon", ["broker", "worker"])
+def test_without_a_file_it_is_the_hosts(daemon: str):
+    missing = run(daemon)
+    assert (missing.returncode, missing.stdout) == (3, "")
+    assert f"/etc/kingtask/{daemon}.yaml: cannot be read" in missing.stderr

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kingtask import Client
@@ -79,5 +81,13 @@ def test_without_an_address_the_environment_names_the_brokers(monkeypatch: pytes
     """So that what a worker runs reaches the brokers of its task."""
     monkeypatch.setenv("KINGTASK_BROKER", "a:1, b:2")
     assert endpoints(None) == ("tcp://a:1", "tcp://b:2")
-    monkeypatch.delenv("KINGTASK_BROKER")
+
+
+def test_without_anything_the_packaged_brokers_socket_comes_first_if_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KINGTASK_BROKER", raising=False)
+    monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/broker.sock")
     assert endpoints(None) == ("tcp://127.0.0.1:9595",)
+    (tmp_path / "broker.sock").touch()
+    assert endpoints(None) == (f"ipc://{tmp_path}/broker.sock", "tcp://127.0.0.1:9595")
