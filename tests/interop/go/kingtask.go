@@ -221,7 +221,8 @@ func call[T any](ctx context.Context, c *Client, op string, fields map[string]an
 		if err == nil {
 			err = ReadReply(reply, &result)
 		}
-		refused, isRefused := errors.AsType[*Refused](err)
+		var refused *Refused
+		isRefused := errors.As(err, &refused)
 		if err == nil || isRefused && !refused.Retryable {
 			return result, err
 		}

@@ -99,10 +99,12 @@ func answer(value any, err error) map[string]any {
 	if err == nil {
 		return map[string]any{"ok": value}
 	}
-	if refused, ok := errors.AsType[*kingtask.Refused](err); ok {
+	var refused *kingtask.Refused
+	if errors.As(err, &refused) {
 		return map[string]any{"error": refused, "kind": "refused"}
 	}
-	if _, ok := errors.AsType[*kingtask.NoAnswer](err); ok {
+	var unanswered *kingtask.NoAnswer
+	if errors.As(err, &unanswered) {
 		return map[string]any{"error": err.Error(), "kind": "no_answer"}
 	}
 	if errors.Is(err, kingtask.ErrPending) {
