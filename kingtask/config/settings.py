@@ -19,6 +19,7 @@ from kingtask import task
 from kingtask.clock import duration_ms
 from kingtask.config import document
 from kingtask.config.address import Address, parse
+from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.errors import ConfigurationError, InvalidRequest
 from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.ack import Ack, AckLevel
@@ -210,6 +211,20 @@ class WorkerConfig(_Settings, frozen=True):
     kill_grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
     max_output_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_OUTPUT_BYTES)] = MAX_OUTPUT_BYTES
     renew: Annotated[float, msgspec.Meta(ge=0.1, le=1800)] = 5.0
+    run_as: RunAs | None = None
+    limits: Limits | None = None
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 0
+    umask: Mask | None = None
+    environment: Annotated[tuple[Variable, ...], msgspec.Meta(max_length=256)] | None = None
+    private_dir: str | None = None
+    launcher: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)] | None = (
+        None
+    )
+
+    @property
+    def identities(self) -> list[Identity]:
+        """As whom attempts run; empty: as the worker's own user. Raises ConfigurationError."""
+        return [] if self.run_as is None else identities(self.run_as)
 
     @property
     def endpoints(self) -> list[str]:
@@ -239,6 +254,43 @@ class WorkerConfig(_Settings, frozen=True):
                 f"expected at most half of lease ({self.lease / 2:g}), so that one lost renewal is harmless,"
                 f" got {self.renew:g}",
             )
+        self._check_isolation()
+
+    def _check_isolation(self) -> None:
+        users = _about("run_as", lambda: self.identities)
+        if 1 < len(users) < self.concurrency:
+            raise Wrong(
+                "run_as",
+                f"expected one user, or one for each of the {self.concurrency} attempts at once (concurrency),"
+                f" got {len(users)}",
+            )
+        for user in users:
+            for i, directory in enumerate(self.bin_path):
+                if (path := writable(Path(directory), user)) is not None:
+                    raise Wrong(
+                        f"bin_path[{i}]",
+                        f"{user.name} (run_as) may write to {path}, and so decide what the worker runs; let it belong"
+                        f" to root: chown root:root {path}; chmod go-w {path}",
+                    )
+            for key in ("redis_password_file", "redis_sentinel_password_file"):
+                if (text := getattr(self, key)) is not None and may_read(Path(text), user):
+                    raise Wrong(key, f"{user.name} (run_as) may read {text}; chmod 600 {text}, or another group")
+        if self.private_dir is not None:
+            self._check_private_dir(self.private_dir, users)
+        if self.launcher is not None:
+            path = _absolute("launcher[0]", self.launcher[0])
+            if not path.is_file() or not os.access(path, os.X_OK):
+                raise Wrong("launcher[0]", f"expected the path of a program, got {self.launcher[0]!r}")
+
+    def _check_private_dir(self, text: str, users: list[Identity]) -> None:
+        path = _absolute("private_dir", text)
+        if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise Wrong("private_dir", f"expected a directory that this user may write to, got {text}")
+        if path.stat().st_mode & stat.S_IWOTH:
+            raise Wrong("private_dir", f"every user may change what is in {text}; chmod o-w {text}")
+        for user in users:
+            if (place := writable(path, user, depth=0)) is not None:
+                raise Wrong("private_dir", f"{user.name} (run_as) may write to {place}; let it belong to root")
 
 
 class Wrong(Exception):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kingtask.store import record
@@ -13,6 +15,8 @@ from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.children import Children
 from kingtask.worker.executable import Shortage, Unusable, find, leads_out
+from kingtask.worker.isolation import Isolation, Place
+from kingtask.worker.memory import KilledForMemory, explained
 from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
@@ -48,6 +52,8 @@ class Conditions:
     """A descriptor of /dev/null, read as standard input by what was sent none."""
     now_ms: Callable[[], int]
     """Redis's clock."""
+    killed: KilledForMemory
+    isolation: Isolation | None = None
 
 
 class Attempt:
@@ -60,6 +66,7 @@ class Attempt:
         "_limit_ms",
         "_on_report",
         "_on_shortage",
+        "_place",
         "_process",
         "_spec",
         "_started_ms",
@@ -83,6 +90,7 @@ class Attempt:
         self._on_report = on_report
         self._on_shortage = on_shortage
         self._process: Process | None = None
+        self._place: Place | None = None
         self._spec: record.Execution | None = None
         self._started_ms = 0
         self._limit_ms = 0
@@ -152,18 +160,67 @@ class Attempt:
             self._limit_ms = self._spec.time_limit_ms or self._at.time_limit_ms
         spec, claimed = self._spec, self._claimed
         path = find(claimed.name, self._at.bin_path)
-        variables = environment.of_attempt(
-            self._at.environment,
-            spec.env,
+        if self._at.isolation is not None:
+            return self._spawn_apart(self._at.isolation, path)
+        return self._execute(path, self._variables(self._at.environment, spec.env), self._at.work_dir)
+
+    def _spawn_apart(self, isolation: Isolation, path: str) -> Spawned:
+        assert self._spec is not None
+        self._place = place = isolation.take()
+        request = self._spec.env
+        try:
+            common = {**self._at.environment, **isolation.variables(place)}
+            variables = self._variables(common, {} if isolation.launcher else request, place.directory)
+            spawned = self._execute(
+                path,
+                variables,
+                place.directory or self._at.work_dir,
+                before=isolation.before(place, request),
+                umask=isolation.umask,
+            )
+        except BaseException:
+            self._leave()
+            raise
+        if isolation.niceness is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, spawned.popen.pid, isolation.niceness)
+        return spawned
+
+    def _leave(self) -> None:
+        """Give back what it had to itself, if anything."""
+        if self._place is not None and self._at.isolation is not None:
+            place, self._place = self._place, None
+            self._at.isolation.give_back(place)
+
+    def _variables(
+        self, common: Mapping[str, str], request: Mapping[str, str], directory: str | None = None
+    ) -> dict[str, str]:
+        claimed = self._claimed
+        return environment.of_attempt(
+            common,
+            request,
             task_id=claimed.id,
             number=claimed.number,
             queue=claimed.queue,
             due_ms=claimed.due_ms,
             deadline_ms=self._started_ms + self._limit_ms,
+            directory=directory,
         )
+
+    def _execute(
+        self,
+        path: str,
+        variables: Mapping[str, str],
+        work_dir: str | None,
+        *,
+        before: Sequence[str] = (),
+        umask: int = -1,
+    ) -> Spawned:
+        assert self._spec is not None
+        spec, claimed = self._spec, self._claimed
         stdin = input_file(spec.stdin) if spec.stdin else self._at.null
         try:
-            spawned = spawn(path, spec.args, variables, stdin, self._at.work_dir)
+            spawned = spawn(path, spec.args, variables, stdin, work_dir, before=before, umask=umask)
         finally:
             if spec.stdin:
                 os.close(stdin)
@@ -177,6 +234,7 @@ class Attempt:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._leave()
         if process.left_behind:
             log.warning(
                 "attempt=left_processes task=%s attempt=%d name=%s out_of_reach=%s:"
@@ -199,7 +257,20 @@ class Attempt:
             stopped=self._stopped,
             limit_s=self._limit_ms / 1000,
         )
-        self._report(verdict, process)
+        self._report(self._explained(verdict, process), process)
+
+    def _explained(self, verdict: Verdict, process: Process) -> Verdict:
+        """Say more of a failure, where more is known than how it ended."""
+        isolation, stderr = self._at.isolation, process.stderr.kept()
+        if isolation is not None and verdict.reason in ("exit", "signal"):
+            why = isolation.not_executed(process.returncode, stderr)
+            if why:
+                return Verdict("failed", "exec", f"cannot execute {self._claimed.name}: {why}")
+            if process.returncode == -signal.SIGXCPU and isolation.limits.cpu_time is not None:
+                used = f"it used the {isolation.limits.cpu_time:,} s of CPU time that a process may have"
+                return verdict._replace(message=f"{verdict.message}: {used} (limits.cpu_time)")
+        limit = None if isolation is None else isolation.limits.memory
+        return explained(verdict, process.returncode, stderr, process.peak_bytes, limit, self._at.killed)
 
     def _fail(self, verdict: Verdict) -> None:
         self._report(verdict, None)

@@ -50,8 +50,12 @@ class _Leader:
 class Children:
     """Process groups are entered into `groups`, for the guard."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, worker: str, groups: Groups) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, worker: str, groups: Groups, uids: frozenset[int] = frozenset()
+    ) -> None:
+        """`uids`: of users that attempts run as and the worker does not: an orphan of theirs belongs to an attempt."""
         self._loop = loop
+        self._uids = uids
         self._worker = worker
         self._groups = groups
         self._guard: Guard | None = None
@@ -162,7 +166,7 @@ class Children:
                     return True
             elif session in self._leaders:
                 owner = self._leaders[session]
-            elif self._alone:
+            elif self._alone or _uid(pid) in self._uids:
                 running = [leader for leader, one in self._leaders.items() if not one.over]
                 return not any(_facts(leader)[1] <= started for leader in running)
             else:
@@ -217,6 +221,12 @@ def _facts(pid: int) -> tuple[int, int]:
     """Its session, and when it was started, in clock ticks."""
     stat = _stat(pid)
     return int(stat[3]), int(stat[19])
+
+
+def _uid(pid: int) -> int:
+    """Its real user (proc_pid_status(5)): who becomes another by a setuid program is still told by it."""
+    with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -17,6 +17,7 @@ from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
 from kingtask.worker.cgroup import Cgroup
 from kingtask.worker.guard import Guard
+from kingtask.worker.isolation import Isolation
 from kingtask.worker.worker import Worker
 
 log = logging.getLogger("kingtask.worker")
@@ -34,12 +35,17 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     failpoint.warn(log)
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
+    isolation = Isolation.make(config, name)
+    dirs = isolation.dirs if isolation is not None else None
     cgroup = Cgroup.make(name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the guard, which has nothing to say
-    guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "")
+    guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", str(dirs.path) if dirs else "")
     if cgroup is not None:
         cgroup.enter()
-    worker = Worker(config, name, guard)
+    if dirs is not None:
+        dirs.remove = guard.remove
+        dirs.remove_abandoned()
+    worker = Worker(config, name, guard, isolation)
     try:
         asyncio.run(_serve(worker, notifier, config, reread))
     except ConfigurationError:

@@ -10,6 +10,7 @@ Those are found as descendants of what is in the table, or by their environment,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -55,13 +56,15 @@ class Groups:
 class Guard:
     """The worker's end of it. `close` is for a worker that ends in order; else its end alone does what is needed."""
 
-    def __init__(self, worker: str, slots: int, cgroup: str = "") -> None:
-        """`cgroup`: of the worker, to be ended with it."""
+    def __init__(self, worker: str, slots: int, cgroup: str = "", private: str = "") -> None:
+        """`cgroup`: of the worker, to be ended with it; `private`: the directory to be removed with it."""
         self._worker = worker
         self._cgroup = cgroup
+        self._private = private
         self.groups = Groups(slots)
         # The reading end is kept, too: for the next guard, should this one be lost.
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._writing, False)
         self._process = self._start()
 
     @property
@@ -72,7 +75,7 @@ class Guard:
         return subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", guardian.__file__),
-                *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup),
+                *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
             ],
             stdin=self._reading,
             stdout=subprocess.DEVNULL,
@@ -91,9 +94,15 @@ class Guard:
             except OSError as error:  # this host is short of something; the next check tries again
                 log.warning("guard=missing error=%r: trying again", str(error))
 
+    def remove(self, path: str) -> None:
+        """Have it remove this tree, some time soon; at the worker's end, if it cannot keep up."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writing, os.fsencode(path) + b"\0")
+
     def close(self) -> None:
         """Let the guard go without killing anything."""
-        os.write(self._writing, b"quit")
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writing, b"\0")
         try:
             self._process.wait(QUIT_S)
         except subprocess.TimeoutExpired:  # stopped, perhaps; it must not go on later and find the pipe at its end

@@ -47,6 +47,7 @@ class Process:
         "escaped",
         "exited_s",
         "left_behind",
+        "peak_bytes",
         "returncode",
         "stderr",
         "stdout",
@@ -75,6 +76,8 @@ class Process:
         self._pipes = {spawned.stdout: self.stdout, spawned.stderr: self.stderr}
         self.returncode = 0
         """Once ended: as subprocess has it, −n for signal n."""
+        self.peak_bytes = 0
+        """Once ended: the most memory that it, or one that it waited for, had at a time (getrusage(2))."""
         self.left_behind = False
         """Once ended: True if a process that it had started still held its output and was cut off."""
         self.escaped = False
@@ -151,10 +154,11 @@ class Process:
         self._cancel_grace()
         self._kill_group()
         self._children.remove(self._popen.pid)
-        code = self._popen.poll()
-        assert code is not None, "the pidfd said that the process had ended"
+        pid, status, usage = os.wait4(self._popen.pid, os.WNOHANG)
+        assert pid, "the pidfd said that the process had ended"
         self._children.look()
-        self.returncode = code
+        self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
+        self.peak_bytes = usage.ru_maxrss * 1024
         os.close(self._pidfd)
         on_end, self._on_end = self._on_end, _nothing
         on_end(self)

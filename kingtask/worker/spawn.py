@@ -37,10 +37,20 @@ class Spawned(NamedTuple):
             os.close(fd)
 
 
-def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, work_dir: str | None = None) -> Spawned:
+def spawn(
+    path: str,
+    args: Sequence[str],
+    env: Mapping[str, str],
+    stdin: int,
+    work_dir: str | None = None,
+    *,
+    before: Sequence[str] = (),
+    umask: int = -1,
+) -> Spawned:
     """Execute `path`. `stdin` is a descriptor for the child's standard input; all other descriptors stay here.
 
-    Blocks until the exec (some 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
+    `before` are the words of a command that executes what follows it. Blocks until the exec (some 0.3 ms). Raises
+    Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
     """
     out_read = out_write = err_read = err_write = -1
     started = False
@@ -50,7 +60,7 @@ def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, wo
         os.set_blocking(out_read, False)
         os.set_blocking(err_read, False)
         popen = subprocess.Popen(
-            [path.encode(), *[arg.encode() for arg in args]],
+            [word.encode() for word in (*before, path, *args)],
             env={name.encode(): value.encode() for name, value in env.items()},
             stdin=stdin,
             stdout=out_write,
@@ -58,6 +68,7 @@ def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, wo
             cwd=work_dir,
             start_new_session=True,
             close_fds=True,
+            umask=umask,
         )
         pidfd = _watch(popen)
         started = True
@@ -69,6 +80,8 @@ def spawn(path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, wo
             raise Shortage(error.strerror) from None
         if work_dir is not None and error.filename == work_dir:  # this host's, not the task's
             raise Shortage(f"work_dir {work_dir}: {error.strerror}") from None
+        if before and error.errno != errno.E2BIG:  # likewise
+            raise Shortage(f"{before[0]}: {error.strerror}") from None
         raise _unusable(path, error) from None
     except ValueError as error:  # a NUL in an argument, `=` in the name of a variable
         raise Unusable("exec", f"the kernel cannot take these arguments: {error}") from None

@@ -25,6 +25,8 @@ from kingtask.worker import environment
 from kingtask.worker.attempt import Attempt, Conditions, release_record
 from kingtask.worker.children import Children
 from kingtask.worker.guard import Guard
+from kingtask.worker.isolation import Isolation
+from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Finish, Release, Report
 from kingtask.worker.slots import Appetite, Claim, Extend, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
@@ -39,11 +41,12 @@ DELIVER_S = 5.0
 class Worker:
     """All of one worker; `serve` once."""
 
-    def __init__(self, config: WorkerConfig, name: str, guard: Guard) -> None:
+    def __init__(self, config: WorkerConfig, name: str, guard: Guard, isolation: Isolation | None = None) -> None:
         self._config = config
         self._policy = config.policy
         self._name = name
         self._guard = guard
+        self._isolation = isolation
         self._store = Store(
             config.redis_address,
             config.namespace,
@@ -74,16 +77,25 @@ class Worker:
         self._done: asyncio.Future[None] = loop.create_future()
         watch = Watch(loop)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._children = Children(loop, self._name, self._guard.groups)
+        isolation = self._isolation
+        uids = frozenset() if isolation is None else isolation.uids - {os.getuid()}
+        self._children = Children(loop, self._name, self._guard.groups, uids)
         self._children.adopt(self._guard)
         self._conditions = Conditions(
             loop=loop,
             watch=watch,
             children=self._children,
             worker=self._name,
-            environment=environment.base(os.environ, worker=self._name, brokers=",".join(config.broker)),
+            environment=environment.base(
+                os.environ,
+                worker=self._name,
+                brokers=",".join(config.broker),
+                passed=config.environment,
+            ),
             null=null,
             now_ms=lambda: self._store.clock.now_us(monotonic_us()) // 1000,
+            killed=KilledForMemory.here(),
+            isolation=isolation,
             **_configured(config),
         )
         loop.set_exception_handler(self._broken)

@@ -14,6 +14,7 @@ import kingtask
 from kingtask import Client, Result, State, TaskSpec, errors
 from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
+from kingtask.config.isolation import PASSED
 from kingtask.task import Attempt
 from kingtask.worker import environment
 
@@ -85,5 +86,7 @@ def test_every_command_and_option_is_there(name: str) -> None:
 
 def test_every_variable_of_an_executable_is_there() -> None:
     common = environment.base({}, worker="w", brokers="b")
-    variables = environment.of_attempt(common, {}, task_id="", number=1, queue="", due_ms=0, deadline_ms=0)
-    assert not missing([*environment.PASSED, *variables], section(3))
+    variables = environment.of_attempt(
+        common, {}, task_id="", number=1, queue="", due_ms=0, deadline_ms=0, directory="/"
+    )
+    assert not missing([*PASSED, *variables], section(3))

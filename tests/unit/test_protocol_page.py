@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from kingtask import errors, protocol, task
+from kingtask.config.isolation import PASSED
 from kingtask.errors import InvalidRequest
 from kingtask.store import record
 from kingtask.task import Attempt, Result, State, TaskSpec
@@ -125,12 +126,17 @@ def test_the_states():
 def test_the_environment_of_an_executable():
     part = section("What an executable finds")
     variables = environment.of_attempt(
-        environment.base({}, worker="w", brokers="b"), {}, task_id="i", number=1, queue="q", due_ms=0, deadline_ms=0
+        environment.base({}, worker="w", brokers="b"),
+        {},
+        task_id="i",
+        number=1,
+        queue="q",
+        due_ms=0,
+        deadline_ms=0,
+        directory="/d",
     )
     assert set(documented(part, "variable")) == {name for name in variables if name.startswith("KINGTASK_")}
-    assert (
-        tuple(re.findall(r"`([A-Z_]+)`", part.split("of the worker's own only")[1].split("|")[0])) == environment.PASSED
-    )
+    assert tuple(re.findall(r"`([A-Z_]+)`", part.split("of the worker's own only")[1].split("|")[0])) == PASSED
 
 
 def test_every_link_leads_to_a_heading():

@@ -17,6 +17,7 @@ from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
 from kingtask.worker.children import Children
 from kingtask.worker.guard import Groups
+from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Report
 from kingtask.worker.watch import Watch
 from tests.processes import descriptors
@@ -53,6 +54,7 @@ class Trial:
             max_output_bytes=1_048_576,
             null=self.null,
             now_ms=lambda: NOW_MS,
+            killed=KilledForMemory(None),
         )
         spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
         claimed = Claimed("t", 3, "task", record.pack_spec(spec), "default", NOW_MS, False, claimed_ms)

@@ -1,0 +1,182 @@
+"""What keeps executables apart from the worker and from each other: as whom they run, what they may use and write.
+
+`worker/isolation.py` does what is said here. The users are looked up when the file is read, so that `--check`, `doctor`
+and the start of a worker complain about the same things.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from kingtask.errors import ConfigurationError
+
+PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
+"""Of the worker's environment, unless `environment` says otherwise."""
+NAME_PARTS = 4
+"""So deep below bin_path a task's name may lead."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Variable = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A(?!KINGTASK_)[A-Za-z_][A-Za-z0-9_]{0,127}\Z",
+        description="the name of a variable: letters, digits and _, not KINGTASK_*",
+    ),
+]
+Mask = Annotated[
+    str, msgspec.Meta(pattern=r"\A0?[0-7]{3}\Z", description='three octal digits in quotes, such as "027"')
+]
+
+
+class RunAs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names or numbers. With several users no two attempts at a time have the same one."""
+
+    user: Name | Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
+    group: Name | None = None
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        return (self.user,) if isinstance(self.user, str) else self.user
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of each process, but for `processes`, which is of all that run as the user (setrlimit(2))."""
+
+    memory: Annotated[int, msgspec.Meta(ge=16_777_216, le=2**50)] | None = None
+    cpu_time: Annotated[int, msgspec.Meta(ge=1, le=31_536_000)] | None = None
+    open_files: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] | None = None
+    processes: Annotated[int, msgspec.Meta(ge=1, le=4_194_304)] | None = None
+    file_size: Annotated[int, msgspec.Meta(ge=0, le=2**50)] | None = None
+    core: Annotated[int, msgspec.Meta(ge=0, le=2**50)] | None = None
+
+
+class Identity(NamedTuple):
+    """A user as the kernel and the environment know it."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    """All of them, the primary one included."""
+    home: str
+    shell: str
+
+
+def identities(run_as: RunAs) -> list[Identity]:
+    """Look the users up. Raises ConfigurationError that begins with the key."""
+    group = None if run_as.group is None else _gid(run_as.group)
+    found: dict[int, Identity] = {}
+    for name in run_as.users:
+        identity = _identity(name, group)
+        if identity.uid == 0:
+            raise ConfigurationError("run_as: root would keep every right; expected a user of its own for tasks")
+        if identity.uid in found:
+            raise ConfigurationError(f"run_as: {name} is the same user as {found[identity.uid].name}")
+        found[identity.uid] = identity
+    return list(found.values())
+
+
+def _identity(name: str, group: int | None) -> Identity:
+    try:
+        entry = pwd.getpwuid(_number(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        if not name.isdecimal():
+            raise ConfigurationError(
+                f"run_as: there is no user {name!a} on this host; useradd --system {name}, or mend the name"
+            ) from None
+        if group is None:
+            raise ConfigurationError(f"run_as: {name} has no entry, so its group must be given: `group:`") from None
+        return Identity(name, _number(name), group, (group,), "/", "/bin/sh")
+    gid = entry.pw_gid if group is None else group
+    groups = tuple(dict.fromkeys((gid, *os.getgrouplist(entry.pw_name, gid))))
+    return Identity(entry.pw_name, entry.pw_uid, gid, groups, entry.pw_dir or "/", entry.pw_shell or "/bin/sh")
+
+
+def _gid(name: str) -> int:
+    if name.isdecimal():
+        return _number(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigurationError(
+            f"run_as: there is no group {name!a} on this host; groupadd --system {name}, or mend the name"
+        ) from None
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number >= 2**32 - 1:
+        raise ConfigurationError(f"run_as: {text[:64]} is no number of a user or a group")
+    return number
+
+
+# ── who may write where ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def writable(directory: Path, identity: Identity, *, depth: int = NAME_PARTS) -> Path | None:
+    """What the user could change to have something else stand in the directory; None if there is nothing such.
+
+    Looked at are the directory, all above it, and what is below it as deep as names lead; links lead nowhere else.
+    """
+    real = Path(os.path.realpath(directory))
+    entry = real.stat()
+    if _may_write(real, entry, identity):
+        return real
+    below = entry
+    for parent in real.parents:
+        entry = parent.stat()
+        # In a sticky directory, such as /tmp, only its owner may replace what is there.
+        kept = entry.st_mode & stat.S_ISVTX and identity.uid not in (entry.st_uid, below.st_uid)
+        if not kept and _may_write(parent, entry, identity):
+            return parent
+        below = entry
+    return next((path for path, entry in _below(real, depth) if _may_write(path, entry, identity)), None)
+
+
+def may_read(path: Path, identity: Identity) -> bool:
+    """Whether its mode lets the user read it; the directories above are not looked at."""
+    return _may(path.stat(), identity, stat.S_IRUSR)
+
+
+def _below(directory: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
+    if depth == 0:
+        return
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:  # gone meanwhile, or not for us
+        return
+    for each in entries:
+        if not each.is_symlink():
+            yield Path(each.path), each.stat(follow_symlinks=False)
+            if each.is_dir(follow_symlinks=False):
+                yield from _below(Path(each.path), depth - 1)
+
+
+def _may_write(path: Path, entry: os.stat_result, identity: Identity) -> bool:
+    # Its owner may change the mode. Behind an access list the group's bits are the most that the list gives to anybody.
+    return (
+        entry.st_uid == identity.uid
+        or _may(entry, identity, stat.S_IWUSR)
+        or bool(entry.st_mode & stat.S_IWGRP and _has_list(path))
+    )
+
+
+def _may(entry: os.stat_result, identity: Identity, bit: int) -> bool:
+    if entry.st_uid == identity.uid:
+        return bool(entry.st_mode & bit)
+    return bool(entry.st_mode & (bit >> 3 if entry.st_gid in identity.groups else bit >> 6))
+
+
+def _has_list(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
+    except OSError:
+        return False
