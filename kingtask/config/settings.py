@@ -284,7 +284,8 @@ class WorkerConfig(_Settings, frozen=True):
 
     def _check_private_dir(self, text: str, users: list[Identity]) -> None:
         path = _absolute("private_dir", text)
-        if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        # With effective_ids capabilities count as well.
+        if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             raise Wrong("private_dir", f"expected a directory that this user may write to, got {text}")
         if path.stat().st_mode & stat.S_IWOTH:
             raise Wrong("private_dir", f"every user may change what is in {text}; chmod o-w {text}")

@@ -59,6 +59,8 @@ def spawn(
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(out_read, False)
         os.set_blocking(err_read, False)
+        if before:
+            _refuse_text(path)
         popen = subprocess.Popen(
             [word.encode() for word in (*before, path, *args)],
             env={name.encode(): value.encode() for name, value in env.items()},
@@ -80,7 +82,7 @@ def spawn(
             raise Shortage(error.strerror) from None
         if work_dir is not None and error.filename == work_dir:  # this host's, not the task's
             raise Shortage(f"work_dir {work_dir}: {error.strerror}") from None
-        if before and error.errno != errno.E2BIG:  # likewise
+        if before and error.errno not in (errno.E2BIG, errno.ENOEXEC):  # likewise
             raise Shortage(f"{before[0]}: {error.strerror}") from None
         raise _unusable(path, error) from None
     except ValueError as error:  # a NUL in an argument, `=` in the name of a variable
@@ -141,6 +143,17 @@ def _unusable(path: str, error: OSError) -> Unusable:
         case errno.E2BIG:
             why = "arguments and environment are too long for this system"
     return Unusable(reason, f"cannot execute {path}: {why}")
+
+
+def _refuse_text(path: str) -> None:
+    """Refuse, as the kernel does, what the programs of `before` would give to sh (execvp(3))."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(128)
+    except OSError:  # a program need not be readable
+        return
+    if not head.startswith(b"#!") and b"\0" not in head:
+        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
 
 
 def _first_line(path: str) -> str:
