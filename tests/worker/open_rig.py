@@ -23,8 +23,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may run pro
 
 @contextmanager
 def open_rig(server: RedisServer) -> Iterator[Rig]:
-    # Directories of pytest are for their owner only.
-    directory = Path(tempfile.mkdtemp(prefix="kingtask-open-"))
+    # Directories of pytest are for their owner only; and a sandbox may have a /tmp of its own.
+    directory = Path(tempfile.mkdtemp(prefix="kingtask-open-", dir="/var/tmp"))
     directory.chmod(0o755)
     (directory / "open").mkdir()
     (directory / "open").chmod(0o1777)  # for what programs tell the test
