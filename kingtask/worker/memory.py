@@ -28,12 +28,12 @@ MIB = 1_048_576
 
 
 class KilledForMemory:
-    """The count of the cgroup that this process is in, or of the next one above that has one."""
+    """The count of a cgroup and all below it, or of the next one above: the worker's may have no count of its own."""
 
     def __init__(self, cgroup: Path | None) -> None:
-        self._file = next(
-            (place / "memory.events" for place in _upwards(cgroup) if (place / "memory.events").exists()), None
-        )
+        places = () if cgroup is None else (cgroup, cgroup.parent)
+        files = (place / "memory.events" for place in places)
+        self._file = next((file for file in files if file.exists()), None)
         self._seen = self._count()
 
     @classmethod
@@ -53,10 +53,6 @@ class KilledForMemory:
         except OSError:  # it was moved
             return self._seen
         return int(fields[fields.index("oom_kill") + 1]) if "oom_kill" in fields else 0
-
-
-def _upwards(cgroup: Path | None) -> list[Path]:
-    return [] if cgroup is None else [cgroup, *cgroup.parents]
 
 
 def explained(

@@ -298,6 +298,17 @@ def test_without_a_broker_the_record_still_tells(configured, server):
     assert found["bin_path"] == {"ok"}
 
 
+def test_executables_that_the_tasks_user_could_change_are_told(configured):
+    path = configured / "worker.yaml"
+    path.write_text(path.read_text() + "run_as: {user: nobody}\n")
+    (configured / "bin" / "task").touch()
+    (configured / "bin" / "task").chmod(0o757)
+    status, findings = doctor("--worker-config", path)
+    (found,) = [finding for finding in findings if finding["subject"] == "config"]
+    assert (status, found["level"]) == (1, "fail")
+    assert f"bin_path: nobody (run_as) may write to {configured}/bin/task" in found["text"]
+
+
 def test_keep_times_are_compared_if_both_configurations_are_given(configured):
     files = [configured / "broker.yaml", configured / "worker.yaml"]
     changed = [path.read_text() + "result_keep_time: 3600\n" for path in files]

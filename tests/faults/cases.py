@@ -7,6 +7,7 @@ from dataclasses import replace
 from tests.faults import edge_stories as e
 from tests.faults import fleet as f
 from tests.faults import host_stories as h
+from tests.faults import isolation_stories as i
 from tests.faults import limit_stories as m
 from tests.faults import reload_stories as r
 from tests.faults import stories as s
@@ -140,6 +141,21 @@ WORKER = [
         story=w.poison,
     ),
     Case(
+        name="F20",
+        what="fork bombs within a process limit, as users of their own: other tasks are not affected",
+        loads=LIGHT,
+        layout=Layout(workers=1, prepare=i.users),
+        story=i.fork_bomb,
+    ),
+    Case(
+        name="F21",
+        what="memory hogs under a limit: told as such, and the worker's memory stays flat",
+        loads=LIGHT,
+        layout=Layout(workers=1, prepare=i.users),
+        rules=Rules(needs_faults=False),
+        story=i.memory_hog,
+    ),
+    Case(
         name="F22",
         what="200 MB of output: the worker's memory stays flat",
         loads=LIGHT,
@@ -170,6 +186,14 @@ WORKER = [
         rules=Rules(needs_faults=False),
         check=w.no_descriptor_more,
         long_seconds=240.0,
+    ),
+    Case(
+        name="F31",
+        what="as another user, a program tries the worker, its files, its executables and Redis: all is denied",
+        loads=LIGHT,
+        layout=Layout(prepare=i.users_and_a_password),
+        rules=Rules(needs_faults=False, silent=frozenset({"intruder"})),
+        story=i.intrusion,
     ),
     Case(
         name="F29",

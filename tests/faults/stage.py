@@ -36,6 +36,9 @@ SCRIPTS = {
     "poison": '"$work" "$@"; kill -9 $PPID; exec sleep 60',
     "deaf": 'trap \'\' TERM; "$work" "$@"',
     "daemonizes": '"$work" "$@"; (setsid sleep 600 &)',
+    "bomb": '"$work" "$@"; bomb() { bomb & bomb & }; bomb; sleep 60',
+    "forks": '"$work" "$@"; true | cat | cat; (sleep 0.01 & wait)',
+    "hog": '"$work" "$@"; exec tail /dev/zero',
     "stops": '"$work" "$@"; kill -STOP $$; sleep 60',
 }
 """Executables beside `work`, which they call: the ledger knows of them, too."""

@@ -148,7 +148,7 @@ def poison(stage: Stage, random: Random) -> Steps:
 
 def flood(stage: Stage, random: Random) -> Steps:
     """Output without measure: the worker's memory stays flat, the result says how much it was."""
-    sizes = {name: _peak(stage, name) for name in ("worker 1", "worker 2")}
+    sizes = {name: peak(stage, name) for name in ("worker 1", "worker 2")}
     ids = [stage.submit("work", "0", "0", str(FLOOD)) for _ in range(2)]
     yield from until_ended(stage, ids, 60)
     for one in ids:
@@ -156,14 +156,14 @@ def flood(stage: Stage, random: Random) -> Steps:
         told = (result.success, result.stdout_size, result.truncated)
         stage.expect(told == (True, FLOOD, True), f"of {FLOOD:,} bytes the result says {told}")
     for name, size in sizes.items():
-        grown = _peak(stage, name) - size
+        grown = peak(stage, name) - size
         stage.expect(grown < 64 * 2**20, f"{name} grew by {grown / 2**20:.0f} MiB under a flood of output")
 
 
 FLOOD = 200_000_000
 
 
-def _peak(stage: Stage, name: str) -> int:
+def peak(stage: Stage, name: str) -> int:
     samples = read(stage.histories / "samples.jsonl", Sample)
     return max((sample.rss_bytes for sample in samples if sample.proc == name), default=0)
 

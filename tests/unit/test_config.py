@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +374,94 @@ def test_a_link_to_the_current_release_is_a_directory(write: Write, tmp_path: Pa
 def test_a_configuration_cannot_be_changed(config: Any):
     with pytest.raises(AttributeError):
         config.lease = 5.0
+
+
+# ── isolation ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run_as: kingtask", "run_as: expected a map, got 'kingtask'"),
+        ("run_as: {}", "run_as.user: this field is required"),
+        ("run_as: {user: nobody, grup: x}", "run_as.grup: unknown field; did you mean group?"),
+        ("run_as: {user: []}", "run_as.user: expected "),
+        ("run_as: {user: root}", "run_as: root would keep every right; expected a user of its own for tasks"),
+        ("run_as: {user: '0'}", "run_as: root would keep every right"),
+        ("run_as: {user: no-such-user}", "run_as: there is no user 'no-such-user' on this host; useradd --system"),
+        ("run_as: {user: nobody, group: no-such}", "run_as: there is no group 'no-such' on this host; groupadd"),
+        ("run_as: {user: '61999'}", "run_as: 61999 has no entry, so its group must be given: `group:`"),
+        ("run_as: {user: '4294967295', group: '1'}", "run_as: 4294967295 is no number of a user"),
+        ("run_as: {user: '99999999999999999999', group: '1'}", "run_as: 99999999999999999999 is no number of a user"),
+        ("run_as: {user: [nobody, nobody]}", "run_as: nobody is the same user as nobody"),
+        (
+            "concurrency: 3\nrun_as: {user: [nobody, daemon]}",
+            "run_as: expected one user, or one for each of the 3 attempts at once (concurrency), got 2",
+        ),
+        ("limits: {memory: 1}", "limits.memory: expected an integer from 16,777,216 to "),
+        ("limits: {cpu: 1}", "limits.cpu: unknown field"),
+        ("limits: {open_files: 64K}", "limits.open_files: expected an integer from 16 to 1,048,576, got '64K'"),
+        ("nice: -1", "nice: expected an integer from 0 to 19, got -1"),
+        ("umask: 022", "umask: expected three octal digits in quotes"),
+        ('umask: "999"', "umask: expected three octal digits in quotes"),
+        ("environment: [A=B]", "environment[0]: expected the name of a variable"),
+        ("environment: [KINGTASK_ID]", "environment[0]: expected the name of a variable"),
+        ("private_dir: dirs", "private_dir: expected an absolute path, got 'dirs'"),
+        ("private_dir: /nowhere", "private_dir: expected a directory that this user may write to, got /nowhere"),
+        ("launcher: []", "launcher: expected an array of at least 1 entries"),
+        ("launcher: /usr/bin/env", "launcher: expected an array"),
+        ("launcher: [env]", "launcher[0]: expected an absolute path, got 'env'"),
+        ("launcher: [/]", "launcher[0]: expected the path of a program, got '/'"),
+    ],
+)
+def test_isolation_that_cannot_be(write: Write, text: str, said: str):
+    lines = text.count("\n") + 2
+    assert complaint(load_worker, write(f"bin_path: BIN\n{text}\n")).startswith(f"{lines}: {said}")
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """Directories that everybody may pass; those of pytest are for their owner only."""
+    directory = Path(tempfile.mkdtemp(prefix="kingtask-open-"))
+    directory.chmod(0o755)
+    for name in ("bin", "bin/sub", "dirs"):
+        (directory / name).mkdir(mode=0o755)
+    (directory / "bin" / "task").touch(mode=0o755)
+    (directory / "secret").write_text("x")
+    (directory / "secret").chmod(0o640)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
+def test_what_the_tasks_user_could_change_or_read_is_refused(open_place: Path):
+    path = open_place / "worker.yaml"
+    path.write_text(
+        f"bin_path: {open_place}/bin\nprivate_dir: {open_place}/dirs\nredis_password_file: {open_place}/secret\n"
+        "run_as: {user: '61999', group: '61999'}\n"
+    )
+    assert load_worker(path).identities[0].uid == 61_999
+    (open_place / "dirs" / "left").mkdir()
+    os.chown(open_place / "dirs" / "left", 61_999, 61_999)
+    load_worker(path)
+    for key, place in (
+        ("bin_path", "bin/task"),
+        ("bin_path", "bin/sub"),
+        ("bin_path", "bin"),
+        ("bin_path", ""),
+        ("private_dir", "dirs"),
+    ):
+        there = open_place / place
+        before = there.stat()
+        for uid, gid, mode in ((61_999, 0, 0), (0, 61_999, 0o020), (0, 0, 0o002)):
+            os.chown(there, uid, gid)
+            there.chmod(before.st_mode | mode)
+            said = complaint(load_worker, path)
+            assert f"{key}: " in said
+            assert "may write to" in said or "every user may" in said
+            os.chown(there, before.st_uid, before.st_gid)
+            there.chmod(before.st_mode)
+    (open_place / "bin" / "away").symlink_to("/tmp")  # what leads out is not run
+    load_worker(path)
+    os.chown(open_place / "secret", 0, 61_999)
+    assert "redis_password_file: 61999 (run_as) may read …/secret; chmod 600" in complaint(load_worker, path)

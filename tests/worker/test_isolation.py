@@ -16,6 +16,7 @@ import pytest
 from kingtask.task import TaskSpec
 from tests.processes import alive, until
 from tests.servers import RedisServer
+from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
 from tests.worker.rig import Rig
 from tests.worker.test_children import DAEMON, NAMELESS, gone, only_the_guard
@@ -23,7 +24,6 @@ from tests.worker.test_children import DAEMON, NAMELESS, gone, only_the_guard
 pytestmark = needs_root
 
 MIB = 1_048_576
-PYTHON = "#!/usr/bin/python3 -I" if Path("/usr/bin/python3").exists() else f"#!{sys.executable} -I"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def rig(server: RedisServer) -> Iterator[Rig]:
 
 
 def python(rig: Rig, name: str, text: str) -> None:
-    rig.script(name, text, shebang=PYTHON)
+    rig.script(name, text, shebang=SHEBANG)
 
 
 def test_an_attempt_is_another_user_with_nothing_of_the_workers(rig: Rig) -> None:
@@ -84,8 +84,8 @@ def test_a_worker_that_is_not_root_lends_none_of_its_rights(rig: Rig) -> None:
     """As with `AmbientCapabilities=` in a unit: what it has it would pass on, were that not stopped."""
     rights = ",".join(f"+{name}" for name in ("setuid", "setgid", "kill", "dac_override", "chown", "fowner"))
     own = someone(1)["user"]
-    program = ("/usr/bin/setpriv", f"--reuid={own}", f"--regid={own}", "--clear-groups")
-    program = (*program, f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable)
+    as_user = ["/usr/bin/setpriv", f"--reuid={own}", f"--regid={own}", "--clear-groups"]
+    program = [*as_user, f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable]
     rig.script("caps", "id -u; grep -h ^Cap[PEIA] /proc/self/status | cut -f2 | sort -u")
     rig.script("sleep", f"trap '' TERM; echo $$ > {rig.directory}/open/it; sleep 300")
     worker = rig.start(program=program, run_as=someone(), private_dir=str(rig.directory / "dirs"), kill_grace=0.01)

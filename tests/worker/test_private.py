@@ -7,11 +7,13 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.processes import until
 from tests.servers import RedisServer
+from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
 from tests.worker.rig import Rig, Worker
 
@@ -22,7 +24,7 @@ def rig(server: RedisServer) -> Iterator[Rig]:
         yield made
 
 
-def start(rig: Rig, **config: object) -> Worker:
+def start(rig: Rig, **config: Any) -> Worker:
     return rig.start(private_dir=str(rig.directory / "dirs"), **config)
 
 
@@ -103,7 +105,7 @@ def test_names_that_are_exchanged_while_they_are_removed_lead_nowhere(rig: Rig) 
         "    try: os.rename('a', 'c'); os.rename('b', 'a'); os.rename('a', 'b'); os.rename('c', 'a')\n"
         "    except OSError: pass\n"
     )
-    rig.script("exchange", exchange, shebang="#!/usr/bin/python3 -I")
+    rig.script("exchange", exchange, shebang=SHEBANG)
     worker = start(rig, run_as=someone())
     for _ in range(10):
         rig.run("exchange")
