@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kingtask.store import record
@@ -20,7 +19,7 @@ from kingtask.worker.memory import KilledForMemory, explained
 from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
-from kingtask.worker.spawn import Spawned, TextBusy, Unwatched, input_file, kill, spawn
+from kingtask.worker.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatched, input_file, kill, spawn
 from kingtask.worker.verdict import Stop, Verdict, judge
 from kingtask.worker.watch import Watch
 
@@ -171,20 +170,15 @@ class Attempt:
         try:
             common = {**self._at.environment, **isolation.variables(place)}
             variables = self._variables(common, {} if isolation.launcher else request, place.directory)
-            spawned = self._execute(
+            return self._execute(
                 path,
                 variables,
                 place.directory or self._at.work_dir,
-                before=isolation.before(place, request),
-                umask=isolation.umask,
+                isolation.manner(place, request),
             )
         except BaseException:
             self._leave()
             raise
-        if isolation.niceness is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, spawned.popen.pid, isolation.niceness)
-        return spawned
 
     def _leave(self) -> None:
         """Give back what it had to itself, if anything."""
@@ -208,19 +202,13 @@ class Attempt:
         )
 
     def _execute(
-        self,
-        path: str,
-        variables: Mapping[str, str],
-        work_dir: str | None,
-        *,
-        before: Sequence[str] = (),
-        umask: int = -1,
+        self, path: str, variables: Mapping[str, str], work_dir: str | None, manner: Manner = PLAIN
     ) -> Spawned:
         assert self._spec is not None
         spec, claimed = self._spec, self._claimed
         stdin = input_file(spec.stdin) if spec.stdin else self._at.null
         try:
-            spawned = spawn(path, spec.args, variables, stdin, work_dir, before=before, umask=umask)
+            spawned = spawn(path, spec.args, variables, stdin, work_dir, manner)
         finally:
             if spec.stdin:
                 os.close(stdin)
@@ -261,8 +249,10 @@ class Attempt:
 
     def _explained(self, verdict: Verdict, process: Process) -> Verdict:
         """Say more of a failure, where more is known than how it ended."""
+        if verdict.reason not in ("exit", "signal"):
+            return verdict
         isolation, stderr = self._at.isolation, process.stderr.kept()
-        if isolation is not None and verdict.reason in ("exit", "signal"):
+        if isolation is not None:
             why = isolation.not_executed(process.returncode, stderr)
             if why:
                 return Verdict("failed", "exec", f"cannot execute {self._claimed.name}: {why}")

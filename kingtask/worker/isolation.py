@@ -1,12 +1,12 @@
 """What stands between the worker and what it runs: another user, limits, a directory of its own, a launcher.
 
 A start by vfork cannot change the user or the limits of the child, and one by fork copies the worker (measured: 1.6 ms
-of the loop's CPU time each, against 0.2 ms). So small programs of util-linux go before the executable, each of which
+of the loop's CPU time each, against 0.2 ms). So small programs of the system go before the executable, each of which
 becomes the next by execve(2), with the process number and the outputs staying:
 
-    prlimit LIMITS setpriv USER LAUNCHER… env VARIABLES… EXECUTABLE ARGUMENTS…
+    nice -n N prlimit LIMITS setpriv USER LAUNCHER… env VARIABLES… EXECUTABLE ARGUMENTS…
 
-What a client may set in the environment decides nothing in the first two (`task.ENV_REFUSED`). A launcher may heed
+What a client may set in the environment decides nothing in the first three (`task.ENV_REFUSED`). A launcher may heed
 other variables, so with one the request's come behind it, by env(1).
 """
 
@@ -25,6 +25,7 @@ from kingtask.errors import ConfigurationError
 from kingtask.worker.executable import Shortage
 from kingtask.worker.private import PrivateDirs
 from kingtask.worker.privileges import missing
+from kingtask.worker.spawn import Manner
 
 SEARCHED = "/usr/bin:/bin:/usr/sbin:/sbin"
 CPU_GRACE_S = 5
@@ -32,8 +33,9 @@ CPU_GRACE_S = 5
 PROBE_S = 30.0
 NEEDED = ("SETUID", "SETGID", "KILL")
 NEEDED_FOR_DIRS = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
+OWN_TOOLS = ("nice", "prlimit", "setpriv", "env")
 CANNOT_EXECUTE = (126, 127)
-"""Status of prlimit, setpriv and env (and of sh) when the next program cannot be executed."""
+"""Their status when the next program cannot be executed."""
 
 
 class Place(NamedTuple):
@@ -51,15 +53,15 @@ class Isolation:
         self.limits = config.limits or Limits()
         self.launcher = config.launcher or ()
         self.umask = -1 if config.umask is None else int(config.umask, 8)
-        self.niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + config.nice) if config.nice else None
         users = config.identities
         self.uids = frozenset(user.uid for user in users)
         self._users = deque(users)
         self._shared = len(users) < 2
         self._env = shutil.which("env", path=SEARCHED)
+        nice = [_tool("nice", "nice"), "-n", str(config.nice)] if config.nice else []
         limited = _prlimit(self.limits)
-        self._before = {user: [*limited, *_setpriv(user)] for user in [*users, None]}
-        named = {"prlimit": limited, "setpriv": users, "env": self.launcher}
+        self._before = {user: [*nice, *limited, *_setpriv(user)] for user in [*users, None]}
+        named = {"nice": nice, "prlimit": limited, "setpriv": users, "env": self.launcher}
         self._tools = [name for name, used in named.items() if used]
         if self.launcher:
             self._tools.append(self.launcher[0].rpartition("/")[2])
@@ -99,12 +101,13 @@ class Isolation:
         if place.directory is not None and self.dirs is not None:
             self.dirs.give_up(place.directory)
 
-    def before(self, place: Place, request: Mapping[str, str]) -> list[str]:
-        """The words of the command before the executable. With a launcher, `request` is set behind it."""
+    def manner(self, place: Place, request: Mapping[str, str]) -> Manner:
+        """How it is executed. With a launcher, the variables of `request` are set behind it."""
         words = [*self._before[place.identity], *self.launcher]
         if self.launcher and request and self._env is not None:
             words += [self._env, *(f"{name}={value}" for name, value in request.items())]
-        return words
+        user = place.identity
+        return Manner(words, self.umask, None if user is None else (user.uid, user.gid))
 
     def variables(self, place: Place) -> dict[str, str]:
         """What the environment says of the user, in the place of the worker's."""
@@ -117,7 +120,7 @@ class Isolation:
         """What one of the programs before the executable says if it could not become the next; else nothing."""
         tool, _, words = stderr.partition(b": ")
         name = tool.decode("utf-8", "replace").rpartition("/")[2]
-        if name not in self._tools or (returncode not in CANNOT_EXECUTE and name in ("prlimit", "setpriv", "env")):
+        if name not in self._tools or (returncode not in CANNOT_EXECUTE and name in OWN_TOOLS):
             return ""
         return f"{name}: {words.decode('utf-8', 'replace').strip()}" if returncode > 0 else ""
 
@@ -158,7 +161,7 @@ def _check_rights(config: WorkerConfig) -> None:
     if config.run_as is None:
         return
     for key, capabilities in (
-        ("run_as", (*NEEDED, *(("SYS_NICE",) if config.nice else ()))),
+        ("run_as", NEEDED),
         ("private_dir", NEEDED_FOR_DIRS if config.private_dir is not None else ()),
     ):
         lacking = missing(capabilities)
@@ -201,5 +204,6 @@ def _setpriv(user: Identity | None) -> Sequence[str]:
 def _tool(name: str, key: str) -> str:
     path = shutil.which(name, path=SEARCHED)
     if path is None:
-        raise ConfigurationError(f"{key}: there is no {name} (util-linux) in {SEARCHED}; install it")
+        package = "coreutils" if name == "nice" else "util-linux"
+        raise ConfigurationError(f"{key}: there is no {name} ({package}) in {SEARCHED}; install it")
     return path

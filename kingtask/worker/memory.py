@@ -58,9 +58,7 @@ class KilledForMemory:
 def explained(
     verdict: Verdict, returncode: int, stderr: bytes, peak_bytes: int, limit: int | None, killed: KilledForMemory
 ) -> Verdict:
-    """The verdict, with the reason `out_of_memory` if that is why it failed."""
-    if verdict.reason not in ("exit", "signal"):
-        return verdict
+    """The verdict on one that failed by `exit` or `signal`: with the reason `out_of_memory` if that is why."""
     if returncode == -signal.SIGKILL and killed.again():
         return verdict._replace(
             reason=REASON, message=f"{verdict.message}: the kernel had no memory left for it, and killed it"

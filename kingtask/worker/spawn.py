@@ -37,21 +37,33 @@ class Spawned(NamedTuple):
             os.close(fd)
 
 
+class Manner(NamedTuple):
+    """How it is executed."""
+
+    before: Sequence[str] = ()
+    """The words of a command that executes what follows it."""
+    umask: int = -1
+    """−1: as it is here."""
+    owner: tuple[int, int] | None = None
+    """User and group that `before` changes to. They are given the outputs, so that /dev/stderr can be opened."""
+
+
+PLAIN = Manner()
+
+
 def spawn(
     path: str,
     args: Sequence[str],
     env: Mapping[str, str],
     stdin: int,
     work_dir: str | None = None,
-    *,
-    before: Sequence[str] = (),
-    umask: int = -1,
+    manner: Manner = PLAIN,
 ) -> Spawned:
     """Execute `path`. `stdin` is a descriptor for the child's standard input; all other descriptors stay here.
 
-    `before` are the words of a command that executes what follows it. Blocks until the exec (some 0.3 ms). Raises
-    Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
+    Blocks until the exec (some 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
     """
+    before = manner.before
     out_read = out_write = err_read = err_write = -1
     started = False
     try:
@@ -61,6 +73,10 @@ def spawn(
         os.set_blocking(err_read, False)
         if before:
             _refuse_text(path)
+        if manner.owner is not None:
+            for fd in (out_write, err_write):
+                with contextlib.suppress(PermissionError):  # without CAP_CHOWN they serve all the same
+                    os.fchown(fd, *manner.owner)
         popen = subprocess.Popen(
             [word.encode() for word in (*before, path, *args)],
             env={name.encode(): value.encode() for name, value in env.items()},
@@ -70,7 +86,7 @@ def spawn(
             cwd=work_dir,
             start_new_session=True,
             close_fds=True,
-            umask=umask,
+            umask=manner.umask,
         )
         pidfd = _watch(popen)
         started = True

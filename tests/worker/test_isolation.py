@@ -49,6 +49,13 @@ def test_an_attempt_is_another_user_with_nothing_of_the_workers(rig: Rig) -> Non
     assert found["NoNewPrivs"].strip() == "1"
 
 
+def test_the_outputs_and_the_input_can_be_opened_by_their_names(rig: Rig) -> None:
+    rig.script("names", "cat /dev/stdin > /dev/stdout; echo error > /dev/stderr")
+    rig.start(run_as=someone())
+    result = rig.run("names", stdin=b"input", stderr="keep")
+    assert (result.stdout, result.stderr) == (b"input", b"error\n")
+
+
 def test_a_user_with_an_entry_has_the_groups_and_the_home_of_it(rig: Rig) -> None:
     rig.script("who", "id -un; id -gn; id -G; echo $HOME $USER $LOGNAME $SHELL")
     rig.start(run_as={"user": "nobody"}, environment=["PATH"])
@@ -95,6 +102,11 @@ def test_a_worker_that_is_not_root_lends_none_of_its_rights(rig: Rig) -> None:
     rig.cancel(worker, task)
     assert rig.result(task).state == "cancelled"
     gone(pid)
+    (rig.directory / "open" / "it").unlink()
+    rig.put("sleep")
+    pid = int(rig.exists("open/it"))
+    worker.kill()
+    until(lambda: not alive(pid), "its end with the worker")
 
 
 def test_with_a_user_for_each_slot_no_two_attempts_have_the_same(rig: Rig) -> None:

@@ -50,12 +50,6 @@ def test_what_the_worker_itself_had_when_it_started_it_is_no_witness() -> None:
     assert explained(SIGNAL, -11, b"", OWN_BYTES, OWN_BYTES, NEVER) == SIGNAL
 
 
-@pytest.mark.parametrize("reason", ["time_limit", "cancelled", "no_retry", "stderr", ""])
-def test_other_ends_are_left_alone(reason: str) -> None:
-    verdict = Verdict("failed", reason, "")
-    assert explained(verdict, 1, b"MemoryError", LARGE, LARGE, NEVER) == verdict
-
-
 def test_the_kernel_counts_whom_it_killed_here_or_above(tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n")
