@@ -1,6 +1,6 @@
 module kingtask
 
-go 1.24.4
+go 1.25.0
 
 require (
 	github.com/go-zeromq/zmq4 v0.17.0
