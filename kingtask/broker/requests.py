@@ -80,7 +80,10 @@ def not_confirmed() -> NotConfirmed:
 
 def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
     """What a failed call means for the one who asked."""
-    if error.kind in ("error", "permission", "damaged"):
+    if error.kind == "permission":
+        text = f"the broker's user in Redis lacks a right ({error}); `kingtask doctor` on its host says which"
+        return RequestRefused(text, stored=error.stored if writes else "no")
+    if error.kind in ("error", "damaged"):
         return RequestRefused(f"the store failed at this: {error}", stored=error.stored if writes else "no")
     if error.stored == "unknown" and writes:
         return NotConfirmed(f"{error}; send the same request again", retry_after_s=AWAY_AGAIN_S)

@@ -6,16 +6,20 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kingtask import __version__
 from kingtask.broker.requests import OPS, WORKER_ALIVE_S
 from kingtask.cli.times import short_duration
+from kingtask.config.address import parse
+from kingtask.errors import StoreError
 from kingtask.protocol import Stats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.record import StoreStats
+from kingtask.store.rights import Lacking
 from kingtask.store.sentinel import Named
 
 if TYPE_CHECKING:
@@ -24,7 +28,8 @@ if TYPE_CHECKING:
 NOTABLE_OFFSET_S = 0.5
 WRONG_OFFSET_S = 60.0
 
-REDIS_CONF = "in redis.conf (deploy/ has one)"
+REDIS_CONF = "in redis.conf (deploy/redis/ has one)"
+ACL = "in Redis's ACL (deploy/redis/kingtask.acl has all)"
 
 
 class Level(StrEnum):
@@ -67,15 +72,40 @@ def redis(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]:
     yield Finding(Level.OK, "redis", f"{name} answers in {found.round_trip_s * 1000:.1f} ms")
     if found.role != "master":
         yield Finding(Level.FAIL, "redis", f"it is a {found.role}", "let `redis:` name the primary")
-    if found.denied:
+    yield from rights(found.lacking, "broker")
+    unseen = [name for name in dict.fromkeys(found.denied) if name.lower() not in found.lacking.commands]
+    if unseen and not found.lacking.keys:
         yield Finding(
             Level.WARN,
             "redis",
-            f"this user may not call {', '.join(found.denied)}, so not everything could be examined",
-            "run doctor as a user that may, or allow these commands",
+            f"this user may not call {', '.join(unseen)}, so not everything could be examined",
+            f"allow these commands {ACL}",
         )
+    yield from _access(found)
     yield from _memory(found)
     yield from _persistence(found, wanted_ack)
+
+
+def unreachable(name: str, error: StoreError) -> Finding:
+    """A Redis that could not be looked at."""
+    advice = "see redis_password_file" if error.kind == "auth" else "start it, or mend `redis` in the configuration"
+    return Finding(Level.FAIL, "redis", f"{name}: {error}", advice)
+
+
+def rights(lacking: Lacking, daemon: str) -> Iterator[Finding]:
+    """What the user of a daemon may not do in Redis although it has to."""
+    if lacking.commands:
+        commands = ", ".join(name.replace("|", " ").upper() for name in lacking.commands)
+        add = " ".join(f"+{name}" for name in lacking.commands)
+        yield Finding(Level.FAIL, "redis", f"the {daemon}'s user may not call {commands}", f"give it {add} {ACL}")
+    for denied, what, mark in ((lacking.keys, "keys", "~"), (lacking.channels, "channels", "&")):
+        if denied:
+            yield Finding(
+                Level.FAIL,
+                "redis",
+                f"the {daemon}'s user may not use the {what} of this namespace",
+                f"give it {mark}{{NAMESPACE}}:*, with the braces, {ACL}",
+            )
 
 
 def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:
@@ -97,6 +127,37 @@ def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:
             f"an OK waits for {config.ack_replicas} of {known} replicas: one that has missed it may be promoted",
             f"set ack_replicas: {known}",
         )
+
+
+def reach(config: BrokerConfig) -> Iterator[Finding]:
+    """Who may reach the broker: whoever does may run whatever the workers have."""
+    public = [text for text in config.addr if parse(text).public]
+    if public:
+        yield Finding(
+            Level.WARN,
+            "access",
+            f"other machines can reach {', '.join(public)}, and may run every executable of the workers",
+            "listen on 127.0.0.1 or ipc:///path, unless everyone in that network may do so",
+        )
+
+
+def _access(found: Inspection) -> Iterator[Finding]:
+    settings = found.server.settings
+    listens = [address.removeprefix("-") for address in settings.get("bind", "127.0.0.1").split()] or ["*"]
+    if found.anonymous and settings.get("protected-mode") == "no" and not all(map(_loopback, listens)):
+        yield Finding(
+            Level.WARN,
+            "access",
+            f"whoever reaches it ({', '.join(listens)}) may read and change everything: no password is wanted",
+            f"set requirepass, or users as in deploy/redis/kingtask.acl, or bind 127.0.0.1 {REDIS_CONF}",
+        )
+
+
+def _loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:  # `*`, or a name
+        return address == "localhost"
 
 
 def _memory(found: Inspection) -> Iterator[Finding]:
@@ -122,6 +183,13 @@ def _persistence(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]
         if info.get(field, "ok") != "ok":
             yield Finding(Level.FAIL, "disk", f"the last write of the {what} failed", "free space on Redis's disk")
     if not settings:
+        if wanted_ack == "fsync":
+            yield Finding(
+                Level.FAIL,
+                "ack",
+                "ack: fsync cannot be had: the broker may not read the settings",
+                f"+config|get {ACL}",
+            )
         return
     always = f"set appendonly yes and appendfsync always {REDIS_CONF}"
     if found.server.fsync_always:
@@ -149,6 +217,8 @@ def _persistence(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]
 
 def record(found: Inspection, wanted_cluster: str | None = None) -> Iterator[Finding]:
     """The namespace: identity, schema and function library."""
+    if found.lacking.keys or "hget" in found.lacking.commands:
+        return  # what is not seen is not new
     yield from _identity(found, wanted_cluster)
     if found.schema is not None and found.schema > SCHEMA:
         yield Finding(
@@ -157,6 +227,8 @@ def record(found: Inspection, wanted_cluster: str | None = None) -> Iterator[Fin
             f"the namespace was written by a newer kingtask (schema {found.schema}, this one knows {SCHEMA})",
             "bring this machine to that release",
         )
+    elif found.functions is None:
+        return
     elif found.library:
         yield Finding(Level.OK, "library", f"schema {found.schema or SCHEMA}, functions of {__version__} loaded")
     else:

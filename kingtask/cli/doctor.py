@@ -24,7 +24,10 @@ FILE = click.Path(path_type=Path)
 @click.command(short_help="Examine everything: what is wrong, and what to do about it.")
 @click.option("-c", "--config", metavar="FILE", type=FILE, help="A broker's configuration: examine it and its Redis.")
 @click.option(
-    "--worker-config", metavar="FILE", type=FILE, help="A worker's configuration: examine it, and its bin_path."
+    "--worker-config",
+    metavar="FILE",
+    type=FILE,
+    help="A worker's configuration: examine it, its bin_path and its Redis.",
 )
 @json_option
 @broker_option
@@ -77,6 +80,7 @@ def examine(
         brokers = settings.addr if settings else brokers[:1]
     stats = yield from _brokers(brokers, timeout)
     if settings is not None:
+        yield from checks.reach(settings)
         recorded = yield from _redis(settings, timeout)
         stats = stats or recorded
     elif config is None:
@@ -86,7 +90,7 @@ def examine(
     if stats is not None:
         yield from checks.peers(stats)
     if worker_config is not None:
-        yield from _worker(worker_config, settings)
+        yield from _worker(worker_config, settings, timeout)
 
 
 def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
@@ -120,19 +124,20 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
         yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend the configuration")
         return None
     except StoreError as error:
-        advice = "see redis_password_file" if error.kind == "auth" else "start it, or mend `redis` in the configuration"
-        yield checks.Finding(checks.Level.FAIL, "redis", f"{address}: {error}", advice)
+        yield checks.unreachable(str(address), error)
         return None
     yield from checks.sentinels(found, settings)
     yield from checks.redis(found, settings.ack)
     yield from checks.record(found, settings.cluster)
-    yield from checks.clock(found.offset_s, "Redis against this host")
+    if found.offset_s is not None:
+        yield from checks.clock(found.offset_s, "Redis against this host")
     return None if found.stats is None else checks.as_on_the_wire(found.stats)
 
 
-def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:
+def _worker(path: Path, broker: BrokerConfig | None, timeout: float) -> Iterator[Finding]:
     from kingtask.cli import checks
     from kingtask.config import load_worker
+    from kingtask.store.inspect import rights
 
     try:
         settings = load_worker(path)
@@ -140,5 +145,12 @@ def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:
         yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
         return
     yield from checks.bin_paths(settings.bin_path)
+    try:
+        address = settings.redis_address
+        yield from checks.rights(rights(address, settings.namespace, "worker", timeout_s=timeout), "worker")
+    except ConfigurationError as error:
+        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend the configuration")
+    except StoreError as error:
+        yield checks.unreachable(f"the worker's {address}", error)
     if broker is not None:
         yield from checks.keep_times(broker, settings)

@@ -43,7 +43,7 @@ class Ack:
         if self.level == "fsync" and not server.fsync_always:
             raise ConfigurationError(
                 "ack: fsync needs a server with appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"
-                f" (this one says: {server.persistence}); change redis.conf, or set ack: stored"
+                f" (this one says: {server.persistence}); change redis.conf (deploy/redis/ has one), or set ack: stored"
             )
         return self.level or ("fsync" if server.fsync_always else "stored")
 

@@ -140,7 +140,10 @@ async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[
                 _, connection = await loop.create_unix_connection(make, address.path)
             else:
                 _, connection = await loop.create_connection(make, address.host, address.port, ssl=_tls(address))
-    except (OSError, TimeoutError, ssl.SSLError) as error:
+    except ssl.SSLError as error:
+        hint = "does it speak TLS there, with a certificate for this name, and is its issuer in `redis_tls`?"
+        raise StoreError("away", f"cannot connect to {address} ({error}); {hint}") from None
+    except (OSError, TimeoutError) as error:
         why = str(error) or "no answer"
         raise StoreError("away", f"cannot connect to {address} ({why}); is Redis running there? see `redis:`") from None
     try:

@@ -5,6 +5,8 @@ Uses redis-py, blocking: this is not a path that anything waits for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from kingtask.store.address import RedisAddress
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.record import StoreStats
+from kingtask.store.refusals import not_permitted_within
+from kingtask.store.rights import Lacking, Role, lacking
 from kingtask.store.sentinel import Asker, Named, tls_options
 from kingtask.store.server import OLDEST, Server, release_of
 
@@ -29,6 +33,8 @@ SETTINGS = (
     "save",
     "maxmemory",
     "maxmemory-policy",
+    "protected-mode",
+    "bind",
 )
 
 
@@ -40,7 +46,7 @@ class Inspection:
     """`settings` is empty where CONFIG is not permitted."""
     too_old: bool
     role: str
-    offset_s: float
+    offset_s: float | None
     """The server's clock minus this host's."""
     round_trip_s: float
     info: dict[str, Any]
@@ -57,6 +63,10 @@ class Inspection:
     stats: StoreStats | None
     denied: tuple[str, ...] = field(default=())
     """Commands that this user may not call."""
+    anonymous: bool = False
+    """It was entered without a password."""
+    lacking: Lacking = field(default_factory=Lacking)
+    """What this user may not do although the daemon has to."""
     sentinels: tuple[Asked, ...] = field(default=())
     """What each of them says of the primary, which is the server that was looked at."""
 
@@ -69,11 +79,27 @@ class Asked(NamedTuple):
 
 
 def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) -> Inspection:
-    """Look at a server; blocks for a few round trips of at most `timeout_s` each. Raises StoreError."""
+    """Look at a broker's server; blocks for some round trips of at most `timeout_s` each. Raises StoreError."""
     address, asked = _primary(address, timeout_s)
+    with _connected(address, timeout_s) as client:
+        found = _inspect(client, Keys(namespace, address.db))
+        return replace(found, anonymous=address.password is None, sentinels=asked)
+
+
+def rights(address: RedisAddress, namespace: str, role: Role, *, timeout_s: float = 5.0) -> Lacking:
+    """What the user of this address lacks for the role; blocks likewise. Raises StoreError."""
+    address, _ = _primary(address, timeout_s)
+    with _connected(address, timeout_s) as client:
+        client.execute_command("PING")
+        return lacking(client, Keys(namespace, address.db), role, used=False)
+
+
+@contextmanager
+def _connected(address: RedisAddress, timeout_s: float) -> Iterator[Any]:
+    """A client within the block, whose errors become StoreErrors."""
     client = _client(address, timeout_s)
     try:
-        return replace(_inspect(client, Keys(namespace, address.db)), sentinels=asked)
+        yield client
     except redis.AuthenticationError as error:
         raise StoreError("auth", str(error)) from None
     except redis.RedisError as error:
@@ -108,6 +134,7 @@ def _client(address: RedisAddress, timeout_s: float) -> Any:
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
+        protocol=2,
     )
 
 
@@ -123,22 +150,30 @@ class _Asking:
         try:
             return self._client.execute_command(*command)
         except redis.exceptions.NoPermissionError:
-            self.denied.append(" ".join(str(part) for part in command[:2]))
+            self._deny(command)
         except redis.ResponseError as error:
-            if "unknown command" not in str(error).lower():
+            if not_permitted_within(str(error)):
+                self._deny(command)
+            elif "unknown command" in str(error).lower():
+                self.unknown.append(str(command[0]))
+            else:
                 raise
-            self.unknown.append(str(command[0]))
         return None
+
+    def _deny(self, command: tuple[str | bytes | int, ...]) -> None:
+        words = command[:2] if command[0] in ("CONFIG", "FUNCTION") else command[:1]
+        self.denied.append(" ".join(map(str, words)))
 
 
 def _inspect(client: Any, keys: Keys) -> Inspection:
     asking = _Asking(client)
     client.execute_command("PING")
-    offset_s, round_trip_s = _clock(client)
+    offset_s, round_trip_s = _clock(asking)
     info = asking.ask("INFO") or {}
     product = "valkey" if "valkey_version" in info else "redis"
     listed = asking.ask("FUNCTION", "LIST", "LIBRARYNAME", f"kingtask_{shipped().hash}")
     version = str(info.get(f"{product}_version", "unknown"))
+    schema = _number(asking.ask("HGET", keys.meta, "schema"))
     return Inspection(
         server=Server(
             product=product,
@@ -153,21 +188,25 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
         info=info,
         functions=False if "FUNCTION" in asking.unknown else None if listed is None else True,
         library=bool(listed),
-        schema=_number(asking.ask("HGET", keys.meta, "schema")),
+        schema=schema,
         cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
         used=bool(asking.ask("EXISTS", *keys.lasting)),
         stats=_stats(asking, keys) if listed else None,
         denied=tuple(asking.denied),
+        lacking=lacking(client, keys, "broker", used=schema is not None),
     )
 
 
-def _clock(client: Any) -> tuple[float, float]:
+def _clock(asking: _Asking) -> tuple[float | None, float]:
     """Offset and round trip of the quickest of three looks at TIME."""
     looks = []
     for _ in range(3):
         sent = wall_s()
-        seconds, micros = client.time()
+        answer = asking.ask("TIME")
         received = wall_s()
+        if answer is None:
+            return None, received - sent
+        seconds, micros = answer
         looks.append((received - sent, int(seconds) + int(micros) / 1e6 - (sent + received) / 2))
     round_trip_s, offset_s = min(looks)
     return offset_s, round_trip_s

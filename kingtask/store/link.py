@@ -25,6 +25,12 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 """So that a restarted Redis is in use again within about two seconds."""
 
+ADVICE = {
+    "auth": "check user and password",
+    "permission": "give the user what deploy/redis/kingtask.acl has; `kingtask doctor` says what it lacks",
+}
+"""For each kind that is refused for good."""
+
 
 class Link:
     """One purpose's connection. `accept` may refuse a server (ConfigurationError); `on_up` may send at once."""
@@ -81,7 +87,7 @@ class Link:
             await self._connect()
         except StoreError as error:
             if error.kind in REFUSED_FOR_GOOD:
-                raise ConfigurationError(f"redis: {self._address} refuses: {error}; check user and password") from None
+                raise ConfigurationError(f"redis: {self._address} refuses: {error}; {ADVICE[error.kind]}") from None
             self._tell(error)
         self._keeper = asyncio.create_task(self._keep_up())
 

@@ -11,7 +11,7 @@
 | noreplicas, misconf, busy | NOREPLICAS; MISCONF: its disk; BUSY: a script runs | nothing, it may pass |
 | clusterdown, tryagain, execabort | CLUSTERDOWN, TRYAGAIN, EXECABORT | nothing, it may pass |
 | full | OOM: maxmemory | nothing, it drains |
-| permission, error | NOPERM, anything else | nothing, a person has to look |
+| permission, error | NOPERM (within a function as well), anything else | nothing, a person has to look |
 
 Beside them there are `away` (not sent: no connection), `lost` (sent, and no answer: the connection broke, or the time
 was up) and `damaged` (an answer that cannot be read).
@@ -60,5 +60,12 @@ def store_error(reply: Exception) -> StoreError:
     kind = _KINDS.get(text.partition(" ")[0], "error")
     if text.startswith("ERR Function not found"):
         kind = "no_function"
+    if not_permitted_within(text):
+        kind = "permission"
     begun = " script: " in text and kind != "foreign"  # which our functions say before they write
     return StoreError(kind, text, stored="unknown" if begun or kind in _MAYBE_DONE else "no")
+
+
+def not_permitted_within(text: str) -> bool:
+    """True for the NOPERM of a command that a function calls: it begins with ERR, and in 7.0 reads otherwise."""
+    return "ACL failure in script" in text or "The user executing the script can't" in text

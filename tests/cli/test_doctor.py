@@ -64,6 +64,7 @@ def test_a_server_is_looked_at_and_nothing_is_written(server, namespace):
     assert client.dbsize() == before[0]
     assert client.info("stats")["total_commands_processed"] > before[1]
     assert (found.server.product in ("redis", "valkey"), found.role, found.functions) == (True, "master", True)
+    assert found.offset_s is not None
     assert abs(found.offset_s) < 1
     assert found.schema is None
     assert not found.denied
@@ -101,6 +102,30 @@ def test_what_an_acknowledgement_is_worth(namespace, options, level, part):
 def test_a_server_that_throws_keys_away(namespace, options, level):
     with RedisServer(**options) as server:
         assert levels(checks.redis(look(server, namespace), None))["memory"] == level
+
+
+def test_a_server_that_takes_anybody_from_anywhere(namespace):
+    with RedisServer(tcp=True, protected_mode="no", bind="*") as server:
+        found = look(server, namespace)
+        assert levels(checks.redis(found, None))["access"] == "warn"
+        assert "requirepass" in text(checks.redis(found, None))
+        server.client().config_set("protected-mode", "yes")
+        assert "access" not in levels(checks.redis(look(server, namespace), None))
+        server.client().config_set("protected-mode", "no")
+        server.client().config_set("requirepass", "s3cret")
+        known = inspect(replace(server.address, password="s3cret"), namespace)
+        assert "access" not in levels(checks.redis(known, None))
+    with RedisServer(tcp=True, protected_mode="no", bind="127.0.0.1") as server:
+        assert "access" not in levels(checks.redis(look(server, namespace), None))
+
+
+def test_a_broker_that_other_machines_reach():
+    assert list(checks.reach(BrokerConfig())) == []
+    public = BrokerConfig(addr=("127.0.0.1:1", "10.0.0.1:9595"), insecure=True)
+    (finding,) = checks.reach(public)
+    assert finding.level == "warn"
+    assert "10.0.0.1:9595" in finding.text
+    assert "every executable" in finding.text
 
 
 def test_a_user_with_few_rights_sees_less_and_is_told(server, namespace):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,26 +64,26 @@ def test_a_password_that_is_rotated_is_read_again(rig: Rig) -> None:
     assert not any("s3cret" in daemon.text() for daemon in daemons)
 
 
-@pytest.fixture
-def certificates(tmp_path: Path) -> dict[str, str]:
-    """A certificate for 127.0.0.1 that is its own authority."""
+def certify(directory: Path, name: str, *, host: str = "IP:127.0.0.1") -> dict[str, str]:
+    """A certificate that is its own authority."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    key, certificate = directory / f"{name}-key.pem", directory / f"{name}.pem"
     subprocess.run(
         f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"
-        " -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1".split(),
+        f" -subj /CN=127.0.0.1 -addext subjectAltName={host}".split(),
         check=True,
         capture_output=True,
     )
     return {"ca": str(certificate), "cert": str(certificate), "key": str(key)}
 
 
-def test_tls_with_a_client_certificate(rig: Rig, certificates: dict[str, str]) -> None:
-    files = [f"tls_{'ca_cert' if name == 'ca' else name}_file" for name in certificates]
+@contextmanager
+def tls_server(certificate: Mapping[str, str], **options: Any) -> Iterator[tuple[RedisServer, str]]:
+    """A server and its `rediss://` address. Skips where the server under test was built without TLS."""
+    files = {f"tls_{'ca_cert' if name == 'ca' else name}_file": path for name, path in certificate.items()}
     port = free_port()
-    options: dict[str, Any] = {"tls_port": port, **dict(zip(files, certificates.values(), strict=True))}
-    server = RedisServer(appendonly="yes", appendfsync="always", **options)
+    server = RedisServer(appendonly="yes", appendfsync="always", **{"tls_port": port, **files, **options})
     try:
         server.start()
     except RuntimeError as error:
@@ -91,11 +92,47 @@ def test_tls_with_a_client_certificate(rig: Rig, certificates: dict[str, str]) -
             pytest.skip("this server was built without TLS")
         raise
     with closing(server):
-        settings: dict[str, Any] = {"redis": f"rediss://127.0.0.1:{port}/1", "redis_tls": certificates}
-        rig.start_broker(**settings)
+        yield server, f"rediss://127.0.0.1:{port}/1"
+
+
+def test_tls_with_a_client_certificate_from_end_to_end(rig: Rig, tmp_path: Path) -> None:
+    certificates = certify(tmp_path, "server")
+    with tls_server(certificates) as (server, address):
+        settings: dict[str, Any] = {"redis": address, "redis_tls": certificates}
+        runs_a_task(rig, **settings)
         assert server.client(db=1).exists("{kingtask}:meta")
+        broker = next(daemon for daemon in rig.daemons if daemon.kind == "broker")
+        command = [sys.executable, "-m", "kingtask", "doctor", "-c", str(broker.path)]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (told.returncode, "fail" in told.stdout) == (0, False), told.stdout
         stranger = rig.start_broker(ready=False, **{**settings, "redis_tls": {"ca": certificates["ca"]}})
         stranger.until_logged("redis=away")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("issuer", "self-signed certificate"),
+        ("host", "IP address mismatch, certificate is not valid for '127.0.0.1'"),
+        ("date", "certificate has expired"),
+    ],
+)
+def test_a_certificate_that_is_not_to_be_trusted_is_named_and_tried_again(
+    rig: Rig, tmp_path: Path, wrong: str, told: str
+) -> None:
+    offered = certify(tmp_path, "offered", host="IP:127.9.9.9" if wrong == "host" else "IP:127.0.0.1")
+    trusted = certify(tmp_path, "other") if wrong == "issuer" else offered
+    if wrong == "date":
+        path = offered["cert"]
+        command = ["openssl", "x509", "-in", path, "-signkey", offered["key"], "-days", "-1", "-out", path]
+        subprocess.run(command, check=True, capture_output=True)
+    with tls_server(offered, tls_auth_clients="no") as (_, address):
+        broker = rig.start_broker(ready=False, redis=address, redis_tls={"ca": trusted["ca"]})
+        text = broker.until_logged("redis=away")
+        assert told in text
+        assert "redis_tls" in text
+        assert broker.process is not None
+        assert broker.process.poll() is None
 
 
 def test_a_server_without_functions_is_refused() -> None:

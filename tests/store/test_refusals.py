@@ -245,6 +245,8 @@ async def test_a_cluster_that_serves_no_slot() -> None:
         ("UNBLOCKED force unblock from blocking operation", "unblocked", "unknown"),
         ("FOREIGN another database script: f, on @user_function:1.", "foreign", "no"),
         ("NOPERM this user may not script: f, on @user_function:9.", "permission", "unknown"),
+        ("ERR ACL failure in script: User u has no … script: f, on @user_function:2.", "permission", "unknown"),
+        ("ERR The user executing the script can't run this … script: f, on @user_function:2.", "permission", "unknown"),
         ("READONLY late script: f, on @user_function:9.", "readonly", "unknown"),
         ("ERR something new", "error", "unknown"),
     ],

@@ -107,7 +107,7 @@ def test_what_needs_a_restart_is_listed(daemon: str):
 
 def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
     socket = tmp_path / "redis.sock"
-    command = [binary(), str(TOP / "deploy" / "redis.conf"), "--dir", str(tmp_path), "--port", "0"]
+    command = [binary(), str(TOP / "deploy" / "redis" / "redis.conf"), "--dir", str(tmp_path), "--port", "0"]
     with subprocess.Popen(
         [*command, "--unixsocket", str(socket)],
         stdout=subprocess.PIPE,

@@ -1,0 +1,326 @@
+"""deploy/redis/kingtask.acl on a real server: what the two users may do is all that they need, and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from kingtask import RequestRefused
+from kingtask.store import rights
+from kingtask.store.keys import Keys
+from kingtask.store.library import shipped
+from tests.integration.rig import Rig
+from tests.integration.test_brokers import refused_start
+from tests.processes import PATIENCE_S, until
+from tests.servers import free_port
+
+FILE = Path(__file__).parents[2] / "deploy" / "redis" / "kingtask.acl"
+ROLES: dict[rights.Role, set[str]] = {
+    "broker": set("submit requeue tick cancel pause wait open mark clock get states list stats".split()),
+    "worker": set("claim extend finish finish_cut release mark".split()),
+}
+"""Which functions each calls."""
+ADMIN = "user admin on >admin ~* &* +@all\n"
+KEYS = Keys("kingtask")
+
+
+def password(role: str) -> str:
+    return f"{role}-s3cret"
+
+
+def with_passwords() -> str:
+    """The file, as deploy/README.md has it filled in."""
+    text = FILE.read_text()
+    for role in ROLES:
+        mark = f"SHA256_OF_THE_{role.upper()}S_PASSWORD"
+        assert text.count(mark) == 1
+        text = text.replace(mark, sha256(password(role).encode()).hexdigest())
+    return text
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A server with the users of the file, and an administrator."""
+    path = tmp_path_factory.mktemp("acl") / "kingtask.acl"
+    path.write_text(with_passwords() + ADMIN)
+    with Rig(aclfile=str(path)) as started:
+        yield started
+
+
+@pytest.fixture
+def rig(shared: Rig) -> Iterator[Rig]:
+    """The same, with the users as in the file, and emptied of what the test before left."""
+    yield shared
+    for daemon in shared.daemons:
+        daemon.kill()
+    shared.daemons.clear()
+    admin(shared).execute_command("ACL", "LOAD")  # which may end the connections of its users
+    boss = admin(shared)
+    boss.execute_command("ACL", "LOG", "RESET")
+    boss.flushall()
+
+
+def login(rig: Rig, role: str) -> dict[str, Any]:
+    """The settings of a daemon."""
+    path = rig.directory / f"{role}.password"
+    path.write_text(password(role))
+    path.chmod(0o600)
+    return {"redis": f"unix://kingtask-{role}@{rig.redis.socket}", "redis_password_file": str(path)}
+
+
+def as_user(rig: Rig, role: str, **options: Any) -> redis.Redis:
+    return rig.redis.client(username=f"kingtask-{role}", password=password(role), **options)
+
+
+def admin(rig: Rig) -> redis.Redis:
+    return rig.redis.client(username="admin", password="admin", decode_responses=True)
+
+
+def doctor(*files: Path) -> list[dict[str, str]]:
+    options = [word for name, path in zip(("-c", "--worker-config"), files, strict=False) for word in (name, str(path))]
+    command = [sys.executable, "-m", "kingtask", "doctor", "--json", *options]
+    command += ["--timeout", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def failures(findings: list[dict[str, str]]) -> list[str]:
+    return [f"{each['text']} → {each['advice']}" for each in findings if each["level"] == "fail"]
+
+
+def test_everything_works_and_nothing_that_was_tried_is_refused(rig: Rig):
+    broker, worker = rig.start_broker(**login(rig, "broker")), rig.start_worker(**login(rig, "worker"))
+    client = rig.client()
+    assert client.ping()["ack"] == "fsync"
+    assert client.submit("ledger", env=rig.env).wait(PATIENCE_S).success
+    assert client.submit("ledger", delay=0.2, env=rig.env).wait(PATIENCE_S).success
+    assert client.submit("missing", retry=[0.1]).wait(PATIENCE_S).reason == "missing"
+    scheduled = client.submit("ledger", delay=3600)
+    client.cancel(scheduled.id)
+    assert scheduled.wait(PATIENCE_S).state == "cancelled"
+    running = client.submit("ledger", ["3600"], env=rig.env)
+    until(lambda: client.get(running.id).state == "running", "it runs")
+    client.cancel(running.id)
+    assert running.wait(PATIENCE_S).state == "cancelled"
+    assert client.requeue(scheduled.id).wait(PATIENCE_S).success is False
+    client.pause("mail")
+    client.resume("mail")
+    assert {found.name for found in client.list("cancelled")} == {"ledger"}
+    findings = doctor(broker.path, worker.path)
+    assert failures(findings) == []
+    assert {"clock", "cluster", "library", "memory", "ack", "workers"} <= {each["subject"] for each in findings}
+    assert not [each for each in findings if "may not" in each["text"]]
+    assert worker.stop() == 0
+    assert broker.stop() == 0
+    denied: list[dict[str, Any]] = admin(rig).acl_log()
+    assert {entry["object"] for entry in denied} <= {"client|setinfo"}  # redis-py introduces itself to no avail
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("FUNCTION", "FLUSH"),
+        ("FUNCTION", "DELETE", shipped().name),
+        ("CONFIG", "SET", "appendfsync", "no"),
+        ("ACL", "LIST"),
+        ("CLIENT", "LIST"),
+        ("SHUTDOWN", "NOSAVE"),
+        ("EVAL", "return 1", "0"),
+        ("SET", "{kingtask}:meta", "x"),
+        ("RENAME", "{kingtask}:meta", "{kingtask}:x"),
+        ("MONITOR",),
+        ("REPLICAOF", "NO", "ONE"),
+        ("HGET", "{other}:meta", "schema"),
+        ("HSET", "meta", "schema", "2"),
+        ("EXISTS", "kingtask"),
+        ("PUBLISH", "{other}:0:due", "1"),
+    ],
+    ids=" ".join,
+)
+def test_what_neither_may_do(rig: Rig, role: str, command: tuple[str, ...]):
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        as_user(rig, role).execute_command(*command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("SUBSCRIBE", "{kingtask}:0:due"), ("DEL", "{kingtask}:meta"), ("HSETNX", "{kingtask}:meta", "schema", "9")],
+    ids=" ".join,
+)
+def test_a_worker_may_not_do_what_only_brokers_do(rig: Rig, command: tuple[str, ...]):
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        as_user(rig, "worker").execute_command(*command)
+
+
+def test_nobody_else_gets_in(rig: Rig):
+    with pytest.raises(redis.AuthenticationError):
+        rig.redis.client().ping()
+    with pytest.raises(redis.AuthenticationError):
+        rig.redis.client(username="kingtask-worker", password=password("broker")).ping()
+
+
+def test_the_file_as_it_is_shipped_is_not_taken():
+    """So that nobody runs it with a password that everybody knows."""
+    with pytest.raises(RuntimeError, match="password hash must be"), Rig(aclfile=str(FILE)):
+        pass
+
+
+def test_the_page_fills_in_the_passwords(tmp_path: Path):
+    page = (FILE.parents[1] / "README.md").read_text().partition("## Users of Redis")[2]
+    script = page.split("```")[1].strip("\n")
+    for here, there in (
+        ("/etc/kingtask/", f"{tmp_path}/"),
+        (" && chgrp kingtask $file", ""),
+        (" -g redis", ""),
+        (" redis/kingtask.acl", " kingtask.acl"),
+        ("/etc/redis/kingtask.acl", f"{tmp_path}/users.acl"),
+    ):
+        assert here in script
+        script = script.replace(here, there)
+    (tmp_path / "kingtask.acl").write_text(FILE.read_text())
+    subprocess.run(["sh", "-eu", "-c", script], cwd=tmp_path, check=True)
+    with Rig(aclfile=str(tmp_path / "users.acl")) as rig:
+        settings: dict[str, dict[str, Any]] = {
+            role: {
+                "redis": f"unix://kingtask-{role}@{rig.redis.socket}",
+                "redis_password_file": f"{tmp_path}/redis-{role}.password",
+            }
+            for role in ROLES
+        }
+        rig.start_broker(**settings["broker"])
+        rig.start_worker(**settings["worker"])
+        assert rig.client().submit("ledger", env=rig.env).wait(PATIENCE_S).success
+
+
+def granted(role: str) -> set[str]:
+    (line,) = [line for line in FILE.read_text().splitlines() if line.startswith(f"user kingtask-{role} ")]
+    return {word[1:] for word in line.split() if word.startswith("+")}
+
+
+def reached() -> dict[str, set[str]]:
+    """Commands that each function of the library may come to, through whatever it calls."""
+    text = re.sub(r"--\[\[.*?--\]\]", "", shipped().text, flags=re.DOTALL)
+    text = re.sub(r"--[^\n]*", "", text)
+    bodies: dict[str, str] = {}
+    for match in re.finditer(r"^local function (\w+)\(.*$", text, re.MULTILINE):
+        end = match.end() if match[0].rstrip().endswith(" end") else text.index("\nend", match.start())
+        bodies[match[1]] = text[match.start() : end]
+
+    def commands(name: str, seen: set[str]) -> set[str]:
+        seen.add(name)
+        found = set(re.findall(r"call\('([A-Z]+)'", bodies[name]))
+        for word in set(re.findall(r"\w+", bodies[name])) & set(bodies) - seen:
+            found |= commands(word, seen)
+        return found
+
+    functions = dict(re.findall(r"^register\('(\w+)', (\w+)", text, re.MULTILINE))
+    return {name: {word.lower() for word in commands(function, set())} for name, function in functions.items()}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_command_that_is_granted_is_needed_and_the_other_way_round(role: rights.Role):
+    functions = reached()
+    assert set(functions) == ROLES["broker"] | ROLES["worker"]
+    within = set().union(*(functions[name] for name in ROLES[role]))
+    outside = {"exists", "hmget", "fcall", "function|load", *rights.NOT_TRIED[role]}
+    if role == "broker":
+        outside.add("subscribe")
+    assert granted(role) == within | outside
+    assert set(rights.trials(KEYS, role)) | rights.NOT_TRIED[role] == granted(role)
+
+
+# ── what doctor says of it ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_trying_changes_nothing_and_misses_nothing(rig: Rig, role: rights.Role):
+    """Each trial by itself: with the right it is not refused, without it is."""
+    boss = admin(rig)
+    boss.hset(KEYS.meta, mapping={"schema": 1, "cluster": "a" * 32})
+    before = boss.dbsize(), boss.hgetall(KEYS.meta), boss.execute_command("FUNCTION", "LIST")
+    for name in rights.trials(KEYS, role):
+        boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", f"-{name}")
+        try:
+            found = rights.lacking(as_user(rig, role), KEYS, role, used=True)
+        finally:
+            boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", f"+{name}")
+        assert found == rights.Lacking((name,))
+    assert rights.lacking(as_user(rig, role), KEYS, role, used=True) == rights.Lacking()
+    assert (boss.dbsize(), boss.hgetall(KEYS.meta), boss.execute_command("FUNCTION", "LIST")) == before
+
+
+@pytest.mark.parametrize(
+    ("rules", "told", "advice"),
+    [
+        (["-function|load"], "the broker's user may not call FUNCTION LOAD", "+function|load"),
+        (["-fcall", "-publish"], "the broker's user may not call FCALL, PUBLISH", "+fcall +publish"),
+        (["-time"], "the broker's user may not call TIME", "+time"),
+        (["-hget"], "the broker's user may not call HGET", "+hget"),
+        (["resetkeys"], "the broker's user may not use the keys of this namespace", "~{NAMESPACE}:*"),
+        (["resetkeys", "%R~{kingtask}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
+        (["resetkeys", "~{other}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
+        (["resetchannels"], "the broker's user may not use the channels of this namespace", "&{NAMESPACE}:*"),
+        (["-config|get"], "ack: fsync cannot be had: the broker may not read the settings", "+config|get"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_doctor_says_what_a_user_lacks(rig: Rig, rules: list[str], told: str, advice: str):
+    path = rig.directory / "examined.yaml"
+    path.write_text(yaml.safe_dump({"addr": f"127.0.0.1:{free_port()}", "ack": "fsync", **login(rig, "broker")}))
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", *rules)
+    found = [text for text in failures(doctor(path)) if told in text]
+    assert len(found) == 1
+    assert advice in found[0]
+    assert "deploy/redis/kingtask.acl" in found[0]
+
+
+def test_doctor_says_what_the_workers_user_lacks(rig: Rig):
+    broker = rig.start_broker(**login(rig, "broker"))
+    worker = rig.start_worker(**login(rig, "worker"))
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-worker", "-zrem")
+    (found,) = failures(doctor(broker.path, worker.path))
+    assert found.startswith("the worker's user may not call ZREM → give it +zrem ")
+
+
+@pytest.mark.parametrize(
+    ("rules", "part"),
+    [
+        (["-function"], "function|load"),
+        (["-info"], "info"),
+        (["-subscribe"], "subscribe"),
+        (["resetkeys"], "key"),
+        (["resetchannels"], "channel"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: Rig, rules: list[str], part: str):
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", *rules)
+    told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", **login(rig, "broker")})
+    for word in (part, "kingtask doctor", "deploy/redis/kingtask.acl"):
+        assert word in told
+    assert "s3cret" not in told
+
+
+def test_a_right_that_only_a_function_misses_is_told_to_the_client(rig: Rig):
+    rig.start_broker(**login(rig, "broker"))
+    client = rig.client()
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", "-hincrby")
+    with pytest.raises(RequestRefused, match=r"lacks a right .* `kingtask doctor`") as caught:
+        client.submit("ledger", timeout=1)
+    assert (caught.value.code, caught.value.stored) == ("internal", "unknown")
