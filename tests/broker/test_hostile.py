@@ -19,6 +19,7 @@ import zmq
 from kingtask import openfiles, protocol
 from kingtask.broker import edge, wakeups
 from kingtask.broker.counters import Counters
+from kingtask.broker.edge import Peer
 from kingtask.broker.wakeups import Wakeups
 from tests import zmtp
 from tests.broker.conftest import PATIENCE_MS, Served, Sockets
@@ -70,9 +71,7 @@ NO_ZMTP = {
     "ZMTP 1": zmtp.VERSION_1 + zmtp.frame(PING)[1:],
     "ZMTP 2": zmtp.VERSION_2 + zmtp.frame(PING),
     **{f"greeting cut at {n}": SHAKEN[:n] for n in range(1, len(SHAKEN))},
-    "SUB": zmtp.GREETING + zmtp.ready("SUB"),
-    "PUSH": zmtp.GREETING + zmtp.ready("PUSH"),
-    "no such kind": zmtp.GREETING + zmtp.ready("TEAPOT"),
+    **{kind: zmtp.GREETING + zmtp.ready(kind) for kind in ("PUB", "SUB", "PUSH", "PULL", "REP", "PAIR", "TEAPOT")},
     "no READY": zmtp.GREETING + zmtp.frame(PING),
 }
 
@@ -101,7 +100,8 @@ def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: in
 def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served) -> None:
     received: list[bytes] = []
     served.edge._on_request = lambda peer, message: received.append(message)
-    with raw(served.port, {str(n): os.urandom(50_000) for n in range(30)}) as connections:
+    sizes = [50_000] * 30 + [1_000_000]
+    with raw(served.port, {str(n): os.urandom(size) for n, size in enumerate(sizes)}) as connections:
         until_closed(connections)
     assert received == []
 
@@ -151,6 +151,28 @@ def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets
         for flood in floods:
             while flood.poll(0):
                 flood.recv()
+
+
+def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets, served: Served) -> None:
+    """A routing id is the client's choice: the second to come with it is not heard."""
+    held: list[Peer] = []
+    served.edge._on_request = lambda peer, message: (
+        held.append(peer) if message == b"hold" else served.answer(peer, message)
+    )
+    first, second = sockets.new(zmq.DEALER), sockets.new(zmq.DEALER)
+    for dealer in (first, second):
+        dealer.routing_id = b"victim"
+    first.connect(served.endpoint)
+    first.send(b"hold")
+    until(lambda: held, "its request")
+    second.connect(served.endpoint)
+    second.send(b"mine")
+    for _ in range(100):
+        first.send(b"still here")
+        assert first.recv() == b"still here"
+    served.loop.call_soon_threadsafe(served.edge.reply, held[0], b"for the first")
+    assert first.recv() == b"for the first"
+    assert not second.poll(0)
 
 
 def test_no_heartbeats_of_our_own() -> None:
