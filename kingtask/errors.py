@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 Stored = Literal["no", "unknown"]
 
 
+def told(error: Exception) -> str:
+    """An error of somebody else's in words; its repr may hold all that was read (UnicodeDecodeError's does)."""
+    return f"{type(error).__name__}: {error}"
+
+
 class KingtaskError(Exception):
     """Root of all errors that kingtask raises."""
 

@@ -38,4 +38,5 @@ class Counters:
             log.warning("refused=%s count=%d total=%d last=%r", kind, number - told, number, why)
 
     def refused(self, error: RequestRefused) -> None:
-        self.count(error.code, error.message)
+        """What was sent stays out of the log: it may be secret, and whoever sent it has the whole message."""
+        self.count(error.code, error.message.partition(", got ")[0])

@@ -17,7 +17,7 @@ import zmq
 
 from kingtask import __version__, failpoint, openfiles, protocol
 from kingtask import log as logs
-from kingtask.broker import requests
+from kingtask.broker import metrics, requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
@@ -28,7 +28,13 @@ from kingtask.broker.waits import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
-from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable
+from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable, told
+from kingtask.metrics import calls as call_metrics
+from kingtask.metrics import daemon as daemon_metrics
+from kingtask.metrics.calls import CallTimes
+from kingtask.metrics.endpoint import Endpoint
+from kingtask.metrics.family import Family
+from kingtask.metrics.histogram import Histogram
 from kingtask.store import calls
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
@@ -95,9 +101,19 @@ class Broker:
         self._pending_bytes = 0
         self._draining = False
         self._idle = asyncio.Event()
+        self._endpoint: Endpoint | None = None
+        self._request_times: metrics.RequestTimes | None = None
+        if (address := config.metrics_address) is not None:
+            self._endpoint = Endpoint(
+                address.host, address.port, public=address.public, families=self._families, trouble=self._trouble
+            )
+            self._request_times = metrics.RequestTimes()
+            self._store.observer = self._call_times = CallTimes()
 
     async def start(self) -> None:
         """Raises ConfigurationError for what only a person can mend; an unreachable Redis is waited for."""
+        if self._endpoint is not None:
+            await self._endpoint.open()
         await self._store.open()
         self._edge.start()
         self._wakeups.start()
@@ -126,6 +142,8 @@ class Broker:
                 log.warning("broker=stopping unanswered=%d", self._pending)
         self._edge.stop()
         self._wakeups.stop()
+        if self._endpoint is not None:
+            await self._endpoint.close()
         await self._store.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
         log.info("broker=stopped name=%s", self.name)
@@ -163,7 +181,10 @@ class Broker:
                 self._edge.reply(peer, protocol.ok(rid, self._pong()))
                 return
             self._admit()
-            answer = _Answer(self, peer, rid, len(message))
+            if self._request_times is None:
+                answer = _Answer(self, peer, rid, len(message))
+            else:
+                answer = _TimedAnswer(self, peer, rid, len(message), self._request_times.of(request))
             self._act(request, answer)
         except Exception as error:  # noqa: BLE001  (a fault of ours costs one reply, not the broker)
             refused = error if isinstance(error, RequestRefused) else _fault(error)
@@ -280,6 +301,42 @@ class Broker:
         }
         return json.dumps(facts).encode()
 
+    async def _families(self) -> list[Family]:
+        assert self._request_times is not None
+        pages = await metrics.ask_queues(self._store) if self._store.up else []
+        config = self._config
+        now = metrics.BrokerFigures(
+            in_flight=self._pending,
+            in_flight_bytes=self._pending_bytes,
+            in_flight_limit=config.max_pending,
+            waits=len(self._waits),
+            waits_limit=config.max_waits,
+            tasks_limit=config.max_tasks,
+            queues_limit=config.max_queues,
+            output_bytes_limit=config.max_result_bytes,
+            draining=self._draining,
+            ack_level=self._store.ack_level or "unknown",
+            refused=self._counters.counts,
+            wakeups=self._wakeups.told,
+            idle_workers=self._wakeups.idle,
+            ticks=self._ticker.ticks,
+            ticks_failed=self._ticker.failed,
+            lost=self._ticker.lost,
+            instants=self._ticker.instants,
+        )
+        return [
+            *daemon_metrics.families("broker", self.name, config.namespace, logs.lines),
+            *metrics.of_queues(pages),
+            *metrics.of_broker(now),
+            self._request_times.family(),
+            *call_metrics.families(self._call_times, self._store),
+        ]
+
+    def _trouble(self) -> list[str]:
+        """What there is to be ready for; the sockets are bound since there is a Broker."""
+        away = [f"redis ({link.purpose}): {link.trouble or 'not yet'}" for link in self._store.links if not link.up]
+        return ["it is stopping", *away] if self._draining else away
+
 
 class _Answer:
     """One request's reply: counted while it is under way, given once."""
@@ -307,8 +364,23 @@ class _Answer:
             self._broker.send(self._peer, protocol.ok(self._rid, fields))
 
 
+class _TimedAnswer(_Answer):
+    """One whose time is taken."""
+
+    __slots__ = ("_began_us", "_times")
+
+    def __init__(self, broker: Broker, peer: Peer, rid: protocol.Rid, size: int, times: Histogram) -> None:
+        super().__init__(broker, peer, rid, size)
+        self._times = times
+        self._began_us = monotonic_us()
+
+    def give(self, fields: dict[str, Any] | RequestRefused) -> None:
+        super().give(fields)
+        self._times.observe((monotonic_us() - self._began_us) / 1e6)
+
+
 def _fault(error: Exception) -> RequestRefused:
-    log.error("request=failed error=%r", error, exc_info=error)
+    log.error("request=failed error=%r", told(error), exc_info=error)
     return RequestRefused("the broker failed at this request; its log says why")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ from kingtask import protocol
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch, Outcome
 from kingtask.errors import InvalidRequest, RequestRefused, StoreError
-from kingtask.store import calls
+from kingtask.store import calls, record
+
+log = logging.getLogger("kingtask.broker")
 
 Finish = Callable[[dict[str, Any] | RequestRefused], None]
 """Called once with the reply's fields, or with the error that is the reply."""
@@ -86,6 +89,10 @@ class _Many:
 
 
 def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
+    if log.isEnabledFor(logging.DEBUG):
+        plan = record.unpack_plan(task[2])
+        told = outcome.kind if isinstance(outcome, StoreError) else outcome
+        log.debug("submit=%s task=%s name=%s queue=%s", told, task[0], plan.name, plan.queue or "default")
     if isinstance(outcome, StoreError):
         return requests.store_refusal(outcome, writes=True)
     return requests.submit_refusal(outcome, task[0])

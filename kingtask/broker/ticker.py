@@ -52,6 +52,15 @@ class Ticker:
         self._last_s = 0.0
         self._housekept_s = 0.0
         self._stopped = True
+        self.ticks = 0
+        """Calls that were sent; of these `failed` came to nothing, and `lost` attempts were found to be."""
+        self.failed = 0
+        self.lost = 0
+
+    @property
+    def instants(self) -> int:
+        """How many the timer knows."""
+        return len(self._schedule)
 
     @property
     def alive(self) -> bool:
@@ -106,6 +115,7 @@ class Ticker:
             self._arm(at_s=self._last_s + IDLE_S)
             return
         self._in_flight = True
+        self.ticks += 1
         call = calls.tick(
             self.policy,
             self._broker,
@@ -119,6 +129,7 @@ class Ticker:
     def _ticked(self, reply: calls.Ticked | StoreError) -> None:
         self._in_flight = False
         if isinstance(reply, StoreError):
+            self.failed += 1
             log.warning("tick=failed error=%r", str(reply))
             self._arm(at_s=self._last_s + IDLE_S)
             return
@@ -128,6 +139,7 @@ class Ticker:
         for queue, tasks in reply.ready:
             self._on_ready(queue, tasks)
         if reply.lost:
+            self.lost += reply.lost
             log.warning("leases=expired attempts=%d", reply.lost)
         if self._housekept_s == self._last_s:
             # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does

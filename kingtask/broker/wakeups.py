@@ -89,6 +89,13 @@ class Wakeups:
         self._idle: dict[bytes, dict[_Line, None]] = {}
         self._untold: dict[bytes, int] = {}
         self._sweep_at = FIRST_SWEEP
+        self.told = 0
+        """Tasks of which an idle worker was told."""
+
+    @property
+    def idle(self) -> int:
+        """Connections of workers that wait to be told."""
+        return sum(line.idle for line in self._lines.values())
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -118,6 +125,7 @@ class Wakeups:
 
     def _tell(self, line: _Line, queue: bytes) -> None:
         line.told = queue
+        self.told += 1
         self._publish(line.topic, queue)
 
     def cancel(self, worker: str, task_id: str) -> None:

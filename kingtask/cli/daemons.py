@@ -62,7 +62,7 @@ def _run_broker(path: Path, check: bool) -> int:
     from kingtask import log
     from kingtask.broker import server
 
-    log.setup("broker", settings.log_level, settings.log_path)
+    log.setup("broker", settings.log_level, settings.log_path, log_format=settings.log_format)
     return server.run(settings, partial(config.load_broker, path))
 
 
@@ -75,7 +75,7 @@ def _run_worker(path: Path, check: bool) -> int:
     from kingtask import log
     from kingtask.worker import daemon
 
-    log.setup("worker", settings.log_level, settings.log_path)
+    log.setup("worker", settings.log_level, settings.log_path, log_format=settings.log_format)
     return daemon.run(settings, partial(config.load_worker, path))
 
 

@@ -69,6 +69,13 @@ def parse(text: str) -> Address:
     return Address(host="127.0.0.1" if host == "localhost" else host, port=port)
 
 
+def host_port(text: str) -> Address:
+    """Read host:port and nothing else. Raises ConfigurationError."""
+    if _TCP.fullmatch(text) is None:
+        raise ConfigurationError(f"expected host:port, got {text!r}")
+    return parse(text)
+
+
 def _unix(text: str, path: str) -> Address:
     if not path.startswith("/") or "\0" in path:
         raise ConfigurationError(f"expected an absolute path behind ipc://, got {text!r}")

@@ -18,7 +18,7 @@ import msgspec
 from kingtask import task
 from kingtask.clock import duration_ms
 from kingtask.config import document
-from kingtask.config.address import Address, parse
+from kingtask.config.address import Address, host_port, parse
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.errors import ConfigurationError, InvalidRequest
 from kingtask.protocol import MAX_MESSAGE_BYTES
@@ -75,6 +75,13 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ack_timeout: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 5.0
     lease: Lease = 15.0
     max_lost: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    log_format: Literal["text", "json"] = "text"
+    metrics_addr: str | None = None
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where to tell figures; None: nowhere."""
+        return None if self.metrics_addr is None else host_port(self.metrics_addr)
 
     @property
     def redis_address(self) -> RedisAddress:
@@ -119,6 +126,8 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             self._check_tls(self.redis_tls)
         if self.ack_replicas != 1 and self.ack != "replicas":
             raise Wrong("ack_replicas", "goes only with `ack: replicas`")
+        if self.metrics_addr is not None:
+            _about("metrics_addr", partial(host_port, self.metrics_addr))
 
     def _check_tls(self, tls: RedisTLS) -> None:
         for name in ("ca", "cert", "key"):
@@ -186,6 +195,8 @@ class BrokerConfig(_Settings, frozen=True):
                     " executable: listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in that"
                     " network may do so",
                 )
+        if (figures := self.metrics_address) is not None and figures.endpoint in seen:
+            raise Wrong("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
 
 
 class WorkerConfig(_Settings, frozen=True):

@@ -242,6 +242,11 @@ def stats() -> Call:
     return Call("stats", {}, record.stats_of)
 
 
+def queues(cursor: str) -> Call:
+    """Some hundred of the queues; "0" begins."""
+    return Call("queues", {"cursor": cursor}, record.queues_of)
+
+
 def open_namespace(schema: int, cluster: str) -> Call:
     """Give a new namespace its identity."""
     return Call("open", {"schema": schema, "new_cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))

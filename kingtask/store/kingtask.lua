@@ -48,11 +48,13 @@ local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some los
 local FINISHED_CAP = 10000    -- entries of each finished:<state>
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
+local ALIVE = 20000           -- ms; heard from since then: a worker heartbeats every 5 s, a broker every second
 local PEERS_CAP = 2000        -- workers listed, and brokers: those heard from last
 local OUTAGE = 3000           -- ms without a tick after which the leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- so many can be counted anew in one tick: 1 ms
+local PAGE = 100              -- queues in one look at them; a small hash is looked at whole (512 at most)
 local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
@@ -935,23 +937,44 @@ local function oldest_since(c, queue)
   end
 end
 
--- args {}. Returns {now_us, {{queue, paused, ready, oldest since ms or 0, {totals…}, {this minute…}, {last minute…}},
--- …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
+-- {queue, paused, ready, oldest since ms or 0, {totals…}}
+local function row_of(c, queue, paused)
+  return {
+    queue, paused == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. queue), oldest_since(c, queue) or 0,
+    call('HGETALL', c.p .. 'counts:' .. queue),
+  }
+end
+
+-- args {}. Returns {now_us, {{…row_of, {this minute…}, {last minute…}}, …}, {worker, heartbeat, …},
+-- {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = begin(keys, args)
   local rows = {}
   local minute = floor(c.now / 60000)
   local queues = call('HGETALL', c.p .. 'queues')
   for i = 1, #queues, 2 do
-    local q = queues[i]
-    rows[#rows + 1] = {
-      q, queues[i + 1] == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. q), oldest_since(c, q) or 0,
-      call('HGETALL', c.p .. 'counts:' .. q),
-      call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute)),
-      call('HGETALL', c.p .. 'rates:' .. q .. ':' .. int(minute - 1)),
-    }
+    local row = row_of(c, queues[i], queues[i + 1])
+    row[6] = call('HGETALL', c.p .. 'rates:' .. queues[i] .. ':' .. int(minute))
+    row[7] = call('HGETALL', c.p .. 'rates:' .. queues[i] .. ':' .. int(minute - 1))
+    rows[#rows + 1] = row
   end
   return {c.us, rows, call('HGETALL', c.p .. 'workers'), call('HGETALL', c.p .. 'brokers')}
+end
+
+-- args {cursor ('0' at first)}. Some hundred queues at a time, for those who look often: their rates they make themselves.
+-- Returns {now_us, next cursor ('0': that was all), {row_of, …}, names of queues, living tasks, bytes of outputs,
+-- workers and brokers heard from lately}
+local function queues(keys, args)
+  local c = begin(keys, args)
+  local found = call('HSCAN', c.p .. 'queues', c.args.cursor, 'COUNT', PAGE)
+  local rows = {}
+  for i = 1, #found[2], 2 do rows[#rows + 1] = row_of(c, found[2][i], found[2][i + 1]) end
+  local t = call('HMGET', c.p .. 'meta', 'live', 'kept')
+  return {
+    c.us, found[1], rows, call('HLEN', c.p .. 'queues'), tonumber(t[1] or 0), tonumber(t[2] or 0),
+    call('ZCOUNT', c.p .. 'workers:seen', int(c.now - ALIVE), '+inf'),
+    call('ZCOUNT', c.p .. 'brokers:seen', int(c.now - ALIVE), '+inf'),
+  }
 end
 
 -- args {schema, new_cluster}: writes both if the namespace is new. Returns {now_us, schema, cluster}.
@@ -990,3 +1013,4 @@ register('get', get, 'no-writes')
 register('states', states, 'no-writes')
 register('list', list, 'no-writes')
 register('stats', stats, 'no-writes')
+register('queues', queues, 'no-writes')

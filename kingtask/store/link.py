@@ -54,7 +54,7 @@ class Link:
         self._keys = keys
         self._library = library
         self._identity = identity
-        self._purpose = purpose
+        self.purpose = purpose
         self._timeout_s = timeout_s
         self._on_up = on_up
         self._on_down = on_down
@@ -66,6 +66,8 @@ class Link:
         self._lost = asyncio.Event()
         self.trouble = ""
         """Why it is not up."""
+        self.connects = 0
+        """How often it came up."""
 
     @property
     def up(self) -> bool:
@@ -152,11 +154,12 @@ class Link:
             raise
         self._lost.clear()
         self.trouble = ""
+        self.connects += 1
         self._connection, self._server = connection, server
         if self._channels is not None:
             self._ping_later(connection)
         log.info(
-            "redis=up address=%s purpose=%s server=%s-%s", self._address, self._purpose, server.product, server.version
+            "redis=up address=%s purpose=%s server=%s-%s", self._address, self.purpose, server.product, server.version
         )
         self._on_up(server)
 
@@ -193,7 +196,7 @@ class Link:
             logging.ERROR if foreign else logging.WARNING,
             "redis=away address=%s purpose=%s error=%r retrying=yes",
             self._address,
-            self._purpose,
+            self.purpose,
             self.trouble,
         )
 
@@ -203,7 +206,7 @@ class Link:
         self._connection = self._server = None
         self._lost.set()
         self.trouble = why
-        log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self._purpose, why)
+        log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self.purpose, why)
         self._on_down()
 
     def _message(self, channel: bytes, message: bytes) -> None:

@@ -130,5 +130,5 @@ class Primary:
             return
         before, self._known = self._known, address
         if before is not None:
-            log.warning("primary=moved from=%s to=%s", before, address)
+            log.warning("primary=moved before=%s now=%s", before, address)
             self._on_moved(address)

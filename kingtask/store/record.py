@@ -268,6 +268,45 @@ def _queue_of(row: list[Any], now_s: float) -> QueueStats:
     )
 
 
+class QueueFigures(NamedTuple):
+    """A queue as whoever looks often sees it: without rates."""
+
+    name: str
+    paused: bool
+    ready: int
+    oldest_ready_s: float
+    counts: dict[str, int]
+    """`scheduled` and `running` now, all others since the queue was first used."""
+
+
+class QueuesPage(NamedTuple):
+    now_us: int
+    cursor: str
+    """Where the next page begins; "0": there is none."""
+    queues: list[QueueFigures]
+    names: int
+    """Of queues, on all pages."""
+    live: int
+    """Tasks that have not ended."""
+    kept_bytes: int
+    """Of outputs."""
+    workers: int
+    brokers: int
+
+
+def queues_of(reply: Any) -> QueuesPage:
+    now_us, cursor, rows, *totals = reply
+    return QueuesPage(now_us, cursor.decode(), [_figures_of(row, now_us / 1_000_000) for row in rows], *totals)
+
+
+def _figures_of(row: list[Any], now_s: float) -> QueueFigures:
+    name, paused, ready, oldest_ms, counts = row
+    waited_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0
+    numbers = _counts(counts)
+    numbers.pop("touched", None)
+    return QueueFigures(name.decode(), bool(paused), ready, waited_s, numbers)
+
+
 def _counts(flat: list[Any]) -> dict[str, int]:
     return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 

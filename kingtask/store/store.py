@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
-from kingtask.errors import ConfigurationError, StoreError
+from kingtask.errors import ConfigurationError, StoreError, told
 from kingtask.store import calls
 from kingtask.store.ack import Ack, AckLevel, Barrier
 from kingtask.store.address import RedisAddress
@@ -29,6 +29,14 @@ DEFAULT = Ack()
 
 REPLICAS_AGAIN_S = 0.1
 """Between looks, at the start, whether enough replicas are attached."""
+
+
+class Observer(Protocol):
+    """Whoever measures calls. `us`: from sending one to its answer."""
+
+    def answered(self, function: str, us: int) -> None: ...
+
+    def failed(self, kind: str) -> None: ...
 
 
 class Store:
@@ -57,6 +65,7 @@ class Store:
         self._identity = Identity(cluster, creates=role == "broker")
         self._timeout_s = timeout_s
         self.clock = ServerClock()
+        self.observer: Observer | None = None
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self._link = self._new_link(role, self._went_up, self._went_down, accept=ack.on)
@@ -76,6 +85,11 @@ class Store:
     def trouble(self) -> str:
         """Why it is not up."""
         return self._link.trouble
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """Its connections, one for each purpose."""
+        return self._links
 
     async def open(self) -> None:
         """Try to connect once, then keep trying in the background.
@@ -131,13 +145,17 @@ class Store:
         def answered(reply: Any) -> None:
             if isinstance(reply, StoreError):
                 link.reject(reply)
+                if self.observer is not None:
+                    self.observer.failed(reply.kind)
                 callback(reply)
                 return
+            if self.observer is not None:
+                self.observer.answered(call.function, monotonic_us() - link.sent_us)
             try:
                 value = call.decode(reply)
             except Exception as error:  # noqa: BLE001  (whatever a damaged record makes of it)
-                log.warning("record=damaged call=%s error=%r", call.function, error)
-                callback(StoreError("damaged", f"a record in Redis cannot be read ({error!r})", stored="unknown"))
+                log.warning("record=damaged call=%s error=%r", call.function, told(error))
+                callback(StoreError("damaged", f"a record in Redis cannot be read ({told(error)})", stored="unknown"))
                 return
             now_us = getattr(value, "now_us", None)
             if now_us is not None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from kingtask.errors import told as told_of
 from kingtask.store import record
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
@@ -16,6 +17,7 @@ from kingtask.worker.children import Children
 from kingtask.worker.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.isolation import Isolation, Place
 from kingtask.worker.memory import KilledForMemory, explained
+from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
 from kingtask.worker.output import Capture
 from kingtask.worker.process import Process
@@ -53,6 +55,8 @@ class Conditions:
     """Redis's clock."""
     killed: KilledForMemory
     isolation: Isolation | None = None
+    figures: AttemptFigures | None = None
+    """Where to count, if that is wished."""
 
 
 class Attempt:
@@ -60,6 +64,7 @@ class Attempt:
 
     __slots__ = (
         "_at",
+        "_began_s",
         "_claimed",
         "_fence",
         "_limit_ms",
@@ -92,10 +97,15 @@ class Attempt:
         self._place: Place | None = None
         self._spec: record.Execution | None = None
         self._started_ms = 0
+        self._began_s = 0.0
         self._limit_ms = 0
         self._stopped: Stop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tries = 0
+
+    @property
+    def queue(self) -> str:
+        return self._claimed.queue
 
     @property
     def spawned(self) -> bool:
@@ -107,6 +117,7 @@ class Attempt:
         self._timer = None
         # Redis's clock as seen from here may be a reply's travel behind: no attempt began before it was claimed.
         self._started_ms = max(self._at.now_ms(), self._claimed.claimed_ms)
+        self._began_s = self._at.loop.time()
         try:
             spawned = self._spawn()
         except TextBusy as error:
@@ -125,14 +136,24 @@ class Attempt:
                 self._on_shortage(self._fence, why)
         except Unusable as error:
             self._fail(Verdict("failed", error.reason, str(error)))
-        except Exception as error:  # whatever is wrong with one task must not cost the worker a slot
-            log.exception("attempt=broken task=%s name=%s", self._fence.id, self._claimed.name)
-            self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {error!r}"))
+        except Exception as error:  # noqa: BLE001  (whatever is wrong with one task must not cost the worker a slot)
+            self._tell(logging.ERROR, "attempt=broken", exc_info=True)
+            self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {told_of(error)}"))
         else:
             at = self._at
             at.children.add(spawned.popen.pid, self._fence.id, self._fence.number)
             self._process = Process(at.loop, at.watch, at.children, spawned, at.max_output_bytes, self._ended)
             self._timer = at.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
+            claimed = self._claimed
+            if at.figures is not None:
+                at.figures.started(
+                    claimed.queue,
+                    due_ms=claimed.due_ms,
+                    claimed_ms=claimed.claimed_ms,
+                    started_ms=self._started_ms,
+                )
+            if log.isEnabledFor(logging.DEBUG):
+                self._tell(logging.DEBUG, "attempt=started pid=%d", spawned.popen.pid)
 
     def stop(self, why: Stop) -> None:
         """End it, unless it has ended by itself; the first reason counts. `fenced` gives no grace."""
@@ -224,16 +245,15 @@ class Attempt:
             self._timer = None
         self._leave()
         if process.left_behind:
-            log.warning(
-                "attempt=left_processes task=%s attempt=%d name=%s out_of_reach=%s:"
-                " they held its output after its exit and were killed",
-                self._fence.id,
-                self._fence.number,
-                self._claimed.name,
+            self._tell(
+                logging.WARNING,
+                "attempt=left_processes out_of_reach=%s: they held its output after its exit and were killed",
                 "yes" if process.escaped else "no",
             )
         if self._stopped == "released":
             packed = _record(self._at, self._claimed, self._started_ms, "released", "the worker was stopped", process)
+            self._tell(logging.INFO, "attempt=released returncode=%d", process.returncode)
+            self._count("released", "released", process)
             self._on_report(self._fence, packed)
             return
         assert self._spec is not None
@@ -274,16 +294,13 @@ class Attempt:
         stdout = process.stdout if process is not None else nothing
         stderr = process.stderr if process is not None else nothing
         if verdict.verdict != "succeeded":
-            log.info(
-                "attempt=failed task=%s attempt=%d name=%s queue=%s reason=%s returncode=%s message=%r",
-                claimed.id,
-                claimed.number,
-                claimed.name,
-                claimed.queue,
-                verdict.reason,
-                process.returncode if process is not None else "none",
-                verdict.message,
-            )
+            # What a task wrote belongs to whoever may read its result, and `set -x` writes every secret.
+            told = "" if verdict.reason == "stderr" else verdict.message
+            code = process.returncode if process is not None else "none"
+            self._tell(logging.INFO, "attempt=failed reason=%s returncode=%s message=%r", verdict.reason, code, told)
+        elif log.isEnabledFor(logging.DEBUG):
+            self._tell(logging.DEBUG, "attempt=succeeded")
+        self._count(_outcome(verdict, self._stopped), verdict.reason, process)
         ended = Ended(
             self._fence,
             verdict.verdict,
@@ -295,6 +312,29 @@ class Attempt:
             stderr.size,
         )
         self._on_report(self._fence, ended)
+
+    def _tell(self, level: int, event: str, *args: object, exc_info: bool = False) -> None:
+        """A line about this attempt: the event, which it is, and what else `event` has, of which `args` are."""
+        event, _, more = event.partition(" ")
+        line = f"{event} task=%s attempt=%d name=%s queue=%s worker=%s {more}".rstrip()
+        claimed = self._claimed
+        whose = (claimed.id, claimed.number, claimed.name, claimed.queue, self._at.worker)
+        log.log(level, line, *whose, *args, exc_info=exc_info)
+
+    def _count(self, outcome: str, reason: str, process: Process | None) -> None:
+        figures = self._at.figures
+        if figures is None:
+            return
+        figures.ended(self._claimed.queue, outcome, reason)
+        if process is not None and process.exited_s is not None:
+            figures.ran(self._claimed.queue, process.exited_s - self._began_s)
+
+
+def _outcome(verdict: Verdict, stopped: Stop | None) -> str:
+    """As figures tell it; what was fenced is somebody else's, and has no outcome here."""
+    if stopped in ("cancelled", "fenced"):
+        return stopped
+    return "succeeded" if verdict.verdict == "succeeded" else "failed"
 
 
 def release_record(at: Conditions, claimed: Claimed, why: str) -> bytes:

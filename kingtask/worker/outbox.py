@@ -36,6 +36,7 @@ class _Item:
     failed: bool = False
     """Sent in vain: to be sent again at the next look."""
     cut: bool = False
+    queue: str = ""
     once: bool = False
     """It must not be forgotten by a failover: what has no end in Redis and is not held here is started again."""
 
@@ -55,9 +56,14 @@ class Outbox:
     def fences(self) -> Collection[Fence]:
         return self._items.keys()
 
-    def add(self, fence: Fence, report: Report, *, once: bool = False) -> None:
+    def queue_of(self, fence: Fence) -> str:
+        """Empty if it is settled."""
+        item = self._items.get(fence)
+        return "" if item is None else item.queue
+
+    def add(self, fence: Fence, report: Report, *, queue: str = "", once: bool = False) -> None:
         """`once`: it may be started only once, so its end is settled when it is stored at the level of `ack`."""
-        self._items[fence] = _Item(report, once=once and isinstance(report, Ended))
+        self._items[fence] = _Item(report, queue=queue, once=once and isinstance(report, Ended))
         self._due.append(fence)
 
     def look(self) -> None:

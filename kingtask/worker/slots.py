@@ -264,7 +264,11 @@ class Slots:
         """The process is gone, or was never started."""
         held = self._held.pop(fence)
         if held.stopping != "fenced":
-            self._outbox.add(fence, report, once=held.claimed.fail_if_lost)
+            self._outbox.add(fence, report, queue=held.claimed.queue, once=held.claimed.fail_if_lost)
+
+    def queue_of(self, fence: Fence) -> str:
+        """Of an attempt that has ended, until its end is settled."""
+        return self._outbox.queue_of(fence)
 
     def answered(self, fences: Sequence[Fence]) -> list[Fence]:
         """Redis answered to finish or release, whatever it answered: these are settled, but for those returned."""

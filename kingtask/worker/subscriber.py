@@ -103,6 +103,11 @@ class Subscriber:
         """Two queues may share one, and libzmq would count it twice."""
         return {protocol.cancel_topic(self._worker), *(protocol.ready_topic(queue) for queue in queues)}
 
+    @property
+    def connected(self) -> dict[str, bool]:
+        """By endpoint."""
+        return {line.endpoint: line.connected for line in self._lines}
+
     def close(self) -> None:
         """Idempotent."""
         for line in self._lines:
@@ -134,7 +139,8 @@ class _Line:
         on_cancel: Callable[[list[bytes]], None],
     ) -> None:
         self._context = context
-        self._endpoint = endpoint
+        self.endpoint = endpoint
+        self.connected = False
         self._topics = topics
         self._on_ready = on_ready
         self._on_cancel = on_cancel
@@ -154,10 +160,10 @@ class _Line:
             self._socket.subscribe(protocol.IDLE_TOPIC)
         self._monitor = self._socket.get_monitor_socket(_SEEN)
         try:
-            self._socket.connect(self._endpoint)
+            self._socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ConfigurationError(f"wakeup: cannot connect to {self._endpoint}: {error}") from None
+            raise ConfigurationError(f"wakeup: cannot connect to {self.endpoint}: {error}") from None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -238,9 +244,11 @@ class _Line:
             assert self._loop is not None
             self._keep_waiting()
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                log.info("wakeup=connected endpoint=%s", self._endpoint)
+                self.connected = True
+                log.info("wakeup=connected endpoint=%s", self.endpoint)
             elif event == zmq.EVENT_DISCONNECTED:
-                log.info("wakeup=disconnected endpoint=%s", self._endpoint)
+                self.connected = False
+                log.info("wakeup=disconnected endpoint=%s", self.endpoint)
                 self._revival = self._loop.call_later(REVIVE_S, self._revive)
 
     def _keep_waiting(self) -> None:
@@ -250,7 +258,7 @@ class _Line:
 
     def _revive(self) -> None:
         assert self._loop is not None
-        log.warning("wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self._endpoint)
+        log.warning("wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint)
         self.close()
         self._connect()
         self.start(self._loop)

@@ -15,13 +15,19 @@ from functools import partial
 from typing import Any
 
 from kingtask import __version__, failpoint
+from kingtask import log as logs
 from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import WorkerConfig
 from kingtask.errors import StoreError
+from kingtask.metrics import calls as call_metrics
+from kingtask.metrics import daemon as daemon_metrics
+from kingtask.metrics.calls import CallTimes
+from kingtask.metrics.endpoint import Endpoint
+from kingtask.metrics.family import Family
 from kingtask.store import calls
 from kingtask.store.calls import Fence
 from kingtask.store.store import Store
-from kingtask.worker import environment
+from kingtask.worker import environment, metrics
 from kingtask.worker.attempt import Attempt, Conditions, release_record
 from kingtask.worker.children import Children
 from kingtask.worker.guard import Guard
@@ -66,6 +72,15 @@ class Worker:
         self._spawning = False
         self._signals = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._wakeups = self._claims = self._given = 0
+        self._endpoint: Endpoint | None = None
+        self._figures: metrics.AttemptFigures | None = None
+        if (address := config.metrics_address) is not None:
+            self._endpoint = Endpoint(
+                address.host, address.port, public=address.public, families=self._families, trouble=self._trouble
+            )
+            self._figures = metrics.AttemptFigures()
+            self._store.observer = self._call_times = CallTimes()
 
     async def serve(
         self, on_started: Callable[[], None] = lambda: None, on_stopping: Callable[[], None] = lambda: None
@@ -97,6 +112,7 @@ class Worker:
             killed=KilledForMemory.here(),
             isolation=isolation,
             **_configured(config),
+            figures=self._figures,
         )
         loop.set_exception_handler(self._broken)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,6 +127,8 @@ class Worker:
         self._store.on_up.append(self._went_up)
         self._store.on_down.append(self._slots.went_down)
         try:
+            if self._endpoint is not None:
+                await self._endpoint.open()
             await self._store.open()
             self._subscriber.start()
             self._every("look", config.period, self._look)
@@ -132,6 +150,8 @@ class Worker:
             for timer in self._timers.values():
                 timer.cancel()
             self._subscriber.close()
+            if self._endpoint is not None:
+                await self._endpoint.close()
             await self._store.close()
             self._children.close()
             watch.close()
@@ -168,6 +188,7 @@ class Worker:
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _woken(self) -> None:
+        self._wakeups += 1
         self._slots.wakeup()
         self._flush()
 
@@ -248,6 +269,7 @@ class Worker:
             nth=action.nth,
             again=action.again,
         )
+        self._claims += 1
         self._store.send(call, partial(self._claimed, monotonic_s()))
 
     def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:
@@ -257,6 +279,7 @@ class Worker:
         else:
             if failpoint.ACTIVE and reply.tasks:
                 failpoint.reach("after_claim")
+            self._given += len(reply.tasks)
             unsure = self._slots.claimed(reply.tasks, sent_s, more=reply.more)
             if unsure:
                 self._store.confirm(partial(self._stored, unsure))
@@ -283,7 +306,7 @@ class Worker:
                 failpoint.reach("after_complete")
             for fence, answer in zip(fences, reply.answers, strict=True):
                 if answer == "fenced":
-                    log.warning("%s=fenced task=%s attempt=%d: its lease was given away", what, fence.id, fence.number)
+                    self._tell_fenced(what, fence, self._slots.queue_of(fence))
             unsure = self._slots.answered(fences)
             if unsure:
                 self._store.confirm(partial(self._settled, unsure))
@@ -302,7 +325,8 @@ class Worker:
             log.warning("extend=failed held=%d kind=%s error=%r", len(action.held), reply.kind, str(reply))
         else:
             for fence in self._slots.extended(action, reply.answers, sent_s):
-                log.warning("attempt=fenced task=%s attempt=%d: its lease was given away", fence.id, fence.number)
+                attempt = self._attempts.get(fence)  # none if it was not started yet
+                self._tell_fenced("attempt", fence, attempt.queue if attempt is not None else "")
             if not self._spawning:
                 self._spawn_next()
         self._soon()
@@ -334,9 +358,16 @@ class Worker:
         self._soon()
 
     def _short(self, fence: Fence, why: str) -> None:
-        del self._attempts[fence]
+        queue = self._attempts.pop(fence).queue
         self._slots.shortage(fence, monotonic_s(), why)
-        log.error("spawn=impossible task=%s error=%r: handed back; claiming pauses", fence.id, why)
+        log.error(
+            "spawn=impossible task=%s attempt=%d queue=%s worker=%s error=%r: handed back; claiming pauses",
+            fence.id,
+            fence.number,
+            queue,
+            self._name,
+            why,
+        )
         self._soon()
 
     def _stop(self, action: StopProcess) -> None:
@@ -390,6 +421,16 @@ class Worker:
             log.critical("worker=broken error=%r: leaving", repr(error))
             self._done.set_exception(error)
 
+    def _tell_fenced(self, what: str, fence: Fence, queue: str) -> None:
+        log.warning(
+            "%s=fenced task=%s attempt=%d queue=%s worker=%s: its lease was given away",
+            what,
+            fence.id,
+            fence.number,
+            queue,
+            self._name,
+        )
+
     # ── facts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _heartbeat(self) -> bytes:
@@ -405,6 +446,34 @@ class Worker:
             "unfit": self._slots.unfit,
         }
         return json.dumps(facts).encode()
+
+    async def _families(self) -> list[Family]:
+        assert self._figures is not None
+        slots = self._slots
+        now = metrics.WorkerFigures(
+            slots=self._config.concurrency,
+            busy=slots.busy,
+            unconfirmed=slots.unconfirmed,
+            draining=slots.draining,
+            unfit=bool(slots.unfit),
+            wakeups=self._wakeups,
+            claims=self._claims,
+            claimed=self._given,
+            brokers=self._subscriber.connected,
+        )
+        return [
+            *daemon_metrics.families("worker", self._name, self._config.namespace, logs.lines),
+            *metrics.of_worker(now),
+            *self._figures.families(),
+            *call_metrics.families(self._call_times, self._store),
+        ]
+
+    def _trouble(self) -> list[str]:
+        """What there is to be ready for."""
+        trouble = [f"redis ({link.purpose}): {link.trouble or 'not yet'}" for link in self._store.links if not link.up]
+        if self._slots.unfit:
+            trouble.append(f"no process can be started: {self._slots.unfit}")
+        return ["it is stopping", *trouble] if self._slots.draining else trouble
 
 
 def _configured(config: WorkerConfig) -> dict[str, Any]:

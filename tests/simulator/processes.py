@@ -199,6 +199,7 @@ class _Attempt:
         self._exited = False
         self._killed = False
         self.spawned = False
+        self.queue = claimed.queue
 
     def start(self) -> None:
         plant, loop = self._plant, self._at.loop

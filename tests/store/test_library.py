@@ -16,7 +16,7 @@ from tests.store.syncstore import SyncStore, TimedStore, load
 
 FUNCTIONS = set(
     "submit requeue tick claim extend finish finish_cut release cancel pause wait".split()
-    + "open mark clock get states list stats".split()
+    + "open mark clock get states list stats queues".split()
 )
 
 

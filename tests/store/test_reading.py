@@ -283,3 +283,38 @@ def test_totals_count_every_kind_of_event(store: TimedStore) -> None:
     default, q = store.ask(calls.stats()).queues
     assert default.totals == {"submitted": 3, "started": 2, "retried": 1, "failed": 1, "cancelled": 1, "expired": 1}
     assert q.totals == {"submitted": 1, "started": 1, "lost": 1, "failed": 1}
+
+
+# ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_queues_say_of_each_what_stats_say(store: TimedStore) -> None:
+    store.put(delay_s=30.0)
+    store.put()
+    store.put(queue="q")
+    store.pass_ms(2_500)
+    store.end(store.take())
+    store.put(priority=9)
+    store.pass_ms(1_000)
+    store.ask(calls.pause(store.policy, "q", True))
+    page = store.ask(calls.queues("0"))
+    default, q = sorted(page.queues)
+    assert (page.cursor, page.names, page.live, page.kept_bytes) == ("0", 2, 3, 0)
+    assert default._replace(counts={}) == ("default", False, 1, pytest.approx(1.0), {})
+    assert default.counts == {"submitted": 3, "started": 1, "succeeded": 1, "scheduled": 1, "running": 0}
+    assert (q.name, q.paused, q.ready, q.oldest_ready_s) == ("q", True, 1, pytest.approx(3.5))
+
+
+def test_many_queues_come_in_pages(store: TimedStore) -> None:
+    names = {f"q{i}" for i in range(700)}  # more than any server keeps in a small hash
+    for name in names:
+        store.ask(calls.pause(store.policy, name, False))
+    seen: set[str] = set()
+    cursor, looks = "0", 0
+    while looks == 0 or cursor != "0":
+        page = store.ask(calls.queues(cursor))
+        assert len(page.queues) <= 200
+        seen |= {queue.name for queue in page.queues}
+        cursor, looks = page.cursor, looks + 1
+    assert (seen, page.names) == (names, 700)
+    assert looks > 3
