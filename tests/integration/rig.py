@@ -201,12 +201,16 @@ class Rig:
 
     def client(self, **options: Any) -> Client:
         """A client of all brokers, closed with the rig."""
-        endpoints = [daemon.endpoint for daemon in self.daemons if daemon.kind == "broker"]
-        return self._stack.enter_context(Client(endpoints, **options))
+        return self._stack.enter_context(Client(self._endpoints, **options))
+
+    @property
+    def _endpoints(self) -> list[str]:
+        return [daemon.endpoint for daemon in self.daemons if daemon.kind == "broker"]
 
     def worker_names(self) -> list[str]:
         """As the brokers see them."""
-        return [worker["name"] for worker in self.client().stats()["workers"]]
+        with Client(self._endpoints) as client:  # asked again and again: none is to stay
+            return [worker["name"] for worker in client.stats()["workers"]]
 
     def executions(self, event: str = "start") -> list[tuple[str, int, float]]:
         """The ledger: id, attempt and epoch seconds of each start (or end), in the order in which they were written."""
