@@ -24,6 +24,8 @@ log = logging.getLogger("kingtask.store")
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 2.0
 """So that a restarted Redis is in use again within about two seconds."""
+LEVELS = {"foreign": logging.ERROR, "new": logging.INFO}
+"""Of what is said when there is no connection: a worker that was started before the first broker waits for it."""
 
 ADVICE = {
     "auth": "check user and password",
@@ -191,9 +193,9 @@ class Link:
         if str(error) == self.trouble:
             return
         self.trouble = str(error)
-        foreign = isinstance(error, StoreError) and error.kind == "foreign"
+        kind = error.kind if isinstance(error, StoreError) else ""
         log.log(
-            logging.ERROR if foreign else logging.WARNING,
+            LEVELS.get(kind, logging.WARNING),
             "redis=away address=%s purpose=%s error=%r retrying=yes",
             self._address,
             self.purpose,
