@@ -186,17 +186,17 @@ class Attempt:
 
     def _spawn_apart(self, isolation: Isolation, path: str) -> Spawned:
         assert self._spec is not None
-        self._place = place = isolation.take()
         request = self._spec.env
+        if isolation.launcher and request and "=" in path:
+            raise Unusable(
+                "not_executable", f"{path}: env(1) would take it for a variable; another bin_path, without ="
+            )
+        self._place = place = isolation.take()
         try:
             common = {**self._at.environment, **isolation.variables(place)}
             variables = self._variables(common, {} if isolation.launcher else request, place.directory)
-            return self._execute(
-                path,
-                variables,
-                place.directory or self._at.work_dir,
-                isolation.manner(place, request),
-            )
+            work_dir = place.directory or self._at.work_dir
+            return self._execute(path, variables, work_dir, isolation.manner(place, request))
         except BaseException:
             self._leave()
             raise

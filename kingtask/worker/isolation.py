@@ -87,7 +87,9 @@ class Isolation:
     def take(self) -> Place:
         """To be given back. Raises Shortage."""
         identity = None
-        if self._users:
+        if self.uids:
+            if not self._users:  # never as the worker's own user
+                raise Shortage("run_as: each of the users runs something already")
             identity = self._users[0] if self._shared else self._users.popleft()
         try:
             return Place(identity, None if self.dirs is None else self.dirs.make(identity))

@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from kingtask.config import load_worker
 from kingtask.task import TaskSpec
+from kingtask.worker.executable import Shortage
+from kingtask.worker.isolation import Isolation
 from tests.processes import alive, until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
@@ -279,3 +283,18 @@ def test_the_time_limit_reaches_another_users_processes(rig: Rig) -> None:
     pid = int(rig.exists("open/it"))
     assert rig.result(task).reason == "time_limit"
     until(lambda: not alive(pid), "its end")
+
+
+def test_nothing_ever_runs_as_the_worker_for_want_of_a_user(rig: Rig) -> None:
+    path = rig.directory / "worker.yaml"
+    users = [someone(n)["user"] for n in range(2)]
+    config = {"bin_path": str(rig.bin), "concurrency": 2, "run_as": {"user": users, "group": users[0]}}
+    path.write_text(yaml.safe_dump(config))
+    isolation = Isolation.make(load_worker(path), "w")
+    assert isolation is not None
+    places = [isolation.take(), isolation.take()]
+    assert [str(place.identity.uid) for place in places if place.identity] == users
+    with pytest.raises(Shortage):
+        isolation.take()
+    isolation.give_back(places[0])
+    assert isolation.take() == places[0]

@@ -117,6 +117,16 @@ def test_a_launcher_sees_nothing_of_what_a_request_sets_and_gets_the_attempts_di
     assert result.stderr.decode() == f"launched with [] in {place} as {task}\n"
 
 
+def test_a_path_that_looks_like_a_variable_is_not_taken_for_one(rig: Rig) -> None:
+    place = rig.directory / "a=b"
+    rig.bin.rename(place)
+    rig.bin.symlink_to(place)
+    rig.script("fine", "echo fine")
+    rig.start(launcher=shown("setpriv"))
+    assert rig.run("fine").stdout == b"fine\n"
+    assert rig.run("fine", env={"A": "b"}).reason == "not_executable"
+
+
 def test_it_comes_behind_the_user_and_the_limits(rig: Rig) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may run programs as another user")
