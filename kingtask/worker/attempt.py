@@ -158,7 +158,7 @@ class Attempt:
     def stop(self, why: Stop) -> None:
         """End it, unless it has ended by itself; the first reason counts. `fenced` gives no grace."""
         if self._process is not None:
-            if self._process.exited_s is None:
+            if not self._process.has_exited:
                 self._stopped = self._stopped or why
                 self._process.stop(0 if why == "fenced" else self._at.kill_grace_s)
         elif self._timer is not None:  # between two tries to start it

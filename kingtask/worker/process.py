@@ -90,6 +90,12 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid
 
+    @property
+    def has_exited(self) -> bool:
+        """True also if that was not seen yet: the loop may have been elsewhere when it happened."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self.exited_s is not None or os.waitid(os.P_PID, self._popen.pid, flags) is not None
+
     def stop(self, grace_s: float) -> None:
         """End the whole group: TERM, and KILL after the grace. Calling it again may only shorten the grace."""
         if self.exited_s is not None:

@@ -158,6 +158,16 @@ async def test_one_that_has_ended_is_not_stopped(tmp_path: Path, monkeypatch: py
     assert (ended.verdict, ended.stdout) == ("succeeded", b"late\n")
 
 
+@pytest.mark.parametrize("why", ["time_limit", "cancelled", "released", "interrupted", "fenced"])
+async def test_one_that_has_ended_a_moment_ago_is_not_stopped(tmp_path: Path, why: str) -> None:
+    """The loop has not seen it yet: it was elsewhere, and the time limit fell into that time."""
+    trial = Trial(tmp_path, "exit 0").start()
+    assert trial.attempt._process is not None
+    os.waitid(os.P_PID, trial.attempt._process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is to be held
+    trial.attempt.stop(why)  # type: ignore[arg-type]
+    assert (await trial.ended()).verdict == "succeeded"
+
+
 @pytest.mark.parametrize("why", ["cancelled", "released", "interrupted"])
 async def test_stopped_between_two_tries_to_start_it(tmp_path: Path, why: str) -> None:
     trial = Trial(tmp_path, "echo never")
