@@ -101,6 +101,8 @@ class Broker:
         self._pending_bytes = 0
         self._draining = False
         self._idle = asyncio.Event()
+        self.reload: Reload[BrokerConfig] | None = None
+        """Whose outcomes are to be told with the figures."""
         self._endpoint: Endpoint | None = None
         self._request_times: metrics.RequestTimes | None = None
         if (address := config.metrics_address) is not None:
@@ -150,7 +152,7 @@ class Broker:
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Go by this configuration from now on, which differs in `live` keys only. Raises ConfigurationError."""
-        logs.setup("broker", config.log_level, config.log_path)
+        logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
         self._config, self._policy = config, config.policy
         self._ticker.policy = self._batch.policy = self._policy
 
@@ -304,7 +306,8 @@ class Broker:
     async def _families(self) -> list[Family]:
         assert self._request_times is not None
         pages = await metrics.ask_queues(self._store) if self._store.up else []
-        config = self._config
+        config, reload = self._config, self.reload
+        reloads = {} if reload is None else {"done": reload.done, "refused": reload.refused}
         now = metrics.BrokerFigures(
             in_flight=self._pending,
             in_flight_bytes=self._pending_bytes,
@@ -325,7 +328,7 @@ class Broker:
             instants=self._ticker.instants,
         )
         return [
-            *daemon_metrics.families("broker", self.name, config.namespace, logs.lines),
+            *daemon_metrics.families("broker", self.name, config.namespace, logs.lines, reloads),
             *metrics.of_queues(pages),
             *metrics.of_broker(now),
             self._request_times.family(),
@@ -416,7 +419,7 @@ async def _run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> None
         loop.add_signal_handler(number, stop.set)
     openfiles.watch(loop, log)
     broker = Broker(config)
-    reload = Reload(config, reread, broker.reconfigure)
+    broker.reload = reload = Reload(config, reread, broker.reconfigure)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     notifier = Notifier.of(os.environ, os.getpid())
     try:

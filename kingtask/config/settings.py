@@ -140,7 +140,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise Wrong("redis_tls", "cert and key go together; give both or neither")
 
 
-_LIVE = frozenset({"log_path", "log_level", "result_keep_time", "failed_keep_time", "max_lost"})
+_LIVE = frozenset({"log_path", "log_level", "log_format", "result_keep_time", "failed_keep_time", "max_lost"})
 
 
 class BrokerConfig(_Settings, frozen=True):

@@ -9,8 +9,10 @@ from kingtask import __version__
 from kingtask.metrics.family import Family, counters, facts
 
 
-def families(program: str, name: str, namespace: str, log_lines: Mapping[str, int]) -> list[Family]:
-    """`name`: what it calls itself in logs and to the others; `log_lines` by level."""
+def families(
+    program: str, name: str, namespace: str, log_lines: Mapping[str, int], reloads: Mapping[str, int]
+) -> list[Family]:
+    """`name`: what it calls itself in logs and to the others; `log_lines` by level, `reloads` by outcome."""
     return [
         facts(
             "kingtask_build_info",
@@ -24,4 +26,5 @@ def families(program: str, name: str, namespace: str, log_lines: Mapping[str, in
             },
         ),
         counters("kingtask_log_lines_total", "Lines of the log.", "level", log_lines),
+        counters("kingtask_reloads_total", "Times that the configuration was read anew.", "outcome", reloads),
     ]

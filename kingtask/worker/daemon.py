@@ -68,7 +68,7 @@ async def _serve(worker: Worker, notifier: Notifier, config: WorkerConfig, rerea
     loop = asyncio.get_running_loop()
 
     def apply(config: WorkerConfig) -> None:
-        logs.setup("worker", config.log_level, config.log_path)
+        logs.setup("worker", config.log_level, config.log_path, log_format=config.log_format)
         raise_open_files(config.concurrency)
         worker.reconfigure(config)
 
@@ -80,7 +80,7 @@ async def _serve(worker: Worker, notifier: Notifier, config: WorkerConfig, rerea
         reload.stop()
         notifier.stopping()
 
-    reload = Reload(config, reread, apply)
+    worker.reload = reload = Reload(config, reread, apply)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     openfiles.watch(loop, log)
     await worker.serve(started, stopping)

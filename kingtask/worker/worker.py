@@ -17,7 +17,7 @@ from typing import Any
 from kingtask import __version__, failpoint
 from kingtask import log as logs
 from kingtask.clock import monotonic_s, monotonic_us
-from kingtask.config import WorkerConfig
+from kingtask.config import Reload, WorkerConfig
 from kingtask.errors import StoreError
 from kingtask.metrics import calls as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
@@ -73,6 +73,8 @@ class Worker:
         self._signals = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._wakeups = self._claims = self._given = 0
+        self.reload: Reload[WorkerConfig] | None = None
+        """Whose outcomes are to be told with the figures."""
         self._endpoint: Endpoint | None = None
         self._figures: metrics.AttemptFigures | None = None
         if (address := config.metrics_address) is not None:
@@ -449,7 +451,8 @@ class Worker:
 
     async def _families(self) -> list[Family]:
         assert self._figures is not None
-        slots = self._slots
+        slots, reload = self._slots, self.reload
+        reloads = {} if reload is None else {"done": reload.done, "refused": reload.refused}
         now = metrics.WorkerFigures(
             slots=self._config.concurrency,
             busy=slots.busy,
@@ -462,7 +465,7 @@ class Worker:
             brokers=self._subscriber.connected,
         )
         return [
-            *daemon_metrics.families("worker", self._name, self._config.namespace, logs.lines),
+            *daemon_metrics.families("worker", self._name, self._config.namespace, logs.lines, reloads),
             *metrics.of_worker(now),
             *self._figures.families(),
             *call_metrics.families(self._call_times, self._store),
