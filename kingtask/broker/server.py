@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import json
 import logging
@@ -405,6 +406,7 @@ def run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> int:
 
     On SIGHUP `reread` gives the configuration anew.
     """
+    faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
     with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:

@@ -69,6 +69,7 @@ class Ticker:
 
     def start(self) -> None:
         self._stopped = False
+        self._last_s = monotonic_s()
         self._store.on_up.append(self.now)
         self.now()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
 
     On SIGHUP `reread` gives the configuration anew.
     """
+    faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     reset_signals()
     failpoint.warn(log)
     raise_open_files(config.concurrency)

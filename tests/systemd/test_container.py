@@ -1,0 +1,219 @@
+"""An installation on a host with systemd, by the blocks of deploy/README.md: what the units promise."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.systemd.conftest import uninstall_blocks
+from tests.systemd.container import Container
+
+pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
+
+BIN = "/usr/local/lib/kingtask"
+UNITS = ("kingtask-broker", "kingtask-worker")
+LANGUAGES = {
+    "sh": ("sh", 'echo "sum $(($1 + $2))"'),
+    "python": ("python3", "import sys, json, ctypes, threading\nprint('sum', int(sys.argv[1]) + int(sys.argv[2]))"),
+    "node": (
+        "node",
+        # Enough rounds that the just-in-time compiler sets in, which writes the code that it runs.
+        """let n = 0; for (let i = 0; i < 3e6; i++) n += i % 2; require('os').networkInterfaces();
+        console.log('sum', Number(process.argv[2]) + Number(process.argv[3]) + n * 0)""",
+    ),
+}
+
+
+def restarts(host: Container, unit: str) -> int:
+    return int(host.show(unit, "NRestarts"))
+
+
+def drop_in(host: Container, unit: str, text: str) -> None:
+    host.write(f"/run/systemd/system/{unit}.service.d/test.conf", text)
+    host.run(f"systemctl daemon-reload; systemctl restart {unit}")
+
+
+def put_back(host: Container, unit: str) -> None:
+    host.run(f"rm /run/systemd/system/{unit}.service.d/test.conf; systemctl daemon-reload; systemctl restart {unit}")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_after_the_installation_it_runs(host: Container, unit: str):
+    assert (host.show(unit, "ActiveState"), host.show(unit, "NRestarts")) == ("active", "0")
+    assert host.show(unit, "StatusText") != ""
+    assert host.show(unit, "User") == "kingtask"
+    journal = host.journal(unit)
+    assert f"{unit.removeprefix('kingtask-')}=started" in journal
+    assert "level=error" not in journal
+
+
+@pytest.mark.parametrize(("unit", "most"), [("kingtask-broker", 2.0), ("kingtask-worker", 4.0)])
+def test_it_is_hardened(host: Container, unit: str, most: float):
+    told = host.run(f"systemd-analyze security --no-pager {unit}.service", status=None)
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
+    assert match is not None
+    assert float(match[1]) <= most
+
+
+def test_the_units_are_accepted(host: Container):
+    units = "kingtask.target kingtask-broker.service kingtask-worker.service kingtask-worker@x.service"
+    assert host.run(f"systemd-analyze verify --man=no {units}").strip() == ""
+
+
+def test_the_sockets_are_the_groups(host: Container):
+    told = host.run("stat -c '%a %U %G %F' /run/kingtask/broker.sock /run/kingtask/broker.sock.wakeup")
+    assert told == "660 kingtask kingtask socket\n" * 2
+    host.run("useradd --system --groups kingtask member; useradd --system stranger")
+    assert "hello, member" in host.run("kingtask submit --wait hello member", user="member")
+    told = host.run("kingtask --version; kingtask submit --timeout 2 hello stranger", user="stranger", status=4)
+    assert "group of the socket" in told
+
+
+@pytest.mark.parametrize("language", [*LANGUAGES, "go", "java"])
+def test_executables_run_under_the_unit_in(host: Container, language: str):
+    if language in LANGUAGES:
+        interpreter, text = LANGUAGES[language]
+        host.write(f"{BIN}/{language}", f"#!/usr/bin/env {interpreter}\n{text}\n", 0o755)
+    elif language == "go":
+        if (
+            host.run("[ ! -e programs/sum ] || install -m 755 programs/sum /usr/local/lib/kingtask/go; ls programs")
+            == ""
+        ):
+            pytest.skip("there is no Go here")
+    elif "java" not in host.run("command -v java", status=None):
+        pytest.skip("the image has no Java")
+    else:
+        host.write(f"{BIN}/Sum.java", JAVA)
+        host.write(f"{BIN}/java", f'#!/bin/sh\nexec java {BIN}/Sum.java "$@"\n', 0o755)
+    assert "sum 57" in host.run(f"kingtask submit --wait {language} 12 45")
+
+
+JAVA = """class Sum {
+    public static void main(String[] args) {
+        System.out.println("sum " + (Integer.parseInt(args[0]) + Integer.parseInt(args[1])));
+    }
+}
+"""
+
+
+def test_a_reload_is_heeded_and_a_bad_one_refused(host: Container):
+    host.write(f"{BIN}/slow", "#!/bin/sh\nsleep 3\necho slept\n", 0o755)
+    task = host.run("kingtask submit slow").strip()
+    pids = [host.show(unit, "MainPID") for unit in UNITS]
+    host.run("cp -p /etc/kingtask/worker.yaml /root/; echo 'concurrency: 7' >> /etc/kingtask/worker.yaml")
+    host.run("systemctl reload kingtask-broker kingtask-worker")
+    host.until("systemctl show --value -p StatusText kingtask-worker | grep 'of 7 slots'", "a status of 7 slots")
+    assert "slept" in host.run(f"kingtask wait --timeout 30 {task}")
+    host.run("echo 'concurrency: many' >> /etc/kingtask/worker.yaml; systemctl reload kingtask-worker")
+    told = host.until(
+        "systemctl show --value -p StatusText kingtask-worker | grep 'reload was refused'", "a status of what is wrong"
+    )
+    assert "of 7 slots" in told
+    assert "/etc/kingtask/worker.yaml:" in told
+    assert host.show("kingtask-worker", "ActiveState") == "active"
+    host.run("mv /root/worker.yaml /etc/kingtask/; systemctl reload kingtask-worker")
+    host.until("! systemctl show -p StatusText kingtask-worker | grep refused", "a status without a complaint")
+    assert [host.show(unit, "MainPID") for unit in UNITS] == pids
+    assert "reload=done" in host.journal("kingtask-broker")
+
+
+def test_killed_daemons_are_back_and_no_task_is_lost(host: Container):
+    before = [restarts(host, unit) for unit in UNITS]
+    host.write(f"{BIN}/brief", "#!/bin/sh\nsleep 0.2\necho $KINGTASK_ID\n", 0o755)
+    script = 'for i in $(seq 40); do echo \'{"name": "brief"}\'; done | kingtask submit --from - > /tmp/accepted'
+    host.run(script)
+    host.run("systemctl kill --kill-whom=main -s KILL kingtask-broker kingtask-worker")
+    host.until("kingtask ping", "the broker to be back")
+    host.run("grep -c created /tmp/accepted")
+    host.until(
+        'kingtask wait --timeout 60 $(sed \'s/.*"id":"\\([^"]*\\)".*/\\1/\' /tmp/accepted) > /tmp/done;'
+        " [ $(sort -u /tmp/done | wc -l) = 40 ]",
+        "all forty to be done",
+    )
+    for unit, n in zip(UNITS, before, strict=True):
+        assert restarts(host, unit) == n + 1
+        assert host.show(unit, "ActiveState") == "active"
+
+
+def test_a_broker_that_hangs_is_started_again(host: Container):
+    drop_in(host, "kingtask-broker", "[Service]\nWatchdogSec=2\n")
+    before, pid = restarts(host, "kingtask-broker"), host.show("kingtask-broker", "MainPID")
+    host.run("systemctl kill --kill-whom=main -s STOP kingtask-broker")
+    host.until(f'[ "$(systemctl show --value -p NRestarts kingtask-broker)" -gt {before} ]', "a restart")
+    host.until("kingtask ping", "the broker to be back")
+    assert host.show("kingtask-broker", "MainPID") != pid
+    journal = host.journal("kingtask-broker")
+    assert "Watchdog timeout" in journal
+    assert "Current thread" in journal, "where it hung is told"
+    put_back(host, "kingtask-broker")
+
+
+def test_a_redis_that_is_away_starts_nothing_again(host: Container):
+    drop_in(host, "kingtask-broker", "[Service]\nWatchdogSec=2\n")
+    before = restarts(host, "kingtask-broker")
+    host.run("systemctl stop redis-server")
+    host.until("systemctl show -p StatusText kingtask-broker | grep 'Redis is away'", "a status that says so")
+    time.sleep(5)  # two periods of the watchdog: what is shown is that nothing happens
+    assert restarts(host, "kingtask-broker") == before
+    host.run("systemctl start redis-server")
+    host.until("kingtask submit --wait hello again", "a task to be taken")
+    put_back(host, "kingtask-broker")
+
+
+def test_a_stop_waits_for_what_runs_also_beyond_the_units_own_time(host: Container):
+    """drain_timeout is 30 s; the worker asks for the time that it needs."""
+    drop_in(host, "kingtask-worker", "[Service]\nTimeoutStopSec=1\n")
+    host.write(f"{BIN}/slow", "#!/bin/sh\nsleep 8\necho slept\n", 0o755)
+    task = host.run("kingtask submit slow").strip()
+    host.until(f"kingtask get {task} | grep running", "it to run")
+    host.run("systemctl stop kingtask-worker")
+    assert host.show("kingtask-worker", "Result") == "success"
+    told = host.run(f"kingtask get --json {task}")
+    assert '"state":"succeeded"' in told
+    assert '"attempt":1' in told
+    put_back(host, "kingtask-worker")
+
+
+def test_a_password_is_a_credential(host: Container):
+    host.run(
+        """
+        for daemon in broker worker; do
+          install -m 600 /dev/null /etc/kingtask/secrets/$daemon/redis.password
+          echo swordfish > /etc/kingtask/secrets/$daemon/redis.password
+          sed -i 's/^#redis_password_file/redis_password_file/' /etc/kingtask/$daemon.yaml
+        done
+        redis-cli config set requirepass swordfish
+        systemctl restart kingtask-broker kingtask-worker
+        kingtask submit --wait hello secret
+        """
+    )
+    host.write(f"{BIN}/spy", "#!/bin/sh\ncat /run/credentials/*/* 2>&1\ntrue\n", 0o755)
+    assert "swordfish" not in host.run("kingtask submit --wait spy")
+
+
+def test_one_configuration_per_instance(host: Container):
+    host.run(
+        """
+        cd /etc/kingtask
+        sed 's/kingtask-worker.service/kingtask-worker@mail.service/' worker.yaml > worker-mail.yaml
+        echo 'queues: mail' >> worker-mail.yaml
+        systemctl enable --now kingtask-worker@mail
+        kingtask submit --wait --queue mail hello mail
+        systemctl disable --now kingtask-worker@mail
+        """
+    )
+
+
+def test_the_target_stops_and_starts_all_of_it(host: Container):
+    host.run("systemctl stop kingtask.target")
+    assert [host.show(unit, "ActiveState") for unit in UNITS] == ["inactive", "inactive"]
+    host.run("systemctl start kingtask.target")
+    assert [host.show(unit, "ActiveState") for unit in UNITS] == ["active", "active"]
+    host.run("kingtask submit --wait hello again")
+
+
+def test_the_uninstallation_of_the_page_leaves_nothing(host: Container):
+    for block in uninstall_blocks():
+        host.run(block)

@@ -1,0 +1,111 @@
+"""The units of deploy/systemd and the configurations installed with them, as far as no host has to run them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kingtask.client.address import SOCKET
+from kingtask.config import WorkerConfig, load_broker, load_worker
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SYSTEMD = DEPLOY / "systemd"
+UNITS = sorted(path.name for path in SYSTEMD.glob("kingtask*.*") if path.suffix in (".service", ".target"))
+EXPOSURE = {"kingtask-broker.service": 2.0, "kingtask-worker.service": 4.0, "kingtask-worker@.service": 4.0}
+"""The most that systemd-analyze security may say."""
+
+analyzes = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """Their directory, with a program that is there: `verify` wants it to be."""
+    for name in UNITS:
+        text = (SYSTEMD / name).read_text()
+        (tmp_path / name).write_text(re.sub(r"/opt/kingtask/venv/bin/kingtask-\w+", "/bin/true", text))
+    return tmp_path
+
+
+def analyze(*arguments: str | Path) -> str:
+    done = subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_there_are_the_units_that_the_page_names():
+    assert UNITS == [
+        "kingtask-broker.service",
+        "kingtask-worker.service",
+        "kingtask-worker@.service",
+        "kingtask.target",
+    ]
+
+
+@analyzes
+def test_systemd_accepts_them(units: Path):
+    named = [units / name.replace("@", "@example") for name in UNITS]
+    (units / "kingtask-worker@example.service").symlink_to(units / "kingtask-worker@.service")
+    told = analyze("verify", "--man=no", *named)
+    assert not [line for line in told.splitlines() if "kingtask" in line]  # it may complain of this host's units
+
+
+@analyzes
+@pytest.mark.parametrize("example", sorted(SYSTEMD.glob("*.d/*.example")), ids=lambda path: path.name)
+def test_systemd_accepts_the_drop_ins(units: Path, example: Path):
+    place = units / example.parent.name
+    place.mkdir()
+    (place / example.name.removesuffix(".example")).write_text(example.read_text())
+    told = analyze("verify", "--man=no", units / example.parent.name.removesuffix(".d"))
+    assert not [line for line in told.splitlines() if "kingtask" in line]
+
+
+@analyzes
+@pytest.mark.parametrize("name", EXPOSURE)
+def test_it_is_hardened(units: Path, name: str):
+    """Of the template an instance."""
+    path = units / name.replace("@", "@example")
+    if not path.exists():
+        shutil.copy(units / name, path)
+    told = analyze("security", "--offline=yes", "--no-pager", path)
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
+    assert match is not None, told
+    assert float(match[1]) <= EXPOSURE[name]
+
+
+def test_the_template_is_the_unit_for_another_configuration():
+    unit, template = ((SYSTEMD / f"kingtask-worker{at}.service").read_text() for at in ("", "@"))
+    differing = set(template.splitlines()) ^ set(unit.splitlines())
+    assert {line.partition("=")[0] for line in differing if not line.startswith("#")} == {"Description", "ExecStart"}
+    assert "ExecStart=/opt/kingtask/venv/bin/kingtask-worker -c /etc/kingtask/worker-%i.yaml\n" in template
+    assert "ExecStart=/opt/kingtask/venv/bin/kingtask-worker\n" in unit
+
+
+@pytest.mark.parametrize("name", [name for name in UNITS if "worker" in name])
+def test_the_worker_has_time_to_drain_before_systemd_kills_it(name: str):
+    match = re.search(r"^TimeoutStopSec=(\d+)$", (SYSTEMD / name).read_text(), re.MULTILINE)
+    config = WorkerConfig(bin_path=("/x",))
+    assert match is not None
+    assert int(match[1]) > config.drain_timeout + config.kill_grace
+
+
+def test_the_installed_broker_listens_where_clients_look():
+    config = load_broker(DEPLOY / "broker.yaml")
+    assert config.endpoints == [f"ipc://{SOCKET}"]
+    assert config.wakeup_endpoints == [f"ipc://{SOCKET}.wakeup"]
+
+
+def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
+    text = (DEPLOY / "worker.yaml").read_text()
+    for place in ("/usr/local/lib/kingtask", "/var/lib/kingtask/tasks"):
+        (tmp_path / place[1:]).mkdir(parents=True)
+        assert text.count(f" {place}\n") == 1
+        text = text.replace(f" {place}\n", f" {tmp_path}{place}\n")
+    path = tmp_path / "worker.yaml"
+    path.write_text(text)
+    assert load_worker(path).endpoints == load_broker(DEPLOY / "broker.yaml").endpoints
+    made = (SYSTEMD / "kingtask.tmpfiles").read_text()
+    assert f"d {Path(SOCKET).parent} " in re.sub(" +", " ", made)
