@@ -12,7 +12,7 @@ from typing import Generic
 
 import msgspec
 
-from kingtask.config.settings import C
+from kingtask.config.settings import C, Wrong
 from kingtask.errors import ConfigurationError
 
 log = logging.getLogger("kingtask.config")
@@ -78,6 +78,10 @@ class Reload(Generic[C]):
         differing = sorted(key for key in old.__struct_fields__ if getattr(new, key) != getattr(old, key))
         changed = [key for key in differing if key in old.live]
         merged = msgspec.structs.replace(old, **{key: getattr(new, key) for key in changed})
+        try:
+            merged.check()
+        except Wrong as error:
+            raise ConfigurationError(f"{error.field}: {error}; some of what changed needs a restart") from None
         self._apply(merged)
         self.config = merged
         return changed, [key for key in differing if key not in old.live]

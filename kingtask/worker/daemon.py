@@ -16,6 +16,7 @@ from kingtask.config import Reload, WorkerConfig
 from kingtask.config.settings import MAX_CONCURRENCY
 from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
+from kingtask.worker import privileges
 from kingtask.worker.cgroup import Cgroup
 from kingtask.worker.guard import Guard
 from kingtask.worker.isolation import Isolation
@@ -35,6 +36,8 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     reset_signals()
     failpoint.warn(log)
+    if config.run_as is None:
+        privileges.keep_to_itself()
     raise_open_files(config.concurrency)
     name = worker_name(config.name)
     isolation = Isolation.make(config, name)

@@ -16,6 +16,7 @@ OLDEST_GLIBC, NEWEST_GLIBC = 17, 40
 
 def gather(place: Path, python: str) -> None:
     """Put it all into `place`. `python`: the version of the container's, such as 3.11."""
+    place.chmod(0o755)  # not all commands are root's
     for name in ("deploy", "etc"):
         shutil.copytree(CHECKOUT / name, place / name)
     _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(place / "dist"), str(CHECKOUT))

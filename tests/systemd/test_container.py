@@ -71,6 +71,21 @@ def test_the_sockets_are_the_groups(host: Container):
     assert "group of the socket" in told
 
 
+def test_tasks_are_another_user_without_rights(host: Container):
+    text = "#!/bin/sh\nid -un\nid -Gn\npwd\ngrep -E 'Cap(Eff|Prm|Amb)|NoNewPrivs' /proc/self/status\n"
+    host.write(f"{BIN}/who", text, 0o755)
+    told = host.run("kingtask submit --wait who").split()
+    assert told[:3] == ["kingtask-task", "kingtask-task", "/var/lib/kingtask/tasks"]
+    assert dict(zip(told[3:11:2], told[4:11:2], strict=True)) == {
+        "CapPrm:": "0" * 16,
+        "CapEff:": "0" * 16,
+        "CapAmb:": "0" * 16,
+        "NoNewPrivs:": "1",
+    }
+    host.write(f"{BIN}/another", "#!/bin/sh\nexec kingtask submit --timeout 1 hello again 2>&1\n", 0o755)
+    assert "no answer" in host.run("kingtask submit --wait another", status=1)
+
+
 @pytest.mark.parametrize("language", [*LANGUAGES, "go", "java"])
 def test_executables_run_under_the_unit_in(host: Container, language: str):
     if language in LANGUAGES:
@@ -207,10 +222,11 @@ def test_one_configuration_per_instance(host: Container):
 
 
 def test_the_target_stops_and_starts_all_of_it(host: Container):
-    host.run("systemctl stop kingtask.target")
-    assert [host.show(unit, "ActiveState") for unit in UNITS] == ["inactive", "inactive"]
-    host.run("systemctl start kingtask.target")
-    assert [host.show(unit, "ActiveState") for unit in UNITS] == ["active", "active"]
+    # It does not wait for what it stops and starts.
+    for verb, state in (("stop", "inactive"), ("start", "active")):
+        host.run(f"systemctl {verb} kingtask.target")
+        for unit in UNITS:
+            host.until(f'[ "$(systemctl show --value -p ActiveState {unit})" = {state} ]', f"{unit} to be {state}")
     host.run("kingtask submit --wait hello again")
 
 

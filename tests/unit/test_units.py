@@ -100,6 +100,8 @@ def test_the_installed_broker_listens_where_clients_look():
 
 def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
     text = (DEPLOY / "worker.yaml").read_text()
+    assert "\nrun_as: {user: kingtask-task}\n" in text
+    text = text.replace("kingtask-task}", "nobody}")  # whom every host has
     for place in ("/usr/local/lib/kingtask", "/var/lib/kingtask/tasks"):
         (tmp_path / place[1:]).mkdir(parents=True)
         assert text.count(f" {place}\n") == 1

@@ -113,6 +113,22 @@ def test_a_worker_that_is_not_root_lends_none_of_its_rights(rig: Rig) -> None:
     until(lambda: not alive(pid), "its end with the worker")
 
 
+def test_without_another_user_it_lends_none_of_them_either() -> None:
+    """A unit gives them, and the configuration does without."""
+    own = someone(1)["user"]
+    rights = "+setuid,+dac_override"  # the latter so that it can be where this interpreter is
+    as_user = ["/usr/bin/setpriv", f"--reuid={own}", f"--regid={own}", "--clear-groups"]
+    script = (
+        "import os, sys; from kingtask.worker import privileges\n"
+        "privileges.keep_to_itself(); print(privileges.missing(['SETUID']), flush=True)\n"
+        "os.execv('/bin/grep', ['grep', '-h', '^Cap[PEA]', '/proc/self/status'])"
+    )
+    command = [*as_user, f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable, "-c", script]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    assert told.split()[0] == "[]"
+    assert set(re.findall(r"[0-9a-f]{16}", told)) == {"0" * 16}
+
+
 def test_with_a_user_for_each_slot_no_two_attempts_have_the_same(rig: Rig) -> None:
     users = [someone(n)["user"] for n in range(3)]
     rig.script("meet", f"echo > {rig.directory}/open/$1; until [ -e {rig.directory}/go ]; do sleep 0.01; done; id -u")
