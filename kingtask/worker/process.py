@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from kingtask.worker.output import Capture
 from kingtask.worker.spawn import Spawned
 from kingtask.worker.watch import Watch
 
+log = logging.getLogger("kingtask.worker")
+
 READ_BYTES = 65_536
 """What a pipe holds by default: one read empties it."""
 DRAIN_READS = 32
@@ -30,6 +33,9 @@ DRAIN_S = 0.2
 """After the exit, for what background processes still write."""
 SETTLE_S = 0.1
 """After everything of the attempt was killed: a pipe still open then is held by a process out of reach."""
+FIRST_PAUSE_S = 0.002
+LAST_PAUSE_S = 1.0
+"""Between looks whether an end that was seen can be taken, doubled each time: a tracer is told first (ptrace(2))."""
 
 
 class Process:
@@ -156,12 +162,18 @@ class Process:
             self._close(fd)
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, pause_s: float = FIRST_PAUSE_S) -> None:
         self._cancel_grace()
         self._kill_group()
-        self._children.remove(self._popen.pid)
-        pid, status, usage = os.wait4(self._popen.pid, os.WNOHANG)
-        assert pid, "the pidfd said that the process had ended"
+        pid = self._popen.pid
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if pause_s == FIRST_PAUSE_S:
+                log.warning("attempt=traced pid=%d: it has ended; waiting until its tracer has taken note of it", pid)
+            self._children.over(pid)  # a tracer that it had started is killed, wherever it went
+            self._grace = self._loop.call_later(pause_s, self._end, min(2 * pause_s, LAST_PAUSE_S))
+            return
+        self._children.remove(pid)
+        _, status, usage = os.wait4(pid, os.WNOHANG)
         self._children.look()
         self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
         self.peak_bytes = usage.ru_maxrss * 1024
