@@ -16,6 +16,7 @@ import zmq.backend
 from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
+from kingtask.broker.hoards import Hoards
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest
 
@@ -91,7 +92,9 @@ class Edge:
         on_request: Callable[[Peer, bytes], None],
         on_drained: Callable[[], None],
         counters: Counters,
+        hoards: Hoards,
     ) -> None:
+        self._hoards = hoards
         self._counters = counters
         self._on_request = on_request
         self._on_drained = on_drained
@@ -164,6 +167,8 @@ class Edge:
             return None
         sender = self._socket.recv(NOBLOCK)
         first = self._socket.recv(NOBLOCK, copy=False)  # a Frame knows whether more follow; asking costs more
+        if self._hoards.wary:
+            self._hoards.heard(first)
         if not first.more:
             message = first.bytes
             if message:

@@ -22,6 +22,7 @@ from kingtask.broker import metrics, requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
+from kingtask.broker.hoards import BASE_BYTES, Hoards
 from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
@@ -59,15 +60,19 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 64)
         self._counters = Counters()
+        self._hoards = Hoards(
+            (*config.endpoints, *config.wakeup_endpoints), BASE_BYTES + config.max_pending_bytes, self._counters
+        )
         self._edge = Edge(
             self._context,
             config.endpoints,
             on_request=self._request,
             on_drained=self._drained,
             counters=self._counters,
+            hoards=self._hoards,
         )
         try:
-            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, self._counters)
+            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, self._counters, self._hoards)
         except BaseException:
             self._edge.stop(0)
             self._context.term()
@@ -119,6 +124,7 @@ class Broker:
             await self._endpoint.open()
         await self._store.open()
         self._edge.start()
+        self._hoards.start()
         self._wakeups.start()
         self._waits.start()
         self._ticker.start()
@@ -144,6 +150,7 @@ class Broker:
             except TimeoutError:
                 log.warning("broker=stopping unanswered=%d", self._pending)
         self._edge.stop()
+        self._hoards.stop()
         self._wakeups.stop()
         if self._endpoint is not None:
             await self._endpoint.close()

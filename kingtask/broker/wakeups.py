@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import socket
 from collections.abc import Sequence
 
 import zmq
@@ -23,7 +22,9 @@ import zmq
 from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
+from kingtask.broker.descriptors import cut_off, is_still
 from kingtask.broker.edge import DRAIN_US, NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.broker.hoards import Hoards
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
@@ -66,8 +67,15 @@ class _Line:
 class Wakeups:
     """Owns the XPUB socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Sequence[str], counters: Counters) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Sequence[str],
+        counters: Counters,
+        hoards: Hoards | None = None,
+    ) -> None:
         self._counters = counters
+        self._hoards = hoards
         self._socket = context.socket(zmq.XPUB)
         for option, value in SOCKET_OPTIONS.items():
             self._socket.setsockopt(option, value)
@@ -117,7 +125,7 @@ class Wakeups:
         while tasks and idle:
             line = next(iter(idle))
             self._busy(line)
-            if _is(line.fd, line.inode):
+            if is_still(line.fd, line.inode):
                 self._tell(line, queue)
                 tasks -= 1
         if tasks:
@@ -157,6 +165,8 @@ class Wakeups:
 
     def _take(self, frame: zmq.Frame) -> None:
         """A word: one byte (1 on, 0 off), then the topic. Without a connection: libzmq says that one left."""
+        if self._hoards is not None and self._hoards.wary:
+            self._hoards.heard(frame)
         try:
             fd = int(frame.get("__fd"))
             inode = os.fstat(fd).st_ino
@@ -181,7 +191,7 @@ class Wakeups:
         if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or topics > MAX_TOPICS:
             line.cut = True
             self._busy(line)
-            _cut(line.fd, inode)
+            cut_off(line.fd, inode)
             self._counters.count(counters.CUT_OFF, f"words={line.words} topics={topics} stray={line.stray}")
 
     def _said(self, line: _Line, topic: bytes, on: bool) -> bool:
@@ -234,28 +244,7 @@ class Wakeups:
 
     def _sweep(self) -> None:
         """Forget the connections that are gone."""
-        for line in [line for line in self._lines.values() if not _is(line.fd, line.inode)]:
+        for line in [line for line in self._lines.values() if not is_still(line.fd, line.inode)]:
             self._busy(line)
             del self._lines[line.inode]
         self._sweep_at = max(FIRST_SWEEP, 2 * len(self._lines))
-
-
-def _is(fd: int, inode: int) -> bool:
-    try:
-        return os.fstat(fd).st_ino == inode
-    except OSError:
-        return False
-
-
-def _cut(fd: int, inode: int) -> None:
-    """End a connection of libzmq's, which then sees its end. Nothing happens if it is gone and its number another's."""
-    with contextlib.suppress(OSError):
-        ours = os.dup(fd)
-        if not _is(ours, inode):
-            os.close(ours)
-            return
-        with socket.socket(fileno=ours) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
-            for _ in range(100):  # what has come already would still be read
-                if not connection.recv(65_536, socket.MSG_DONTWAIT):
-                    return

@@ -11,6 +11,7 @@ import zmq
 
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
+from kingtask.broker.hoards import Hoards
 from tests.servers import free_port
 
 PATIENCE_MS = 20_000
@@ -30,6 +31,7 @@ class Served:
             on_request=self.answer,
             on_drained=lambda: None,
             counters=self.counters,
+            hoards=Hoards((self.endpoint,), 2**40, self.counters),
         )
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.run, daemon=True)

@@ -20,7 +20,8 @@ import zmq
 
 from kingtask import protocol
 from kingtask.broker.counters import Counters
-from kingtask.broker.wakeups import Wakeups, _is
+from kingtask.broker.descriptors import is_still
+from kingtask.broker.wakeups import Wakeups
 from kingtask.store import calls
 from kingtask.store.calls import Policy
 from kingtask.store.library import SCHEMA
@@ -52,7 +53,7 @@ class Bell:
 
     def _lines(self) -> list[tuple[set[bytes], bool]]:
         lines = self.wakeups._lines.values()
-        return [(line.queues | line.named, line.idle) for line in lines if _is(line.fd, line.inode)]
+        return [(line.queues | line.named, line.idle) for line in lines if is_still(line.fd, line.inode)]
 
     def heard(self, topic: bytes) -> None:
         """Wait until somebody subscribes to it."""
