@@ -18,6 +18,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
+from kingtask.worker import guardian
 from kingtask.worker.children import Children
 from kingtask.worker.output import Capture
 from kingtask.worker.spawn import Spawned
@@ -36,6 +37,9 @@ SETTLE_S = 0.1
 FIRST_PAUSE_S = 0.002
 LAST_PAUSE_S = 1.0
 """Between looks whether an end that was seen can be taken, doubled each time: a tracer is told first (ptrace(2))."""
+INSIST_S = 1.0
+LAST_INSIST_S = 60.0
+"""After KILL, until it is told that there is no end yet; doubled each time."""
 
 
 class Process:
@@ -107,7 +111,8 @@ class Process:
         if self.exited_s is not None:
             return
         if grace_s <= 0:
-            self._kill_group()
+            self._cancel_grace()
+            self._kill()
             return
         if self._grace is None:
             self._signal_group(signal.SIGTERM)
@@ -116,7 +121,21 @@ class Process:
             return
         else:
             self._grace.cancel()
-        self._grace = self._loop.call_later(grace_s, self._kill_group)
+        self._grace = self._loop.call_later(grace_s, self._kill)
+
+    def _kill(self) -> None:
+        self._kill_group()
+        self._grace = self._loop.call_later(INSIST_S, self._insist, INSIST_S)
+
+    def _insist(self, pause_s: float) -> None:
+        """It sleeps in the kernel, or something traces it: its own descendants could, from outside of its group."""
+        leader = self._popen.pid
+        log.warning("attempt=not_gone pid=%d: KILL has not ended it (ps says D: in the kernel, t: traced)", leader)
+        below = guardian.descendants([leader])
+        for each in below:
+            guardian.kill(each, lambda pid: guardian.facts(pid)[1] == below[pid])
+        pause_s = min(2 * pause_s, LAST_INSIST_S)
+        self._grace = self._loop.call_later(pause_s, self._insist, pause_s)
 
     def _exited(self) -> None:
         self.exited_s = self._loop.time()
