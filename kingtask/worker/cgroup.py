@@ -73,8 +73,8 @@ class Cgroup:
 def own_cgroup() -> Path | None:
     """The directory of this process's cgroup of version 2 (cgroups(7)); a hybrid system has one, too."""
     try:
-        names = Path("/proc/self/cgroup").read_text().splitlines()
-        mounts = [line.split(" - ", 1) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        names = os.fsdecode(Path("/proc/self/cgroup").read_bytes()).splitlines()
+        mounts = [line.split(" - ", 1) for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()]
     except OSError:
         return None
     name = next((line.removeprefix("0::") for line in names if line.startswith("0::")), None)

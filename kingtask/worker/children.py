@@ -248,7 +248,7 @@ def _environment(pid: int) -> list[bytes]:
 
 def _name(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm") as file:  # noqa: PTH123
-            return file.read().strip()
+        with open(f"/proc/{pid}/comm", "rb") as file:  # noqa: PTH123
+            return file.read().removesuffix(b"\n").decode("utf-8", "backslashreplace")  # it may have any bytes
     except OSError:
         return ""

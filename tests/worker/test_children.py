@@ -186,3 +186,31 @@ def test_the_search_finds_what_the_list_says() -> None:
         assert children_by_search() == sorted(map(int, listed))
         assert child.pid in children_by_search()
         child.kill()
+
+
+NAMED = f"""#!{sys.executable} -IS
+import ctypes, os, sys, time
+if os.fork():
+    os._exit(0)
+os.setsid()
+ctypes.CDLL(None).prctl(15, b"x) Z 1 \\xc3", 0, 0, 0)  # PR_SET_NAME
+null = os.open(os.devnull, os.O_RDWR)
+for fd in (0, 1, 2):
+    os.dup2(null, fd)
+with open(sys.argv[1] + ".part", "w") as file:
+    print(os.getpid(), file=file)
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+time.sleep(300)
+"""
+
+
+def test_the_name_that_one_gives_itself_saves_it_not(rig: Rig) -> None:
+    """Of any bytes: a name in UTF-8 may be cut within a character, too."""
+    path = rig.script("named", "")
+    path.write_text(NAMED)
+    worker = rig.start(concurrency=1)
+    for number in range(2):
+        assert rig.run("named", f"{rig.directory}/{number}").state == "succeeded"
+        gone(int(rig.exists(str(number))))
+    worker.logged(r"x) Z 1 \\xc3")
+    only_the_guard(worker)
