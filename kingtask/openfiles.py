@@ -8,14 +8,26 @@ import logging
 import os
 import resource
 
+from kingtask.errors import ConfigurationError
+
 EVERY_S = 5.0
+FEWEST = 64
+"""With fewer a daemon does not come up (libzmq aborts at 10), or soon accepts nothing more."""
 
 
 def raise_limit(wanted: int) -> int:
-    """Raise the soft limit to `wanted`, as far as the hard limit goes; returns how many of them are granted."""
+    """Raise the soft limit to `wanted`, as far as the hard limit goes; returns how many of them are granted.
+
+    Raises ConfigurationError if they are too few for anything.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
+    if wanted < FEWEST:
+        raise ConfigurationError(
+            f"only {wanted} open files are allowed, and at least {FEWEST} are needed: raise ulimit -n, or LimitNOFILE"
+            " in the unit"
+        )
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import socket as _socket
+import stat
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -61,24 +64,45 @@ SOCKET_OPTIONS: dict[int, int | bytes] = {
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
     """Bind all endpoints. Raises ConfigurationError that names the setting and what to do."""
     for endpoint in endpoints:
+        if endpoint.startswith("ipc://"):
+            _check_path(setting, endpoint.removeprefix("ipc://"))
         if "[" in endpoint:  # an IPv6 address
             socket.setsockopt(zmq.IPV6, 1)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise ConfigurationError(f"{setting}: cannot listen on {endpoint}: {_advice(error)}") from None
+            raise ConfigurationError(
+                f"{setting}: cannot listen on {endpoint}: {_advice(error.errno, str(error))}"
+            ) from None
 
 
-def _advice(error: zmq.ZMQError) -> str:
-    match error.errno:
+def _check_path(setting: str, path: str) -> None:
+    """libzmq removes whatever is at the path, also the socket of a broker that runs, or somebody's file."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - a path as text
+    except OSError:
+        return  # bind says what is wrong
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"{setting}: cannot listen on ipc://{path}: it is there and no socket; name another")
+    with _socket.socket(_socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):  # else it was left behind
+            advice = _advice(errno.EADDRINUSE, "")
+            raise ConfigurationError(f"{setting}: cannot listen on ipc://{path}: {advice}")
+
+
+def _advice(number: int | None, text: str) -> str:
+    match number:
         case errno.EADDRINUSE:
-            return "it is in use; is another broker running? Stop it, or choose another port"
+            return "it is in use; is another broker running? Stop it, or choose another port or path"
+        case errno.ENOENT:
+            return "its directory does not exist; make it (for /run/kingtask: RuntimeDirectory=kingtask in the unit)"
         case errno.EACCES:
             return "permission denied; choose a port above 1023 or a directory this user may write to"
         case errno.EADDRNOTAVAIL | errno.ENODEV:
             return "this host has no such address"
         case _:
-            return str(error)
+            return text
 
 
 class Edge:

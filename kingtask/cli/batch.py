@@ -82,15 +82,18 @@ def _opened(source: str) -> IO[bytes]:
 
 def _blocks(fd: int) -> Iterator[list[bytes]]:
     """Lines as they come: each time all that are there, waiting for at least one."""
-    rest = b""
+    rest = bytearray()
     while data := os.read(fd, READ_BYTES):
-        *lines, rest = (rest + data).split(b"\n")
+        end = data.rfind(b"\n")
+        rest += data[: end + 1]
+        if end >= 0:
+            yield bytes(rest[:-1]).split(b"\n")
+            rest.clear()
+        rest += data[end + 1 :]
         if len(rest) > LONGEST_LINE_BYTES:
             raise click.UsageError(f"--from: a line is longer than {LONGEST_LINE_BYTES:,} bytes.")
-        if lines:
-            yield lines
     if rest:
-        yield [rest]
+        yield [bytes(rest)]
 
 
 def _line(number: int, text: bytes, defaults: Mapping[str, Any]) -> Line:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kingtask.cli.params import SECONDS
+from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from kingtask.client import Client
@@ -22,6 +23,8 @@ def _split(_context: click.Context, _option: click.Parameter, values: Sequence[s
     addresses = tuple(part.strip() for value in values for part in value.split(",") if part.strip())
     if addresses:
         return addresses
+    if values:
+        raise ConfigurationError("--broker, or KINGTASK_BROKER, names no address: give host:port, or leave it out")
     from kingtask.client.address import nearest
 
     return nearest()

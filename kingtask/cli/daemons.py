@@ -15,10 +15,11 @@ import click
 
 from kingtask import __version__
 from kingtask.cli.exit import Exit, exit_for
+from kingtask.cli.main import complain, discard_output
 from kingtask.errors import ConfigurationError, KingtaskError
 
 CONFIG_DIRECTORY = Path("/etc/kingtask")
-CONFIG_FILE = click.Path(exists=False, path_type=Path)
+CONFIG_FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a matter of the configuration
 
 
 def broker() -> None:
@@ -62,8 +63,11 @@ def _run_broker(path: Path, check: bool) -> int:
     from kingtask import log
     from kingtask.broker import server
 
-    log.setup("broker", settings.log_level, settings.log_path, log_format=settings.log_format)
-    return server.run(settings, partial(config.load_broker, path))
+    try:
+        log.setup("broker", settings.log_level, settings.log_path, log_format=settings.log_format)
+        return server.run(settings, partial(config.load_broker, path))
+    except ConfigurationError as error:
+        raise config.located(path, error) from None
 
 
 def _run_worker(path: Path, check: bool) -> int:
@@ -75,8 +79,11 @@ def _run_worker(path: Path, check: bool) -> int:
     from kingtask import log
     from kingtask.worker import daemon
 
-    log.setup("worker", settings.log_level, settings.log_path, log_format=settings.log_format)
-    return daemon.run(settings, partial(config.load_worker, path))
+    try:
+        log.setup("worker", settings.log_level, settings.log_path, log_format=settings.log_format)
+        return daemon.run(settings, partial(config.load_worker, path))
+    except ConfigurationError as error:
+        raise config.located(path, error) from None
 
 
 _broker = _daemon(
@@ -99,6 +106,8 @@ def _checked(path: Path) -> int:
 def _main(command: click.Command, name: str, args: list[str]) -> int:
     try:
         status = command.main(with_two_dashes(args), prog_name=name, standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Abort:
         return Exit.INTERRUPTED
     except click.ClickException as error:
@@ -110,6 +119,13 @@ def _main(command: click.Command, name: str, args: list[str]) -> int:
     except KingtaskError as error:
         click.echo(f"{name}: {error}", err=True)
         return exit_for(error)
+    except BrokenPipeError:
+        discard_output()
+        return Exit.BROKEN_PIPE
+    except OSError as error:
+        discard_output()
+        complain(f"cannot read or write: {error.strerror or error}", name)
+        return Exit.OUTPUT
     return status if isinstance(status, int) else Exit.OK
 
 

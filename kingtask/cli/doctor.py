@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kingtask.cli.checks import Finding
     from kingtask.config import BrokerConfig
 
-FILE = click.Path(path_type=Path)
+FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a finding
 
 
 @click.command(short_help="Examine everything: what is wrong, and what to do about it.")

@@ -17,15 +17,15 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
-        _discard_output()
+        discard_output()
     except BrokenPipeError:
         status = 141
-        _discard_output()
+        discard_output()
     except OSError as error:
         status = 74
-        _discard_output()
+        discard_output()
         place = f" ({error.filename})" if error.filename else ""
-        _complain(f"cannot read or write: {error.strerror or error}{place}")
+        complain(f"cannot read or write: {error.strerror or error}{place}")
     sys.exit(status)
 
 
@@ -50,7 +50,7 @@ def _run() -> int:
         error.show()
         return Exit.USAGE
     except KingtaskError as error:
-        _complain(str(error))
+        complain(str(error))
         return exit_for(error)
     return status if isinstance(status, int) else Exit.OK
 
@@ -66,16 +66,17 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """What is still buffered has no reader; flushing it at exit would fail again."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.close(sink)
 
 
-def _complain(text: str) -> None:
+def complain(text: str, program: str = "kingtask") -> None:
+    """A line on stderr, if there is one."""
     from contextlib import suppress
 
     with suppress(OSError):
-        sys.stderr.write(f"kingtask: {text}\n")
+        sys.stderr.write(f"{program}: {text}\n")
         sys.stderr.flush()

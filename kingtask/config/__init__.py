@@ -4,7 +4,8 @@
 `settings` has the keys, their ranges and what must hold between them; `reload` reads them anew while the daemon runs.
 """
 
+from kingtask.config.document import located
 from kingtask.config.reload import Reload
 from kingtask.config.settings import BrokerConfig, WorkerConfig, load_broker, load_worker
 
-__all__ = ["BrokerConfig", "Reload", "WorkerConfig", "load_broker", "load_worker"]
+__all__ = ["BrokerConfig", "Reload", "WorkerConfig", "load_broker", "load_worker", "located"]

@@ -20,6 +20,17 @@ MAX_BYTES = 1_048_576
 """A configuration file has a few hundred lines; what is larger was named by mistake."""
 
 
+def located(path: str | Path, error: ConfigurationError) -> ConfigurationError:
+    """The same complaint with file and line, for what was noticed only in use; its text begins with the key."""
+    message = str(error)
+    key = message.partition(":")[0]
+    try:
+        file = read(path)
+    except ConfigurationError:  # changed meanwhile
+        return ConfigurationError(f"{path}: {message}")
+    return file.error(key if key in file.values else None, message)
+
+
 class Document:
     """The map in one file. `path` is as the user gave it."""
 

@@ -401,6 +401,8 @@ def _check_bin_path(field: str, text: str) -> None:
         raise Wrong(field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}")
     if not os.access(path, os.R_OK | os.X_OK):
         raise Wrong(field, f"this user may not read {text}")
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        raise Wrong(field, f"{text} is mounted noexec, so nothing in it can be executed; name another directory")
 
 
 MAX_SECRET_BYTES = 4096

@@ -16,7 +16,7 @@ from typing import Any
 import hiredis
 
 from kingtask.clock import monotonic_us
-from kingtask.errors import StoreError
+from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.address import RedisAddress
 from kingtask.store.refusals import store_error
 
@@ -128,7 +128,10 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[[Connection, str], None]) -> Connection:
-    """Open a connection, TLS and authentication included. Raises StoreError (`away`, or what AUTH and SELECT said)."""
+    """Open a connection, TLS and authentication included. Raises StoreError (`away`, or what AUTH said).
+
+    ConfigurationError: there is no such database.
+    """
     loop = asyncio.get_running_loop()
 
     def make() -> Connection:
@@ -151,11 +154,22 @@ async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[
             user = () if address.user is None else (address.user,)
             await connection.ask("AUTH", *user, address.password)
         if address.db:
-            await connection.ask("SELECT", address.db)
-    except StoreError:
+            await _select(connection, address.db)
+    except (StoreError, ConfigurationError):
         connection.abort("refused")
         raise
     return connection
+
+
+async def _select(connection: Connection, db: int) -> None:
+    try:
+        await connection.ask("SELECT", db)
+    except StoreError as error:
+        if error.kind != "error":
+            raise
+        raise ConfigurationError(
+            f"redis: the server has no database {db} ({error}); name another, or see `databases` in redis.conf"
+        ) from None
 
 
 def _tls(address: RedisAddress) -> ssl.SSLContext | None:

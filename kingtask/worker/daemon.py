@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from kingtask import failpoint, openfiles
 from kingtask import log as logs
@@ -24,6 +25,7 @@ from kingtask.worker.worker import Worker
 
 log = logging.getLogger("kingtask.worker")
 
+PROC = Path("/proc/self")
 DESCRIPTORS_PER_SLOT = 6
 DESCRIPTORS_BESIDE = 128
 
@@ -39,12 +41,22 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     if config.run_as is None:
         privileges.keep_to_itself()
     raise_open_files(config.concurrency)
+    if not PROC.exists():
+        log.warning(
+            "proc=missing: what a task leaves behind in another session is neither found nor ended; mount /proc"
+        )
     name = worker_name(config.name)
     isolation = Isolation.make(config, name)
     dirs = isolation.dirs if isolation is not None else None
     cgroup = Cgroup.make(name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the guard, which has nothing to say
-    guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", str(dirs.path) if dirs else "")
+    try:
+        guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", str(dirs.path) if dirs else "")
+    except OSError as error:
+        if cgroup is not None:
+            cgroup.close()
+        notifier.close()
+        raise ConfigurationError(f"the worker cannot start a process here: {error}") from None
     if cgroup is not None:
         cgroup.enter()
     if dirs is not None:
