@@ -183,12 +183,11 @@ def test_the_file_as_it_is_shipped_is_not_taken():
 
 def test_the_page_fills_in_the_passwords(tmp_path: Path):
     page = (FILE.parents[1] / "README.md").read_text().partition("## Users of Redis")[2]
-    script = page.split("```")[1].strip("\n")
+    script = page.split("```")[1].removeprefix("sh\n")
     for here, there in (
-        ("/etc/kingtask/", f"{tmp_path}/"),
-        (" && chgrp kingtask $file", ""),
+        ("/etc/kingtask/secrets/$daemon/redis.password", f"{tmp_path}/redis-$daemon.password"),
         (" -g redis", ""),
-        (" redis/kingtask.acl", " kingtask.acl"),
+        ("deploy/redis/kingtask.acl", "kingtask.acl"),
         ("/etc/redis/kingtask.acl", f"{tmp_path}/users.acl"),
     ):
         assert here in script

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +9,6 @@ import pytest
 from tests.systemd import image, source
 from tests.systemd.container import Container
 from tests.systemd.image import Unable
-
-PAGE = source.CHECKOUT / "deploy" / "README.md"
 
 
 @pytest.fixture(scope="session")
@@ -40,26 +36,9 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 @pytest.fixture(scope="session")
 def host(container: Container) -> Container:
     """Installed as deploy/README.md says."""
-    for block in install_blocks():
+    for block in source.page_blocks("Install"):
         container.run(block)
     return container
-
-
-def install_blocks() -> list[str]:
-    return _blocks("Install")
-
-
-def uninstall_blocks() -> list[str]:
-    return _blocks("Uninstall")
-
-
-def _blocks(heading: str) -> list[str]:
-    """The sh blocks below a heading of the page."""
-    _, _, rest = PAGE.read_text("utf-8").partition(f"\n## {heading}\n")
-    section, _, _ = rest.partition("\n## ")
-    found = re.findall(r"^ *```sh\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
-    assert found, f"{PAGE} has no blocks below {heading}"
-    return [textwrap.dedent(text) for text in found]
 
 
 GO = """package main

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
+PAGE = CHECKOUT / "deploy" / "README.md"
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 40
 """Of the wheels, 2.x: pip wants each named that the container's may be at least."""
 
@@ -47,3 +50,12 @@ def go_program(place: Path, text: str) -> bool:
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
     subprocess.run([go, "build", "-o", str(place), str(source)], env=environment, check=True)
     return True
+
+
+def page_blocks(heading: str) -> list[str]:
+    """What deploy/README.md has root do below a heading: its blocks of sh."""
+    _, _, rest = PAGE.read_text("utf-8").partition(f"\n## {heading}\n")
+    section, _, _ = rest.partition("\n## ")
+    found = re.findall(r"^ *```sh\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
+    assert found, f"{PAGE} has no blocks below {heading}"
+    return [textwrap.dedent(text) for text in found]

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.systemd.conftest import uninstall_blocks
 from tests.systemd.container import Container
+from tests.systemd.source import page_blocks
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
 
@@ -191,34 +191,32 @@ def test_a_stop_waits_for_what_runs_also_beyond_the_units_own_time(host: Contain
     put_back(host, "kingtask-worker")
 
 
+def test_what_was_backed_up_is_back(host: Container):
+    task = host.run("kingtask submit --delay 1h hello later").strip()
+    backup, restore = page_blocks("Backup and restore")
+    host.run(backup)
+    host.run("kingtask submit --wait hello forgotten; kingtask cancel " + task)
+    host.run(restore)
+    host.until("kingtask ping", "the broker to be back")
+    assert "scheduled" in host.run(f"kingtask get {task}")
+    host.run(f"kingtask cancel {task}; ! kingtask list --json --state succeeded | grep forgotten")
+
+
 def test_a_password_is_a_credential(host: Container):
-    host.run(
-        """
-        for daemon in broker worker; do
-          install -m 600 /dev/null /etc/kingtask/secrets/$daemon/redis.password
-          echo swordfish > /etc/kingtask/secrets/$daemon/redis.password
-          sed -i 's/^#redis_password_file/redis_password_file/' /etc/kingtask/$daemon.yaml
-        done
-        redis-cli config set requirepass swordfish
-        systemctl restart kingtask-broker kingtask-worker
-        kingtask submit --wait hello secret
-        """
-    )
-    host.write(f"{BIN}/spy", "#!/bin/sh\ncat /run/credentials/*/* 2>&1\ntrue\n", 0o755)
-    assert "swordfish" not in host.run("kingtask submit --wait spy")
+    for block in page_blocks("Users of Redis"):
+        host.run(block)
+    host.run("kingtask submit --wait hello secret; ! redis-cli get anything | grep -v NOAUTH")
+    password = host.run("cat /etc/kingtask/secrets/worker/redis.password")
+    host.write(f"{BIN}/spy", "#!/bin/sh\ncat /run/credentials/*/* /etc/kingtask/secrets/*/* 2>&1\ntrue\n", 0o755)
+    told = host.run("kingtask submit --wait spy")
+    assert "denied" in told
+    assert password not in told
 
 
 def test_one_configuration_per_instance(host: Container):
-    host.run(
-        """
-        cd /etc/kingtask
-        sed 's/kingtask-worker.service/kingtask-worker@mail.service/' worker.yaml > worker-mail.yaml
-        echo 'queues: mail' >> worker-mail.yaml
-        systemctl enable --now kingtask-worker@mail
-        kingtask submit --wait --queue mail hello mail
-        systemctl disable --now kingtask-worker@mail
-        """
-    )
+    for block in page_blocks("Workers"):
+        host.run(block)
+    host.run("kingtask submit --wait --queue mail hello mail; systemctl disable --now kingtask-worker@mail")
 
 
 def test_the_target_stops_and_starts_all_of_it(host: Container):
@@ -231,5 +229,15 @@ def test_the_target_stops_and_starts_all_of_it(host: Container):
 
 
 def test_the_uninstallation_of_the_page_leaves_nothing(host: Container):
-    for block in uninstall_blocks():
-        host.run(block)
+    programs, rest = page_blocks("Uninstall")
+    host.run(programs)
+    left = "find / -xdev -name '*kingtask*' -not -path '/srv/*' -not -path '/tmp/*' -not -path '/proc/*'"
+    assert host.run(f"{left} -not -path '/var/log/journal/*' | sort").split() == [
+        "/etc/kingtask",
+        "/etc/redis/kingtask.acl",
+        "/usr/local/lib/kingtask",
+        "/var/backups/kingtask",
+    ]
+    host.run("test -d /var/lib/redis/appendonlydir; ! getent passwd kingtask kingtask-task")
+    host.run(rest)
+    host.run("! ls /etc/kingtask /usr/local/lib/kingtask /var/lib/redis")
