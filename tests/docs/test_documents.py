@@ -124,3 +124,10 @@ def test_the_cases_that_show_the_guarantees_exist() -> None:
     named = set(re.findall(r"\bF\d+-?", guarantees))
     assert len(named) > 10
     assert named <= set(CASES)
+
+
+def test_what_was_shown_of_a_deployment_names_cases_that_exist():
+    shown = (ROOT / "deploy" / "README.md").read_text("utf-8").partition("## What was shown")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\bF\d+-?", shown))
+    assert len(named) > 10
+    assert named <= set(CASES)

@@ -22,7 +22,11 @@ def gather(place: Path, python: str) -> None:
     place.chmod(0o755)  # not all commands are root's
     for name in ("deploy", "etc"):
         shutil.copytree(CHECKOUT / name, place / name)
-    _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(place / "dist"), str(CHECKOUT))
+    copy = place / "checkout"  # in which root may leave what building leaves
+    shutil.copytree(CHECKOUT / "kingtask", copy / "kingtask", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, copy)
+    _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(place / "dist"), str(copy))
     (wheel,) = (place / "dist").glob("kingtask-*.whl")
     machine = platform.machine()
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(OLDEST_GLIBC, NEWEST_GLIBC)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kingtask import __version__
 from kingtask.client.address import SOCKET
 from kingtask.config import WorkerConfig, load_broker, load_worker
 
@@ -111,3 +112,9 @@ def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
     assert load_worker(path).endpoints == load_broker(DEPLOY / "broker.yaml").endpoints
     made = (SYSTEMD / "kingtask.tmpfiles").read_text()
     assert f"d {Path(SOCKET).parent} " in re.sub(" +", " ", made)
+
+
+def test_the_page_installs_this_release():
+    page = (DEPLOY / "README.md").read_text()
+    assert page.count(f"dist/kingtask-{__version__}-py3-none-any.whl") == 1
+    assert page.count(f"ln -sfn /opt/kingtask/{__version__} /opt/kingtask/venv") == 1
