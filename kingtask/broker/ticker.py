@@ -139,9 +139,9 @@ class Ticker:
             self._schedule.add(instant_ms)
         for queue, tasks in reply.ready:
             self._on_ready(queue, tasks)
-        if reply.lost:
-            self.lost += reply.lost
-            log.warning("leases=expired attempts=%d", reply.lost)
+        for lost in reply.lost:
+            self.lost += 1
+            log.warning("lease=expired task=%s attempt=%d queue=%s worker=%s", *lost)
         if self._housekept_s == self._last_s:
             # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does
             # what is sent with it): without this ticks were 0.7 ms later.

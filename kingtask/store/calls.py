@@ -64,13 +64,22 @@ class Submitted(NamedTuple):
     due_ms: list[int]
 
 
+class Lost(NamedTuple):
+    """An attempt whose worker stopped renewing it."""
+
+    id: str
+    number: int
+    queue: str
+    worker: str
+
+
 class Ticked(NamedTuple):
     now_us: int
     ready: Pairs
     upcoming_ms: list[int]
     complete: bool
     more: bool
-    lost: int
+    lost: list[Lost]
 
 
 class Told(NamedTuple):
@@ -289,7 +298,8 @@ def _submitted(reply: Any) -> Submitted:
 
 def _ticked(reply: Any) -> Ticked:
     now_us, ready, upcoming, complete, more, lost = reply
-    return Ticked(now_us, _pairs(ready), upcoming, bool(complete), bool(more), lost)
+    rows = [Lost(row[0].decode(), row[1], row[2].decode(), row[3].decode()) for row in lost]
+    return Ticked(now_us, _pairs(ready), upcoming, bool(complete), bool(more), rows)
 
 
 def _claims(reply: Any) -> Claims:

@@ -491,12 +491,12 @@ local function promote(c)
   return #ids
 end
 
--- Returns how many leases had ended, and how many of the attempts are lost.
+-- Returns how many leases had ended, and the attempts that are lost: {{id, number, queue, worker}, …}.
 local function reap(c)
   local index = c.p .. 'running'
   local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   local forgiven = tonumber(call('HGET', c.p .. 'meta', 'returned') or 0) + c.args.lease
-  local lost = 0
+  local lost = {}
   each(index, ids, function(id)
     local key = c.p .. 'task:' .. id
     local t = call('HMGET', key, 'p', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
@@ -506,7 +506,6 @@ local function reap(c)
       call('HINCRBY', key, 'graced', 1)
       return
     end
-    lost = lost + 1
     record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
     call('HDEL', key, 'token')
     count(c, plan.queue, 'lost', 1, true)
@@ -518,6 +517,7 @@ local function reap(c)
     else
       back_to_ready(c, id, plan, worker, t[5])
     end
+    lost[#lost + 1] = {id, number, plan.queue, worker}
   end)
   return #ids, lost
 end
@@ -589,7 +589,7 @@ local function housekeep(c)
 end
 
 -- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, max_result_bytes, upcoming, window, housekeep}
--- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost}: instants are the earliest `upcoming` within
+-- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost, as reap has them}: instants are the earliest `upcoming` within
 -- `window` ms, complete = 1 if there are no further ones in it; more = 1 if work was left for another tick.
 local function tick(keys, args)
   local c = begin(keys, args)

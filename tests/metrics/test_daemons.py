@@ -162,6 +162,22 @@ def test_it_answers_before_redis_was_ever_there() -> None:
         assert scrape(address)("kingtask_broker_ack_info", level="unknown") == 1
 
 
+def test_a_lost_attempt_is_counted_and_named() -> None:
+    with Metered() as rig:
+        rig.executable("gate", '#!/bin/sh\nread line < "$GATE"\n')
+        subprocess.run(["mkfifo", rig.directory / "gate"], check=True)
+        rig.broker = rig.start_broker(metrics_addr=f"127.0.0.1:{free_port()}", max_lost=1, lease=0.5)
+        worker = rig.start_worker(renew=0.1, lease=0.5)
+        (name,) = rig.worker_names()
+        task = rig.client().submit("gate", queue="default", env={"GATE": str(rig.directory / "gate")})
+        until(lambda: rig.of_broker()("kingtask_queue_running", queue="default") == 1, "it is running")
+        worker.kill()
+        assert task.wait(PATIENCE_S).reason == "lost"
+        until(lambda: rig.of_broker()("kingtask_queue_lost_total", queue="default") == 1, "it is told")
+        assert rig.of_broker()("kingtask_broker_lost_total") == 1
+        assert f"lease=expired task={task.id} attempt=1 queue=default worker={name}\n" in rig.broker.text()
+
+
 def test_a_worker_that_is_stopping_is_not_ready(metered: Metered) -> None:
     metered.executable("gate", '#!/bin/sh\nread line < "$GATE"\n')
     fifo = metered.directory / "gate"

@@ -14,6 +14,9 @@ from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World
 from tests.store.model import Model, Task
 
+NOBODYS = calls.Lost("", 0, "", "")
+"""The plain model only counts them."""
+
 
 class State(NamedTuple):
     tasks: dict[str, Task]
@@ -158,7 +161,7 @@ class Redis:
     def _tick(self, a: dict[str, Any], now_us: int) -> calls.Ticked:
         ready, upcoming, lost = self.model.tick()
         some = upcoming[: a["upcoming"]]
-        return calls.Ticked(now_us, list(ready.items()), some, len(some) == len(upcoming), False, lost)
+        return calls.Ticked(now_us, list(ready.items()), some, len(some) == len(upcoming), False, [NOBODYS] * lost)
 
     def _claim(self, a: dict[str, Any], now_us: int) -> calls.Claims:
         queues, again = list(a["queues"]), bool(a["again"])
@@ -253,7 +256,7 @@ def _answer(value: Any) -> Any:
         case calls.Submitted():
             return value.outcomes
         case calls.Ticked():
-            return value.ready, f"lost {value.lost}" if value.lost else ""
+            return value.ready, f"lost {len(value.lost)}" if value.lost else ""
         case calls.Claims():
             return [f"{task.id[:8]}/{task.number}" for task in value.tasks]
         case calls.Answers():
