@@ -30,6 +30,21 @@ from tests.processes import PATIENCE_S, until
 from tests.servers import die_with_parent, free_port
 
 
+def test_a_second_broker_does_not_take_the_socket_of_the_first_and_a_later_one_does(rig: Rig) -> None:
+    """libzmq would: clients of the first would find the second, and nobody once that has ended."""
+    paths: dict[str, Any] = {"addr": f"ipc://{rig.directory}/broker", "wakeup": f"ipc://{rig.directory}/wakeup"}
+    first = rig.start_broker(**paths)
+    for other in (paths, {**paths, "addr": f"ipc://{rig.directory}/other"}):
+        second = rig.start_broker(ready=False, **other)
+        assert second.process is not None
+        assert second.process.wait(PATIENCE_S) == 3
+        assert "it is in use" in second.text()
+    with Client(first.endpoint) as client:
+        assert client.ping()["broker"].split(".")[1] == str(first.pid)
+    first.kill()  # its sockets stay
+    assert rig.start_broker(**paths).endpoint == first.endpoint
+
+
 def test_every_broker_is_active_and_any_may_die(rig: Rig) -> None:
     first, second = rig.start_broker(), rig.start_broker()
     rig.start_worker()

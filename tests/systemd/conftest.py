@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +19,13 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         (python,) = (path.name.removeprefix("python") for path in (root / "usr/bin").glob("python3.[0-9]*[0-9]"))
         shared = tmp_path_factory.mktemp("source")
         source.gather(shared, python)
+        source.compile_programs(shared / "programs")
         booting = Container(root, shared)
         booting.__enter__()
     except Unable as missing:
         if os.environ.get("KINGTASK_REQUIRE_SYSTEMD") == "1":
             raise
         pytest.skip(str(missing))
-    with_languages(shared)
     try:
         yield booting
     finally:
@@ -39,26 +38,3 @@ def host(container: Container) -> Container:
     for block in source.page_blocks("Install"):
         container.run(block)
     return container
-
-
-GO = """package main
-
-import (
-	"fmt"
-	"os"
-	"strconv"
-)
-
-func main() {
-	a, _ := strconv.Atoi(os.Args[1])
-	b, _ := strconv.Atoi(os.Args[2])
-	fmt.Println("sum", a+b)
-}
-"""
-
-
-def with_languages(shared: Path) -> None:
-    """What is compiled outside."""
-    (shared / "programs").mkdir()
-    if source.go_program(shared / "programs" / "sum", GO):
-        (shared / "programs" / "sum.go").unlink()

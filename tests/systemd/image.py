@@ -10,8 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "redis-server", "nodejs")
-"""The last three are what the installation asks for, and a language; the container has no network."""
+PACKAGES = "systemd systemd-sysv dbus python3 python3-venv redis-server nodejs default-jre-headless".split()
+"""Of them, what the installation asks for, and languages: the container has no network."""
 TOOLS = ("systemd-nspawn", "debootstrap", "nsenter")
 
 

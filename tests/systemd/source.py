@@ -44,16 +44,39 @@ def _pip(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", *arguments], env=environment, check=True, stdin=subprocess.DEVNULL)
 
 
-def go_program(place: Path, text: str) -> bool:
-    """Compile it into one static file; False if there is no Go here."""
-    go = shutil.which("go")
-    if go is None:
-        return False
-    source = place.with_suffix(".go")
-    source.write_text(text)
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    subprocess.run([go, "build", "-o", str(place), str(source)], env=environment, check=True)
-    return True
+def compile_programs(place: Path) -> None:
+    """Put the executable `sum` of Go, and the class Sum of Java into a directory, where there are compilers."""
+    place.mkdir()
+    for name, text in (("sum.go", GO), ("Sum.java", JAVA)):
+        (place / name).write_text(text)
+    if go := shutil.which("go"):
+        static = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off"}
+        subprocess.run([go, "build", "-o", "sum", "sum.go"], cwd=place, env=static, check=True)
+    if javac := shutil.which("javac"):
+        subprocess.run([javac, "--release", "11", "Sum.java"], cwd=place, check=True)
+
+
+GO = """package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+)
+
+func main() {
+	a, _ := strconv.Atoi(os.Args[1])
+	b, _ := strconv.Atoi(os.Args[2])
+	fmt.Println("sum", a+b)
+}
+"""
+
+JAVA = """class Sum {
+    public static void main(String[] args) {
+        System.out.println("sum " + (Integer.parseInt(args[0]) + Integer.parseInt(args[1])));
+    }
+}
+"""
 
 
 def page_blocks(heading: str) -> list[str]:
