@@ -83,11 +83,14 @@ def attempts(rig: Rig, worker: Worker, number: int) -> Iterator[str]:
     mix = [TaskSpec(name=name, args=("x",), stdin=b"y", keep_result_s=60.0) for name in (*LEAVES, "missing")]
     run_all(rig, mix * 4)
     until(lambda: worker.children() == [worker.guard], "no children")
+    own = rig.directory / "private" / f"kingtask.{worker.name}"
+    until(lambda: not list(own.iterdir()), "no directories")
     before, before_kb, started_s = left(rig, worker), peak_kb(worker), time.monotonic()
     for _ in range(max(1, number // 700)):
         run_all(rig, mix * min(100, max(1, number // len(mix))))
     print(f"{number:,} attempts in {time.monotonic() - started_s:.1f} s, worker +{peak_kb(worker) - before_kb} KB")
     until(lambda: worker.children() == [worker.guard], "no children, no zombies")
+    until(lambda: not list(own.iterdir()), "every attempt's directory is removed", PATIENCE_S)
     for what, now in left(rig, worker).items():
         if now != before[what]:
             yield f"{what}: {before[what]} before, {now} after"
@@ -109,7 +112,7 @@ def left(rig: Rig, worker: Worker) -> dict[str, list[str]]:
     own = cgroup.own_cgroup()
     return {
         "descriptors": [str(fd) for fd in descriptors(worker.pid)],
-        "private directories": sorted(path.name for path in (rig.directory / "private").iterdir()),
+        "private directories": sorted(str(path) for path in (rig.directory / "private").rglob("*")),
         "temporary files": sorted(path.name for path in (rig.directory / "tmp").iterdir()),
         "cgroups": [] if own is None else sorted(str(path) for path in own.glob(f"*{worker.name}*/**")),
     }

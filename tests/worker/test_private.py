@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kingtask.worker.guardian import REMOVE_OWN
 from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
@@ -85,6 +87,23 @@ def test_hostile_trees_go_and_what_their_links_lead_to_stays(rig: Rig, other: bo
     empty(rig, worker)
     assert (kept / "keep").read_text() == "precious"
     assert sorted(kept.iterdir()) == [kept / "keep"]
+
+
+@needs_root
+def test_others_than_root_get_rid_of_what_they_have_closed_to_themselves(rig: Rig) -> None:
+    """Of directories within directories; a file that is linked there from outside keeps its mode."""
+    place, outside = rig.directory / "open" / "place", rig.directory / "open" / "outside"
+    closes = "mkdir -p a/b/c d; ln ../outside a/b/link; echo x > a/b/c/e; chmod 400 d; chmod 0 a/b/c a/b; chmod 100 a"
+    owner = int(someone()["user"])
+
+    def run(*command: str, where: Path) -> None:
+        subprocess.run(command, user=owner, group=owner, extra_groups=[], cwd=where, check=True)
+
+    run("sh", "-c", "umask 377; : > outside; umask 077; mkdir place", where=rig.directory / "open")
+    run("sh", "-c", closes, where=place)
+    run(*REMOVE_OWN, str(place), where=rig.directory / "open")
+    assert not place.exists()
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o400
 
 
 @needs_root
