@@ -78,8 +78,10 @@ def spawn(
                 with contextlib.suppress(PermissionError):  # without CAP_CHOWN they serve all the same
                     os.fchown(fd, *manner.owner)
         popen = subprocess.Popen(
-            [word.encode() for word in (*before, path, *args)],
-            env={name.encode(): value.encode() for name, value in env.items()},
+            [*[word.encode() for word in before], os.fsencode(path), *[arg.encode() for arg in args]],
+            env={
+                name.encode(): os.fsencode(value) for name, value in env.items()
+            },  # the worker's HOME may be any bytes
             stdin=stdin,
             stdout=out_write,
             stderr=err_write,

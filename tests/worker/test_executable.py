@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.executable import Unusable, find, leads_out
+from kingtask.worker.spawn import spawn
 
 
 @pytest.fixture
@@ -144,3 +145,17 @@ def test_the_directory_may_be_a_link_that_is_turned_over(tmp_path: Path) -> None
     current.unlink()
     current.symlink_to("2")
     assert find("example", [str(current)]) == str(tmp_path / "2" / "example")
+
+
+def test_the_directory_that_a_link_means_may_have_a_name_of_any_bytes(tmp_path: Path, root: Path) -> None:
+    named = tmp_path / os.fsdecode(b"r\xff")
+    path = executable(named / "example")
+    (tmp_path / "current").symlink_to(named)
+    found = find("example", [str(tmp_path / "current")])
+    assert found == str(path)
+    with Path(os.devnull).open("rb") as null:
+        spawned = spawn(found, [], {}, null.fileno())
+    assert spawned.popen.wait() == 0
+    spawned.close()
+    (root / "link").symlink_to(path)
+    assert "leads out of bin_path" in str(refused("link", root))

@@ -89,6 +89,11 @@ def test_the_child_has_its_own_session_and_nothing_else_of_ours(tmp_path: Path, 
     assert lines[2] == "set()"
 
 
+def test_what_the_worker_passes_on_may_be_of_any_bytes(tmp_path: Path, null: int) -> None:
+    path = script(tmp_path / "home", "#!/bin/sh\necho $HOME\n")
+    assert outcome(spawn(path, [], {"HOME": os.fsdecode(b"/r\xff")}, null))[1] == b"/r\xff\n"
+
+
 @pytest.mark.parametrize("size", [1, 65_537, 1_048_576])
 def test_standard_input(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
