@@ -17,36 +17,15 @@ from time import monotonic
 from typing import Any
 
 from kingtask.errors import KingtaskError
-from tests.faults.edge_stories import attack
 from tests.faults.host_stories import clock_library, mount
 from tests.faults.play import TICK_S, FaultStory, Steps
 from tests.faults.stage import Stage
-from tests.faults.stories import Choice, back, running
+from tests.faults.stories import Choice, back
 from tests.faults.worker_stories import ended, until_ended
 from tests.integration.rig import Daemon
 from tests.servers import free_port
 
 # ── a broker without descriptors, memory or disk ────────────────────────────────────────────────────────────────────
-
-
-def flooded(kind: str, for_s: float) -> FaultStory:
-    """Peers of a kind (abuse.py) at a broker whose memory is limited: it may die of them, and is started again."""
-    attacked = attack(kind, for_s, survives=False)
-
-    def story(stage: Stage, random: Random) -> Steps:
-        broker = stage.brokers[0]
-        stage.mortal.add(broker)
-        with stage.away("broker 1"):
-            for pause_s in attacked(stage, random):
-                yield pause_s
-                if not running(broker):
-                    stage.timeline.append(f"{stage.clock_s():10.2f} s  the broker died of it")
-                    yield from back(stage, broker)
-            if not running(broker):
-                yield from back(stage, broker)
-        stage.mortal.discard(broker)
-
-    return story
 
 
 def logs_on_a_small_disk(stage: Stage) -> None:
