@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
-import kingtask
-from tests.docs.blocks import blocks
 from tests.systemd.container import Container
 from tests.systemd.source import page_blocks
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
 
-GUIDE = Path(kingtask.__file__).parent / "GUIDE.md"
 BIN = "/usr/local/lib/kingtask"
 UNITS = ("kingtask-broker", "kingtask-worker")
 LANGUAGES = {
@@ -89,26 +84,6 @@ def test_tasks_are_another_user_without_rights(host: Container):
     }
     host.write(f"{BIN}/another", "#!/bin/sh\nexec kingtask submit --timeout 1 hello again 2>&1\n", 0o755)
     assert "no answer" in host.run("kingtask submit --wait another", status=1)
-
-
-def test_the_guides_launcher_gives_each_attempt_a_scope_of_its_own(host: Container):
-    shown = [yaml.safe_load(block.text) for block in blocks(GUIDE, "yaml")]
-    (launcher,) = [one["launcher"] for one in shown if "systemd-run" in str(one.get("launcher"))]
-    config = {"bin_path": BIN, "broker": "ipc:///run/kingtask/broker.sock", "queues": "scoped", "launcher": launcher}
-    host.write("/root/scoped.yaml", yaml.safe_dump(config))
-    host.write(f"{BIN}/scope", '#!/bin/sh\ncat; id -un; echo "$A"; grep ^0: /proc/self/cgroup; exit $1\n', 0o755)
-    host.write(f"{BIN}/stay", "#!/bin/sh\nsleep 4711 & sleep 4711\n", 0o755)
-    host.run("systemd-run --quiet --unit=kingtask-scoped /opt/kingtask/venv/bin/kingtask-worker -c /root/scoped.yaml")
-    submit = "kingtask submit --queue scoped"
-    told = host.run(f"echo input | {submit} --wait --stdin - --env A=b scope 0").split()[-4:]
-    assert told[:3] == ["input", "nobody", "b"]
-    assert told[3].endswith(".scope")
-    assert "exit (attempt 1" in host.run(f"{submit} --wait scope 7", status=1)
-    task = host.run(f"{submit} stay").strip()
-    host.until("pgrep -f 'sleep 4711'", "its start")
-    host.run(f"kingtask cancel {task}")
-    host.until("! pgrep -f 'sleep 4711' && [ -z \"$(systemctl list-units --plain -q 'run-*.scope')\" ]", "its end")
-    host.run("systemctl stop kingtask-scoped")
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "go", "java"])
