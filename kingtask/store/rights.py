@@ -39,6 +39,7 @@ _BROKER: dict[str, Words] = {
     "hkeys": (),
     "hlen": (),
     "hrandfield": (),
+    "hscan": (0,),
 }
 """What to write behind a key that does not exist so that it never will: no value, or a number that is none."""
 
