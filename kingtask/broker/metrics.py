@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kingtask import protocol
 from kingtask.broker import counters as kinds
 from kingtask.errors import REFUSALS, StoreError
-from kingtask.metrics.family import Family, counter, counters, facts, gauge, gauges, histograms
+from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
 from kingtask.metrics.histogram import CALL_S, Histogram
 from kingtask.store import calls
 from kingtask.store.record import QueueFigures, QueuesPage
@@ -113,51 +113,53 @@ def of_broker(now: BrokerFigures) -> list[Family]:
     ]
 
 
-def of_queues(pages: list[QueuesPage]) -> list[Family]:
+def of_queues(pages: list[QueuesPage]) -> Iterator[Family]:
     """The same from every broker of a namespace; without `pages` only that there are none."""
-    found = [gauge("kingtask_queues_told", "1 if Redis told of the queues in time for this scrape.", bool(pages))]
+    yield gauge("kingtask_queues_told", "1 if Redis told of the queues in time for this scrape.", bool(pages))
     if not pages:
-        return found
+        return
     last = pages[-1]
     queues = sorted({queue.name: queue for page in pages for queue in page.queues}.values())[:MAX_QUEUES]
 
+    def of_each(kind: Kind, name: str, text: str, figure: Callable[[QueueFigures], float]) -> Family:
+        samples = (((queue.name,), figure(queue)) for queue in queues)
+        return Family(kind=kind, name=name, text=text, labels=("queue",), samples=samples)
+
     def count(name: str, text: str, field: str) -> Family:
-        return counters(name, text, "queue", {queue.name: queue.counts.get(field, 0) for queue in queues})
+        return of_each("counter", name, text, lambda queue: queue.counts.get(field, 0))
 
-    def now(name: str, text: str, figure: Callable[[QueueFigures], float]) -> Family:
-        return gauges(name, text, "queue", {queue.name: figure(queue) for queue in queues})
-
-    return [
-        *found,
-        gauge("kingtask_queues", "Names of queues; of at most 1,000 of them the figures are told.", last.names),
-        gauge("kingtask_tasks", "Tasks that have not ended.", last.live),
-        gauge("kingtask_output_bytes", "Bytes of stdout and stderr that are kept.", last.kept_bytes),
-        gauge("kingtask_workers", "Workers heard from within 20 s.", last.workers),
-        gauge("kingtask_brokers", "Brokers heard from within 20 s.", last.brokers),
-        now("kingtask_queue_ready", "Tasks that could be started now.", lambda queue: queue.ready),
-        now(
-            "kingtask_queue_scheduled",
-            "Tasks that wait for their instant, retries too.",
-            lambda queue: queue.counts.get("scheduled", 0),
-        ),
-        now("kingtask_queue_running", "Attempts in progress.", lambda queue: queue.counts.get("running", 0)),
-        now(
-            "kingtask_queue_oldest_ready_seconds",
-            "How long the longest ready task has been so; 0 if there is none.",
-            lambda queue: queue.oldest_ready_s,
-        ),
-        now("kingtask_queue_paused", "1 if nothing of it is given to workers.", lambda queue: queue.paused),
-        count("kingtask_queue_submitted_total", "Tasks accepted, by requeue too.", "submitted"),
-        count("kingtask_queue_started_total", "Attempts given to a worker.", "started"),
-        count("kingtask_queue_retried_total", "Failed attempts that another will follow.", "retried"),
-        count("kingtask_queue_lost_total", "Attempts whose worker stopped renewing them.", "lost"),
-        Family(
-            kind="counter",
-            name="kingtask_queue_finished_total",
-            text="Tasks that have ended, by how.",
-            labels=("queue", "outcome"),
-            samples=tuple(
-                ((queue.name, state), queue.counts.get(state, 0)) for queue in queues for state in sorted(TERMINAL)
-            ),
-        ),
-    ]
+    yield gauge("kingtask_queues", "Names of queues; of at most 1,000 of them the figures are told.", last.names)
+    yield gauge("kingtask_tasks", "Tasks that have not ended.", last.live)
+    yield gauge("kingtask_output_bytes", "Bytes of stdout and stderr that are kept.", last.kept_bytes)
+    yield gauge("kingtask_workers", "Workers heard from within 20 s.", last.workers)
+    yield gauge("kingtask_brokers", "Brokers heard from within 20 s.", last.brokers)
+    yield of_each("gauge", "kingtask_queue_ready", "Tasks that could be started now.", lambda queue: queue.ready)
+    yield of_each(
+        "gauge",
+        "kingtask_queue_scheduled",
+        "Tasks that wait for their instant, retries too.",
+        lambda queue: queue.counts.get("scheduled", 0),
+    )
+    yield of_each(
+        "gauge", "kingtask_queue_running", "Attempts in progress.", lambda queue: queue.counts.get("running", 0)
+    )
+    yield of_each(
+        "gauge",
+        "kingtask_queue_oldest_ready_seconds",
+        "How long the longest ready task has been so; 0 if there is none.",
+        lambda queue: queue.oldest_ready_s,
+    )
+    yield of_each(
+        "gauge", "kingtask_queue_paused", "1 if nothing of it is given to workers.", lambda queue: queue.paused
+    )
+    yield count("kingtask_queue_submitted_total", "Tasks accepted, by requeue too.", "submitted")
+    yield count("kingtask_queue_started_total", "Attempts given to a worker.", "started")
+    yield count("kingtask_queue_retried_total", "Failed attempts that another will follow.", "retried")
+    yield count("kingtask_queue_lost_total", "Attempts whose worker stopped renewing them.", "lost")
+    yield Family(
+        kind="counter",
+        name="kingtask_queue_finished_total",
+        text="Tasks that have ended, by how.",
+        labels=("queue", "outcome"),
+        samples=(((queue.name, state), queue.counts.get(state, 0)) for queue in queues for state in sorted(TERMINAL)),
+    )

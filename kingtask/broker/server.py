@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import zmq
@@ -311,7 +312,7 @@ class Broker:
         }
         return json.dumps(facts).encode()
 
-    async def _families(self) -> list[Family]:
+    async def _families(self) -> Iterable[Family]:
         assert self._request_times is not None
         pages = await metrics.ask_queues(self._store) if self._store.up else []
         config, reload = self._config, self.reload
@@ -335,13 +336,13 @@ class Broker:
             lost=self._ticker.lost,
             instants=self._ticker.instants,
         )
-        return [
-            *daemon_metrics.families("broker", self.name, config.namespace, logs.lines, reloads),
-            *metrics.of_queues(pages),
-            *metrics.of_broker(now),
-            self._request_times.family(),
-            *call_metrics.families(self._call_times, self._store),
-        ]
+        return chain(
+            daemon_metrics.families("broker", self.name, config.namespace, logs.lines, reloads),
+            metrics.of_queues(pages),
+            metrics.of_broker(now),
+            [self._request_times.family()],
+            call_metrics.families(self._call_times, self._store),
+        )
 
     def _trouble(self) -> list[str]:
         """What there is to be ready for; the sockets are bound since there is a Broker."""

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 
 from kingtask.clock import monotonic_s
@@ -51,7 +51,7 @@ class Endpoint:
         port: int,
         *,
         public: bool,
-        families: Callable[[], Awaitable[list[Family]]],
+        families: Callable[[], Awaitable[Iterable[Family]]],
         trouble: Callable[[], list[str]],
     ) -> None:
         """`families` must come back within a few seconds; `trouble` says what there is to be ready for, one line each.

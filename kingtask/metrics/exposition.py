@@ -8,7 +8,7 @@ from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import CollectorRegistry
 
-from kingtask.metrics.family import Family
+from kingtask.metrics.family import Family, Sample
 from kingtask.metrics.histogram import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,20 +30,34 @@ class _Registry(CollectorRegistry):
 def slices(families: Iterable[Family]) -> Iterator[bytes]:
     """The text in parts, those of prometheus-client about the process (memory, CPU, descriptors) at the end."""
     for family in families:
-        lines = max((_lines(sample) for _, sample in family.samples), default=1)
-        step = max(1, LINES // lines)
-        for start in range(0, max(1, len(family.samples)), step):
-            text = generate_latest(_Registry([_metric(family, start, start + step)]))
-            yield text.split(b"\n", 2)[2] if start else text  # its head stands in the first part
+        head = True
+        for samples in _parts(family.samples):
+            text = generate_latest(_Registry([_metric(family, samples)]))
+            yield text if head else text.split(b"\n", 2)[2]  # its head stands in the first part
+            head = False
     yield generate_latest(_Registry(ProcessCollector(registry=None).collect()))
+
+
+def _parts(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """At least one, be it empty; each has some LINES lines."""
+    part: list[Sample] = []
+    lines = 0
+    any_yet = False
+    for sample in samples:
+        part.append(sample)
+        lines += _lines(sample[1])
+        if lines >= LINES:
+            yield part
+            part, lines, any_yet = [], 0, True
+    if part or not any_yet:
+        yield part
 
 
 def _lines(sample: float | Histogram) -> int:
     return len(sample.buckets()) + 2 if isinstance(sample, Histogram) else 1
 
 
-def _metric(family: Family, start: int, end: int) -> Metric:
-    samples = family.samples[start:end]
+def _metric(family: Family, samples: Iterable[Sample]) -> Metric:
     if family.kind == "histogram":
         histogram = HistogramMetricFamily(family.name, family.text, labels=family.labels)
         for labels, value in samples:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from kingtask.metrics.histogram import Histogram
+
+Kind = Literal["counter", "gauge", "histogram"]
 
 Sample = tuple[tuple[str, ...], float | Histogram]
 """Values of the labels, and what was counted."""
@@ -16,11 +18,12 @@ Sample = tuple[tuple[str, ...], float | Histogram]
 class Family:
     """`name` as people write it: a counter's ends in _total. `text` is its help, one line."""
 
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     name: str
     text: str
     labels: tuple[str, ...] = ()
-    samples: tuple[Sample, ...]
+    samples: Iterable[Sample]
+    """Perhaps made as they are read, once: of a thousand queues they would take some milliseconds at a time."""
 
 
 def counter(name: str, text: str, value: float) -> Family:

@@ -232,6 +232,6 @@ def test_of_very_many_queues_only_some_are_told() -> None:
 
     pages = [page(0, "7"), page(500, "9")]  # 100 came twice, as a hash that grows meanwhile gives them
     families = {family.name: family for family in metrics.of_queues(pages)}
-    ready = families["kingtask_queue_ready"].samples
+    ready = list(families["kingtask_queue_ready"].samples)
     assert len(ready) == len({labels for labels, _ in ready}) == metrics.MAX_QUEUES
     assert families["kingtask_queues"].samples == (((), 5_000),)
