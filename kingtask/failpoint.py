@@ -8,6 +8,9 @@ at that name (20 ns). It holds settings with commas between them:
     after_spawn=stop:3      SIGSTOP instead; whoever runs the test continues it
     after_spawn=p0.01       SIGKILL each time with this probability
     no_barrier              an OK does not wait for replicas (to see that the tests notice)
+    no_authenticator        a broker with `curve` runs without one
+    authenticator_fails     … with one that fails at each request
+    empty_domain            … with sockets that ask for no domain
     library=/path.lua       load this function library instead of the shipped one (likewise)
 
 Places of the broker: `after_submit_script` (Redis has answered, nothing is confirmed), `before_ack` (confirmed, the
@@ -30,7 +33,7 @@ VARIABLE = "KINGTASK_FAILPOINTS"
 PLACES = frozenset(
     "after_submit_script before_ack after_claim after_spawn after_exit before_complete after_complete".split()
 )
-VARIANTS = frozenset({"no_barrier", "library"})
+VARIANTS = frozenset({"no_barrier", "library", "no_authenticator", "authenticator_fails", "empty_domain"})
 
 _ACTION = re.compile(r"(?P<kind>kill|stop)(:(?P<nth>[1-9][0-9]*))?|p(?P<chance>0?\.[0-9]+|1)")
 

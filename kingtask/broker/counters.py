@@ -18,6 +18,8 @@ DROPPED_REPLY = "dropped_reply"
 EMPTY_MESSAGE = "empty_message"
 UNKNOWN_TOPIC = "unknown_topic"
 CUT_OFF = "cut_off"
+HANDSHAKE = "handshake_failed"
+AUTHENTICATOR = "authenticator_failed"
 
 
 class Counters:

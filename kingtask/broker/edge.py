@@ -12,6 +12,7 @@ import os
 import socket as _socket
 import stat
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.backend
@@ -23,8 +24,12 @@ from kingtask.broker.hoards import Hoards
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest
 
+if TYPE_CHECKING:
+    from kingtask.broker.gate import Gate
+
 Peer = tuple[bytes, ...]
-"""The frames in front of a message: the routing id and, from a REQ, the empty delimiter; a reply goes behind them."""
+"""The frames in front of a message: the routing id and, from a REQ, the empty delimiter; a reply goes behind them.
+With a gate it is a `gate.Known`."""
 
 NOBLOCK = int(zmq.NOBLOCK)
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -55,10 +60,20 @@ SOCKET_OPTIONS: dict[int, int | bytes] = {
     zmq.RCVHWM: 256,
     zmq.BACKLOG: 1_024,
     zmq.LINGER: 0,
-    # Without an authenticator a domain changes one thing: peers of ZMTP 1 and 2 are turned away (libzmq's
-    # zmtp_engine.cpp). What random bytes become is mostly their framing, and their messages tell no connection.
-    zmq.ZAP_DOMAIN: b"kingtask",
 }
+ZAP_DOMAIN = b"kingtask"
+"""Without an authenticator a domain changes one thing: peers of ZMTP 1 and 2 are turned away (libzmq's
+zmtp_engine.cpp). What random bytes become is mostly their framing, and their messages tell no connection."""
+
+
+def prepare(socket: zmq.Socket[bytes], gate: Gate | None) -> None:
+    """Set what both sockets of a broker have in common."""
+    for option, value in SOCKET_OPTIONS.items():
+        socket.setsockopt(option, value)
+    if gate is None:
+        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    else:
+        gate.guard(socket)
 
 
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
@@ -112,6 +127,7 @@ class Edge:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Sequence[str],
+        gate: Gate | None = None,
         *,
         on_request: Callable[[Peer, bytes], None],
         on_drained: Callable[[], None],
@@ -119,12 +135,12 @@ class Edge:
         hoards: Hoards,
     ) -> None:
         self._hoards = hoards
+        self._gate = gate
         self._counters = counters
         self._on_request = on_request
         self._on_drained = on_drained
         self._socket = context.socket(zmq.ROUTER)
-        for option, value in SOCKET_OPTIONS.items():
-            self._socket.setsockopt(option, value)
+        prepare(self._socket, gate)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         try:
@@ -196,7 +212,7 @@ class Edge:
         if not first.more:
             message = first.bytes
             if message:
-                return (sender,), message
+                return ((sender,) if self._gate is None else self._gate.known((sender,), first)), message
             self._counters.count(counters.EMPTY_MESSAGE, "nothing in it")
             return None
         if len(first):
@@ -209,7 +225,7 @@ class Edge:
             return None
         message = second.bytes
         if message:
-            return peer, message
+            return (peer if self._gate is None else self._gate.known(peer, second)), message
         self._counters.count(counters.EMPTY_MESSAGE, "only a delimiter")
         return None
 

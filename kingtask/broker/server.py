@@ -13,6 +13,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -23,6 +24,7 @@ from kingtask.broker import metrics, requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
+from kingtask.broker.gate import Gate, Known
 from kingtask.broker.hoards import BASE_BYTES, Hoards
 from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.submits import Submits
@@ -31,7 +33,7 @@ from kingtask.broker.waits import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
-from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable, told
+from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
 from kingtask.metrics import calls as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
@@ -64,18 +66,25 @@ class Broker:
         self._hoards = Hoards(
             (*config.endpoints, *config.wakeup_endpoints), BASE_BYTES + config.max_pending_bytes, self._counters
         )
+        self._gate: Gate | None = None
+        if config.curve is not None:
+            key, clients = Path(config.curve.secret_key_file), Path(config.curve.authorized_clients)
+            self._gate = Gate(self._context, key, clients, self._counters)
         self._edge = Edge(
             self._context,
             config.endpoints,
+            self._gate,
             on_request=self._request,
             on_drained=self._drained,
             counters=self._counters,
             hoards=self._hoards,
         )
         try:
-            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, self._counters, self._hoards)
+            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, self._counters, self._hoards, self._gate)
         except BaseException:
             self._edge.stop(0)
+            if self._gate is not None:
+                self._gate.stop()
             self._context.term()
             raise
         self._store = BrokerStore(
@@ -124,6 +133,8 @@ class Broker:
         if self._endpoint is not None:
             await self._endpoint.open()
         await self._store.open()
+        if self._gate is not None:
+            await self._gate.open()
         self._edge.start()
         self._hoards.start()
         self._wakeups.start()
@@ -155,13 +166,19 @@ class Broker:
         self._wakeups.stop()
         if self._endpoint is not None:
             await self._endpoint.close()
+        if self._gate is not None:
+            self._gate.stop()
         await self._store.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
         log.info("broker=stopped name=%s", self.name)
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Go by this configuration from now on, which differs in `live` keys only. Raises ConfigurationError."""
+        keys = None if self._gate is None else self._gate.read()
         logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
+        if self._gate is not None and keys is not None:
+            self._gate.reload(keys)
+            self._wakeups.turn_out()
         self._config, self._policy = config, config.policy
         self._ticker.policy = self._batch.policy = self._policy
 
@@ -182,6 +199,9 @@ class Broker:
         rid: protocol.Rid | None = None
         answer: _Answer | None = None
         try:
+            if self._gate is not None and isinstance(peer, Known) and peer.client is None:
+                self._turn_away(peer, message)
+                return
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
                 envelope = protocol.decode(message)
@@ -203,6 +223,11 @@ class Broker:
                 answer.give(refused)
             else:
                 self.refuse(peer, rid, refused)
+
+    def _turn_away(self, peer: Peer, message: bytes) -> None:
+        """Its key was revoked: nothing of the message is looked at but which answer it waits for."""
+        rid = protocol.rid_of(protocol.decode(message))
+        self.refuse(peer, rid, PermissionDenied("the key of this client was revoked; ask the broker's operator"))
 
     def _act(self, request: protocol.Request, answer: _Answer) -> None:
         if isinstance(request, protocol.Submit):

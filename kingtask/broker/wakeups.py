@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -23,13 +24,18 @@ from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import cut_off, is_still
-from kingtask.broker.edge import DRAIN_US, NOBLOCK, NOBLOCK_MORE, SOCKET_OPTIONS, bind
+from kingtask.broker.edge import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, prepare
 from kingtask.broker.hoards import Hoards
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from kingtask.broker.gate import Gate
+
 MAX_WORD_BYTES = 48
 """A topic has three; the handshake, which must fit too, some forty."""
+MAX_GUARDED_BYTES = 512
+"""The same with CURVE: its handshake has some 330, and 33 come with each word."""
 MAX_TOPICS = 258
 """Of one connection: a worker subscribes to each of its queues (256 at most), to its own name, and as idle."""
 WORDS_A_SECOND = 5_000
@@ -47,11 +53,13 @@ FIRST_SWEEP = 1_024
 class _Line:
     """What one connection has said. It is known by the inode of its socket, which no other one has while it lives."""
 
-    __slots__ = ("cut", "fd", "idle", "inode", "named", "queues", "second", "stray", "told", "topic", "words")
+    __slots__ = ("cut", "fd", "idle", "inode", "key", "named", "queues", "second", "stray", "told", "topic", "words")
 
     def __init__(self, fd: int, inode: int) -> None:
         self.fd = fd
         self.inode = inode
+        self.key = ""
+        """With which it came through the gate."""
         self.queues: set[bytes] = set()
         self.named: set[bytes] = set()
         """For cancels."""
@@ -73,13 +81,14 @@ class Wakeups:
         endpoints: Sequence[str],
         counters: Counters,
         hoards: Hoards | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
         self._counters = counters
         self._hoards = hoards
         self._socket = context.socket(zmq.XPUB)
-        for option, value in SOCKET_OPTIONS.items():
-            self._socket.setsockopt(option, value)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_WORD_BYTES)
+        prepare(self._socket, gate)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_WORD_BYTES if gate is None else MAX_GUARDED_BYTES)
         self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
         self._socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
         self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
@@ -177,7 +186,12 @@ class Wakeups:
             if len(self._lines) >= self._sweep_at:
                 self._sweep()
             line = self._lines[inode] = _Line(fd, inode)
+            if self._gate is not None:
+                line.key = self._gate.key_of(frame)
         if line.cut:
+            return
+        if self._gate is not None and not self._gate.knows(line.key):
+            self._end(line, "its key was revoked")
             return
         second = monotonic_us() // 1_000_000
         if second != line.second:
@@ -189,10 +203,20 @@ class Wakeups:
             self._counters.count(counters.UNKNOWN_TOPIC, repr(word))
         topics = len(line.queues) + len(line.named)
         if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or topics > MAX_TOPICS:
-            line.cut = True
-            self._busy(line)
-            cut_off(line.fd, inode)
-            self._counters.count(counters.CUT_OFF, f"words={line.words} topics={topics} stray={line.stray}")
+            self._end(line, f"words={line.words} topics={topics} stray={line.stray}")
+
+    def _end(self, line: _Line, why: str) -> None:
+        line.cut = True
+        self._busy(line)
+        cut_off(line.fd, line.inode)
+        self._counters.count(counters.CUT_OFF, why)
+
+    def turn_out(self) -> None:
+        """Cut off whom the gate no longer knows."""
+        assert self._gate is not None
+        for line in list(self._lines.values()):
+            if not line.cut and not self._gate.knows(line.key):
+                self._end(line, "its key was revoked")
 
     def _said(self, line: _Line, topic: bytes, on: bool) -> bool:
         """False if a worker would not have said so."""

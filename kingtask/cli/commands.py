@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "pause": "queues:pause",
     "resume": "queues:resume",
     "ping": "queues:ping",
+    "keygen": "keygen:keygen",
     "doctor": "doctor:doctor",
     "dev": "dev:dev",
     "demo": "demo:demo",

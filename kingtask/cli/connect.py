@@ -30,8 +30,23 @@ def _split(_context: click.Context, _option: click.Parameter, values: Sequence[s
     return nearest()
 
 
+def _remember(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    context.meta[f"{__name__}.{option.name}"] = value
+
+
 def broker_option(command: Decorated) -> Decorated:
-    """Add --broker, passed as `broker`: a tuple of addresses."""
+    """Add --broker, passed as `broker`: a tuple of addresses; and the two keys, which `connect` finds by itself."""
+    for name, variable, what in (
+        ("--server-key", "KINGTASK_SERVER_KEY", "The brokers' public key"),
+        ("--curve-key", "KINGTASK_CURVE_KEY", "This client's secret key"),
+    ):
+        command = click.option(
+            name,
+            metavar="FILE",
+            expose_value=False,
+            callback=_remember,
+            help=f"{what}, if they ask for keys. [default: {variable}]",
+        )(command)
     return click.option(
         "--broker",
         metavar="ADDRESS",
@@ -63,4 +78,7 @@ def connect(broker: Sequence[str], timeout: float = DEFAULT_TIMEOUT_S) -> Client
     """A client of these brokers; use it in a `with` block."""
     from kingtask.client import Client
 
-    return Client(list(broker), timeout=timeout)
+    context = click.get_current_context(silent=True)
+    given = context.meta if context is not None else {}
+    own, server = (given.get(f"{__name__}.{name}") for name in ("curve_key", "server_key"))
+    return Client(list(broker), timeout=timeout, curve_key=own, server_key=server)

@@ -83,7 +83,7 @@ def run(address: str, tree: Tree) -> list[Case]:
     """Submit the cases and wait for each, showing how they stand. Raises Stopped and Ended as Tree.watch does."""
     from kingtask.client import Client
 
-    with Client(address) as client:
+    with Client(address, curve_key="", server_key="") as client:
         cases = _submitted(client)
         with _display(cases) as show:
             deadline = monotonic_s() + PATIENCE_S

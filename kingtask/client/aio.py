@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
+from kingtask.client import keys
 from kingtask.client.line import Line, Lines, Waiter
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
@@ -46,8 +47,15 @@ class AsyncClient:
     closed or that loop is; it is not for use by several threads.
     """
 
-    def __init__(self, address: str | Sequence[str] | None = None, *, timeout: float = 10.0) -> None:
-        self._lines = Lines(addresses.endpoints(address))
+    def __init__(
+        self,
+        address: str | Sequence[str] | None = None,
+        *,
+        timeout: float = 10.0,
+        curve_key: keys.Path | None = None,
+        server_key: keys.Path | None = None,
+    ) -> None:
+        self._lines = Lines(addresses.endpoints(address), keys.read(curve_key, server_key))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
         weakref.finalize(self, self._lines.close).atexit = False

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
+from kingtask.client import keys
 from kingtask.client.channel import Channel
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
@@ -45,10 +46,20 @@ class Client:
     for the next. Without it they are those of KINGTASK_BROKER (with commas), else this machine's. `timeout`
     (seconds) bounds each call that names no other, with all that is tried again in it. One client serves any number of
     threads, and forked children too. Nothing is connected before the first call.
+
+    `curve_key` and `server_key` are files, for brokers that ask for keys: the client's secret key and the brokers'
+    public one; without them those of KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY.
     """
 
-    def __init__(self, address: str | Sequence[str] | None = None, *, timeout: float = 10.0) -> None:
-        self._pool = Pool(addresses.endpoints(address))
+    def __init__(
+        self,
+        address: str | Sequence[str] | None = None,
+        *,
+        timeout: float = 10.0,
+        curve_key: keys.Path | None = None,
+        server_key: keys.Path | None = None,
+    ) -> None:
+        self._pool = Pool(addresses.endpoints(address), keys.read(curve_key, server_key))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
         weakref.finalize(self, self._pool.close).atexit = False

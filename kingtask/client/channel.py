@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from math import ceil
 from random import random
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 
 import zmq
 
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
+from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
+
+if TYPE_CHECKING:
+    from kingtask.keyfiles import ClientKeys
 
 QUICK_S = 0.1
 """Nearly every reply comes within this, and one plain receive is the cheapest way to wait for it. No longer, because a
@@ -25,8 +30,17 @@ LONGEST_POLL_S = 3600.0
 class Channel:
     """Calls go in by `exchange`, which blocks. `closing` is set before the context is terminated."""
 
-    def __init__(self, context: Context, endpoints: Sequence[str], closing: Event, *, first: int = 0) -> None:
+    def __init__(
+        self,
+        context: Context,
+        endpoints: Sequence[str],
+        closing: Event,
+        *,
+        first: int = 0,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self._context = context
+        self._keys = keys
         self._core = Core(endpoints, random, first=first)
         self._closing = closing
         self._dealer: Dealer | None = None
@@ -117,7 +131,7 @@ class Channel:
     def _connect(self, now: float) -> None:
         self._core.opened(now)
         try:
-            self._dealer = Dealer(self._context, self._core.endpoint)
+            self._dealer = Dealer(self._context, self._core.endpoint, self._keys)
             self._dealer.socket.setsockopt(zmq.RCVTIMEO, int(QUICK_S * 1000))
         except zmq.ZMQError as error:
             if self._closing.is_set():
@@ -149,6 +163,10 @@ class Channel:
             self._core.up()
         elif news is News.BROKEN:
             self._core.broken(monotonic_s())
+        elif news is not None:
+            certain = news is News.REFUSED
+            why = no_access(self._core.endpoint, keyed=self._keys is not None, certain=certain)
+            self._finished += self._core.denied(monotonic_s(), why, certain=certain)
 
     def _close_dealer(self) -> None:
         if self._dealer is not None:

@@ -22,7 +22,7 @@ from math import inf
 from kingtask import protocol
 from kingtask.client.call import WRITES, Call, Reply, Stage, asked_rest_s
 from kingtask.client.silence import no_answer
-from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
+from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
 PATIENCE_S = 1.0
 """How long a reply, or a handshake, may take before the next try; doubled after each round of all addresses."""
@@ -35,6 +35,9 @@ LONGEST_RECONNECT_S = 2.0
 REST_S = 0.05
 """The rest after a refusal that may pass, doubled with each; the broker may ask for more."""
 LONGEST_REST_S = 2.0
+
+DENIALS = 3
+"""Handshakes that fail in a row before it is the keys rather than a broker that was just ending."""
 
 HEALTHY_S = 5.0
 """A refusal this long after the request was sent begins a new row: in between the broker was at work on it."""
@@ -60,6 +63,8 @@ class Core:
         """When a call was last done as asked, other than a ping, which needs no Redis."""
         self._failures = 0
         """Connections that ended without a reply, since the last reply."""
+        self._denials = 0
+        """Handshakes that failed for the keys, since one succeeded."""
         self._complaint: str | None = None
         """The last thing received that answered no call; NoAnswer repeats it."""
 
@@ -148,6 +153,18 @@ class Core:
     def up(self) -> None:
         """The connection is made: somebody there speaks ZeroMQ."""
         self._up_by = inf
+        self._denials = 0
+
+    def denied(self, now: float, why: str, *, certain: bool) -> list[Call]:
+        """As `broken`, because of the keys; return the calls that are done because nobody takes ours for certain."""
+        self.broken(now, why=why)
+        self._denials += 1
+        if not certain or self._failures < len(self._endpoints):
+            return []
+        calls = list(self._calls.values())
+        for call in calls:
+            self._finish(call, error=self._no_access(call))
+        return calls
 
     def broken(self, now: float, *, why: str | None = None) -> None:
         """The connection could not be made, or ended. What was not answered waits for the next one."""
@@ -215,7 +232,9 @@ class Core:
             if call is None or call.wake_at != at:
                 continue
             if call.deadline <= now:
-                self._finish(call, error=no_answer(call, self._endpoints, self._complaint))
+                denied = self._denials >= DENIALS
+                error = self._no_access(call) if denied else no_answer(call, self._endpoints, self._complaint)
+                self._finish(call, error=error)
                 failed.append(call)
             elif call.stage is Stage.RESTING:
                 if self._refuses(call):
@@ -260,6 +279,9 @@ class Core:
         call.refused_by = self._index
         call.deadline = min(call.hard, again_at + call.silence_s)
         self._rest(call, again_at)
+
+    def _no_access(self, call: Call) -> PermissionDenied:
+        return PermissionDenied(self._complaint or "", stored="unknown" if call.maybe_stored else "no")
 
     def _refuses(self, call: Call) -> bool:
         """The broker in use refused this call and has served no other since: another one may be better off."""

@@ -7,10 +7,15 @@ or lost (0.1 to 2 ms on one host; a peer that vanished is noticed by the heartbe
 
 from __future__ import annotations
 
+import errno
 import struct
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import zmq
+
+if TYPE_CHECKING:
+    from kingtask.keyfiles import ClientKeys
 
 OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,
@@ -32,6 +37,7 @@ _GONE = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_MISFITS = (zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH, zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | _GONE
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -40,12 +46,14 @@ Context = zmq.Context[zmq.Socket[bytes]]
 class News(Enum):
     UP = "connected"
     BROKEN = "not connected, and never again"
+    NO_HANDSHAKE = "the same, because one side asks for other keys than the other has"
+    REFUSED = "the same, because the broker refused the key"
 
 
 class Dealer:
     """Nothing here blocks. Use it from one thread at a time."""
 
-    def __init__(self, context: Context, endpoint: str) -> None:
+    def __init__(self, context: Context, endpoint: str, keys: ClientKeys | None = None) -> None:
         """Begin to connect. Raises zmq.ZMQError if there can be no such socket (too many files, context closed)."""
         self.socket = context.socket(zmq.DEALER)
         try:
@@ -53,6 +61,8 @@ class Dealer:
                 self.socket.setsockopt(option, value)
             if "[" in endpoint:
                 self.socket.setsockopt(zmq.IPV6, 1)
+            if keys is not None:
+                keys.put_on(self.socket)
             self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(_WATCHED)
             self.monitor.setsockopt(zmq.LINGER, 0)
         except BaseException:
@@ -83,9 +93,9 @@ class Dealer:
         """The last thing that happened to the connection since the last look, or None."""
         found = None
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event, _value = struct.unpack("=HI", self.monitor.recv_multipart(zmq.NOBLOCK)[0])  # zmq_socket_monitor(3)
-            if found is not News.BROKEN:
-                found = News.BROKEN if event & _GONE else News.UP
+            event, value = struct.unpack("=HI", self.monitor.recv_multipart(zmq.NOBLOCK)[0])  # zmq_socket_monitor(3)
+            if found is None or found is News.UP:
+                found = _meaning(event, value)
         return found
 
     def send(self, message: bytes) -> bool:
@@ -107,3 +117,13 @@ class Dealer:
         """Let go of the connection and of what is on its way. Idempotent."""
         self.socket.close()
         self.monitor.close()
+
+
+def _meaning(event: int, value: int) -> News:
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return News.REFUSED if value == 400 else News.BROKEN  # ZAP's status (RFC 27): 300 and 500 may pass
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == errno.EPIPE:  # the other side closed it, unasked
+        return News.NO_HANDSHAKE
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value in _MISFITS:
+        return News.NO_HANDSHAKE
+    return News.BROKEN if event & _GONE else News.UP

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from math import inf
 from random import random
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -16,8 +17,12 @@ from kingtask.client import fork
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
+from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
+
+if TYPE_CHECKING:
+    from kingtask.keyfiles import ClientKeys
 
 BATCH = 256
 """Messages received in a row before the loop's other callbacks have their turn."""
@@ -43,8 +48,9 @@ class Waiter:
 class Lines:
     """The line of one client, on one event loop at a time."""
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None = None) -> None:
         self._endpoints = endpoints
+        self._keys = keys
         self._line: Line | None = None
         self._closed = False
         fork.watch(self)
@@ -60,7 +66,7 @@ class Lines:
             self._line.close()
             self._line = None
         if self._line is None:
-            self._line = Line(loop, self._endpoints)
+            self._line = Line(loop, self._endpoints, self._keys)
         return self._line
 
     def close(self) -> None:
@@ -83,8 +89,11 @@ class Lines:
 class Line:
     """What a client has on one event loop: made and used only there."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, endpoints: Sequence[str]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, endpoints: Sequence[str], keys: ClientKeys | None = None
+    ) -> None:
         self.loop = loop
+        self._keys = keys
         self._core = Core(endpoints, random)
         self._context: Context = zmq.Context()
         self._dealer: Dealer | None = None
@@ -166,7 +175,7 @@ class Line:
     def _connect(self, now: float) -> None:
         self._core.opened(now)
         try:
-            self._dealer = dealer = Dealer(self._context, self._core.endpoint)
+            self._dealer = dealer = Dealer(self._context, self._core.endpoint, self._keys)
         except zmq.ZMQError as error:
             self._core.broken(now, why=f"no socket for a connection: {error}")
             return
@@ -184,6 +193,10 @@ class Line:
         elif news is News.BROKEN:
             self._receive(self._dealer)  # replies that came before the end
             self._core.broken(monotonic_s())
+        elif news is not None:
+            certain = news is News.REFUSED
+            why = no_access(self._core.endpoint, keyed=self._keys is not None, certain=certain)
+            self._settle(self._core.denied(monotonic_s(), why, certain=certain))
         self._soon()
 
     def _close_dealer(self) -> None:

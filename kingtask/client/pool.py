@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Event, RLock
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -11,6 +12,9 @@ from kingtask.client import fork
 from kingtask.client.channel import Channel
 from kingtask.client.dealer import Context
 from kingtask.errors import ClientClosed
+
+if TYPE_CHECKING:
+    from kingtask.keyfiles import ClientKeys
 
 MAX_IDLE = 16
 """Connections kept while nobody uses them; each costs a few descriptors here and a heartbeat a second."""
@@ -22,8 +26,9 @@ MAX_SOCKETS = 16_384
 class Pool:
     """`take` a channel, use it from one thread at a time, `give` it back. Thread-safe, and usable after a fork."""
 
-    def __init__(self, endpoints: Sequence[str]) -> None:
+    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None = None) -> None:
         self._endpoints = tuple(endpoints)
+        self._keys = keys
         self._first = 0
         """Index of the address that answered last."""
         self._lock = RLock()  # the garbage collector may give a channel back at any moment
@@ -41,7 +46,9 @@ class Pool:
             if self._idle:
                 channel = self._idle.pop()  # the last one used: the others may grow old
             else:
-                channel = Channel(self._ensure_context(), self._endpoints, self._closing, first=self._first)
+                channel = Channel(
+                    self._ensure_context(), self._endpoints, self._closing, first=self._first, keys=self._keys
+                )
             self._taken.add(channel)
             return channel
 

@@ -29,6 +29,19 @@ def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> No
     return NoAnswer(text, stored="unknown" if stored else "no")
 
 
+def no_access(endpoint: str, *, keyed: bool, certain: bool) -> str:
+    """Why a handshake failed. libzmq says for certain only that a key is not known; the rest is a closed connection."""
+    if certain:
+        return f"{endpoint} does not know this client's key: is its .key file among the broker's authorized_clients?"
+    text = f"{endpoint} ends the connection in the handshake, as a broker does "
+    if keyed:
+        return text + "that has another key than the server key given here, or asks for none"
+    return text + (
+        "that asks for keys (CURVE): give this client its own and the broker's, by --curve-key and --server-key, or by"
+        " KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY"
+    )
+
+
 def _advice(call: Call, stored: bool) -> str:
     if call.op != "submit":
         return " It may have taken effect; asking again is safe." if stored else " Nothing was changed."

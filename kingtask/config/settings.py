@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 import msgspec
 
-from kingtask import task
+from kingtask import keyfiles, task
 from kingtask.clock import duration_ms
 from kingtask.config import document
 from kingtask.config.address import Address, host_port, parse
@@ -143,6 +143,20 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 _LIVE = frozenset({"log_path", "log_level", "log_format", "result_keep_time", "failed_keep_time", "max_lost"})
 
 
+class BrokerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The broker's own pair, and the directory with a `NAME.key` for each client and worker that is let in."""
+
+    secret_key_file: str
+    authorized_clients: str
+
+
+class WorkerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The worker's own pair, and the brokers' public key, which is the same for all of them."""
+
+    secret_key_file: str
+    server_key_file: str
+
+
 class BrokerConfig(_Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
     live: ClassVar[frozenset[str]] = _LIVE | {
@@ -153,6 +167,7 @@ class BrokerConfig(_Settings, frozen=True):
     addr: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
     insecure: bool = False
+    curve: BrokerCurve | None = None
     max_pending: Count = 10_000
     max_pending_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
     max_waits: Count = 10_000
@@ -188,15 +203,18 @@ class BrokerConfig(_Settings, frozen=True):
             if address.endpoint in seen:
                 raise Wrong(field, f"{address} is taken twice (wakeups use the next port; see `wakeup`)")
             seen.add(address.endpoint)
-            if address.public and not self.insecure:
+            if address.public and not self.insecure and self.curve is None:
                 raise Wrong(
                     field,
                     f"{address} can be reached from other machines, and whoever reaches it may run every"
-                    " executable: listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in that"
-                    " network may do so",
+                    " executable: give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or write"
+                    " `insecure: true` if everyone in that network may do so",
                 )
         if (figures := self.metrics_address) is not None and figures.endpoint in seen:
             raise Wrong("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
+        if self.curve is not None:
+            _about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
+            _about_path("curve.authorized_clients", self.curve.authorized_clients, keyfiles.read_directory)
 
 
 class WorkerConfig(_Settings, frozen=True):
@@ -210,6 +228,7 @@ class WorkerConfig(_Settings, frozen=True):
     work_dir: str | None = None
     broker: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
+    curve: WorkerCurve | None = None
     name: WorkerName | None = None
     period: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
     task_run_time: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] = 3600.0
@@ -242,6 +261,13 @@ class WorkerConfig(_Settings, frozen=True):
         return [parse(text).endpoint for text in self.broker]
 
     @property
+    def keys(self) -> keyfiles.ClientKeys | None:
+        """Reads the key files. Raises ConfigurationError."""
+        if self.curve is None:
+            return None
+        return keyfiles.read_client(self.curve.secret_key_file, self.curve.server_key_file)
+
+    @property
     def wakeup_endpoints(self) -> list[str]:
         return [address.endpoint for address in _wakeups(self.broker, self.wakeup)]
 
@@ -249,6 +275,9 @@ class WorkerConfig(_Settings, frozen=True):
         super().check()
         _read_addresses("broker", self.broker)
         _read_wakeups("broker", self.broker, self.wakeup)
+        if self.curve is not None:
+            _about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
+            _about_path("curve.server_key_file", self.curve.server_key_file, keyfiles.read_public)
         if self.wakeup is not None and len(self.wakeup) != len(self.broker):
             raise Wrong("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
         for key, values in (("broker", self.broker), ("queues", self.queues), ("bin_path", self.bin_path)):
@@ -366,6 +395,10 @@ def _about(field: str, action: Callable[[], T]) -> T:
         return action()
     except ConfigurationError as error:
         raise Wrong(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def _about_path(field: str, text: str, read: Callable[[Path], object]) -> None:
+    _about(field, partial(read, _absolute(field, text)))
 
 
 def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:

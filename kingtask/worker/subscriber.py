@@ -19,7 +19,9 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from kingtask import protocol
+from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError
+from kingtask.keyfiles import ClientKeys
 
 log = logging.getLogger("kingtask.worker")
 
@@ -42,7 +44,12 @@ DRAIN_FRAMES = 512
 REVIVE_S = 1.0
 """After a disconnection that libzmq does nothing about."""
 
-_SEEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+REFUSED_S = 5.0
+"""The same where the broker refuses our key: it may learn it. libzmq would not ask again."""
+TELL_REFUSED_S = 60.0
+
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_SEEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
 
 
 class Subscriber:
@@ -51,6 +58,7 @@ class Subscriber:
     def __init__(
         self,
         endpoints: Sequence[str],
+        keys: ClientKeys | None = None,
         *,
         queues: Sequence[str],
         worker: str,
@@ -69,7 +77,7 @@ class Subscriber:
         self._lines: list[_Line] = []
         try:
             for endpoint in endpoints:
-                self._lines.append(_Line(self._context, endpoint, topics, on_ready, cancelled))
+                self._lines.append(_Line(self._context, endpoint, keys, topics, on_ready, cancelled))
         except ConfigurationError:
             self.close()
             raise
@@ -134,6 +142,7 @@ class _Line:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
+        keys: ClientKeys | None,
         topics: set[bytes],
         on_ready: Callable[[], None],
         on_cancel: Callable[[list[bytes]], None],
@@ -141,6 +150,9 @@ class _Line:
         self._context = context
         self.endpoint = endpoint
         self.connected = False
+        self._keys = keys
+        self._refused = False
+        self._told_s = -TELL_REFUSED_S
         self._topics = topics
         self._on_ready = on_ready
         self._on_cancel = on_cancel
@@ -154,6 +166,8 @@ class _Line:
         self._socket = self._context.socket(zmq.SUB)
         for option, value in SOCKET_OPTIONS.items():
             self._socket.setsockopt(option, value)
+        if self._keys is not None:
+            self._keys.put_on(self._socket)
         for topic in self._topics:
             self._socket.subscribe(topic)
         if self._word is not _Word.FULL:
@@ -238,18 +252,34 @@ class _Line:
     def _look(self) -> None:
         while not self._monitor.closed:
             try:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+                told = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.ZMQError:  # nothing there
                 return
             assert self._loop is not None
             self._keep_waiting()
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            event = told["event"]
+            if event & _REFUSED:
+                self._handshake_failed(told["event"], told["value"])
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._refused = False
                 self.connected = True
                 log.info("wakeup=connected endpoint=%s", self.endpoint)
             elif event == zmq.EVENT_DISCONNECTED:
                 self.connected = False
-                log.info("wakeup=disconnected endpoint=%s", self.endpoint)
-                self._revival = self._loop.call_later(REVIVE_S, self._revive)
+                if not self._refused:
+                    log.info("wakeup=disconnected endpoint=%s", self.endpoint)
+                self._revival = self._loop.call_later(REFUSED_S if self._refused else REVIVE_S, self._revive)
+
+    def _handshake_failed(self, event: int, value: int) -> None:
+        self._refused = True
+        if monotonic_s() - self._told_s < TELL_REFUSED_S:
+            return
+        self._told_s = monotonic_s()
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            why = f"the broker does not know this worker's key (status {value})"
+        else:
+            why = "the connection ended in the handshake; do the keys (curve) fit those of the broker?"
+        log.warning("wakeup=refused endpoint=%s: %s. Tasks are found by polling alone", self.endpoint, why)
 
     def _keep_waiting(self) -> None:
         if self._revival is not None:
@@ -258,7 +288,10 @@ class _Line:
 
     def _revive(self) -> None:
         assert self._loop is not None
-        log.warning("wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint)
+        if not self._refused:
+            log.warning(
+                "wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint
+            )
         self.close()
         self._connect()
         self.start(self._loop)

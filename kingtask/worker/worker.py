@@ -121,6 +121,7 @@ class Worker:
             loop.add_signal_handler(number, self._signalled)
         self._subscriber = Subscriber(
             config.wakeup_endpoints,
+            config.keys,
             queues=config.queues,
             worker=self._name,
             on_ready=self._woken,

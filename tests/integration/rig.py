@@ -88,7 +88,7 @@ class Daemon:
             return f"the {self.kind} is ready; its log: {self.text()[-2000:]}"
 
         if self.kind == "broker":
-            with Client(self.endpoint) as client:
+            with Client(self.endpoint, **self._rig.keys) as client:
                 until(lambda: self._alive() and _pings(client), told)
         else:
             until(lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()), told)
@@ -148,6 +148,8 @@ class Rig:
         durable: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always"}
         self.redis = RedisServer(**{**durable, **redis_options})
         self.daemons: list[Daemon] = []
+        self.keys: dict[str, Any] = {}
+        """Of its clients, where the brokers ask for any."""
         self._stack = ExitStack()
         self.executable("ledger", LEDGER)
 
@@ -201,7 +203,7 @@ class Rig:
 
     def client(self, **options: Any) -> Client:
         """A client of all brokers, closed with the rig."""
-        return self._stack.enter_context(Client(self._endpoints, **options))
+        return self._stack.enter_context(Client(self._endpoints, **{**self.keys, **options}))
 
     @property
     def _endpoints(self) -> list[str]:

@@ -268,7 +268,7 @@ def replaced(plant: Plant) -> Iterator[None]:
         Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
     )
 
-    def edge(_context: Any, _endpoints: Sequence[str], **callbacks: Any) -> _Edge:
+    def edge(_context: Any, _endpoints: Sequence[str], _gate: None, **callbacks: Any) -> _Edge:
         return _Edge(plant, **callbacks)
 
     def attempt(conditions: Any, fence: Fence, claimed: Claimed, **callbacks: Any) -> _Attempt:
@@ -293,7 +293,7 @@ def replaced(plant: Plant) -> Iterator[None]:
                     "gc": idle_gc,
                     "os": _Os(plant.world),
                     "Store": lambda *_, **_more: WorkerStore(plant.at),
-                    "Subscriber": lambda _endpoints, **callbacks: _Subscriber(**callbacks),
+                    "Subscriber": lambda *_, **callbacks: _Subscriber(**callbacks),
                     "Watch": lambda _loop: SimpleNamespace(close=lambda: None),
                     "Children": lambda *_: _Children(),
                     "Attempt": attempt,

@@ -52,7 +52,8 @@ def test_the_originals_broker_file_gets_told_the_ways_on(write: Write, tmp_path:
     original = f"addr: 0.0.0.0:9595\nredis: 127.0.0.1:6379\nlog_path: {tmp_path}\nlog_level: debug\n"
     assert complaint(load_broker, write(original)) == (
         "1: addr: 0.0.0.0:9595 can be reached from other machines, and whoever reaches it may run every executable:"
-        " listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in that network may do so"
+        " give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in"
+        " that network may do so"
     )
     config = load_broker(write(original + "insecure: true\n"))
     assert config.endpoints == ["tcp://0.0.0.0:9595"]

@@ -1,0 +1,164 @@
+"""CURVE keys in files: the certificate format of ZeroMQ, which zmq.auth writes and reads.
+
+A pair is two files: `NAME.key_secret`, which holds both keys and stays where it is used, and `NAME.key` with the public
+one alone, which goes to the other side. A key is 32 bytes, written as 40 characters (Z85, ZeroMQ's RFC 32).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import zmq
+import zmq.auth
+from zmq.utils import z85
+
+from kingtask.errors import ConfigurationError
+
+SECRET_SUFFIX = ".key_secret"  # noqa: S105 - of a file name
+PUBLIC_SUFFIX = ".key"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
+"""Of a pair, and so of a client."""
+NAMES = "1 to 64 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
+KEY_LENGTH = 40
+MAX_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    public: bytes
+    secret: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientKeys:
+    """What a client or a worker needs: its own pair, and the broker's public key, without which it speaks to nobody."""
+
+    own: Pair
+    server: bytes
+
+    def put_on(self, socket: zmq.Socket[bytes]) -> None:
+        """Before it connects."""
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, self.own.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self.own.secret)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, self.server)
+
+
+def read_client(secret_key_file: str | os.PathLike[str], server_key_file: str | os.PathLike[str]) -> ClientKeys:
+    """Raises ConfigurationError that names the file and what to do."""
+    return ClientKeys(own=read_pair(Path(secret_key_file)), server=read_public(Path(server_key_file)))
+
+
+def read_pair(path: Path) -> Pair:
+    """The pair in a secret key file, which only its owner and group may read. Raises ConfigurationError."""
+    mode = _look(path)
+    public, secret = _keys(path)
+    if secret is None:
+        raise ConfigurationError(f"{path} holds a public key only; name the pair's other file, *{SECRET_SUFFIX}")
+    if mode & stat.S_IRWXO:
+        raise ConfigurationError(f"every user may read or change {path}, a secret key; chmod 600 {path}")
+    if zmq.curve_public(secret) != public:
+        raise ConfigurationError(f"the keys in {path} are no pair; make a new one with kingtask keygen")
+    return Pair(public=public, secret=secret)
+
+
+def read_public(path: Path) -> bytes:
+    """The public key in a file. Raises ConfigurationError."""
+    _look(path)
+    public, secret = _keys(path)
+    if secret is not None:
+        raise ConfigurationError(
+            f"{path} holds a secret key, which is its owner's alone; name the pair's public file, *{PUBLIC_SUFFIX}"
+        )
+    return public
+
+
+def read_directory(path: Path) -> dict[str, str]:
+    """Who is let in: public key to name, of every `NAME.key` in a directory. Raises ConfigurationError."""
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix == PUBLIC_SUFFIX)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the directory {path}: {error.strerror}") from None
+    found: dict[str, str] = {}
+    for file in files:
+        if not NAME.match(file.stem):
+            raise ConfigurationError(f"{file}: what stands before {PUBLIC_SUFFIX} names a client: expected {NAMES}")
+        other = found.setdefault(read_public(file).decode(), file.stem)
+        if other != file.stem:
+            raise ConfigurationError(f"{file} holds the same key as {other}{PUBLIC_SUFFIX}: one client, one key")
+    return found
+
+
+def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path]:
+    """Make a pair; returns the public and the secret file. Raises ConfigurationError, e.g. if there is one already."""
+    if not NAME.match(name):
+        raise ConfigurationError(f"NAME: expected {NAMES}, got {name!r}")
+    public, secret = directory / f"{name}{PUBLIC_SUFFIX}", directory / f"{name}{SECRET_SUFFIX}"
+    try:
+        with TemporaryDirectory(prefix=".keygen-", dir=directory) as private:  # mode 0700
+            made = [Path(file) for file in zmq.auth.create_certificates(private, name)]
+            made[0].chmod(0o644)
+            made[1].chmod(0o600)
+            for file in made:
+                _sync(file)
+            # The secret first: without it the other is of no use, and neither takes the place of one that is there.
+            for source, target in ((made[1], secret), (made[0], public)):
+                if replace:
+                    source.replace(target)
+                else:
+                    target.hardlink_to(source)
+    except FileExistsError as error:
+        raise ConfigurationError(
+            f"{error.filename2 or public} is there already, and whoever uses that key would be locked out;"
+            " choose another name, or say --replace"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot write into {directory}: {error.strerror}") from None
+    return public, secret
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _look(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError(f"{path} is not a regular file; name a key file, as kingtask keygen writes them")
+    if not status.st_size:
+        raise ConfigurationError(f"{path} is empty; expected a key file, as kingtask keygen writes them")
+    if status.st_size > MAX_BYTES:
+        raise ConfigurationError(f"{path} is longer than {MAX_BYTES:,} bytes; is it a key file?")
+    return status.st_mode
+
+
+def _keys(path: Path) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, IndexError):  # no `public-key =` in it
+        raise ConfigurationError(f"{path} holds no key; expected a file as kingtask keygen writes them") from None
+    for name, key in (("public-key", public), ("secret-key", secret)):
+        if key is not None and not _is_key(key):
+            raise ConfigurationError(
+                f"{name} in {path}: expected {KEY_LENGTH} characters (Z85), got {len(key)}; copy the file again"
+            )
+    return public, secret
+
+
+def _is_key(key: bytes) -> bool:
+    if len(key) != KEY_LENGTH:
+        return False
+    try:
+        return bool(z85.encode(z85.decode(key)) == key)
+    except Exception:  # noqa: BLE001  (each release of pyzmq has another for a character that does not belong there)
+        return False
