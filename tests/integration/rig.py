@@ -211,7 +211,7 @@ class Rig:
 
     def worker_names(self) -> list[str]:
         """As the brokers see them."""
-        with Client(self._endpoints) as client:  # asked again and again: none is to stay
+        with Client(self._endpoints, **self.keys) as client:  # asked again and again: none is to stay
             return [worker["name"] for worker in client.stats()["workers"]]
 
     def executions(self, event: str = "start") -> list[tuple[str, int, float]]:
