@@ -38,6 +38,10 @@ CLOCK_EVERY_S = 1.0
 SAMPLE_EVERY_S = 1.0
 
 
+SAID = 1_000
+"""Characters of the log of a daemon that ended by itself."""
+
+
 class Chronicle(Rig):
     """A rig that writes history into a directory. Brokers and workers have numbers from 1: `broker 1`."""
 
@@ -140,7 +144,8 @@ class Chronicle(Rig):
     # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def note_exit(self, daemon: Daemon, status: int, *, wanted: bool) -> None:
-        record = Exit(mono_ns=monotonic_ns(), proc=self.name(daemon), status=status, wanted=wanted)
+        said = "" if wanted else daemon.text()[-SAID:]
+        record = Exit(mono_ns=monotonic_ns(), proc=self.name(daemon), status=status, wanted=wanted, said=said)
         self.record("exits.jsonl", record)
 
     def executed(self) -> list[Execution]:

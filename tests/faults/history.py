@@ -336,6 +336,8 @@ class Exit(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """As subprocess tells it: negative for a signal."""
     wanted: bool = False
     """The rig ended it, or gave it a configuration that it must refuse."""
+    said: str = ""
+    """The end of its log, if it was not wanted."""
 
 
 class Residue(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -20,7 +20,7 @@ def judge_processes(view: View, history: History) -> None:
         view.report.found("I13", f"{residue.kind} left over: {residue.what}")
     for exit_ in history.exits:
         if not exit_.wanted:
-            view.report.found("I14", f"{exit_.proc} ended by itself with {exit_.status}")
+            view.report.found("I14", f"{exit_.proc} ended by itself with {exit_.status}: {exit_.said}")
     _pings(view, history.pings)
     _samples(view, history.samples)
 
