@@ -415,11 +415,11 @@ def ready_topic(queue: str) -> bytes:
 
 
 IDLE_TOPIC = b"i"
-"""What a worker subscribes to whenever it has room and found nothing to claim, and unsubscribes from when it is full.
+"""What a worker subscribes to whenever it has room and found nothing to claim.
 
 Published as [this and four bytes of the broker's choice, the ready_topic] to one such worker for each task that became
-ready. A worker that was told is told no more before it subscribes again. If its unsubscribing crosses what it is told,
-somebody else is told.
+ready. A worker that was told is told no more before it subscribes again. If it has no room for what it is told, it
+unsubscribes, and somebody else is told.
 """
 
 

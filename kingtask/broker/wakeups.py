@@ -1,8 +1,8 @@
 """The XPUB: hints to workers that a queue has something to claim or that a task is to be cancelled.
 
 A worker that is idle says so, and is told of one task; then it claims, and says so again if it still has room. One that
-became full instead hands back what it was told meanwhile. So a task wakes one worker and not all of them, none is told
-twice of what it did not look for yet, and what came while nobody was idle is told to those who become so.
+has become full since hands back what it is told. So a task wakes one worker and not all of them, none is told twice of
+what it did not look for yet, and what came while nobody was idle is told to those who become so.
 
 libzmq remembers every topic that a peer asks for until it leaves, also one that is refused here (200 bytes took 10 KB),
 and looks through all of them whenever a connection ends. So topics are short, longer words are not even read, and a
@@ -39,10 +39,10 @@ MAX_GUARDED_BYTES = 512
 MAX_TOPICS = 258
 """Of one connection: a worker subscribes to each of its queues (256 at most), to its own name, and as idle."""
 WORDS_A_SECOND = 5_000
-"""What a connection may say: a worker says two for each time that it is full and then idle. One takes some 10 µs."""
+"""What a connection may say: a worker says at most two for each time that it is told. One takes some 10 µs."""
 MAX_STRAY = 4
 """Of these, what we do not understand; a newer worker may have topics that are new to us."""
-MAX_UNREAD = 2
+MAX_UNREAD = 16
 """Words of a connection that libzmq takes in before they are counted here. With 1,000 words of 200 bytes a storm of 64
 connections stopped the loop for 6 s when they ended."""
 RECEIVE_BYTES = 2_048

@@ -1,7 +1,9 @@
 """The wakeup sockets: what the brokers say without being asked. Hints only; `period` makes up for every lost one.
 
 A broker tells a worker of a task after that has said that it is idle, once: `idle`, `asked` and `full` say it to all of
-them, as protocol.IDLE_TOPIC has it.
+them, as protocol.IDLE_TOPIC has it. A worker that becomes full says so only to a broker that tells it of a task all the
+same, so that none has more than two words to read from it, however long it was away: libzmq 4.3.5 aborts the process of
+a broker whose queue of words is full when the connection ends (with a PING behind the words; its issue 4364).
 
 One SUB socket for each broker. libzmq reconnects by itself after a lost connection, but not after one that broke its
 protocol (measured: a hint that is too long leaves the socket deaf for good), so each has a monitor, and is made anew
@@ -97,7 +99,7 @@ class Subscriber:
             line.asked()
 
     def full(self) -> None:
-        """There is no room: what the brokers told since the last claim is for others."""
+        """There is no room: what the brokers told since the last claim, or tell from now on, is for others."""
         for line in self._lines:
             line.full()
 
@@ -219,7 +221,7 @@ class _Line:
             self._word = _Word.ASKED
 
     def full(self) -> None:
-        if self._word in (_Word.IDLE, _Word.TOLD):
+        if self._word is _Word.TOLD:
             self._socket.unsubscribe(protocol.IDLE_TOPIC)
             self._word = _Word.FULL
 

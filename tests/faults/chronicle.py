@@ -38,7 +38,7 @@ CLOCK_EVERY_S = 1.0
 SAMPLE_EVERY_S = 1.0
 
 
-SAID = 1_000
+SAID = 4_000
 """Characters of the log of a daemon that ended by itself."""
 
 

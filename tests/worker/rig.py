@@ -63,6 +63,10 @@ class Bell:
         """Wait until so many say that they are idle."""
         until(lambda: sum(idle for _, idle in self._do(self._lines)) == number, f"{number} are idle")
 
+    def handed_back(self) -> None:
+        """Wait until somebody has handed back what it was told, and nobody is there to be told instead."""
+        until(lambda: any(self._do(self.wakeups._untold.values)), "something is handed back")
+
     def ready(self, queue: str = "default", tasks: int = 1) -> None:
         self._do(partial(self.wakeups.ready, queue, tasks))
 

@@ -94,19 +94,49 @@ async def test_only_what_concerns_this_worker(listen: type[Listener], bell: Bell
     assert (listener.ready, listener.cancelled) == (1, ["first", "second"])
 
 
-async def test_one_that_is_not_idle_is_left_alone(listen: type[Listener], bell: Bell) -> None:
+async def test_one_that_is_full_hands_back_what_it_is_told_and_is_left_alone_then(
+    listen: type[Listener], bell: Bell
+) -> None:
     listener = listen(bell.endpoint)
     await subscribed(bell, protocol.ready_topic("default"))
-    await listener.cancel(bell, "it has heard all")
     await idle(listener, bell)
     listener.subscriber.full()
-    await asyncio.to_thread(bell.idle, 0)
+    bell.ready()
+    await listener.heard()
+    listener.subscriber.full()
+    await asyncio.to_thread(bell.handed_back)
     bell.ready()
     await listener.cancel(bell, "until now")
-    assert listener.ready == 0
+    assert listener.ready == 1
     listener.subscriber.idle()
-    await listener.heard()
-    assert listener.ready == 1, "what came meanwhile"
+    while listener.ready < 2:
+        await listener.heard()
+
+
+async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
+    listen: type[Listener], tmp_path: Path
+) -> None:
+    """A queue of words that is full, a heartbeat behind them, and the end of the connection end its process."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    deaf = context.socket(zmq.XPUB)
+    deaf.setsockopt(zmq.XPUB_VERBOSER, 1)
+    deaf.bind(f"ipc://{tmp_path}/deaf")
+    listener = listen(f"ipc://{tmp_path}/deaf")
+    for _ in range(2):
+        assert await asyncio.to_thread(deaf.poll, int(1000 * PATIENCE_S))
+        deaf.recv()
+    for _ in range(100):
+        listener.subscriber.idle()
+        listener.subscriber.asked()
+        listener.subscriber.full()
+    deaf.send_multipart([protocol.cancel_topic("w.1"), b"heard all"])
+    while not listener.cancelled:
+        await listener.heard()
+    assert await asyncio.to_thread(deaf.poll, int(1000 * PATIENCE_S))
+    assert deaf.recv() == b"\1" + protocol.IDLE_TOPIC
+    assert not await asyncio.to_thread(deaf.poll, 200)
+    deaf.close(0)
+    context.term()
 
 
 async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[Listener], bell: Bell) -> None:
