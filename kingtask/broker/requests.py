@@ -42,9 +42,17 @@ class Op(NamedTuple):
     """An OK means what that of `submit` means: it waits for the same barrier."""
 
 
-def prepare(value: Any, now_s: float, place: str, new_id: Callable[[], str]) -> calls.Prepared:
-    """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place."""
+Check = Callable[[TaskSpec, str], None]
+"""Whether the client may submit this task, which stands at that place of its request; raises if it may not."""
+
+
+def prepare(
+    value: Any, now_s: float, place: str, new_id: Callable[[], str], check: Check | None = None
+) -> calls.Prepared:
+    """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place, and what `check` does."""
     spec: TaskSpec = protocol.parse_task(value, now_s, place)
+    if check is not None:
+        check(spec, place)
     return calls.prepare(spec.id or new_id(), spec)
 
 

@@ -20,18 +20,19 @@ import zmq
 
 from kingtask import __version__, failpoint, openfiles, protocol
 from kingtask import log as logs
-from kingtask.broker import metrics, requests
+from kingtask.broker import metrics, permissions, requests
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Edge, Peer
 from kingtask.broker.gate import Gate, Known
 from kingtask.broker.hoards import BASE_BYTES, Hoards
+from kingtask.broker.permissions import Permit
 from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.waits import Waits
 from kingtask.broker.wakeups import Wakeups
-from kingtask.clock import monotonic_us, wall_s
+from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
 from kingtask.metrics import calls as call_metrics
@@ -70,6 +71,8 @@ class Broker:
         if config.curve is not None:
             key, clients = Path(config.curve.secret_key_file), Path(config.curve.authorized_clients)
             self._gate = Gate(self._context, key, clients, self._counters)
+        self._permits = permissions.Permits()
+        self._permits.reload(config.permits)
         self._edge = Edge(
             self._context,
             config.endpoints,
@@ -174,11 +177,12 @@ class Broker:
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Go by this configuration from now on, which differs in `live` keys only. Raises ConfigurationError."""
-        keys = None if self._gate is None else self._gate.read()
+        keys, permits = None if self._gate is None else self._gate.read(), config.permits
         logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
         if self._gate is not None and keys is not None:
             self._gate.reload(keys)
             self._wakeups.turn_out()
+        self._permits.reload(permits)
         self._config, self._policy = config, config.policy
         self._ticker.policy = self._batch.policy = self._policy
 
@@ -211,12 +215,19 @@ class Broker:
             if isinstance(request, protocol.Ping):
                 self._edge.reply(peer, protocol.ok(rid, self._pong()))
                 return
+            permit = None
+            if self._permits.on:
+                permit = self._permits.of(_client(peer), monotonic_s())
+                permit.request(request)
             self._admit()
             if self._request_times is None:
                 answer = _Answer(self, peer, rid, len(message))
             else:
                 answer = _TimedAnswer(self, peer, rid, len(message), self._request_times.of(request))
-            self._act(request, answer)
+            if permit is None:
+                self._act(request, answer)
+            else:
+                self._act_permitted(request, answer, permit)
         except Exception as error:  # noqa: BLE001  (a fault of ours costs one reply, not the broker)
             refused = error if isinstance(error, RequestRefused) else _fault(error)
             if answer is not None:
@@ -229,7 +240,29 @@ class Broker:
         rid = protocol.rid_of(protocol.decode(message))
         self.refuse(peer, rid, PermissionDenied("the key of this client was revoked; ask the broker's operator"))
 
-    def _act(self, request: protocol.Request, answer: _Answer) -> None:
+    def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: Permit) -> None:
+        """The same within what the client may do; for what is done by id the task is looked at first."""
+        if isinstance(request, protocol.Submit):
+            now_s = monotonic_s()
+            self._submits.take(request, wall_s(), answer.give, lambda spec, place: permit.submit(spec, place, now_s))
+        elif isinstance(request, permissions.BY_ID) and permit.looks_at(request):
+
+            def looked(found: calls.Found | StoreError) -> None:
+                try:
+                    if isinstance(found, StoreError):
+                        raise requests.store_refusal(found, writes=False)
+                    if found.result is None:
+                        raise requests.not_found(request.id)
+                    permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
+                    self._act(request, answer)
+                except RequestRefused as error:
+                    answer.give(error)
+
+            self._store.send(calls.get(request.id), looked)
+        else:
+            self._act(request, answer, permit)
+
+    def _act(self, request: protocol.Request, answer: _Answer, permit: Permit | None = None) -> None:
         if isinstance(request, protocol.Submit):
             self._submits.take(request, wall_s(), answer.give)
         elif isinstance(request, protocol.Wait):
@@ -239,6 +272,10 @@ class Broker:
 
             def answered(value: Any) -> None:
                 fields = _fields(op, request, value)
+                if permit is not None and not isinstance(fields, RequestRefused):
+                    fields = permit.filtered(fields)
+                if isinstance(request, permissions.AUDITED):
+                    permissions.audited(_client(answer.peer), request, fields)
                 if op.confirmed and not isinstance(fields, RequestRefused):
                     self._store.confirm(lambda reached: answer.give(fields if reached else requests.not_confirmed()))
                 else:
@@ -378,11 +415,11 @@ class Broker:
 class _Answer:
     """One request's reply: counted while it is under way, given once."""
 
-    __slots__ = ("_broker", "_peer", "_rid", "_size")
+    __slots__ = ("_broker", "_rid", "_size", "peer")
 
     def __init__(self, broker: Broker, peer: Peer, rid: protocol.Rid, size: int) -> None:
         self._broker = broker
-        self._peer = peer
+        self.peer = peer
         self._rid = rid
         self._size = size
         broker.taken(size)
@@ -396,9 +433,9 @@ class _Answer:
     def give(self, fields: dict[str, Any] | RequestRefused) -> None:
         self.release()
         if isinstance(fields, RequestRefused):
-            self._broker.refuse(self._peer, self._rid, fields)
+            self._broker.refuse(self.peer, self._rid, fields)
         else:
-            self._broker.send(self._peer, protocol.ok(self._rid, fields))
+            self._broker.send(self.peer, protocol.ok(self._rid, fields))
 
 
 class _TimedAnswer(_Answer):
@@ -414,6 +451,10 @@ class _TimedAnswer(_Answer):
     def give(self, fields: dict[str, Any] | RequestRefused) -> None:
         super().give(fields)
         self._times.observe((monotonic_us() - self._began_us) / 1e6)
+
+
+def _client(peer: Peer) -> str:
+    return (isinstance(peer, Known) and peer.client) or permissions.ANONYMOUS
 
 
 def _fault(error: Exception) -> RequestRefused:

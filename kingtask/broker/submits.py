@@ -9,7 +9,7 @@ from typing import Any
 from kingtask import protocol
 from kingtask.broker import requests
 from kingtask.broker.batch import Batch, Outcome
-from kingtask.errors import InvalidRequest, RequestRefused, StoreError
+from kingtask.errors import RequestRefused, StoreError
 from kingtask.store import calls, record
 
 log = logging.getLogger("kingtask.broker")
@@ -26,15 +26,15 @@ class Submits:
         self._ack_level = ack_level
         self._new_id = new_id
 
-    def take(self, request: protocol.Submit, now_s: float, finish: Finish) -> None:
-        """Take one request. Raises InvalidRequest if it is a single task that breaks a rule."""
+    def take(self, request: protocol.Submit, now_s: float, finish: Finish, check: requests.Check | None = None) -> None:
+        """Take one request. Raises RequestRefused if it is a single task that breaks a rule."""
         if request.task is not None:
-            self._take_one(request.task, now_s, finish)
+            self._take_one(request.task, now_s, finish, check)
         elif request.tasks is not None:
-            _Many(self, request.tasks, now_s, finish)
+            _Many(self, request.tasks, now_s, finish, check)
 
-    def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish) -> None:
-        task = requests.prepare(value, now_s, "task", self._new_id)
+    def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish, check: requests.Check | None) -> None:
+        task = requests.prepare(value, now_s, "task", self._new_id, check)
 
         def stored(outcome: Outcome) -> None:
             refused = refusal(outcome, task)
@@ -50,8 +50,8 @@ class Submits:
     def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
         self._batch.add(task, callback)
 
-    def prepare(self, value: Any, now_s: float, place: str) -> calls.Prepared:
-        return requests.prepare(value, now_s, place, self._new_id)
+    def prepare(self, value: Any, now_s: float, place: str, check: requests.Check | None) -> calls.Prepared:
+        return requests.prepare(value, now_s, place, self._new_id, check)
 
     def ack(self) -> str | None:
         return self._ack_level()
@@ -60,16 +60,18 @@ class Submits:
 class _Many:
     """One request with several tasks: an outcome each, in their order; a bad one does not hinder the others."""
 
-    def __init__(self, submits: Submits, values: list[Any], now_s: float, finish: Finish) -> None:
+    def __init__(
+        self, submits: Submits, values: list[Any], now_s: float, finish: Finish, check: requests.Check | None
+    ) -> None:
         self._submits = submits
         self._finish = finish
         self._outcomes: list[dict[str, Any]] = [{}] * len(values)
         self._missing = len(values)
         for i, value in enumerate(values):
             try:
-                task = submits.prepare(value, now_s, f"tasks[{i}]")
-            except InvalidRequest as error:
-                task_id = value.get("id") if isinstance(value, dict) else None
+                task = submits.prepare(value, now_s, f"tasks[{i}]", check)
+            except RequestRefused as error:
+                task_id = value.get("id") if isinstance(value, dict) else getattr(value, "id", None)
                 self._settle(i, _refused(task_id if isinstance(task_id, str) else None, error))
             else:
                 submits.add(task, self._callback(i, task))

@@ -18,6 +18,7 @@ import msgspec
 from kingtask import keyfiles, task
 from kingtask.clock import duration_ms
 from kingtask.config import document
+from kingtask.config import permissions as rules
 from kingtask.config.address import Address, host_port, parse
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.errors import ConfigurationError, InvalidRequest
@@ -161,13 +162,14 @@ class BrokerConfig(_Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("max_pending", "max_pending_bytes", "max_waits", "max_queues", "max_queue_length", "max_tasks"),
-        "max_result_bytes",
+        *("max_result_bytes", "permissions"),
     }
 
     addr: Addresses = ("127.0.0.1:9595",)
     wakeup: Addresses | None = None
     insecure: bool = False
     curve: BrokerCurve | None = None
+    permissions: str | None = None
     max_pending: Count = 10_000
     max_pending_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
     max_waits: Count = 10_000
@@ -183,6 +185,11 @@ class BrokerConfig(_Settings, frozen=True):
     @property
     def wakeup_endpoints(self) -> list[str]:
         return [address.endpoint for address in _wakeups(self.addr, self.wakeup)]
+
+    @property
+    def permits(self) -> rules.Permissions | None:
+        """Reads the file. Raises ConfigurationError."""
+        return None if self.permissions is None else rules.load(self.permissions)
 
     @property
     def policy(self) -> Policy:
@@ -215,6 +222,8 @@ class BrokerConfig(_Settings, frozen=True):
         if self.curve is not None:
             _about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
             _about_path("curve.authorized_clients", self.curve.authorized_clients, keyfiles.read_directory)
+        if self.permissions is not None:
+            _about_path("permissions", self.permissions, rules.load)
 
 
 class WorkerConfig(_Settings, frozen=True):

@@ -1,0 +1,103 @@
+"""permissions.yaml: what each client may do. `etc/permissions.yaml` explains it to people."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from kingtask import keyfiles, task
+from kingtask.config import document
+from kingtask.errors import InvalidRequest
+from kingtask.validation import convert, nearest, show
+
+Op = Literal["submit", "get", "wait", "cancel", "requeue", "list", "stats", "pause", "resume"]
+"""`ping` is for everyone: it tells nothing of tasks."""
+_SEGMENT = r"(\*\*|[A-Za-z0-9._*-]{1,64})"
+Pattern = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"\A{_SEGMENT}(/{_SEGMENT}){{0,3}}\Z",
+        description="a name in which * stands for any characters but /, and ** for any number of parts",
+    ),
+]
+Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=1_000)]
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one client may do; None: without that bound."""
+
+    ops: tuple[Op, ...] | None = None
+    queues: Patterns | None = None
+    tasks: Patterns | None = None
+    max_priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
+    max_time_limit: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] | None = None
+    submits_per_second: Annotated[float, msgspec.Meta(ge=0.01, le=1_000_000)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """The file. `default` is for clients that it does not name; None: nothing."""
+
+    path: str
+    clients: dict[str, Rule]
+    default: Rule | None
+
+
+_LISTS = frozenset({"ops", "queues", "tasks"})
+_KEYS = ("clients", "default")
+
+
+def load(path: str | Path) -> Permissions:
+    """Raises ConfigurationError naming file, line and key."""
+    file = document.read(path)
+    for key in file.values:
+        if key not in _KEYS:
+            meant = nearest(key, _KEYS)
+            raise file.error(
+                key, f"{key}: unknown key; " + (f"did you mean {meant}?" if meant else "expected clients or default")
+            )
+    clients = file.values.get("clients")
+    if clients is None:
+        clients = {}
+    if not isinstance(clients, dict):
+        raise file.error("clients", f"clients: expected a map of names, got {show(clients)}")
+    for name in clients:
+        if not keyfiles.NAME.match(name):
+            raise file.error(f"clients.{name}", f"clients: expected names of {keyfiles.NAMES}, got {show(name)}")
+    default = file.values.get("default")
+    return Permissions(
+        path=str(path),
+        clients={name: _rule(file, f"clients.{name}", value) for name, value in clients.items()},
+        default=None if default is None else _rule(file, "default", default),
+    )
+
+
+def _rule(file: document.Document, place: str, value: Any) -> Rule:
+    single = {key for key in _LISTS if isinstance(value, dict) and isinstance(value.get(key), str)}
+    if isinstance(value, dict):  # a key without a value means its default
+        value = {key: [item] if key in single else item for key, item in value.items() if item is not None}
+    try:
+        return convert({} if value is None else value, Rule, place)
+    except InvalidRequest as error:
+        field, told = error.field or place, error.message.replace("unknown field", "unknown key")
+        key = field.removesuffix("[0]")
+        if key.removeprefix(f"{place}.") in single:
+            field, told = key, told.replace(f"{key}[0]:", f"{key}:", 1)
+        raise file.error(field, told) from None
+
+
+def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One pattern for all of them; it is to match the whole name."""
+    return re.compile("|".join(_regex(pattern) for pattern in patterns) or r"(?!)")
+
+
+def _regex(pattern: str) -> str:
+    """`**/` and `/**` also stand for nothing: `reports/**` has `reports` too."""
+    text = "/".join("**" if part == "**" else re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("/"))
+    if text == "**":
+        return ".*"
+    return text.replace("**/", "(?:[^/]+/)*").replace("/**", "(?:/[^/]+)*")

@@ -1,0 +1,164 @@
+"""Clients that may not do everything: what they may not is not done, and they are told which rule it was."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kingtask import Client, TaskSpec
+from kingtask.errors import Busy, PermissionDenied
+from tests.integration.keyed import Keyed
+from tests.integration.rig import Daemon, Rig
+from tests.processes import until
+
+RULES: dict[str, Any] = {
+    "clients": {
+        "alice": {},
+        "bob": {
+            "queues": ["mail"],
+            "tasks": ["ledger", "mail/**"],
+            "max_priority": 5,
+            "ops": ["get", "list", "submit"],
+        },
+        "carol": {"queues": ["mail"], "tasks": ["ledger"]},
+        "dave": {"submits_per_second": 0.01},
+    }
+}
+
+
+@pytest.fixture
+def keyed() -> Iterator[Keyed]:
+    with Keyed() as rig:
+        for name in ("bob", "carol", "dave", "eve"):
+            rig.admit(rig.pair(name))
+        yield rig
+
+
+def write(rig: Rig, rules: dict[str, Any]) -> str:
+    path = rig.directory / "permissions.yaml"
+    path.write_text(yaml.safe_dump(rules))
+    return str(path)
+
+
+def reloaded(broker: Daemon, outcome: str = "done") -> str:
+    seen = len(broker.text())
+    broker.signal(signal.SIGHUP)
+    until(lambda: f"reload={outcome}" in broker.text()[seen:], f"reload={outcome}")
+    return broker.text()[seen:]
+
+
+def as_(keyed: Keyed, name: str) -> Client:
+    return keyed.client(timeout=5, **keyed.keys_of(name))
+
+
+def queues(client: Client) -> dict[str, tuple[int, bool]]:
+    return {queue["name"]: (queue["ready"], queue["paused"]) for queue in client.stats()["queues"]}
+
+
+def test_nothing_is_done_that_is_not_allowed(keyed: Keyed):
+    broker = keyed.start_broker(permissions=write(keyed, RULES))
+    alice, bob, carol, eve = (as_(keyed, name) for name in ("alice", "bob", "carol", "eve"))
+    foreign = alice.submit("ledger", queue="other", env=keyed.env)
+    allowed = bob.submit("ledger", queue="mail", env=keyed.env, priority=5)
+    before = queues(alice)
+    for act, rule in (
+        (lambda: bob.submit("ledger", queue="other"), "clients.bob.queues"),
+        (lambda: bob.submit("ledger"), "clients.bob.queues"),
+        (lambda: bob.submit("rm", queue="mail"), "clients.bob.tasks"),
+        (lambda: bob.submit("ledger", queue="mail", priority=6), "clients.bob.max_priority"),
+        (lambda: bob.cancel(allowed), "clients.bob.ops"),
+        (lambda: bob.pause("mail"), "clients.bob.ops"),
+        (lambda: bob.get(foreign), "clients.bob.queues"),
+        (lambda: carol.cancel(foreign), "clients.carol.queues"),
+        (lambda: carol.wait(foreign, timeout=1), "clients.carol.queues"),
+        (lambda: carol.requeue(foreign), "clients.carol.queues"),
+        (lambda: carol.pause("other"), "clients.carol.queues"),
+        (lambda: list(carol.list("ready", "other")), "clients.carol.queues"),
+        (lambda: eve.submit("ledger"), "default.ops"),
+        (lambda: eve.get(allowed), "default.ops"),
+        (eve.stats, "default.ops"),
+    ):
+        with pytest.raises(PermissionDenied, match=rule.replace(".", r"\.")) as denied:
+            act()
+        assert denied.value.stored == "no"
+        assert f"rule={rule}" in broker.text()
+    assert queues(alice) == before
+    assert (alice.get(foreign).state, alice.get(allowed).state) == ("ready", "ready")
+    assert "audit=denied client=bob op=cancel id=" + allowed.id in broker.text()
+    outcomes = bob.submit_many(
+        TaskSpec(name=name, queue="mail", env=keyed.env) for name in ("ledger", "rm", "mail/a/b")
+    )
+    assert [outcome.outcome for outcome in outcomes] == ["created", "error", "created"]
+    assert "tasks[1].name" in str(outcomes[1].error)
+
+
+def test_what_is_allowed_is_done_and_told(keyed: Keyed):
+    broker = keyed.start_broker(permissions=write(keyed, RULES))
+    alice, bob, carol = (as_(keyed, name) for name in ("alice", "bob", "carol"))
+    alice.submit("ledger", queue="other")
+    mine = carol.submit("ledger", queue="mail")
+    assert bob.get(mine).state == "ready"
+    assert [queue["name"] for queue in carol.stats()["queues"]] == ["mail"]
+    assert carol.cancel(mine) == "cancelled"
+    again = carol.requeue(mine)
+    alice.cancel(alice.submit("ledger", queue="other"))
+    assert [task.id for task in bob.list("cancelled")] == [mine.id]
+    carol.pause("mail")
+    carol.resume("mail")
+    text = broker.text()
+    for line in (
+        f"audit=cancel client=carol id={mine.id} outcome='cancelled'",
+        f"audit=requeue client=carol id={mine.id} new_id={again.id} outcome='created'",
+        "audit=pause client=carol queue=mail",
+        "audit=resume client=carol queue=mail",
+    ):
+        assert line in text
+
+
+def test_a_rate_is_told_when_to_come_back_and_clients_do(keyed: Keyed):
+    rules = {"clients": {"dave": {"submits_per_second": 0.01}, "alice": {"submits_per_second": 10}}}
+    broker = keyed.start_broker(permissions=write(keyed, rules))
+    dave, alice = as_(keyed, "dave"), as_(keyed, "alice")
+    dave.submit("ledger")
+    with pytest.raises(Busy, match=r"clients\.dave\.submits_per_second") as limited:
+        dave.submit("ledger")
+    assert limited.value.code == "rate_limited"
+    assert limited.value.retry_after_s is not None
+    assert limited.value.retry_after_s > 5
+    for _ in range(20):
+        alice.submit("ledger", timeout=30)
+    assert "refused=rate_limited" in broker.text()
+
+
+def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: Keyed):
+    path = Path(write(keyed, {"clients": {"alice": {}}}))
+    broker = keyed.start_broker(permissions=str(path))
+    bob = as_(keyed, "bob")
+    with pytest.raises(PermissionDenied):
+        bob.submit("ledger")
+    write(keyed, {"clients": {"alice": {}, "bob": {}}})
+    reloaded(broker)
+    bob.submit("ledger")
+    path.write_text("clients:\n  bob: {op: [get]}\n")
+    assert "permissions.yaml:2: clients.bob.op: unknown key; did you mean ops?" in reloaded(broker, "refused")
+    bob.submit("ledger")
+    broker.config["permissions"] = None
+    broker.path.write_text(yaml.safe_dump(broker.config))
+    reloaded(broker)
+    as_(keyed, "eve").submit("ledger")
+
+
+def test_without_keys_everyone_is_anonymous():
+    with Rig() as rig:
+        broker = rig.start_broker(permissions=write(rig, {"clients": {"anonymous": {"tasks": ["ledger"]}}}))
+        client = rig.client()
+        task = client.submit("ledger")
+        with pytest.raises(PermissionDenied, match=r"clients\.anonymous\.tasks"):
+            client.submit("rm")
+        client.cancel(task)
+        assert f"audit=cancel client=anonymous id={task.id}" in broker.text()
