@@ -16,10 +16,12 @@ from random import Random
 
 import zmq
 
-from kingtask import protocol
+from kingtask import keyfiles, protocol
 from tests import zmtp
+from tests.integration.keyed import Recorder
 
 PATIENCE_S = 5.0
+SUBMIT = protocol.encode_request(1, "submit", {"task": {"name": "work"}})
 
 
 class Target:
@@ -217,9 +219,80 @@ def _bent(good: bytes, random: Random) -> bytes:
             return good + random.randbytes(random.randint(1, 9))
 
 
+def strangers(target: Target) -> int:
+    """Handshakes without a key, with one that nobody knows, and for another server; fails if one succeeds."""
+    known = keyfiles.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
+    with zmq.Context() as context:
+        for number in target.turns():
+            own, other = (
+                keyfiles.Pair(public=public, secret=secret)
+                for public, secret in (zmq.curve_keypair(), zmq.curve_keypair())
+            )
+            keys = (
+                None,
+                keyfiles.ClientKeys(own=own, server=known.server),
+                keyfiles.ClientKeys(own=known.own, server=other.public),
+            )[number % 3]
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.linger = 0
+                dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+                if keys is not None:
+                    keys.put_on(dealer)
+                events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+                with dealer.get_monitor_socket(events, f"inproc://{number}") as monitor:
+                    dealer.connect(f"tcp://{target.host}:{target.port}")
+                    with suppress(zmq.Again):  # it was turned away already
+                        dealer.send(SUBMIT, zmq.NOBLOCK)
+                    if monitor.poll(int(1000 * PATIENCE_S)):
+                        (event,) = struct.unpack("=H", monitor.recv_multipart()[0][:2])
+                        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                            raise RuntimeError(f"let in: {number % 3}")
+    return number + 1
+
+
+def replays(target: Target) -> int:
+    """What a client with a key said, again and again, whole and from some point on; fails if it is answered."""
+    known = keyfiles.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
+    with ExitStack() as stack, Recorder(target.port) as wire:
+        context = stack.enter_context(zmq.Context())
+        dealer = stack.enter_context(context.socket(zmq.DEALER))
+        dealer.linger, dealer.rcvtimeo = 0, int(1000 * PATIENCE_S)
+        known.put_on(dealer)
+        dealer.connect(f"tcp://127.0.0.1:{wire.port}")
+        dealer.send(protocol.encode_request(1, "ping", {}))
+        dealer.recv()
+        said, heard = bytes(wire.up[0]), len(wire.down[0])
+    for number in target.turns():
+        cut = said[: target.random.randint(65, len(said))] if number % 2 else said
+        answered = 0
+        with suppress(OSError), target.connect() as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.sendall(cut)
+            if cut == said:
+                while part := connection.recv(65_536):
+                    answered += len(part)
+        if answered >= heard:
+            raise RuntimeError(f"a replay was answered with {answered} bytes")
+    return number + 1
+
+
 KINDS: dict[str, Callable[[Target], int]] = {
     each.__name__: each
-    for each in (garbage, lengths, frames, churn, idle, crowd, unterminated, deaf, topics, stopped, messages)
+    for each in (
+        garbage,
+        lengths,
+        frames,
+        churn,
+        idle,
+        crowd,
+        unterminated,
+        deaf,
+        topics,
+        stopped,
+        messages,
+        strangers,
+        replays,
+    )
 }
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ class Chronicle(Rig):
         thread.start()
 
     def _ping(self, name: str, endpoint: str) -> None:
-        with Client(endpoint, timeout=PING_TIMEOUT_S) as client:
+        with Client(endpoint, timeout=PING_TIMEOUT_S, **self.keys) as client:
             while not self._closing.wait(PING_EVERY_S):
                 before, changes = self._away.get(name, 0), self._changes.get(name, 0)
                 sent_ns = monotonic_ns()

@@ -37,6 +37,7 @@ def attack(kind: str, for_s: float, *, wakeups: bool = False, peers: int = 1) ->
                     [sys.executable, "-m", "tests.faults.abuse", kind, address, str(random.random()), str(for_s)],
                     stdout=subprocess.PIPE,
                     stdin=subprocess.DEVNULL,
+                    env=stage.key_environment(),
                     text=True,
                     preexec_fn=die_with_parent,  # noqa: PLW1509  (prctl is all it does)
                 )

@@ -47,6 +47,8 @@ class Layout:
     worker: Mapping[str, Any] = field(default_factory=dict)
     broker_limits: tuple[str, ...] = ()
     """Options of prlimit(1) for brokers, such as `--nofile=256`."""
+    keys: bool = False
+    """Brokers ask for keys; workers and clients have one."""
     fleet: Fleet | None = None
     variant: str = ""
     """Of the product, broken on purpose: a name of variants.py, or `no_barrier`."""

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 from time import monotonic_ns
+from typing import Any
 
 import redis
 
@@ -195,10 +196,10 @@ def _ask_for_all(stage: Stage) -> None:
     with contextlib.suppress(redis.RedisError):
         ids |= stage.stored_ids()
     for _ in range(2):
-        write(stage.histories / "final.jsonl", asyncio.run(_ask(stage.client_endpoints(), sorted(ids))))
+        write(stage.histories / "final.jsonl", asyncio.run(_ask(stage.client_endpoints(), stage.keys, sorted(ids))))
 
 
-async def _ask(brokers: list[str], ids: list[str]) -> list[Final]:
+async def _ask(brokers: list[str], keys: dict[str, Any], ids: list[str]) -> list[Final]:
     room = asyncio.Semaphore(ASK_AT_ONCE)
 
     async def one(task_id: str) -> Final:
@@ -212,7 +213,7 @@ async def _ask(brokers: list[str], ids: list[str]) -> list[Final]:
                 return Final(mono_ns=monotonic_ns(), id=task_id, code=code)
             return Final(mono_ns=monotonic_ns(), id=task_id, reading=Reading.of(result))
 
-    async with AsyncClient(brokers, timeout=30) as client:
+    async with AsyncClient(brokers, timeout=30, **keys) as client:
         return await asyncio.gather(*(one(task_id) for task_id in ids))
 
 

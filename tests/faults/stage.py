@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any, Self
 import msgspec
 import redis
 
-from kingtask import Client, TaskSpec
+from kingtask import Client, TaskSpec, keyfiles
 from kingtask.errors import KingtaskError
 from kingtask.failpoint import VARIABLE
 from kingtask.store.keys import Keys
@@ -69,6 +70,8 @@ class Stage(Chronicle):
     def __enter__(self) -> Self:
         try:
             self._build()
+            if self.layout.keys:
+                self._make_keys()
             self.environment = self._environment()
             if self.layout.prepare is not None:
                 self.layout.prepare(self)
@@ -80,6 +83,25 @@ class Stage(Chronicle):
 
     def start_stores(self) -> None:
         self.redis.start()
+
+    def _make_keys(self) -> None:
+        (self.directory / "authorized").mkdir()
+        for name in ("broker", "peer", "stranger"):
+            keyfiles.write_pair(self.directory, name, replace=False)
+        shutil.copy(self.directory / "peer.key", self.directory / "authorized")
+        self.keys = {"curve_key": self.directory / "peer.key_secret", "server_key": self.directory / "broker.key"}
+
+    def _curve(self, **files: str) -> dict[str, Any]:
+        """Of a daemon's configuration."""
+        paths = {key: str(self.directory / name) for key, name in files.items()}
+        return {"curve": paths} if self.layout.keys else {}
+
+    def key_environment(self) -> dict[str, str]:
+        """Of processes that are to have the clients' keys."""
+        if not self.keys:
+            return dict(os.environ)
+        own, server = (str(self.keys[name]) for name in ("curve_key", "server_key"))
+        return {**os.environ, "KINGTASK_CURVE_KEY": own, "KINGTASK_SERVER_KEY": server}
 
     def __exit__(self, *exception: Any) -> None:
         for client in self.clients:
@@ -114,7 +136,8 @@ class Stage(Chronicle):
 
     def add_broker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
-        common = {"ack": layout.ack, "lease": layout.lease_s, "max_lost": layout.max_lost}
+        common: dict[str, Any] = {"ack": layout.ack, "lease": layout.lease_s, "max_lost": layout.max_lost}
+        common |= self._curve(secret_key_file="broker.key_secret", authorized_clients="authorized")
         link = self._link("broker>redis", f"broker {len(self.brokers) + 1}>redis", self.redis_url)
         broker = self.start_broker(ready=ready, **{**common, "redis": link, **layout.broker, **config})
         self.brokers.append(broker)
@@ -143,7 +166,7 @@ class Stage(Chronicle):
 
     def add_worker(self, *, ready: bool = True, **config: Any) -> Daemon:
         layout = self.layout
-        common = {
+        common: dict[str, Any] = {
             "name": f"{self.label}-{len(self.workers) + 1}",
             "redis": self._link("worker>redis", f"worker {len(self.workers) + 1}>redis", self.redis_url),
             "wakeup": self._for_workers,
@@ -155,6 +178,7 @@ class Stage(Chronicle):
             "kill_grace": 1,
             "drain_timeout": 1,
         }
+        common |= self._curve(secret_key_file="peer.key_secret", server_key_file="broker.key")
         worker = self.start_worker(ready=ready, **{**common, **layout.worker, **config})
         self.workers.append(worker)
         return worker
@@ -180,6 +204,7 @@ class Stage(Chronicle):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self.key_environment(),
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  (prctl is all it does)
             )
@@ -246,7 +271,8 @@ class Stage(Chronicle):
 
     def _asking(self) -> tuple[Client, Recorder]:
         if self._own is None:
-            client = Client([broker.endpoint for broker in self.brokers], timeout=self.layout.client_timeout_s)
+            endpoints = [broker.endpoint for broker in self.brokers]
+            client = Client(endpoints, timeout=self.layout.client_timeout_s, **self.keys)
             self._own = client, Recorder(self.histories, "rig")
         return self._own
 

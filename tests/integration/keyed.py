@@ -104,7 +104,8 @@ class Recorder:
         self.up.append(up)
         self.down.append(down)
         try:
-            await asyncio.gather(_copy(reader, far_writer, up), _copy(far_reader, writer, down))
+            with suppress(asyncio.CancelledError):  # the end of the recorder
+                await asyncio.gather(_copy(reader, far_writer, up), _copy(far_reader, writer, down))
         finally:
             for end in (writer, far_writer):
                 end.close()
