@@ -128,16 +128,15 @@ class Permits:
     """A Permit for each client, made when it is first asked for. A reload that leaves a rate alone lets it go on."""
 
     def __init__(self) -> None:
+        self.on = False
+        """There are any; looked at for each request."""
         self._permissions: Permissions | None = None
         self._permits: dict[str, Permit] = {}
         self._rates: dict[str, Rate] = {}
 
-    @property
-    def on(self) -> bool:
-        return self._permissions is not None
-
     def reload(self, permissions: Permissions | None) -> None:
         self._permissions = permissions
+        self.on = permissions is not None
         self._permits.clear()
 
     def of(self, client: str, now_s: float) -> Permit:

@@ -46,12 +46,12 @@ class Finding(NamedTuple):
     """What to do; empty if there is nothing."""
 
 
-def pings(address: str, pong: Mapping[str, Any] | None, why: str = "") -> Iterator[Finding]:
-    """One broker of the list that clients use."""
+def pings(address: str, pong: Mapping[str, Any] | None, why: str = "", *, denied: bool = False) -> Iterator[Finding]:
+    """One broker of the list that clients use; `denied`: it was there, and did not let us in."""
     if pong is None:
-        yield Finding(
-            Level.FAIL, "broker", f"{address}: {why}", "start kingtask-broker there, or name it with --broker"
-        )
+        start = "start kingtask-broker there, or name it with --broker"
+        advice = "name the keys of a client that it knows with --curve-key and --server-key" if denied else start
+        yield Finding(Level.FAIL, "broker", f"{address}: {why}", advice)
         return
     said = f"{address}: kingtask {pong['version']}, an OK means: {pong['ack'] or 'unknown'}"
     if not pong["ready"]:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from kingtask.cli import output
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
-from kingtask.errors import ConfigurationError, KingtaskError, StoreError
+from kingtask.errors import ConfigurationError, KingtaskError, PermissionDenied, StoreError
 
 if TYPE_CHECKING:
     from kingtask.cli.checks import Finding
@@ -100,15 +100,15 @@ def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, N
     stats: Mapping[str, Any] | None = None
     for address in addresses:
         pong: Mapping[str, Any] | None = None
-        why = ""
+        why, denied = "", False
         try:
             with connect((address,), timeout) as client:
                 pong = client.ping()
                 if stats is None and pong["ready"]:
                     stats = client.stats()
         except KingtaskError as error:
-            why = str(error)
-        yield from checks.pings(address, pong, why)
+            why, denied = str(error), isinstance(error, PermissionDenied)
+        yield from checks.pings(address, pong, why, denied=denied)
     return stats
 
 

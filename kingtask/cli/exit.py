@@ -42,7 +42,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.NO_ANSWER: (
         "no broker answered in time, or it refuses for now (busy, full, Redis away): later; the same id again is safe"
     ),
-    Exit.PERMISSION: "refused for lack of permission",
+    Exit.PERMISSION: "refused for lack of permission, or of a key that fits",
     Exit.REFUSED: "refused by the broker for good, nothing was stored",
     Exit.NOT_FOUND: "no such task (it never existed, or its record has expired)",
     Exit.NOT_CONFIRMED: "the broker cannot say whether it is stored; sending the same id again is safe",

@@ -311,6 +311,15 @@ def test_the_command_line_has_keys_by_option_or_by_environment(keyed: Keyed):
         assert (ended.returncode, told in ended.stderr) == (status, True), ended
 
 
+def test_doctor_comes_with_keys_or_says_which_it_needs(keyed: Keyed):
+    broker = keyed.start_broker()
+    args = ("doctor", "-c", broker.path, "--timeout", "5")
+    assert "--curve-key and --server-key" in kingtask(*args).stdout
+    alice = keyed.keys
+    told = kingtask(*args, KEYS[0], alice["curve_key"], KEYS[1], alice["server_key"]).stdout
+    assert "an OK means: fsync" in told
+
+
 def test_keygen_prints_what_it_made_and_replaces_nothing_unasked(tmp_path: Path):
     made = kingtask("keygen", "bob", "--directory", tmp_path)
     assert made.returncode == 0
