@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -103,8 +104,11 @@ class Process:
     @property
     def has_exited(self) -> bool:
         """True also if that was not seen yet: the loop may have been elsewhere when it happened."""
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return self.exited_s is not None or os.waitid(os.P_PID, self._popen.pid, flags) is not None
+        if self.exited_s is not None:
+            return True
+        poll = select.poll()  # as the loop will see it: waitid(2) also tells of a stop, of one that it is to trace
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def stop(self, grace_s: float) -> None:
         """End the whole group: TERM, and KILL after the grace. Calling it again may only shorten the grace."""

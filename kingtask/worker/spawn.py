@@ -79,9 +79,7 @@ def spawn(
                     os.fchown(fd, *manner.owner)
         popen = subprocess.Popen(
             [*[word.encode() for word in before], os.fsencode(path), *[arg.encode() for arg in args]],
-            env={
-                name.encode(): os.fsencode(value) for name, value in env.items()
-            },  # the worker's HOME may be any bytes
+            env={name.encode(): os.fsencode(value) for name, value in env.items()},  # HOME may be any bytes
             stdin=stdin,
             stdout=out_write,
             stderr=err_write,
