@@ -20,17 +20,17 @@ def frame(body: bytes, flags: int = 0) -> bytes:
     return bytes([flags, len(body)]) + body
 
 
-def ready(kind: str = "DEALER") -> bytes:
+def ready(kind: str = "DEALER", identity: bytes = b"") -> bytes:
     def named(name: bytes, value: bytes) -> bytes:
         return bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value
 
-    return frame(b"\x05READY" + named(b"Socket-Type", kind.encode()) + named(b"Identity", b""), COMMAND)
+    return frame(b"\x05READY" + named(b"Socket-Type", kind.encode()) + named(b"Identity", identity), COMMAND)
 
 
-def connect(port: int, kind: str = "DEALER", timeout_s: float = 20.0) -> socket.socket:
+def connect(port: int, kind: str = "DEALER", timeout_s: float = 20.0, identity: bytes = b"") -> socket.socket:
     """A connection to 127.0.0.1 that has shaken hands."""
     made = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
-    made.sendall(GREETING + ready(kind))
+    made.sendall(GREETING + ready(kind, identity))
     received = b""
     while len(received) < len(GREETING) + 2 or len(received) < len(GREETING) + 2 + received[len(GREETING) + 1]:
         piece = made.recv(4096)

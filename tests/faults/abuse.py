@@ -135,10 +135,10 @@ def crowd(target: Target) -> int:
 
 
 def unterminated(target: Target) -> int:
-    """A message of parts of a megabyte that does not come to its end, up to 2 GB."""
-    part = zmtp.frame(bytes(2**20), zmtp.MORE)
+    """Messages without end: of parts of a megabyte, up to 2 GB, and of parts of a byte, up to 70 MB."""
     sent = 0
-    for _ in target.turns():
+    for number in target.turns():
+        part = zmtp.frame(bytes(2**20), zmtp.MORE) if number % 2 else zmtp.frame(b"x", zmtp.MORE) * 12_000
         with suppress(OSError), target.connect() as connection:
             connection.settimeout(PATIENCE_S)
             connection.sendall(SHAKEN)

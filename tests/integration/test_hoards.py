@@ -39,6 +39,22 @@ def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
         assert broker.text().count("refused=cut_off") == 1
 
 
+def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_connection() -> None:
+    with Rig() as rig:
+        rig.executable("example", "#!/bin/sh\necho $1\n")
+        broker = rig.start_broker(max_pending_bytes=protocol.MAX_MESSAGE_BYTES)
+        rig.start_worker()
+        port = int(broker.config["addr"].rpartition(":")[2])
+        ping = zmtp.frame(protocol.encode_request(1, "ping", {}))
+        with zmtp.connect(port, identity=b"it") as first, zmtp.connect(port, identity=b"it") as second:
+            attackers = [threading.Thread(target=pour, args=([second], zmtp.frame(bytes(4 * MB)), 240))]
+            most_mb = served_under(attackers, broker, rig.client())
+            first.sendall(ping)
+            assert first.recv(1)
+        assert most_mb < 900, "960 MB were sent"
+        broker.until_logged("refused=cut_off")
+
+
 def test_a_word_without_an_end_costs_a_subscriber_its_connection() -> None:
     with Rig() as rig:
         rig.executable("example", "#!/bin/sh\necho $1\n")
