@@ -21,6 +21,8 @@ from kingtask.broker import edge, wakeups
 from kingtask.broker.counters import Counters
 from kingtask.broker.edge import Peer
 from kingtask.broker.wakeups import Wakeups
+from kingtask.client.dealer import OPTIONS as OF_CLIENTS
+from kingtask.worker.subscriber import SOCKET_OPTIONS as OF_WORKERS
 from tests import zmtp
 from tests.broker.conftest import PATIENCE_MS, Served, Sockets
 from tests.processes import descriptors, until
@@ -178,6 +180,18 @@ def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets
 def test_no_heartbeats_of_our_own() -> None:
     """Libzmq would end the process at one that falls due on an ended connection behind a full queue."""
     assert zmq.HEARTBEAT_IVL not in edge.SOCKET_OPTIONS
+
+
+def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served: Served) -> None:
+    """A stopped client is not noticed otherwise: its kernel goes on acknowledging."""
+    ping = zmtp.frame(b"\4PING" + (5).to_bytes(2, "big"), zmtp.COMMAND)  # tenths of a second
+    with zmtp.connect(served.port) as stopped, zmtp.connect(served.port) as without:
+        stopped.sendall(ping)
+        until_closed({"": stopped})
+        without.setblocking(False)
+        assert not ended(without)
+    for options in (OF_CLIENTS, OF_WORKERS):
+        assert options[zmq.HEARTBEAT_IVL] < options[zmq.HEARTBEAT_TTL] <= 5_000, "ours send theirs"
 
 
 def test_connections_that_come_and_go_leave_no_descriptor(served: Served) -> None:
