@@ -142,7 +142,7 @@ def test_a_head_without_end_is_refused_at_its_bound(served: Served) -> None:
     assert ask(served.address, "/healthz")[0] == 200
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_whatever_is_sent_the_next_one_is_answered(served: Served, sent: bytes) -> None:
     with served.connect() as connection:
