@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +31,7 @@ MAX_BYTES = 65_536
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +80,12 @@ def read_public(path: Path) -> bytes:
 def read_directory(path: Path) -> dict[str, str]:
     """Who is let in: public key to name, of every `NAME.key` in a directory. Raises ConfigurationError."""
     try:
+        mode = path.stat().st_mode
         files = sorted(file for file in path.iterdir() if file.suffix == PUBLIC_SUFFIX)
     except OSError as error:
         raise ConfigurationError(f"cannot read the directory {path}: {error.strerror}") from None
+    if mode & stat.S_IWOTH:
+        raise ConfigurationError(f"every user may put keys into {path}, and so let anybody in; chmod o-w {path}")
     found: dict[str, str] = {}
     for file in files:
         if not NAME.match(file.stem):
@@ -90,6 +93,8 @@ def read_directory(path: Path) -> dict[str, str]:
         other = found.setdefault(read_public(file).decode(), file.stem)
         if other != file.stem:
             raise ConfigurationError(f"{file} holds the same key as {other}{PUBLIC_SUFFIX}: one client, one key")
+        if _look(file) & stat.S_IWOTH:
+            raise ConfigurationError(f"every user may put another key into {file}; chmod o-w {file}")
     return found
 
 

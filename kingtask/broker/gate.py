@@ -35,6 +35,9 @@ _WHY = {
     int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "it took us for another server (wrong server key)",
 }
 
+_KIND_TO = {int(zmq.ROUTER): zmq.DEALER, int(zmq.XPUB): zmq.SUB}
+"""Who comes as the wrong kind is turned away for that, with whatever key, and would prove nothing."""
+
 Socket = zmq.Socket[bytes]
 
 
@@ -104,18 +107,20 @@ class Gate:
         """Come to each socket with a key that nobody knows."""
         for socket in self._sockets:
             endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-            if await asyncio.get_running_loop().run_in_executor(None, self._is_open, endpoint):
+            if await asyncio.get_running_loop().run_in_executor(
+                None, self._is_open, endpoint, _KIND_TO[int(socket.getsockopt(zmq.TYPE))]
+            ):
                 raise ConfigurationError(
                     f"curve: a client with an unknown key was let in at {endpoint}, so this broker does not start;"
                     " is this libzmq older than 4.3?"
                 )
 
-    def _is_open(self, endpoint: str) -> bool:
+    def _is_open(self, endpoint: str, kind: int) -> bool:
         public, secret = zmq.curve_keypair()
         keys = keyfiles.ClientKeys(own=keyfiles.Pair(public=public, secret=secret), server=self._pair.public)
         context: zmq.Context[Socket] = zmq.Context()
         try:
-            with context.socket(zmq.DEALER) as socket:
+            with context.socket(kind) as socket:
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.setsockopt(zmq.RECONNECT_IVL, -1)
                 socket.setsockopt(zmq.IPV6, 1)

@@ -26,6 +26,7 @@ def test_a_pair_is_what_zmq_auth_reads_and_only_its_owner_may_read_the_secret(pa
     assert zmq.auth.load_certificate(public) == (keyfiles.read_public(public), None)
     read = keyfiles.read_pair(secret)
     assert zmq.auth.load_certificate(secret) == (read.public, read.secret)
+    assert read.secret.decode() not in repr(read)
     assert sorted(file.name for file in public.parent.iterdir()) == ["alice.key", "alice.key_secret"]
 
 
@@ -127,6 +128,18 @@ def test_a_directory_says_who_is_let_in(tmp_path: Path):
     (tmp_path / "README").write_text("not a key")
     expected = {keyfiles.read_public(tmp_path / f"{name}.key").decode(): name for name in ("alice", "bob")}
     assert keyfiles.read_directory(tmp_path) == expected
+
+
+def test_who_is_let_in_is_not_for_everybody_to_decide(tmp_path: Path, pair: tuple[Path, Path]):
+    pair[0].chmod(0o646)
+    with pytest.raises(ConfigurationError, match=r"every user may put another key into .*alice.key; chmod o-w"):
+        keyfiles.read_directory(tmp_path)
+    pair[0].chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigurationError, match=r"every user may put keys into .*; chmod o-w"):
+        keyfiles.read_directory(tmp_path)
+    tmp_path.chmod(0o755)
+    assert list(keyfiles.read_directory(tmp_path).values()) == ["alice"]
 
 
 def test_a_directory_with_something_wrong_in_it_is_refused(tmp_path: Path, pair: tuple[Path, Path]):
