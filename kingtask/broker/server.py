@@ -255,8 +255,8 @@ class Broker:
                         raise requests.not_found(request.id)
                     permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
                     self._act(request, answer)
-                except RequestRefused as error:
-                    answer.give(error)
+                except Exception as error:  # noqa: BLE001  (as in _request)
+                    answer.give(error if isinstance(error, RequestRefused) else _fault(error))
 
             self._store.send(calls.get(request.id), looked)
         else:
