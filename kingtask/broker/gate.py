@@ -199,5 +199,5 @@ class Gate:
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 why = _WHY.get(value, f"it broke the protocol (0x{value:x})")
             else:
-                why = "it left, or said nothing for 3 s"
+                why = "it left, as one without a key may, or said nothing for 3 s"
             self._counters.count(counters.HANDSHAKE, f"{why}, at {frames[1].decode(errors='replace')}")

@@ -248,11 +248,13 @@ class Broker:
         elif isinstance(request, permissions.BY_ID) and permit.looks_at(request):
 
             def looked(found: calls.Found | StoreError) -> None:
+                if isinstance(found, StoreError):
+                    answer.give(requests.store_refusal(found, writes=False))
+                    return
+                if found.result is None:
+                    answer.give(requests.not_found(request.id))
+                    return
                 try:
-                    if isinstance(found, StoreError):
-                        raise requests.store_refusal(found, writes=False)
-                    if found.result is None:
-                        raise requests.not_found(request.id)
                     permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
                     self._act(request, answer)
                 except Exception as error:  # noqa: BLE001  (as in _request)

@@ -63,7 +63,7 @@ def test_who_has_no_key_that_fits_is_told_and_gets_nothing_done(keyed: Keyed, wh
     keyed.start_worker()
     keyed.pair("mallory")
     keys, told, counted = {
-        "nobody": ({}, "--curve-key and --server-key", "it came without a key"),
+        "nobody": ({}, "--curve-key and --server-key", "without a key"),
         "mallory": (keyed.keys_of("mallory"), "does not know this client's key", "its key is not known"),
         "wrong server": (
             keyed.keys_of("alice", server="mallory"),
