@@ -39,6 +39,10 @@ class Rate:
         return (1 - self._left) / self.per_s
 
 
+_About = dict[str, str | None]
+"""What an audit line says, by name; the names are ours."""
+
+
 class Permit:
     """Of one client. Its methods return nothing, or raise PermissionDenied or Busy (`rate_limited`)."""
 
@@ -63,7 +67,7 @@ class Permit:
             self._deny(op, _ids(request), "op", f"this client may not {op}", "ops")
         queue = getattr(request, "queue", None)
         if queue is not None and not self.has_queue(queue):
-            self._deny(op, f"queue={queue}", "queue", f"not one of this client's: {queue}", "queues")
+            self._deny(op, {"queue": queue}, "queue", f"not one of this client's: {queue}", "queues")
 
     def submit(self, spec: TaskSpec, place: str, now_s: float) -> None:
         """One task of a submit; `now_s` is monotonic."""
@@ -71,13 +75,13 @@ class Permit:
         self._name("submit", spec.id, spec.name, spec.queue, place)
         if rule.max_priority is not None and spec.priority > rule.max_priority:
             told = f"expected at most {rule.max_priority}, got {spec.priority}"
-            self._deny("submit", _id(spec.id), f"{place}.priority", told, "max_priority")
+            self._deny("submit", {"id": spec.id}, f"{place}.priority", told, "max_priority")
         if (
             rule.max_time_limit is not None
             and not (spec.time_limit_s or rule.max_time_limit + 1) <= rule.max_time_limit
         ):
             told = f"expected one of at most {rule.max_time_limit:g} s"
-            self._deny("submit", _id(spec.id), f"{place}.time_limit_s", told, "max_time_limit")
+            self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", told, "max_time_limit")
         self._count(place, now_s)
 
     def task(self, op: str, found: Result, now_s: float) -> None:
@@ -104,10 +108,10 @@ class Permit:
     def _name(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
         if not self.has_queue(queue):
             where = place if place == "id" else f"{place}.queue"
-            self._deny(op, _id(task_id), where, f"not one of this client's queues: {queue}", "queues")
+            self._deny(op, {"id": task_id}, where, f"not one of this client's queues: {queue}", "queues")
         if not self.has_task(name, queue):
             where = place if place == "id" else f"{place}.name"
-            self._deny(op, _id(task_id), where, f"not one of this client's tasks: {name}", "tasks")
+            self._deny(op, {"id": task_id}, where, f"not one of this client's tasks: {name}", "tasks")
 
     def _count(self, place: str, now_s: float) -> None:
         if self._rate is not None and (wait_s := self._rate.take(now_s)):
@@ -118,9 +122,9 @@ class Permit:
                 retry_after_s=round(wait_s, 3),
             )
 
-    def _deny(self, op: str, about: str, field: str, why: str, key: str) -> NoReturn:
+    def _deny(self, op: str, about: _About, field: str, why: str, key: str) -> NoReturn:
         rule = f"{self._source}.{key}"
-        log.warning("audit=denied client=%s op=%s %s rule=%s", self.client, op, about, rule)
+        _audit(logging.WARNING, "denied", {"client": self.client, "op": op, **about, "rule": rule})
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 
@@ -160,20 +164,21 @@ class Permits:
         return Permit(client, rule, source, rate)
 
 
-def _id(task_id: str | None) -> str:
-    return f"id={task_id}"
-
-
-def _ids(request: protocol.Request) -> str:
-    names = [name for name in ("id", "new_id", "queue") if getattr(request, name, None) is not None]
-    return " ".join(f"{name}={getattr(request, name)}" for name in names) or "id=None"
+def _ids(request: protocol.Request) -> _About:
+    found = {name: getattr(request, name, None) for name in ("id", "new_id", "queue")}
+    return {name: value for name, value in found.items() if value is not None} or {"id": None}
 
 
 def audited(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:
     """A line for who changed what: cancel, requeue, pause and resume."""
-    op = type(request).__struct_config__.tag
+    op = str(type(request).__struct_config__.tag)
     outcome = str(answer) if isinstance(answer, Exception) else answer.get("outcome", "done")
-    log.info("audit=%s client=%s %s outcome=%r", op, client, _ids(request), outcome)
+    _audit(logging.INFO, op, {"client": client, **_ids(request), "outcome": repr(outcome)})
+
+
+def _audit(level: int, what: str, about: _About) -> None:
+    shape = " ".join(["audit=%s", *(f"{name}=%s" for name in about)])
+    log.log(level, shape, what, *about.values())
 
 
 AUDITED = (protocol.Cancel, protocol.Requeue, protocol.Pause, protocol.Resume)

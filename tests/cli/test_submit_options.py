@@ -18,7 +18,7 @@ from kingtask.cli.submit import submit
 from kingtask.clock import wall_s
 from kingtask.task import MAX_STDIN_BYTES, TaskSpec
 
-NOT_TASK = {"name", "args", "wait", "propagate", "source", "as_json", "broker", "timeout"}
+NOT_TASK = {"name", "args", "wait", "propagate", "source", "as_json", "broker", "timeout"} | {"curve_key", "server_key"}
 
 
 def parse(*args: str) -> dict[str, Any]:
