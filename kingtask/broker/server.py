@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import json
@@ -482,7 +483,8 @@ def run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> int:
 
     On SIGHUP `reread` gives the configuration anew.
     """
-    faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
+    with contextlib.suppress(RuntimeError):  # without a stderr
+        faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
     with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -35,7 +36,8 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
 
     On SIGHUP `reread` gives the configuration anew.
     """
-    faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
+    with contextlib.suppress(RuntimeError):  # without a stderr
+        faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     reset_signals()
     failpoint.warn(log)
     if config.run_as is None:
