@@ -71,14 +71,14 @@ def test_who_has_no_key_that_fits_is_told_and_gets_nothing_done(keyed: Keyed, wh
             "wrong server key",
         ),
     }[who]
-    with Client(broker.endpoint, timeout=5, **keys) as client:
+    with Client(broker.endpoint, timeout=3, **keys) as client:
         for act in (client.ping, client.stats, lambda: client.submit("ledger", env=keyed.env)):
             with pytest.raises(PermissionDenied, match=told) as refused:
                 act()
             assert refused.value.stored == "no"
 
     async def ask() -> None:
-        async with AsyncClient(broker.endpoint, timeout=5, **keys) as other:
+        async with AsyncClient(broker.endpoint, timeout=3, **keys) as other:
             await other.submit("ledger", env=keyed.env)
 
     with pytest.raises(PermissionDenied, match=told):
@@ -294,7 +294,7 @@ def kingtask(*args: str | Path, **environment: str) -> subprocess.CompletedProce
 def test_the_command_line_has_keys_by_option_or_by_environment(keyed: Keyed):
     broker = keyed.start_broker()
     keyed.pair("mallory")
-    address = ("--broker", broker.endpoint, "--timeout", "5")
+    address = ("--broker", broker.endpoint, "--timeout", "3")
     alice, mallory = keyed.keys, keyed.keys_of("mallory")
     named = {"KINGTASK_CURVE_KEY": str(alice["curve_key"]), "KINGTASK_SERVER_KEY": str(alice["server_key"])}
     assert kingtask("ping", *address, **named).returncode == 0
