@@ -64,11 +64,11 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
         case "conflict":
             return IdConflict(f"id: task {task_id} exists with other content; choose a new id", field="id")
         case "full":
-            return Busy("queue: the queue of this task is full; come back later", retry_after_s=FULL_AGAIN_S)
+            why = "queue: the queue of this task is full; come back later"
+            return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
         case "queues":
-            return Busy(
-                "queue: there are too many queues; use an existing one, or raise max_queues", retry_after_s=FULL_AGAIN_S
-            )
+            why = "queue: there are too many queues; use an existing one, or raise max_queues"
+            return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
         case "tasks":
             return Busy(
                 "there are as many tasks as this installation takes (max_tasks); come back later",
