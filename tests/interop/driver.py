@@ -1,7 +1,8 @@
 """A client in another language, as a process that does what it is told.
 
 A command is a line with the hex of a msgpack map `{"do": …}`, the answer likewise: `{"ok": value}`, or `{"error": …,
-"kind": …}` with kind `refused` (error is the broker's map), `no_answer` or `pending`. Msgpack, which every client has.
+"kind": …}` with kind `refused` (error is the broker's map), `no_answer`, `pending` or `usage` (a wrong argument).
+Msgpack, which every client has.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ class Language(NamedTuple):
     example: tuple[str, ...]
     probe: tuple[str, ...] = ()
     """Succeeds if the libraries are there that come with the machine."""
+    curve: bool = True
+    """Its library can do it; if not, README.md says why."""
 
 
 LANGUAGES = {
@@ -36,6 +38,7 @@ LANGUAGES = {
             (("go", "vet", "./..."), ("go", "build", "-o", "built/", "./...")),
             ("built/driver",),
             ("built/example",),
+            curve=False,
         ),
         Language(
             "node",
@@ -65,6 +68,7 @@ LANGUAGES = {
             (("cargo", "build", "--locked", "--all-targets"),),
             ("target/debug/driver",),
             ("target/debug/examples/example",),
+            curve=False,
         ),
         Language(
             "ruby",

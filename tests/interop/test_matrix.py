@@ -6,7 +6,6 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import zmq
 from kingtask import Client, protocol
 from tests.integration.rig import Daemon, Rig
 from tests.interop.driver import Driver, Told
-from tests.interop.languages import LANGUAGES, Language, build, missing, require
+from tests.interop.languages import Language
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
 from tests.interop.scripted import Requests, ScriptedBroker
 from tests.interop.vectors import VECTORS, without_text
@@ -36,33 +35,6 @@ def rig() -> Iterator[Rig]:
         rig.start_broker()
         rig.start_worker()
         yield rig
-
-
-@cache
-def built(name: str) -> Path | str:
-    """Once a session, with whatever must be fetched; why not, if it failed, so that it is not tried for each test."""
-    try:
-        return build(LANGUAGES[name])
-    except AssertionError as error:
-        return str(error)
-
-
-@pytest.fixture(params=LANGUAGES)
-def client(request: pytest.FixtureRequest) -> tuple[Language, Path]:
-    """One language's, and the directory in which it is built."""
-    language = LANGUAGES[request.param]
-    require(missing(language))
-    place = built(language.name)
-    if isinstance(place, str):
-        pytest.fail(place)
-    return language, place
-
-
-@pytest.fixture
-def driver(client: tuple[Language, Path]) -> Iterator[Driver]:
-    language, place = client
-    with Driver(language.driver, place) as driver:
-        yield driver
 
 
 @pytest.fixture

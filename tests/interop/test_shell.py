@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from kingtask import Client
+from kingtask.errors import TaskNotFound
+from tests.integration.keyed import Keyed
 from tests.integration.rig import Rig
 from tests.interop.languages import HERE
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
@@ -20,6 +22,9 @@ from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
+
+Keys = dict[str, str]
+"""The variables that name the files."""
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +37,21 @@ def rig() -> Iterator[Rig]:
         yield rig
 
 
-def start(brokers: list[str], script: str, *arguments: str) -> subprocess.Popen[bytes]:
+def start(brokers: list[str], script: str, *arguments: str, keys: Keys | None = None) -> subprocess.Popen[bytes]:
     """A script that has the functions."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(
         ["sh", "-eu", "-c", f". ./kingtask.sh\n{script}", "sh", *arguments],
         cwd=HERE / "sh",
-        env={**os.environ, "PATH": path, "KINGTASK_BROKER": ",".join(brokers)},
+        env={**os.environ, "PATH": path, "KINGTASK_BROKER": ",".join(brokers), **(keys or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def sh(rig: Rig, script: str, *arguments: str, read: bytes = b"") -> bytes:
-    process = start([rig.daemons[0].config["addr"]], script, *arguments)
+def sh(rig: Rig, script: str, *arguments: str, read: bytes = b"", keys: Keys | None = None) -> bytes:
+    process = start([rig.daemons[0].config["addr"]], script, *arguments, keys=keys)
     output, errors = process.communicate(read, timeout=4 * PATIENCE_S)
     assert process.returncode == 0, errors.decode()
     return output
@@ -127,3 +132,25 @@ def test_the_next_broker_takes_over_a_wait(rig: Rig):
     gate.write_text("open\n")
     output, errors = process.communicate(timeout=4 * PATIENCE_S)
     assert (process.returncode, output) == (0, b"through\n"), errors.decode()
+
+
+def keys_of(rig: Keyed, name: str) -> Keys:
+    files = rig.keys_of(name)
+    return {"KINGTASK_CURVE_KEY": str(files["curve_key"]), "KINGTASK_SERVER_KEY": str(files["server_key"])}
+
+
+def test_keys():
+    with Keyed() as rig:
+        rig.pair("mallory")
+        rig.executable("copy", PROGRAMS["copy"])
+        rig.start_broker()
+        rig.start_worker()
+        served = 'kt_ping >/dev/null; kt_submit "$1" --stdin "$2" copy >/dev/null; kt_wait "$1" 30'
+        (rig.directory / "raw").write_bytes(RAW)
+        assert sh(rig, served, str(uuid.uuid4()), str(rig.directory / "raw"), keys=keys_of(rig, "alice")) == RAW
+        refused = 'KT_TRIES=1; kt_submit "$1" --timeout 1 copy || echo "$KT_ERROR"'
+        for keys in (None, keys_of(rig, "mallory")):
+            task_id = str(uuid.uuid4())
+            assert sh(rig, refused, task_id, keys=keys) == b"denied\n"
+            with pytest.raises(TaskNotFound):
+                rig.client().get(task_id)

@@ -176,7 +176,7 @@ static void exchange(msgpack_packer *p, const msgpack_object *frames)
     zmq_ctx_term(context);
 }
 
-static void open_client(msgpack_zone *zone, const msgpack_object *command)
+static bool open_client(msgpack_zone *zone, const msgpack_object *command)
 {
     char list[1024] = "";
     size_t count;
@@ -187,6 +187,9 @@ static void open_client(msgpack_zone *zone, const msgpack_object *command)
     if (client)
         kt_close(client);
     client = kt_open(list, number(kt_field(command, "timeout_s")));
+    const msgpack_object *keys = kt_field(command, "keys");
+    return !keys || kt_use_keys(client, text(zone, kt_field(keys, "server")), text(zone, kt_field(keys, "public")),
+                                text(zone, kt_field(keys, "secret")));
 }
 
 static void carry_out(msgpack_packer *p, msgpack_zone *zone, const msgpack_object *command)
@@ -200,8 +203,15 @@ static void carry_out(msgpack_packer *p, msgpack_zone *zone, const msgpack_objec
         tasks[i] = task_from(zone, &several->via.array.ptr[i]);
     kt_reply reply = KT_REPLY;
     if (kt_is(what, "open")) {
-        open_client(zone, command);
-        answer(p, KT_OK, &reply, NULL);
+        if (open_client(zone, command)) {
+            answer(p, KT_OK, &reply, NULL);
+        } else {
+            msgpack_pack_map(p, 2);
+            put(p, "kind");
+            put(p, "usage");
+            put(p, "error");
+            put(p, "keys");
+        }
     } else if (kt_is(what, "ping")) {
         answer(p, kt_ping(client, &reply), &reply, NULL);
     } else if (kt_is(what, "submit")) {

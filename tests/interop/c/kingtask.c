@@ -21,7 +21,11 @@ struct kt_client {
     size_t count, current;
     double timeout_s;
     uint64_t last_rid;
+    bool keyed;
+    uint8_t keys[3][32]; /* the broker's, the own pair: in the order of key_options */
 };
+
+static const int key_options[] = {ZMQ_CURVE_SERVERKEY, ZMQ_CURVE_PUBLICKEY, ZMQ_CURVE_SECRETKEY};
 
 /* One request of a call, packed but for its rid, which stands in front. */
 typedef struct {
@@ -227,6 +231,16 @@ kt_client *kt_open(const char *brokers, double timeout_s)
     return client;
 }
 
+bool kt_use_keys(kt_client *client, const char *server_key, const char *public_key, const char *secret_key)
+{
+    const char *const keys[] = {server_key, public_key, secret_key};
+    client->keyed = true;
+    bool good = zmq_has("curve");
+    for (int i = 0; good && i < 3; i++)
+        good = keys[i] && strlen(keys[i]) == 40 && zmq_z85_decode(client->keys[i], keys[i]);
+    return good;
+}
+
 static void leave(kt_client *client)
 {
     if (client->socket)
@@ -253,6 +267,9 @@ static bool reach(kt_client *client)
     zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_IVL, &beat_ms, sizeof beat_ms);
     zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_TIMEOUT, &dead_ms, sizeof dead_ms);
     zmq_setsockopt(client->socket, ZMQ_HEARTBEAT_TTL, &dead_ms, sizeof dead_ms);
+    for (int i = 0; client->keyed && i < 3; i++)
+        if (zmq_setsockopt(client->socket, key_options[i], client->keys[i], sizeof client->keys[i]))
+            return false; /* never in the clear instead */
     return !zmq_connect(client->socket, client->brokers[client->current % client->count]);
 }
 

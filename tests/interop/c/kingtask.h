@@ -70,6 +70,11 @@ typedef struct {
 
 /* Brokers such as "127.0.0.1:9595,tcp://host:9595"; timeout_s is what a call may take in all. */
 kt_client *kt_open(const char *brokers, double timeout_s);
+/*
+ * Before the first call, for brokers that ask for keys (CURVE): theirs and your own pair, in Z85. False if one is no key,
+ * or this libzmq cannot encrypt: close the client then.
+ */
+bool kt_use_keys(kt_client *client, const char *server_key, const char *public_key, const char *secret_key);
 void kt_close(kt_client *client);
 
 kt_status kt_ping(kt_client *client, kt_reply *reply);

@@ -8,10 +8,10 @@ import { Client, NoAnswer, Pending, readReply, Refused } from "./kingtask.js"
 let client, brokers
 
 const commands = {
-  open({ brokers: addresses, timeout_s }) {
+  open({ brokers: addresses, timeout_s, keys }) {
     client?.close()
     brokers = addresses
-    client = new Client(addresses, { timeout: timeout_s })
+    client = new Client(addresses, { timeout: timeout_s, keys })
   },
   ping: () => client.ping(),
   submit: ({ task }) => client.submit(task),
@@ -35,6 +35,7 @@ function failure(error) {
   if (error instanceof Refused) return { kind: "refused", error: { message: error.message, ...error } }
   if (error instanceof Pending) return { kind: "pending", error: error.message }
   if (error instanceof NoAnswer) return { kind: "no_answer", error: error.message }
+  if (error instanceof TypeError) return { kind: "usage", error: error.message }
   throw error
 }
 

@@ -49,14 +49,16 @@ class Link {
   failed = null
   #pending = new Map()
   #lastRid = 0
-  #socket = new Dealer({
-    linger: 0,
-    heartbeatInterval: 1_000,
-    heartbeatTimeout: PATIENCE_MS,
-    heartbeatTimeToLive: PATIENCE_MS,
-  })
+  #socket
 
-  constructor(address) {
+  constructor(address, curve) {
+    this.#socket = new Dealer({
+      linger: 0,
+      heartbeatInterval: 1_000,
+      heartbeatTimeout: PATIENCE_MS,
+      heartbeatTimeToLive: PATIENCE_MS,
+      ...curve,
+    })
     this.#watch()
     this.#socket.connect(address)
     this.#read()
@@ -111,15 +113,26 @@ class Link {
 export class Client {
   #brokers
   #timeoutMs
+  #curve = {}
   #current = 0
   #link = null
   #free = UNDER_WAY
   #queue = []
 
-  /** `brokers` such as ["127.0.0.1:9595"]; `timeout` is seconds that a call may take in all. */
-  constructor(brokers = (process.env.KINGTASK_BROKER ?? "127.0.0.1:9595").split(","), { timeout = 10 } = {}) {
+  /**
+   * `brokers` such as ["127.0.0.1:9595"]; `timeout` is seconds that a call may take in all. For brokers that ask for
+   * keys, `keys` is `{server, public, secret}`: theirs and your own pair, in Z85.
+   */
+  constructor(brokers = (process.env.KINGTASK_BROKER ?? "127.0.0.1:9595").split(","), { timeout = 10, keys } = {}) {
     this.#brokers = brokers.map((broker) => (broker.includes("://") ? broker : `tcp://${broker}`))
     this.#timeoutMs = timeout * 1_000
+    if (!keys) return
+    this.#curve = { curveServerKey: keys.server, curvePublicKey: keys.public, curveSecretKey: keys.secret }
+    try {
+      new Dealer(this.#curve).close()
+    } catch (cause) {
+      throw new TypeError("keys: expected server, public and secret, 40 characters (Z85) each", { cause })
+    }
   }
 
   close() {
@@ -184,7 +197,7 @@ export class Client {
   /** Ask the current broker once, and choose the next one if nothing comes. */
   async #ask(op, fields, mayTakeMs) {
     if (!this.#link || this.#link.failed) {
-      this.#link = new Link(this.#brokers[this.#current % this.#brokers.length])
+      this.#link = new Link(this.#brokers[this.#current % this.#brokers.length], this.#curve)
     }
     const link = this.#link
     try {

@@ -24,7 +24,7 @@ carry_out = lambda do |command|
   when "open"
     client&.close
     brokers = command["brokers"]
-    client = Kingtask::Client.new(brokers, timeout: command["timeout_s"])
+    client = Kingtask::Client.new(brokers, timeout: command["timeout_s"], keys: command["keys"]&.transform_keys(&:to_sym))
     nil
   when "ping" then client.ping
   when "submit" then client.submit(command["task"])
@@ -47,6 +47,8 @@ rescue Kingtask::Refused => e
   { "kind" => "refused", "error" => error }
 rescue Kingtask::Pending => e
   { "kind" => "pending", "error" => e.message }
+rescue ArgumentError => e
+  { "kind" => "usage", "error" => e.message }
 rescue Kingtask::NoAnswer => e
   { "kind" => "no_answer", "error" => e.message }
 end

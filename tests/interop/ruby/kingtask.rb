@@ -50,13 +50,17 @@ module Kingtask
     PATIENCE = 3 # s of silence, then the broker counts as lost
     PAGE = 60 # s of one wait request; longer ones are asked again
     UNDER_WAY = 500 # requests; a broker drops the replies that nobody reads
+    KEYS = { server: ZMQ::CURVE_SERVERKEY, public: ZMQ::CURVE_PUBLICKEY, secret: ZMQ::CURVE_SECRETKEY }.freeze
 
-    # `brokers` such as "127.0.0.1:9595"; `timeout` is the seconds that a call may take in all.
-    def initialize(brokers = ENV.fetch("KINGTASK_BROKER", "127.0.0.1:9595").split(","), timeout: 10)
+    # `brokers` such as "127.0.0.1:9595"; `timeout` is the seconds that a call may take in all. For brokers that ask for
+    # keys, `keys` has theirs as `server:` and your own pair as `public:` and `secret:`, in Z85.
+    def initialize(brokers = ENV.fetch("KINGTASK_BROKER", "127.0.0.1:9595").split(","), timeout: 10, keys: nil)
       @brokers = brokers.map { |broker| broker.include?("://") ? broker : "tcp://#{broker}" }
       @timeout = timeout
       @current = @last_rid = 0
       @context = ZMQ::Context.new
+      @keys = keys
+      make.close # which raises if the keys are none
     end
 
     def close
@@ -174,9 +178,18 @@ module Kingtask
     def reach
       return if @socket
 
-      @socket = @context.socket(ZMQ::DEALER)
-      @socket.setsockopt(ZMQ::LINGER, 0)
+      @socket = make
       @socket.connect(@brokers[@current % @brokers.size])
+    end
+
+    def make
+      socket = @context.socket(ZMQ::DEALER)
+      socket.setsockopt(ZMQ::LINGER, 0)
+      bad, = KEYS.find { |name, option| @keys && socket.setsockopt(option, @keys.fetch(name)).negative? }
+      return socket unless bad
+
+      socket.close
+      raise ArgumentError, "keys, #{bad}: expected 40 characters (Z85), and a libzmq that can encrypt"
     end
 
     def leave

@@ -1,7 +1,8 @@
 # A client for POSIX sh: functions around the command `kingtask`, which does the talking. Source this file.
 #
-# KINGTASK_BROKER names the brokers, with commas; the command goes from one to the next by itself. Each function gives
-# the command's exit status and puts its name into KT_ERROR, which is empty after a success:
+# KINGTASK_BROKER names the brokers, with commas; the command goes from one to the next by itself. If they ask for keys,
+# KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY name the files of your own and of theirs. Each function gives the command's
+# exit status and puts its name into KT_ERROR, which is empty after a success:
 #
 #   task_failed    the task ended, but not in `succeeded`
 #   usage          the call is wrong, nothing was sent

@@ -27,6 +27,7 @@ public final class Client implements AutoCloseable {
     private final ZContext context = new ZContext();
     private final List<String> brokers;
     private final long timeoutMs;
+    private final Keys keys; // or null
     private int current;
     private long lastRid;
     private ZMQ.Socket socket; // of the current broker; null if it has to be made
@@ -36,6 +37,12 @@ public final class Client implements AutoCloseable {
      * @param timeout what a call may take in all
      */
     public Client(List<String> brokers, Duration timeout) {
+        this(brokers, timeout, null);
+    }
+
+    /** For brokers that ask for keys. */
+    public Client(List<String> brokers, Duration timeout, Keys keys) {
+        this.keys = keys;
         this.brokers = brokers.stream().map(b -> b.contains("://") ? b : "tcp://" + b).toList();
         this.timeoutMs = timeout.toMillis();
         context.setLinger(0);
@@ -211,6 +218,11 @@ public final class Client implements AutoCloseable {
             socket.setHeartbeatIvl(1_000);
             socket.setHeartbeatTimeout((int) PATIENCE_MS);
             socket.setHeartbeatTtl((int) PATIENCE_MS);
+            if (keys != null) {
+                socket.setCurveServerKey(keys.server().getBytes(ZMQ.CHARSET));
+                socket.setCurvePublicKey(keys.publicKey().getBytes(ZMQ.CHARSET));
+                socket.setCurveSecretKey(keys.secretKey().getBytes(ZMQ.CHARSET));
+            }
             socket.connect(brokers.get(current % brokers.size()));
         }
     }

@@ -34,7 +34,13 @@ final class Driver {
                     client.close();
                 }
                 brokers = (List<String>) command.get("brokers");
-                client = new Client(brokers, timeout(command));
+                var keys = (Map<String, String>) command.get("keys");
+                client = keys == null
+                        ? new Client(brokers, timeout(command))
+                        : new Client(
+                                brokers,
+                                timeout(command),
+                                new Keys(keys.get("server"), keys.get("public"), keys.get("secret")));
                 return null;
             case "ping":
                 return client.ping();
@@ -90,6 +96,9 @@ final class Driver {
             error.put("retry_after_s", refused.retryAfterSeconds);
             answer.put("kind", "refused");
             answer.put("error", error);
+        } catch (IllegalArgumentException error) {
+            answer.put("kind", "usage");
+            answer.put("error", error.getMessage());
         } catch (KingtaskException error) {
             answer.put("kind", error instanceof KingtaskException.Pending ? "pending" : "no_answer");
             answer.put("error", error.getMessage());
