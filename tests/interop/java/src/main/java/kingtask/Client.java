@@ -196,8 +196,8 @@ public final class Client implements AutoCloseable {
                 if (mayTakeMs == 0) {
                     until = Math.min(deadline, now + PATIENCE_MS);
                 }
-                if (Wire.unpack(received).get("rid") instanceof Long rid && unanswered.containsKey(rid)) {
-                    unanswered.remove(rid).take(received);
+                if (Wire.unpack(received).get("rid") instanceof Number rid && unanswered.containsKey(rid.longValue())) {
+                    unanswered.remove(rid.longValue()).take(received);
                 }
             } else if (now >= until || pinged) {
                 return false;
