@@ -30,15 +30,6 @@ static const char *text(msgpack_zone *zone, const msgpack_object *string)
     return memcpy(copy, string->via.str.ptr, string->via.str.size);
 }
 
-static double number(const msgpack_object *value)
-{
-    if (!value)
-        return 0;
-    if (value->type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-        return (double)value->via.u64;
-    return value->type == MSGPACK_OBJECT_NEGATIVE_INTEGER ? (double)value->via.i64 : value->via.f64;
-}
-
 static const char *const *texts(msgpack_zone *zone, const msgpack_object *array, size_t *count)
 {
     *count = array ? array->via.array.size : 0;
@@ -56,17 +47,17 @@ static kt_task task_from(msgpack_zone *zone, const msgpack_object *map)
         snprintf(task.id, sizeof task.id, "%s", text(zone, field));
     task.name = text(zone, kt_field(map, "name"));
     task.args = texts(zone, kt_field(map, "args"), &task.args_count);
-    task.start_at = number(kt_field(map, "start_at"));
-    task.delay_s = number(kt_field(map, "delay_s"));
+    task.start_at = kt_number(kt_field(map, "start_at"));
+    task.delay_s = kt_number(kt_field(map, "delay_s"));
     if ((field = kt_field(map, "retry"))) {
         double *retry = in_zone(zone, field->via.array.size * sizeof *retry);
         for (task.retry_count = 0; task.retry_count < field->via.array.size; task.retry_count++)
-            retry[task.retry_count] = number(&field->via.array.ptr[task.retry_count]);
+            retry[task.retry_count] = kt_number(&field->via.array.ptr[task.retry_count]);
         task.retry = retry;
     }
     task.queue = text(zone, kt_field(map, "queue"));
     if ((field = kt_field(map, "priority")))
-        task.priority = (int)number(field);
+        task.priority = (int)kt_number(field);
     if ((field = kt_field(map, "stdin"))) {
         task.in = field->via.bin.ptr;
         task.in_size = field->via.bin.size;
@@ -186,7 +177,7 @@ static bool open_client(msgpack_zone *zone, const msgpack_object *command)
     snprintf(broker, sizeof broker, "tcp://%s", brokers[0]);
     if (client)
         kt_close(client);
-    client = kt_open(list, number(kt_field(command, "timeout_s")));
+    client = kt_open(list, kt_number(kt_field(command, "timeout_s")));
     const msgpack_object *keys = kt_field(command, "keys");
     return !keys || kt_use_keys(client, text(zone, kt_field(keys, "server")), text(zone, kt_field(keys, "public")),
                                 text(zone, kt_field(keys, "secret")));
@@ -223,7 +214,7 @@ static void carry_out(msgpack_packer *p, msgpack_zone *zone, const msgpack_objec
     } else if (kt_is(what, "get")) {
         answer(p, kt_get(client, id, &reply), &reply, "task");
     } else if (kt_is(what, "wait")) {
-        answer(p, kt_wait(client, id, number(kt_field(command, "timeout_s")), &reply), &reply, "task");
+        answer(p, kt_wait(client, id, kt_number(kt_field(command, "timeout_s")), &reply), &reply, "task");
     } else if (kt_is(what, "cancel")) {
         answer(p, kt_cancel(client, id, &reply), &reply, "outcome");
     } else if (kt_is(what, "read")) {

@@ -27,9 +27,16 @@ struct kt_client {
 
 static const int key_options[] = {ZMQ_CURVE_SERVERKEY, ZMQ_CURVE_PUBLICKEY, ZMQ_CURVE_SECRETKEY};
 
-/* One request of a call, packed but for its rid, which stands in front. */
+/* Of a map, packed one after the other: its head is packed when all are there and counted. */
 typedef struct {
-    msgpack_sbuffer rest;
+    msgpack_sbuffer bytes;
+    msgpack_packer packer;
+    size_t count;
+} fields;
+
+/* One request of a call. It is packed but for its rid. */
+typedef struct {
+    fields fields;
     uint64_t rid;
     bool answered;
     kt_reply *reply;
@@ -67,83 +74,85 @@ static void pack_text(msgpack_packer *p, const char *text)
     msgpack_pack_str_with_body(p, text, strlen(text));
 }
 
-static void pack_texts(msgpack_packer *p, const char *key, const char *const *texts, size_t count)
+static void begin(fields *f)
 {
-    if (!count)
-        return;
-    pack_text(p, key);
-    msgpack_pack_array(p, count);
+    f->count = 0;
+    msgpack_sbuffer_init(&f->bytes);
+    msgpack_packer_init(&f->packer, &f->bytes, msgpack_sbuffer_write);
+}
+
+/* The value comes next. */
+static msgpack_packer *put(fields *f, const char *key)
+{
+    f->count++;
+    pack_text(&f->packer, key);
+    return &f->packer;
+}
+
+static void put_text(fields *f, const char *key, const char *text)
+{
+    if (text)
+        pack_text(put(f, key), text);
+}
+
+static void put_texts(fields *f, const char *key, const char *const *texts, size_t count)
+{
+    if (count)
+        msgpack_pack_array(put(f, key), count);
     for (size_t i = 0; i < count; i++)
-        pack_text(p, texts[i]);
+        pack_text(&f->packer, texts[i]);
 }
 
-static void pack_optional(msgpack_packer *p, const char *key, const char *text)
+static void put_number(fields *f, const char *key, double number)
 {
-    if (!text)
-        return;
-    pack_text(p, key);
-    pack_text(p, text);
+    if (number != 0)
+        msgpack_pack_double(put(f, key), number);
 }
 
-static void pack_number(msgpack_packer *p, const char *key, double number)
+static void pack_task(fields *into, kt_task *task)
 {
-    if (number == 0)
-        return;
-    pack_text(p, key);
-    msgpack_pack_double(p, number);
-}
-
-static void pack_task(msgpack_packer *p, kt_task *task)
-{
+    fields f;
+    begin(&f);
     choose_id(task->id);
-    msgpack_pack_map(p, 2 + !!task->args_count + (task->start_at != 0) + (task->delay_s != 0) + !!task->retry_count +
-                            !!task->queue + (task->priority >= 0) + (task->time_limit_s != 0) + !!task->in_size +
-                            !!task->env_count + !!task->tags_count + !!task->on_lost + !!task->stderr_means +
-                            (task->keep_result_s != 0) + (task->expires_at != 0));
-    pack_optional(p, "id", task->id);
-    pack_optional(p, "name", task->name);
-    pack_texts(p, "args", task->args, task->args_count);
-    pack_number(p, "start_at", task->start_at);
-    pack_number(p, "delay_s", task->delay_s);
-    if (task->retry_count) {
-        pack_text(p, "retry");
-        msgpack_pack_array(p, task->retry_count);
-        for (size_t i = 0; i < task->retry_count; i++)
-            msgpack_pack_double(p, task->retry[i]);
+    put_text(&f, "id", task->id);
+    put_text(&f, "name", task->name);
+    put_texts(&f, "args", task->args, task->args_count);
+    put_number(&f, "start_at", task->start_at);
+    put_number(&f, "delay_s", task->delay_s);
+    if (task->retry_count)
+        msgpack_pack_array(put(&f, "retry"), task->retry_count);
+    for (size_t i = 0; i < task->retry_count; i++)
+        msgpack_pack_double(&f.packer, task->retry[i]);
+    put_text(&f, "queue", task->queue);
+    if (task->priority >= 0)
+        msgpack_pack_int(put(&f, "priority"), task->priority);
+    put_number(&f, "time_limit_s", task->time_limit_s);
+    if (task->in_size)
+        msgpack_pack_bin_with_body(put(&f, "stdin"), task->in, task->in_size);
+    if (task->env_count)
+        msgpack_pack_map(put(&f, "env"), task->env_count);
+    for (size_t i = 0; i < task->env_count; i++) {
+        pack_text(&f.packer, task->env[i].name);
+        pack_text(&f.packer, task->env[i].value);
     }
-    pack_optional(p, "queue", task->queue);
-    if (task->priority >= 0) {
-        pack_text(p, "priority");
-        msgpack_pack_int(p, task->priority);
-    }
-    pack_number(p, "time_limit_s", task->time_limit_s);
-    if (task->in_size) {
-        pack_text(p, "stdin");
-        msgpack_pack_bin_with_body(p, task->in, task->in_size);
-    }
-    if (task->env_count) {
-        pack_text(p, "env");
-        msgpack_pack_map(p, task->env_count);
-        for (size_t i = 0; i < task->env_count; i++)
-            pack_optional(p, task->env[i].name, task->env[i].value);
-    }
-    pack_texts(p, "tags", task->tags, task->tags_count);
-    pack_optional(p, "on_lost", task->on_lost);
-    pack_optional(p, "stderr", task->stderr_means);
-    pack_number(p, "keep_result_s", task->keep_result_s);
-    pack_number(p, "expires_at", task->expires_at);
+    put_texts(&f, "tags", task->tags, task->tags_count);
+    put_text(&f, "on_lost", task->on_lost);
+    put_text(&f, "stderr", task->stderr_means);
+    put_number(&f, "keep_result_s", task->keep_result_s);
+    put_number(&f, "expires_at", task->expires_at);
+    msgpack_pack_map(&into->packer, f.count);
+    msgpack_sbuffer_write(&into->bytes, f.bytes.data, f.bytes.size);
+    msgpack_sbuffer_destroy(&f.bytes);
 }
 
-/* Begin a request of v, rid, op and so many fields. The map's head and the rid are packed when it is sent. */
-static msgpack_packer *begin(msgpack_packer *p, request *r, kt_reply *reply, const char *op)
+/* In its place: a request must not be moved. */
+static fields *begin_request(request *r, kt_reply *reply, const char *op)
 {
     *r = (request){.reply = reply, .status = KT_NO_ANSWER};
-    msgpack_sbuffer_init(&r->rest);
-    msgpack_packer_init(p, &r->rest, msgpack_sbuffer_write);
-    pack_text(p, "v");
-    msgpack_pack_int(p, 1);
-    pack_optional(p, "op", op);
-    return p;
+    begin(&r->fields);
+    msgpack_pack_int(put(&r->fields, "v"), 1);
+    put_text(&r->fields, "op", op);
+    return &r->fields;
 }
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
@@ -161,6 +170,15 @@ const msgpack_object *kt_field(const msgpack_object *map, const char *name)
         if (kt_is(&map->via.map.ptr[i].key, name))
             return &map->via.map.ptr[i].val;
     return NULL;
+}
+
+double kt_number(const msgpack_object *value)
+{
+    if (value && (value->type == MSGPACK_OBJECT_FLOAT32 || value->type == MSGPACK_OBJECT_FLOAT64))
+        return value->via.f64;
+    if (value && value->type == MSGPACK_OBJECT_NEGATIVE_INTEGER)
+        return (double)value->via.i64;
+    return value && value->type == MSGPACK_OBJECT_POSITIVE_INTEGER ? (double)value->via.u64 : 0;
 }
 
 static bool truth(const msgpack_object *value)
@@ -195,11 +213,7 @@ kt_status kt_read_reply(const void *message, size_t size, kt_reply *reply)
     copy_text(reply->error.field, sizeof reply->error.field, kt_field(error, "field"));
     reply->error.retryable = truth(kt_field(error, "retryable"));
     reply->error.stored_unknown = kt_is(kt_field(error, "stored"), "unknown");
-    const msgpack_object *after = kt_field(error, "retry_after_s");
-    if (after && (after->type == MSGPACK_OBJECT_FLOAT32 || after->type == MSGPACK_OBJECT_FLOAT64))
-        reply->error.retry_after_s = after->via.f64;
-    else if (after && after->type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-        reply->error.retry_after_s = (double)after->via.u64;
+    reply->error.retry_after_s = kt_number(kt_field(error, "retry_after_s"));
     return KT_REFUSED;
 }
 
@@ -273,17 +287,17 @@ static bool reach(kt_client *client)
     return !zmq_connect(client->socket, client->brokers[client->current % client->count]);
 }
 
-static void send_one(kt_client *client, const msgpack_sbuffer *fields, uint64_t rid, size_t count)
+static void send_one(kt_client *client, const fields *f, uint64_t rid)
 {
     msgpack_sbuffer whole;
     msgpack_packer p;
     msgpack_sbuffer_init(&whole);
     msgpack_packer_init(&p, &whole, msgpack_sbuffer_write);
-    msgpack_pack_map(&p, count + 3);
+    msgpack_pack_map(&p, f->count + 1);
     pack_text(&p, "rid");
     msgpack_pack_uint64(&p, rid);
-    msgpack_sbuffer_write(&whole, fields->data, fields->size);
-    zmq_send(client->socket, whole.data, whole.size, ZMQ_DONTWAIT); /* what does not leave is not answered: sent again */
+    msgpack_sbuffer_write(&whole, f->bytes.data, f->bytes.size);
+    zmq_send(client->socket, whole.data, whole.size, ZMQ_DONTWAIT); /* what does not leave is sent again */
     msgpack_sbuffer_destroy(&whole);
 }
 
@@ -316,17 +330,16 @@ static bool receive(kt_client *client, double seconds, request *requests, size_t
 }
 
 /* Send to the current broker what is unanswered, and read until all has a reply, or the broker counts as lost. */
-static bool round_of(kt_client *client, request *requests, size_t count, size_t fields, double may_take_s, double end)
+static bool round_of(kt_client *client, request *requests, size_t count, double may_take_s, double end)
 {
-    msgpack_packer p;
     request ping;
-    begin(&p, &ping, NULL, "ping");
+    begin_request(&ping, NULL, "ping");
     bool pinged = false, alive = reach(client);
     double heard = now(), until = fmin(end, heard + may_take_s + PATIENCE_S);
     for (size_t first = 0, sent = 0; alive && first < count;) {
         for (; sent < count && sent - first < UNDER_WAY; sent++)
             if (!requests[sent].answered)
-                send_one(client, &requests[sent].rest, requests[sent].rid = ++client->last_rid, fields);
+                send_one(client, &requests[sent].fields, requests[sent].rid = ++client->last_rid);
         if (receive(client, fmin(until, heard + PATIENCE_S) - now(), requests, first, sent)) {
             heard = now();
             pinged = false;
@@ -335,23 +348,23 @@ static bool round_of(kt_client *client, request *requests, size_t count, size_t 
         } else if (now() >= until || pinged) {
             alive = false;
         } else if (now() >= heard + PATIENCE_S) { /* it owes an answer that may take longer: is it there? */
-            send_one(client, &ping.rest, 0, 0);
+            send_one(client, &ping.fields, 0);
             pinged = true;
             heard = now();
         }
         while (first < sent && !requests[first].rid)
             first++;
     }
-    msgpack_sbuffer_destroy(&ping.rest);
+    msgpack_sbuffer_destroy(&ping.fields.bytes);
     return alive;
 }
 
 /* Ask until a broker answers each for good; returns the status of the first. */
-static kt_status ask(kt_client *client, request *requests, size_t count, size_t fields, double may_take_s)
+static kt_status ask(kt_client *client, request *requests, size_t count, double may_take_s)
 {
     const double deadline = now() + client->timeout_s + may_take_s;
     for (double pause = 0.1;; pause = fmin(2 * pause, 2)) {
-        bool alive = round_of(client, requests, count, fields, may_take_s, deadline), complete = true;
+        bool alive = round_of(client, requests, count, may_take_s, deadline), complete = true;
         double after = pause * (0.5 + (double)rand() / RAND_MAX);
         for (size_t i = 0; i < count; i++)
             if (!requests[i].answered) {
@@ -367,7 +380,7 @@ static kt_status ask(kt_client *client, request *requests, size_t count, size_t 
         rest(after);
     }
     for (size_t i = 0; i < count; i++)
-        msgpack_sbuffer_destroy(&requests[i].rest);
+        msgpack_sbuffer_destroy(&requests[i].fields.bytes);
     return requests[0].status;
 }
 
@@ -375,10 +388,9 @@ static kt_status ask(kt_client *client, request *requests, size_t count, size_t 
 
 kt_status kt_ping(kt_client *client, kt_reply *reply)
 {
-    msgpack_packer p;
     request r;
-    begin(&p, &r, reply, "ping");
-    return ask(client, &r, 1, 0, 0);
+    begin_request(&r, reply, "ping");
+    return ask(client, &r, 1, 0);
 }
 
 kt_status kt_submit(kt_client *client, kt_task *task, kt_reply *reply)
@@ -394,12 +406,11 @@ void kt_submit_each(kt_client *client, kt_task *tasks, size_t count, kt_reply *r
     if (!requests)
         abort();
     for (size_t i = 0; i < count; i++) {
-        msgpack_packer p;
-        begin(&p, &requests[i], &replies[i], "submit");
-        pack_text(&p, "task");
-        pack_task(&p, &tasks[i]);
+        fields *f = begin_request(&requests[i], &replies[i], "submit");
+        put(f, "task");
+        pack_task(f, &tasks[i]);
     }
-    ask(client, requests, count, 1, 0);
+    ask(client, requests, count, 0);
     for (size_t i = 0; i < count; i++)
         statuses[i] = requests[i].status;
     free(requests);
@@ -407,23 +418,19 @@ void kt_submit_each(kt_client *client, kt_task *tasks, size_t count, kt_reply *r
 
 kt_status kt_submit_many(kt_client *client, kt_task *tasks, size_t count, kt_reply *reply)
 {
-    msgpack_packer p;
     request r;
-    begin(&p, &r, reply, "submit");
-    pack_text(&p, "tasks");
-    msgpack_pack_array(&p, count);
+    fields *f = begin_request(&r, reply, "submit");
+    msgpack_pack_array(put(f, "tasks"), count);
     for (size_t i = 0; i < count; i++)
-        pack_task(&p, &tasks[i]);
-    return ask(client, &r, 1, 1, 0);
+        pack_task(f, &tasks[i]);
+    return ask(client, &r, 1, 0);
 }
 
 static kt_status about(kt_client *client, const char *op, const char *id, kt_reply *reply)
 {
-    msgpack_packer p;
     request r;
-    begin(&p, &r, reply, op);
-    pack_optional(&p, "id", id);
-    return ask(client, &r, 1, 1, 0);
+    put_text(begin_request(&r, reply, op), "id", id);
+    return ask(client, &r, 1, 0);
 }
 
 kt_status kt_get(kt_client *client, const char *id, kt_reply *reply)
@@ -441,13 +448,11 @@ kt_status kt_wait(kt_client *client, const char *id, double timeout_s, kt_reply 
     const double deadline = now() + timeout_s;
     for (;;) {
         double page_s = fmax(fmin(deadline - now(), PAGE_S), 0);
-        msgpack_packer p;
         request r;
-        begin(&p, &r, reply, "wait");
-        pack_optional(&p, "id", id);
-        pack_text(&p, "timeout_s");
-        msgpack_pack_double(&p, page_s);
-        kt_status status = ask(client, &r, 1, 2, page_s);
+        fields *f = begin_request(&r, reply, "wait");
+        put_text(f, "id", id);
+        msgpack_pack_double(put(f, "timeout_s"), page_s);
+        kt_status status = ask(client, &r, 1, page_s);
         if (status != KT_OK || !truth(kt_field(&reply->fields, "pending")))
             return status;
         if (now() >= deadline)

@@ -71,8 +71,8 @@ typedef struct {
 /* Brokers such as "127.0.0.1:9595,tcp://host:9595"; timeout_s is what a call may take in all. */
 kt_client *kt_open(const char *brokers, double timeout_s);
 /*
- * Before the first call, for brokers that ask for keys (CURVE): theirs and your own pair, in Z85. False if one is no key,
- * or this libzmq cannot encrypt: close the client then.
+ * Before the first call, for brokers that ask for keys (CURVE): theirs and your own pair, in Z85. False if one is no
+ * key, or this libzmq cannot encrypt: close the client then.
  */
 bool kt_use_keys(kt_client *client, const char *server_key, const char *public_key, const char *secret_key);
 void kt_close(kt_client *client);
@@ -92,8 +92,9 @@ kt_status kt_cancel(kt_client *client, const char *id, kt_reply *reply);
 kt_status kt_read_reply(const void *message, size_t size, kt_reply *reply);
 void kt_reply_free(kt_reply *reply);
 
-/* A field of a map, or NULL; whether a string or bytes are this text. */
+/* A field of a map, or NULL; what a number is, or 0; whether a string or bytes are this text. */
 const msgpack_object *kt_field(const msgpack_object *map, const char *name);
+double kt_number(const msgpack_object *value);
 bool kt_is(const msgpack_object *string, const char *text);
 
 #endif
