@@ -78,6 +78,14 @@ LANGUAGES = {
             ("ruby", "example.rb"),
             ("ruby", "-rffi-rzmq", "-rmsgpack", "-e", ""),
         ),
+        Language(
+            "perl",
+            ("perl",),
+            (),
+            ("perl", "driver.pl"),
+            ("perl", "example.pl", "example", "12", "45"),
+            ("perl", "-MZMQ::FFI", "-MData::MessagePack", "-e", ""),
+        ),
     )
 }
 

@@ -35,6 +35,10 @@ my %RANK = map { $_ => $rank++ } qw(v rid op task tasks id new_id name args stat
 sub new {
     my ($class, %opt) = @_;
     my $brokers = $opt{brokers} // $ENV{KINGTASK_BROKER} // '127.0.0.1:9595';
+    for my $key ($opt{curve} ? @{ $opt{curve} }{qw(server public secret)} : ()) {
+        die "curve: expected server, public and secret, 40 characters (Z85) each\n"
+            unless ($key // '') =~ m{\A[0-9a-zA-Z.:+=^!/*?&<>()\[\]\{\}@%\$#-]{40}\z};
+    }
     my @brokers = map { m{://} ? $_ : "tcp://$_" } ref $brokers ? @$brokers : split /,/, $brokers;
     return bless {
         timeout  => 30,      # seconds for one call, resends included
@@ -164,7 +168,7 @@ sub _turn {
                 retryable => 1, stored => $request->{tries} ? 'unknown' : 'no' });
         }
         elsif (defined $request->{due} and $now >= $request->{due} and $now >= ($self->{rest} // 0)) {
-            $self->_socket->send($request->{bytes}, ZMQ_DONTWAIT);
+            $self->_send($request->{bytes});
             $self->{asked} //= $now;
             @$request{qw(due sent)} = (undef, $now);
             $request->{tries}++;
@@ -182,7 +186,7 @@ sub _turn {
     $self->{asked} //= time if grep { $_->{op} ne 'wait' } @sent;
     if (!defined $self->{asked}) {    # only waits: does it still live?
         if (time - ($self->{pinged} // 0) > $self->{patience}) {
-            $socket->send(_pack({ v => 1, rid => 0, op => 'ping' }), ZMQ_DONTWAIT);
+            $self->_send(_pack({ v => 1, rid => 0, op => 'ping' }));
             $self->{asked} = $self->{pinged} = time;
         }
     }
@@ -222,6 +226,14 @@ sub _leave {
     my $rounds = int(++$self->{left} / @{ $self->{brokers} });
     $self->{rest} = time + ($rounds ? _backoff($rounds) : 0);
     $_->{due} //= 0 for values %{ $self->{pending} };
+}
+
+# What does not leave, as after a handshake that failed, is not answered: it goes to the next broker.
+sub _send {
+    my ($self, $bytes) = @_;
+    my $socket = $self->_socket;
+    eval { $socket->send($bytes, ZMQ_DONTWAIT) };
+    return;
 }
 
 sub _socket {

@@ -1,5 +1,5 @@
 #!/usr/bin/perl
-# example.pl NAME ARG…: runs a task now and prints what it printed.
+# example.pl NAME ARG…: runs a task now and prints its state and what it printed.
 
 use v5.20;
 use warnings;
@@ -19,5 +19,5 @@ if (my $error = $@) {
     die ref $error ? "kingtask: $error\n" : $error;
 }
 die "still not done after a minute\n" unless $task;
-print $task->{stdout};
+print "$task->{state}: $task->{stdout}";
 exit($task->{state} eq 'succeeded' ? 0 : 1);
