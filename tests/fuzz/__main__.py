@@ -23,7 +23,7 @@ MAX_INPUT_BYTES = 8_192
 
 def fuzz(what: str, seconds: int, environment: dict[str, str]) -> int:
     with tempfile.TemporaryDirectory(prefix="kingtask-fuzz-") as corpus:
-        for name, seed in seeds(b"\\0" if what == "router" else b"").items():
+        for name, seed in seeds(b"\0" if what == "router" else b"").items():
             Path(corpus, name).write_bytes(seed)
         FINDINGS.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "tests.fuzz.target", what, corpus, f"-max_total_time={seconds}"]
