@@ -75,7 +75,7 @@ class Batch:
             if failpoint.ACTIVE and reached:
                 failpoint.reach("before_ack")
             for callback, outcome in zip(callbacks, outcomes, strict=True):
-                held = reached or outcome in ("conflict", "full", "queues", "tasks")
+                held = reached or outcome == "conflict" or outcome in calls.REFUSED
                 callback(outcome if held else "unconfirmed")
 
         self._store.submit(calls.submit(self.policy, tasks), stored, confirmed)

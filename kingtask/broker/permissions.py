@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from kingtask import protocol
 from kingtask.config.permissions import Permissions, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
+from kingtask.store.calls import Quota
 from kingtask.task import Result, TaskSpec
 
 log = logging.getLogger("kingtask.audit")
@@ -53,6 +54,7 @@ class Permit:
         self._rate = rate
         self._queues = None if rule.queues is None else compiled(rule.queues)
         self._tasks = None if rule.tasks is None else compiled(rule.tasks)
+        self.quota = None if rule.max_outstanding is None else Quota(client, rule.max_outstanding)
 
     def looks_at(self, request: protocol.Request) -> bool:
         """It depends on the task whether this client may do that with it."""
@@ -69,8 +71,8 @@ class Permit:
         if queue is not None and not self.has_queue(queue):
             self._deny(op, {"queue": queue}, "queue", f"not one of this client's: {queue}", "queues")
 
-    def submit(self, spec: TaskSpec, place: str, now_s: float) -> None:
-        """One task of a submit; `now_s` is monotonic."""
+    def submit(self, spec: TaskSpec, place: str, now_s: float) -> Quota | None:
+        """One task of a submit; `now_s` is monotonic. Returns what only the store can count."""
         rule = self._rule
         self._name("submit", spec.id, spec.name, spec.queue, place)
         if rule.max_priority is not None and spec.priority > rule.max_priority:
@@ -83,6 +85,7 @@ class Permit:
             told = f"expected one of at most {rule.max_time_limit:g} s"
             self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", told, "max_time_limit")
         self._count(place, now_s)
+        return self.quota
 
     def task(self, op: str, found: Result, now_s: float) -> None:
         """A task that is there, for what is done by its id."""

@@ -30,20 +30,23 @@ from kingtask.task import TERMINAL, Result, State, TaskSpec
 BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0
 AWAY_AGAIN_S = 0.5
+OUTSTANDING_AGAIN_S = 1.0
 WORKER_ALIVE_S = 20.0
 """A worker heartbeats every 5 s; after this silence a queue no longer counts as served by it."""
 
 
 class Op(NamedTuple):
-    call: Callable[[Any, calls.Policy], calls.Call]
+    call: Callable[[Any, calls.Policy, calls.Quota | None], calls.Call]
     answer: Callable[[Any, Any], dict[str, Any]]
     writes: bool = True
     confirmed: bool = False
     """An OK means what that of `submit` means: it waits for the same barrier."""
 
 
-Check = Callable[[TaskSpec, str], None]
-"""Whether the client may submit this task, which stands at that place of its request; raises if it may not."""
+Check = Callable[[TaskSpec, str], calls.Quota | None]
+"""Whether the client may submit this task, which stands at that place of its request; raises if it may not.
+
+Returns what the store has to hold the client to, if there is anything."""
 
 
 def prepare(
@@ -51,9 +54,8 @@ def prepare(
 ) -> calls.Prepared:
     """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place, and what `check` does."""
     spec: TaskSpec = protocol.parse_task(value, now_s, place)
-    if check is not None:
-        check(spec, place)
-    return calls.prepare(spec.id or new_id(), spec)
+    quota = None if check is None else check(spec, place)
+    return calls.prepare(spec.id or new_id(), spec, quota)
 
 
 def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
@@ -73,6 +75,13 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
             return Busy(
                 "there are as many tasks as this installation takes (max_tasks); come back later",
                 retry_after_s=FULL_AGAIN_S,
+            )
+        case "owned":
+            return Busy(
+                "as many tasks of this client are outstanding as it may have (max_outstanding of the broker's"
+                " permissions); come back when some have ended",
+                code="rate_limited",
+                retry_after_s=OUTSTANDING_AGAIN_S,
             )
         case "unconfirmed":
             return not_confirmed()
@@ -138,7 +147,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
 
-def _list_call(request: protocol.List, _policy: calls.Policy) -> calls.Call:
+def _list_call(request: protocol.List, _policy: calls.Policy, _quota: calls.Quota | None) -> calls.Call:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:
         raise InvalidRequest("queue: required to list ready tasks (each queue has its own order)", field="queue")
@@ -179,11 +188,13 @@ def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, 
 
 
 OPS: dict[type[protocol.Request], Op] = {
-    protocol.Get: Op(lambda r, _policy: calls.get(r.id), _get, writes=False),
-    protocol.Cancel: Op(lambda r, policy: calls.cancel(policy, r.id), _cancel),
-    protocol.Requeue: Op(lambda r, policy: calls.requeue(policy, r.id, r.new_id), _requeue, confirmed=True),
+    protocol.Get: Op(lambda r, _policy, _quota: calls.get(r.id), _get, writes=False),
+    protocol.Cancel: Op(lambda r, policy, _quota: calls.cancel(policy, r.id), _cancel),
+    protocol.Requeue: Op(
+        lambda r, policy, quota: calls.requeue(policy, r.id, r.new_id, quota), _requeue, confirmed=True
+    ),
     protocol.List: Op(_list_call, _list, writes=False),
-    protocol.Stats: Op(lambda r, _policy: calls.stats(), _stats, writes=False),
-    protocol.Pause: Op(lambda r, policy: calls.pause(policy, r.queue, True), _pause),
-    protocol.Resume: Op(lambda r, policy: calls.pause(policy, r.queue, False), _pause),
+    protocol.Stats: Op(lambda r, _policy, _quota: calls.stats(), _stats, writes=False),
+    protocol.Pause: Op(lambda r, policy, _quota: calls.pause(policy, r.queue, True), _pause),
+    protocol.Resume: Op(lambda r, policy, _quota: calls.pause(policy, r.queue, False), _pause),
 }

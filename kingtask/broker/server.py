@@ -257,7 +257,7 @@ class Broker:
                     return
                 try:
                     permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
-                    self._act(request, answer)
+                    self._act(request, answer, permit)
                 except Exception as error:  # noqa: BLE001  (as in _request)
                     answer.give(error if isinstance(error, RequestRefused) else _fault(error))
 
@@ -284,7 +284,8 @@ class Broker:
                 else:
                     answer.give(fields)
 
-            self._store.send(op.call(request, self._policy), answered)
+            quota = None if permit is None else permit.quota
+            self._store.send(op.call(request, self._policy, quota), answered)
 
     def _wait(self, request: protocol.Wait, answer: _Answer) -> None:
         if len(self._waits) >= self._config.max_waits:

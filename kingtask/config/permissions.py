@@ -36,6 +36,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
     max_time_limit: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] | None = None
     submits_per_second: Annotated[float, msgspec.Meta(ge=0.01, le=1_000_000)] | None = None
+    max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

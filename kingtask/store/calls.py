@@ -56,10 +56,14 @@ class Fence(NamedTuple):
     token: bytes
 
 
+REFUSED = frozenset({"full", "queues", "tasks", "owned"})
+"""There are too many: in this queue, queues, in all, or of this client's."""
+
+
 class Submitted(NamedTuple):
     now_us: int
     outcomes: list[str]
-    """One each: ready, scheduled, exists, conflict, full (the queue), queues (too many names) or tasks (too many)."""
+    """One each: ready, scheduled, exists or conflict; or one of REFUSED, and nothing of the task is stored."""
     ready: Pairs
     due_ms: list[int]
 
@@ -131,20 +135,29 @@ CUT_BYTES = 4096
 """Outputs of `finish_cut`, which a full Redis still takes."""
 
 
-Prepared = tuple[str, bytes, bytes]
-"""A task as `submit` takes it: id, spec, plan."""
+class Quota(NamedTuple):
+    """Whose task it is, and how many of that client's may be there that have not ended."""
+
+    client: str
+    most: int
 
 
-def prepare(task_id: str, spec: TaskSpec) -> Prepared:
-    return (task_id, record.pack_spec(spec), record.pack_plan(spec))
+Prepared = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, Quota]
+"""A task as `submit` takes it: id, spec, plan, and the quota of a client that has one."""
+
+
+def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepared:
+    plain = (task_id, record.pack_spec(spec), record.pack_plan(spec))
+    return plain if quota is None else (*plain, quota)
 
 
 def submit(policy: Policy, tasks: Sequence[Prepared]) -> Call:
     return Call("submit", {**_room(policy), "tasks": tasks}, _submitted)
 
 
-def requeue(policy: Policy, task_id: str, new_id: str) -> Call:
-    arguments = {**_room(policy), "id": task_id, "new_id": new_id}
+def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = None) -> Call:
+    counted = {} if quota is None else {"quota": quota}
+    arguments = {**_room(policy), "id": task_id, "new_id": new_id, **counted}
     return Call("requeue", arguments, lambda r: (r[0].decode(), r[1].decode()))
 
 

@@ -13,6 +13,7 @@ KEY_PATTERNS = {
     "ready": re.compile(r"ready:[^{}:]+"),
     "running": re.compile(r"running"),
     "expiry": re.compile(r"expiry"),
+    "owned": re.compile(r"owned:[^{}:]+"),
     "held": re.compile(r"held:[^{}:]+"),
     "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
     "outputs": re.compile(r"outputs:(ended|until)"),

@@ -16,6 +16,7 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
+  owned:<client>   zset   id → when accepted, ms; its tasks that have not ended, if their number is limited
   held:<worker>    hash   id → attempt number ':' number of the claim ':' token; what a worker was given (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
   outputs:ended    zset   id, ms its task ended, ':', bytes → that ms; outputs kept, the oldest are dropped first
@@ -39,6 +40,7 @@ Fields of task:<id>
   attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
   failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
   cancel, watched                   '1': cancel was asked for; a client waits for the end
+  o (the owner)                     the client, if the number of its tasks is limited; until the task ends
   attempt:<n>      msgpack array {n, worker, started, ended, reason, exit, signal, message, stderr}; -1 = absent
   finished, reason, out, err, out_size, err_size, origin
   dropped                           '1': out and err were dropped to make room, of which the sizes are left
@@ -54,6 +56,7 @@ local OUTAGE = 3000           -- ms without a tick after which the leases are fo
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- so many can be counted anew in one tick: 1 ms
+local OWNED_LOOK = 100        -- of a client's oldest tasks looked at when it has as many as it may have
 local PAGE = 100              -- queues in one look at them; a small hash is looked at whole (512 at most)
 local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
@@ -86,7 +89,7 @@ local function begin(keys, args)
     error({err = 'FOREIGN this is not the database that the caller has worked with'})
   end
   return {
-    p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {},
+    p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {}, owners = {},
     live = 0, kept = 0, args = unpacked,
   }
 end
@@ -124,6 +127,9 @@ local function settle(c)
     for field, n in pairs(fields) do
       if call('HINCRBY', key, field, int(n)) == n then call('PEXPIRE', key, 240000) end  -- the first of its kind
     end
+  end
+  for owner, of in pairs(c.owners) do
+    if #of.adds > 0 then call('ZADD', c.p .. 'owned:' .. owner, unpack(of.adds)) end
   end
   if c.live ~= 0 then call('HINCRBY', c.p .. 'meta', 'live', int(c.live)) end
   if c.kept ~= 0 and call('HINCRBY', c.p .. 'meta', 'kept', int(c.kept)) < 0 then
@@ -248,15 +254,16 @@ local function enter_schedule(c, tasks)
 end
 
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms; returns which one it is kept.
--- `fields` of the last attempt are written with the rest; `watched` is looked up unless it is given.
-local function close(c, id, from, to, plan, reason, worker, fields, watched)
+-- `fields` of the last attempt are written with the rest; `told` is {watched, o}, looked up unless it is given.
+local function close(c, id, from, to, plan, reason, worker, fields, told)
   local key = c.p .. 'task:' .. id
   local due = from == 'scheduled' and call('ZSCORE', c.p .. 'schedule', id)
   if due then call('HSET', key, 'due', int(floor(tonumber(due)))) end
   leave(c, id, from, to, plan, worker)
   c.live = c.live - 1
-  if watched == nil then watched = call('HGET', key, 'watched') end
-  call('HDEL', key, 'place', 'cancel', 'graced', 'watched')
+  told = told or call('HMGET', key, 'watched', 'o')
+  if told[2] then call('ZREM', c.p .. 'owned:' .. told[2], id) end
+  call('HDEL', key, 'place', 'cancel', 'graced', 'watched', 'o')
   call('HSET', key, 't', to, 'finished', c.now_text, 'reason', reason, unpack(fields or {}))
   local keep = plan.keep > 0 and plan.keep or c.args.keep
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
@@ -264,7 +271,7 @@ local function close(c, id, from, to, plan, reason, worker, fields, watched)
   call('ZADD', c.p .. 'finished:' .. to, c.now_text, id)
   c.closed[to] = true
   count(c, plan.queue, to, 1, true)
-  if watched then publish(c, 'ended', id) end
+  if told[1] then publish(c, 'ended', id) end
   return keep
 end
 
@@ -383,9 +390,34 @@ local function space(c)
   return c.args.max_tasks - tonumber(call('HGET', c.p .. 'meta', 'live') or 0)
 end
 
--- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan}, …}}
+-- What the client of this call has, and how many more tasks it may have. Those whose records were deleted from outside,
+-- or that a release without this index has ended, are taken off it when they are in the way.
+local function owner_of(c, quota)
+  local owner, most = quota[1], quota[2]
+  if not c.owners[owner] then
+    local key = c.p .. 'owned:' .. owner
+    local left = most - call('ZCARD', key)
+    for _, id in ipairs(left <= 0 and call('ZRANGE', key, 0, OWNED_LOOK - 1) or {}) do
+      local state = redis.pcall('HGET', c.p .. 'task:' .. id, 't')
+      if not state or state.err or TERMINAL[state] then left = left + call('ZREM', key, id) end
+    end
+    c.owners[owner] = {left = left, adds = {}}
+  end
+  return c.owners[owner]
+end
+
+-- Counts the task as one of this client's; returns the fields that say so.
+local function own(c, quota, id)
+  local of = owner_of(c, quota)
+  of.left = of.left - 1
+  add(of.adds, c.now_text, id)
+  return 'o', quota[1]
+end
+
+-- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: absent, or {client,
+-- how many tasks it may have that have not ended}
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full (the queue),
--- queues (too many) or tasks (too many in all)
+-- queues (too many), tasks (too many in all) or owned (too many of this client)
 local function submit(keys, args)
   local c = begin(keys, args)
   local tasks = c.args.tasks
@@ -398,14 +430,15 @@ local function submit(keys, args)
   local some = call('EXISTS', unpack(paths)) > 0
   local first, spare = next_places(c, #tasks), nil
   for i, t in ipairs(tasks) do
-    local id, spec, packed, key, plan = t[1], t[2], t[3], paths[i], plans[t[3]]
+    local id, spec, packed, quota, key, plan = t[1], t[2], t[3], t[4], paths[i], plans[t[3]]
     local known = seen[id] or some and call('EXISTS', key) == 1
     if not known and not spare then spare = space(c) end
-    local left = known or spare <= c.live and 'tasks' or rooms[plan.queue] or room(c, plan.queue)
+    local left = known or spare <= c.live and 'tasks' or quota and owner_of(c, quota).left <= 0 and 'owned'
+      or rooms[plan.queue] or room(c, plan.queue)
     if known then
       local t = redis.pcall('HMGET', key, 's', 'p')
       outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
-    elseif left == 'queues' or left == 'tasks' then
+    elseif type(left) == 'string' then
       outcomes[i] = left
     elseif left <= 0 then
       outcomes[i] = 'full'
@@ -423,7 +456,11 @@ local function submit(keys, args)
         outcomes[i] = 'ready'
         ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
       end
-      call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text)
+      if quota then
+        call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text, own(c, quota, id))
+      else
+        call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text)
+      end
     end
   end
   enter_ready(c, ready)
@@ -434,8 +471,9 @@ local function submit(keys, args)
   return {c.us, outcomes, flat(c.gained), dues}
 end
 
--- args {db, id, new_id, max_queues, max_queue_length, max_tasks}: a new task, due now, of a terminal one.
--- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | tasks | missing | <state of a living one>
+-- args {db, id, new_id, max_queues, max_queue_length, max_tasks, quota}: a new task, due now, of a terminal one.
+-- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | tasks | owned | missing | <state of a
+-- living one>
 local function requeue(keys, args)
   local c = begin(keys, args)
   local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
@@ -445,7 +483,9 @@ local function requeue(keys, args)
   if not old[1] then return {'missing', ''} end
   if not TERMINAL[old[3]] then return {old[3], ''} end
   local plan = read_plan(old[1])
+  local quota = c.args.quota
   if space(c) <= 0 then return {'tasks', ''} end
+  if quota and owner_of(c, quota).left <= 0 then return {'owned', ''} end
   local left = room(c, plan.queue)
   if left == 'queues' then return {'queues', ''} end
   if left <= 0 then return {'full', ''} end
@@ -454,8 +494,8 @@ local function requeue(keys, args)
   for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
   while is_default(a, #a) do a[#a] = nil end
   plan.expires = 0
-  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 't', 'ready', 'c', c.now_text,
-    'origin', c.args.id)
+  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 't', 'ready', 'c', c.now_text, 'origin', c.args.id)
+  if quota then call('HSET', new, own(c, quota, c.args.new_id)) end
   enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
   c.live = c.live + 1
   count(c, plan.queue, 'submitted', 1, true)
@@ -762,7 +802,7 @@ local function finish(keys, args)
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
-    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'failures')
+    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'o', 'failures')
     if not t then
       answers[i] = 'fenced'
     elseif t[1] ~= 'running' then
@@ -771,7 +811,7 @@ local function finish(keys, args)
       local worker, to, interval = c.args.worker, 'succeeded', nil
       local fields = {attempt_field(key, number), e[6]}
       if verdict ~= 'succeeded' then
-        local failures = tonumber(t[8] or 0) + 1
+        local failures = tonumber(t[9] or 0) + 1
         add(fields, 'failures', int(failures))
         interval = verdict ~= 'final' and not t[5] and plan.retry[failures]
         to = interval and 'scheduled' or t[5] and 'cancelled' or 'failed'
@@ -784,7 +824,8 @@ local function finish(keys, args)
         add(fields, 'err_size', int(e[10]))
         if #e[7] > 0 then add(fields, 'out', e[7]) end
         if #e[8] > 0 then add(fields, 'err', e[8]) end
-        local keep = close(c, id, 'running', to, plan, to == 'succeeded' and '' or reason, worker, fields, t[7])
+        if to == 'succeeded' then reason = '' end
+        local keep = close(c, id, 'running', to, plan, reason, worker, fields, {t[7], t[8]})
         if size > 0 then outputs[#outputs + 1] = {id, size, keep} end
       end
       answers[i] = to

@@ -116,7 +116,7 @@ def test_requeue_of_a_living_task(state: str) -> None:
 
 def list_arguments(**fields: Any) -> dict[str, Any]:
     request = protocol.List(**fields)
-    return requests.OPS[protocol.List].call(request, POLICY).arguments
+    return requests.OPS[protocol.List].call(request, POLICY, None).arguments
 
 
 def test_list_reads_living_tasks_forwards_and_ended_ones_backwards() -> None:

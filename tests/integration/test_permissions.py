@@ -135,6 +135,31 @@ def test_a_rate_is_told_when_to_come_back_and_clients_do(keyed: Keyed):
     assert "refused=rate_limited" in broker.text()
 
 
+def test_tasks_outstanding_are_counted_by_all_brokers_until_they_end(keyed: Keyed):
+    rules = {"clients": {"alice": {"max_outstanding": 2}, "bob": {}}}
+    broker = keyed.start_broker(permissions=write(keyed, rules))
+    alice, bob = as_(keyed, "alice"), as_(keyed, "bob")
+    first, second = alice.submit("ledger"), alice.submit("ledger", delay=600)
+    with pytest.raises(Busy, match="max_outstanding") as limited:
+        alice.submit("ledger")
+    assert (limited.value.code, limited.value.retryable, limited.value.stored) == ("rate_limited", True, "no")
+    assert limited.value.retry_after_s == 1
+    outcomes = alice.submit_many([TaskSpec(name="ledger"), TaskSpec(name="ledger")])
+    assert all(isinstance(outcome.error, Busy) and outcome.error.code == "rate_limited" for outcome in outcomes)
+    bob.submit("ledger")
+    broker.stop()
+    keyed.start_broker(permissions=write(keyed, rules))
+    alice, bob = as_(keyed, "alice"), as_(keyed, "bob")
+    with pytest.raises(Busy, match="max_outstanding"):
+        alice.submit("ledger")
+    bob.cancel(second)
+    alice.submit("ledger")
+    bob.cancel(first)
+    alice.requeue(first)
+    with pytest.raises(Busy, match="max_outstanding"):
+        alice.requeue(first)
+
+
 def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: Keyed):
     path = Path(write(keyed, {"clients": {"alice": {}}}))
     broker = keyed.start_broker(permissions=str(path))

@@ -30,7 +30,7 @@ COUNT_FIELDS = {
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
-    *("p s t c due place attempt token worker claimed".split()),
+    *("p s t c o due place attempt token worker claimed".split()),
     *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
@@ -123,7 +123,7 @@ def _task(key: str, entry: Entry) -> None:
     else:
         assert state in TERMINAL
         assert entry.ttl_ms >= 0, f"{key}: an ended task is kept for ever"
-        assert not {"place", "cancel", "graced", "watched"} & fields
+        assert not {"place", "cancel", "graced", "watched", "o"} & fields
         assert {"finished", "reason"} <= fields
     assert state == "running" or "cancel" not in fields, f"{key}: asked to cancel, but {state}"
 
@@ -168,6 +168,7 @@ BOUNDS = {
     "ready": Bound("names living tasks only: max_queue_length", _no_ttl),
     "running": Bound("names living tasks only: max_tasks", _no_ttl),
     "expiry": Bound("names living tasks only: max_tasks", _no_ttl),
+    "owned": Bound("names living tasks only: max_outstanding", _no_ttl),
     "held": Bound("TTL; names running tasks only", _with_ttl),
     "finished": Bound("capped", _finished),
     "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
@@ -214,6 +215,8 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
         if state in TERMINAL:
             continue
         expires_ms = record.unpack_plan(fields[b"p"]).expires_ms
+        if b"o" in fields:
+            expected.setdefault(f"owned:{fields[b'o'].decode()}", {})[task_id] = int(fields[b"c"])
         if expires_ms and state != "running":
             expected.setdefault("expiry", {})[task_id] = expires_ms
         if state == "scheduled":
@@ -226,7 +229,8 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
             nth = _members(view, held).get(task_id, b"").partition(b":")[2].partition(b":")[0]
             expected.setdefault(held, {})[task_id] = b":".join((fields[b"attempt"], nth, fields[b"token"]))
 
-    actual = {key for key in view if key.startswith(("ready:", "held:")) or key in ("schedule", "running", "expiry")}
+    named = ("ready:", "held:", "owned:")
+    actual = {key for key in view if key.startswith(named) or key in ("schedule", "running", "expiry")}
     for key in actual | set(expected):
         found, wanted = _members(view, key), expected.get(key, {})
         assert set(found) == set(wanted), f"{key}: names {sorted(found)}, the tasks say {sorted(wanted)}"

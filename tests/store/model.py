@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kingtask.store.calls import Fence, Policy
+from kingtask.store.calls import Fence, Policy, Quota
 from kingtask.task import TERMINAL, State, TaskSpec
 
 OUTAGE_MS = 3000
@@ -30,6 +30,8 @@ class Task:
     order: int
     """Among the scheduled: place among those of the same instant. Among the ready: place in its priority."""
     origin: str | None = None
+    owner: str | None = None
+    """Whose, until it ends, if the number of that client's tasks is limited."""
     attempt: int = 0
     token: bytes | None = None
     nth: int = 0
@@ -78,6 +80,8 @@ def ms(seconds: float) -> int:
 class Model:
     def __init__(self, policy: Policy, now: int) -> None:
         self.policy = policy
+        self.quota: Quota | None = None
+        """Of the client whose submits and requeues come next."""
         self.now = now
         self.tasks: dict[str, Task] = {}
         self.queues: dict[str, bool] = {}
@@ -125,7 +129,9 @@ class Model:
                 due = self.now + ms(spec.delay_s) if spec.delay_s else ms(spec.start_at)
                 later = due > self.now
                 state = State.SCHEDULED if later else State.READY
-                self.tasks[spec.id] = Task(spec.id, spec, self.now, state, due or self.now, self._next())
+                self.tasks[spec.id] = Task(
+                    spec.id, spec, self.now, state, due or self.now, self._next(), owner=self._owner()
+                )
                 outcomes.append(state.value)
                 if later:
                     dues.append(due)
@@ -146,7 +152,9 @@ class Model:
         if refused:
             return refused
         spec = msgspec.structs.replace(old.spec, id=new_id, start_at=0.0, delay_s=0.0, expires_at=None)
-        self.tasks[new_id] = Task(new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id)
+        self.tasks[new_id] = Task(
+            new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id, owner=self._owner()
+        )
         self._publish("ready", f"{old.queue} 1")
         return "ready"
 
@@ -328,12 +336,17 @@ class Model:
     def _refusal(self, queue: str) -> str | None:
         if sum(task.state not in TERMINAL for task in self.tasks.values()) >= self.policy.max_tasks:
             return "tasks"
+        if self.quota and sum(task.owner == self.quota.client for task in self.tasks.values()) >= self.quota.most:
+            return "owned"
         if queue not in self.queues:
             if len(self.queues) >= self.policy.max_queues:
                 return "queues"
             self.queues[queue] = False
         waiting = sum(task.queue == queue for task in [*self._in(State.SCHEDULED), *self._in(State.READY)])
         return "full" if waiting >= self.policy.max_queue_length else None
+
+    def _owner(self) -> str | None:
+        return self.quota and self.quota.client
 
     def _too_late(self, task: Task) -> bool:
         return 0 < task.expires <= self.now
@@ -362,7 +375,7 @@ class Model:
         task.keep = max(keep, self.policy.failed_keep_ms) if state is State.FAILED else keep
         if task.watched:
             self._publish("ended", task.id)
-        task.watched = False
+        task.watched, task.owner = False, None
 
     def _earliest(self) -> int | None:
         return min((task.due for task in self._in(State.SCHEDULED)), default=None)

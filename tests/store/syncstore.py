@@ -15,7 +15,7 @@ import msgspec
 import redis
 
 from kingtask.store import calls, record
-from kingtask.store.calls import Call, Claimed, Ended, Fence, Policy
+from kingtask.store.calls import Call, Claimed, Ended, Fence, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
 from kingtask.task import Result, TaskSpec
@@ -63,6 +63,8 @@ class TimedStore(SyncStore):
     def __init__(self, client: redis.Redis, namespace: str, policy: Policy | None = None) -> None:
         super().__init__(client, namespace, timed_library())
         self.policy = policy or Policy()
+        self.quota: Quota | None = None
+        """Of the client whose submits and requeues come next."""
         self._numbers = itertools.count(1)
         self.now_ms = START_MS
         self.at(START_MS)
@@ -99,7 +101,7 @@ class TimedStore(SyncStore):
         tasks = []
         for spec in specs:
             assert spec.id is not None
-            tasks.append(calls.prepare(spec.id, spec))
+            tasks.append(calls.prepare(spec.id, spec, self.quota))
         submitted: calls.Submitted = self.ask(calls.submit(self.policy, tasks))
         return submitted
 
@@ -174,7 +176,7 @@ class TimedStore(SyncStore):
         return state
 
     def requeue(self, task_id: str, new_id: str | None = None) -> tuple[str, str]:
-        answer: tuple[str, str] = self.ask(calls.requeue(self.policy, task_id, new_id or self.new_id()))
+        answer: tuple[str, str] = self.ask(calls.requeue(self.policy, task_id, new_id or self.new_id(), self.quota))
         return answer
 
     def pause(self, queue: str = "default", paused: bool = True) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kingtask.store import calls
-from kingtask.store.calls import Policy
+from kingtask.store.calls import Policy, Quota
 from kingtask.task import State
 from tests.store import keyspace
 from tests.store.syncstore import TimedStore
@@ -64,6 +64,58 @@ def test_tasks_deleted_from_outside_do_not_fill_it_for_ever(store: TimedStore) -
     assert store.submit(store.spec()).outcomes == ["tasks"]
     store.tick(housekeep=True)
     assert store.submit(store.spec()).outcomes == ["ready"]
+
+
+# ── a client's tasks ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_has_no_more_tasks_than_it_may_until_one_has_ended(store: TimedStore) -> None:
+    store.quota = Quota("alice", 2)
+    specs = [store.spec(), store.spec(delay_s=1.0), store.spec(queue="q"), store.spec()]
+    assert store.submit(*specs).outcomes == ["ready", "scheduled", "owned", "owned"]
+    assert store.submit(*specs).outcomes == ["exists", "exists", "owned", "owned"]
+    assert {queue.name for queue in store.ask(calls.stats()).queues} == {"default"}, "a refusal leaves no name"
+    store.quota = Quota("bob", 1)
+    assert store.submit(store.spec()).outcomes == ["ready"], "another client's are not counted"
+    store.quota = Quota("alice", 2)
+    store.end(store.take())
+    assert store.submit(*specs[2:]).outcomes == ["ready", "owned"]
+
+
+def test_a_retry_is_the_same_task_and_a_requeue_is_another(store: TimedStore) -> None:
+    store.quota = Quota("alice", 1)
+    task, again = store.put(retry=(0.0,)), store.new_id()
+    assert store.end(store.take(), "failed") == "scheduled"
+    assert store.submit(store.spec()).outcomes == ["owned"]
+    store.tick()
+    assert store.end(store.take(), "failed") == "failed"
+    assert store.requeue(task, again) == ("ready", "default")
+    assert store.requeue(task, again) == ("exists", "")
+    assert store.requeue(task) == ("owned", "")
+    store.cancel(again)
+    assert store.requeue(task) == ("ready", "default")
+
+
+def test_a_clients_tasks_deleted_from_outside_are_not_counted_for_ever(store: TimedStore) -> None:
+    store.quota = Quota("alice", 3)
+    tasks = [store.put(), store.put(), store.put()]
+    store.client.delete(*map(store.keys.task, tasks[1:]))
+    assert store.submit(store.spec(), store.spec(), store.spec()).outcomes == ["ready", "ready", "owned"]
+    keyspace.remove(store.client, store.keys)  # two living tasks went uncounted
+
+
+def test_who_had_no_limit_is_counted_from_the_first_task_on_that_has_one(store: TimedStore) -> None:
+    store.put()
+    store.quota = Quota("alice", 1)
+    counted = store.put()
+    store.quota = None
+    store.put()
+    store.cancel(counted)
+    store.quota = Quota("alice", 1)
+    assert store.submit(store.spec(), store.spec()).outcomes == ["ready", "owned"]
+
+
+# ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_many_queues_are_counted_anew_one_second_in_a_few(store: TimedStore) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.store.calls import Policy
+from kingtask.store.calls import Policy, Quota
 from kingtask.store.keys import KEY_PATTERNS
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
@@ -22,7 +22,9 @@ def used(store: TimedStore) -> Iterator[TimedStore]:
     store.client.hset(store.keys.meta, mapping={"schema": 1, "cluster": "0" * 32})
     store.put()
     store.finish(store.ended(store.take(), stdout=b"57"))
+    store.quota = Quota("alice", 2)
     store.put()
+    store.quota = None
     store.take()
     store.put(expires_at=START_MS / 1000 + 60)
     store.put(expires_at=START_MS / 1000 + 60, delay_s=9.0)
@@ -77,6 +79,8 @@ SPOILT: dict[str, Spoil] = {
     "an entry of running without a task": lambda r, p, s: r.zadd(f"{p}running", {s.new_id(): 1}),
     "an entry of expiry without a task": lambda r, p, s: r.zadd(f"{p}expiry", {s.new_id(): 1}),
     "a ready queue that nobody uses": lambda r, p, s: r.zadd(f"{p}ready:other", {s.new_id(): 1}),
+    "a task of a client that does not know it": lambda r, p, s: r.zadd(f"{p}owned:alice", {s.new_id(): 1}),
+    "clients' tasks without end": lambda r, p, s: r.zadd(f"{p}owned:bob", {s.new_id(): 1}),
     "an index that would vanish": lambda r, p, s: r.expire(f"{p}schedule", 60),
     "what a worker held, for ever": lambda r, p, s: r.persist(f"{p}held:w1"),
     "rates for ever": lambda r, p, s: [r.persist(key) for key in r.keys(f"{p}rates:*")],

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from kingtask.protocol import unpack_raw
 from kingtask.store import calls, record
-from kingtask.store.calls import Fence, Policy
+from kingtask.store.calls import Fence, Policy, Quota
 from kingtask.task import TERMINAL, State, TaskSpec
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -90,6 +90,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _submit(self, specs: list[TaskSpec]) -> None:
         found = self.store.submit(*specs)
         assert (found.outcomes, dict(found.ready), found.due_ms) == self.model.submit(specs)
+
+    @rule(quota=st.sampled_from([None, Quota("alice", 2), Quota("alice", 4), Quota("bob", 3)]))
+    def another_client_comes(self, quota: Quota | None) -> None:
+        self.store.quota = self.model.quota = quota
 
     @precondition(lambda self: self.model.tasks)
     @rule(pick=picks, other=st.none() | picks)
@@ -352,6 +356,7 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
         "created": int(text["c"]),
         "due": None if state is State.SCHEDULED else int(text.get("due", plan.start_ms or text["c"])),
         "origin": text["origin"].decode() if "origin" in text else None,
+        "owner": text["o"].decode() if "o" in text else None,
         "attempt": int(text.get("attempt", 0)),
         "token": text.get("token"),
         "worker": text.get("worker", b"").decode(),
@@ -377,6 +382,7 @@ def expected(task: Task) -> dict[str, Any]:
         "created": task.created,
         "due": None if task.state is State.SCHEDULED else task.due,
         "origin": task.origin,
+        "owner": task.owner,
         "attempt": task.attempt,
         "token": task.token,
         "worker": task.worker,

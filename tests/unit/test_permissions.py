@@ -15,6 +15,7 @@ from kingtask.broker.permissions import ANONYMOUS, Permit, Permits, Rate
 from kingtask.config import permissions
 from kingtask.config.permissions import Rule, compiled
 from kingtask.errors import Busy, ConfigurationError, PermissionDenied
+from kingtask.store.calls import Quota
 from kingtask.task import TaskSpec
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"
@@ -77,7 +78,8 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ("default: {max_priority: 10}", "1: default.max_priority: expected an integer from 0 to 9, got 10"),
         ("default: {max_time_limit: 0}", "1: default.max_time_limit: expected a number from"),
         ("default: {submits_per_second: 0}", "1: default.submits_per_second: expected a number from"),
-        ("default: {max_outstanding: 5}", "1: default.max_outstanding: unknown key"),
+        ("default: {max_outstanding: 0}", "1: default.max_outstanding: expected an integer from 1"),
+        ("default: {max_waits: 5}", "1: default.max_waits: unknown key"),
         ("[]", "1: expected lines of the form"),
     ],
 )
@@ -170,6 +172,11 @@ def test_a_rate_holds_over_any_time(per_s: float, steps: list[float]):
         taken += not wait_s
         assert 0 <= wait_s <= 1 / per_s + 1e-6
         assert taken <= max(1.0, per_s) + per_s * now_s + 1e-6
+
+
+def test_how_many_tasks_there_may_be_is_what_the_store_has_to_count():
+    assert permit(max_outstanding=7).submit(TaskSpec(**SPEC), "task", 0.0) == Quota("alice", 7)  # type: ignore[arg-type]
+    assert permit().submit(TaskSpec(**SPEC), "task", 0.0) is None  # type: ignore[arg-type]
 
 
 def test_a_reload_does_not_start_a_rate_anew():
