@@ -42,8 +42,9 @@ Socket = zmq.Socket[bytes]
 
 
 class Known(tuple[bytes, ...]):
-    """The frames in front of a message, and who sent it: a client's name, or None if its key was revoked."""
+    """The frames in front of a message, and who sent it: a key and its client's name, None if it was revoked."""
 
+    key: str
     client: str | None
 
 
@@ -158,7 +159,8 @@ class Gate:
     def known(self, peer: tuple[bytes, ...], frame: zmq.Frame) -> Known:
         """The peer that sent this frame, with its name."""
         found = Known(peer)
-        found.client = self._names.get(str(frame.get("User-Id")))
+        found.key = self.key_of(frame)
+        found.client = self._names.get(found.key)
         return found
 
     # ── handshakes ──────────────────────────────────────────────────────────────────────────────────────────────────

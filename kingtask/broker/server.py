@@ -239,7 +239,7 @@ class Broker:
     def _turn_away(self, peer: Peer, message: bytes) -> None:
         """Its key was revoked: nothing of the message is looked at but which answer it waits for."""
         rid = protocol.rid_of(protocol.decode(message))
-        self.refuse(peer, rid, PermissionDenied("the key of this client was revoked; ask the broker's operator"))
+        self.refuse(peer, rid, _revoked())
 
     def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: Permit) -> None:
         """The same within what the client may do; for what is done by id the task is looked at first."""
@@ -293,7 +293,9 @@ class Broker:
         answer.release()  # a wait may be long, it has a bound of its own
 
         def ended(found: Result | StoreError | None) -> None:
-            if isinstance(found, StoreError):
+            if self._gate is not None and isinstance(answer.peer, Known) and not self._gate.knows(answer.peer.key):
+                answer.give(_revoked())  # since it began to wait
+            elif isinstance(found, StoreError):
                 answer.give(requests.store_refusal(found, writes=False))
             elif found is None:
                 answer.give(requests.not_found(request.id))
@@ -459,6 +461,10 @@ class _TimedAnswer(_Answer):
 
 def _client(peer: Peer) -> str:
     return (isinstance(peer, Known) and peer.client) or permissions.ANONYMOUS
+
+
+def _revoked() -> PermissionDenied:
+    return PermissionDenied("the key of this client was revoked; ask the broker's operator")
 
 
 def _fault(error: Exception) -> RequestRefused:

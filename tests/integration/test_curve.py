@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kingtask import AsyncClient, Client, protocol
+from kingtask import AsyncClient, Client, keyfiles, protocol
 from kingtask.errors import ConfigurationError, KingtaskError, NoAnswer, PermissionDenied
 from tests.integration.keyed import Keyed, Recorder
 from tests.integration.rig import Daemon
@@ -139,6 +139,43 @@ def test_a_revoked_client_is_refused_on_the_connection_that_it_has(keyed: Keyed)
         assert protocol.decode_reply(bob.recv())["ok"]
     assert nothing_was_done(keyed)
     assert worker.stop() == 0
+
+
+def test_a_revoked_client_is_not_told_what_it_waits_for(keyed: Keyed):
+    broker = keyed.start_broker()
+    task = keyed.client().submit("ledger", env=keyed.env)
+    keyed.admit(keyed.pair("bob"))
+    reloaded(broker)
+    with zmq.Context() as context, keyed.socket(zmq.DEALER, context, "bob") as bob:
+        bob.rcvtimeo = 30_000
+        bob.connect(broker.endpoint)
+        bob.send(protocol.encode_request(1, "wait", {"id": task.id, "timeout_s": 60.0}))
+        redis = keyed.redis.client()
+        until(lambda: redis.hget(f"{{kingtask}}:task:{task.id}", "watched") == b"1", "it to wait")
+        keyed.revoke("bob")
+        reloaded(broker)
+        keyed.start_worker()
+        reply = protocol.decode_reply(bob.recv())
+    assert reply["error"]["code"] == "permission_denied"
+    assert "task" not in reply
+    assert task.wait(timeout=30).success
+
+
+def test_no_secret_key_is_written_down(keyed: Keyed):
+    broker = keyed.start_broker(log_level="debug")
+    worker = keyed.start_worker(log_level="debug")
+    worker.until_logged("wakeup=connected")
+    assert keyed.client().submit("ledger", env=keyed.env).wait(timeout=30).success
+    keyed.admit(keyed.pair("bob"))
+    reloaded(broker)
+    secret = keyed.private / "bob.key_secret"
+    (keyed.authorized / "bob.key").write_bytes(secret.read_bytes())
+    assert "bob.key holds a secret key" in reloaded(broker, "refused")
+    keys = [keyfiles.read_pair(path).secret.decode() for path in keyed.private.glob("*.key_secret")]
+    assert len(keys) == 4
+    for daemon in (broker, worker):
+        assert daemon.text()
+        assert not [key for key in keys if key in daemon.text()], daemon.kind
 
 
 def test_a_revoked_worker_hears_nothing_more(keyed: Keyed):

@@ -8,11 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
+from kingtask import __version__
+
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "deploy" / "README.md"
+NEXT = "1.1.0"
+"""The release to which the page upgrades; it is this one, but for its number."""
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 40
 """Of the wheels, 2.x: pip wants each named that the container's may be at least."""
 
@@ -26,8 +31,10 @@ def gather(place: Path, python: str) -> None:
     shutil.copytree(CHECKOUT / "kingtask", copy / "kingtask", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, copy)
-    _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", str(place / "dist"), str(copy))
-    (wheel,) = (place / "dist").glob("kingtask-*.whl")
+    wheel = _wheel(copy, place / "dist")
+    source = copy / "kingtask" / "__init__.py"
+    source.write_text(source.read_text("utf-8").replace(f'"{__version__}"', f'"{NEXT}"'), "utf-8")
+    _wheel(copy, place / "dist")
     machine = platform.machine()
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(OLDEST_GLIBC, NEWEST_GLIBC)]
     _pip(
@@ -37,6 +44,14 @@ def gather(place: Path, python: str) -> None:
         # pip asks its own Python whether redis needs the latter, which it does before 3.11.3.
         *(str(wheel), "async-timeout"),
     )
+
+
+def _wheel(copy: Path, into: Path) -> Path:
+    with tempfile.TemporaryDirectory() as place:
+        _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", place, str(copy))
+        (made,) = Path(place).iterdir()
+        into.mkdir(exist_ok=True)
+        return Path(shutil.copy(made, into))
 
 
 def _pip(*arguments: str) -> None:

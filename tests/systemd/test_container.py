@@ -6,9 +6,12 @@ import re
 import time
 
 import pytest
+import yaml
 
+from kingtask import __version__
 from tests.systemd.container import Container
-from tests.systemd.source import page_blocks
+from tests.systemd.source import NEXT, page_blocks
+from tests.worker.test_launchers import LAUNCHERS
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(600)]
 
@@ -209,6 +212,60 @@ def test_one_configuration_per_instance(host: Container):
     for block in page_blocks("Workers"):
         host.run(block)
     host.run("kingtask submit --wait --queue mail hello mail; systemctl disable --now kingtask-worker@mail")
+
+
+def test_a_launcher_bounds_an_attempt_by_a_cgroup_of_systemds(host: Container):
+    worker = yaml.safe_load(host.run("cat /etc/kingtask/worker.yaml"))
+    del worker["run_as"]
+    worker |= {"launcher": LAUNCHERS["systemd-run"], "queues": "scope", "work_dir": "/"}
+    host.write("/etc/kingtask/worker-scope.yaml", yaml.safe_dump(worker))
+    host.write("/run/systemd/system/kingtask-worker@scope.service.d/root.conf", "[Service]\nUser=root\n")
+    host.run("systemctl daemon-reload; systemctl start kingtask-worker@scope")
+    own = "$(cut -d: -f3 /proc/self/cgroup)"
+    host.write(f"{BIN}/bounds", f"#!/bin/sh\nid -un\necho {own}\ncat /sys/fs/cgroup{own}/memory.max\n", 0o755)
+    user, cgroup, most = host.run("kingtask submit --wait --queue scope bounds").split()
+    assert (user, cgroup.endswith(".scope"), most) == ("nobody", True, str(512 * 1024**2))
+    host.write(f"{BIN}/eat", "#!/usr/bin/env python3\nb'x' * (700 * 1024**2)\n", 0o755)
+    told = host.run("kingtask submit --wait --queue scope eat", status=1)
+    assert "KILL" in told or "out_of_memory" in told
+    assert host.run("kingtask submit --wait --queue scope hello again") == "hello, again\n"
+    assert restarts(host, "kingtask-worker@scope") == 0
+    host.run("systemctl stop kingtask-worker@scope")
+    assert host.run("systemctl list-units --no-legend --type=scope 'run-*'").strip() == ""
+
+
+def test_keys_keep_strangers_out_and_permissions_hold_clients_back(host: Container):
+    brokers, client, permissions = page_blocks("Keys and permissions")
+    host.run("cp -p /etc/kingtask/broker.yaml /etc/kingtask/worker.yaml /root/")
+    host.run(brokers)
+    told = host.run("kingtask submit --timeout 2 hello stranger", status=4)
+    assert "--curve-key" in told
+    host.run("cd /root; kingtask keygen alice")
+    host.run(f"cd /root\n{client}")
+    as_alice = "kingtask --curve-key /root/alice.key_secret --server-key /etc/kingtask/keys/broker.key"
+    assert host.run(f"{as_alice} submit --wait hello alice") == "hello, alice\n"
+    assert "wakeup=refused" not in host.journal("kingtask-worker")
+    host.run(permissions)
+    assert "default.ops" in host.run(f"{as_alice} submit hello alice", status=5)
+    assert "audit=denied client=alice op=submit" in host.run("journalctl -u kingtask-broker --grep audit=")
+    host.run("mv /root/broker.yaml /root/worker.yaml /etc/kingtask/; systemctl restart kingtask-broker kingtask-worker")
+
+
+def test_an_upgrade_loses_nothing_and_there_is_a_way_back(host: Container):
+    host.write(f"{BIN}/slow", "#!/bin/sh\nsleep 3\necho slept\n", 0o755)
+    later = host.run("kingtask submit --delay 10 hello later").strip()
+    running = host.run("kingtask submit slow").strip()
+    host.until(f"kingtask get {running} | grep running", "it to run")
+    (upgrade,) = page_blocks("Upgrade")
+    host.run(upgrade)
+    assert NEXT in host.run("kingtask --version")
+    told = host.run("kingtask ping --json; kingtask stats --json")
+    assert f'"version":"{NEXT}"' in told
+    assert f'"version":"{__version__}"' not in told
+    assert '"attempt":1' in host.run(f"kingtask wait --json {running}")
+    assert host.run(f"kingtask wait {later}") == "hello, later\n"
+    host.run("ln -sfn /opt/kingtask/1.0.0 /opt/kingtask/venv; systemctl restart kingtask-broker kingtask-worker")
+    assert host.run("kingtask submit --wait hello again") == "hello, again\n"
 
 
 def test_the_target_stops_and_starts_all_of_it(host: Container):
