@@ -1,8 +1,8 @@
 """A second process that outlives a killed worker just long enough to kill what the worker was running (`guardian`).
 
 It has a session of its own, is deaf to what stops the worker, and waits for the end of a pipe of which only the worker
-has the writing end. Both share a table of the process groups that run now, one number a slot: to write it takes no
-system call and wakes nobody.
+has the writing end: a shell of 1 MB, which becomes the guardian when there is something to do. Both share a table of
+the process groups that run now, one number a slot: to write it takes no system call and wakes nobody.
 
 The table does not know of a child that was started in the worker's last moments, nor of a process that left its group.
 Those are found as descendants of what is in the table, or by their environment, which names the worker.
@@ -22,6 +22,12 @@ from kingtask.worker.environment import WORKER_MARK
 
 log = logging.getLogger("kingtask.worker")
 
+WAIT = """
+trap '' INT TERM HUP QUIT USR1 USR2
+printf kingtask-guard > /proc/self/comm
+read -r order && exit
+exec "$@"
+"""
 QUIT_S = 2.0
 """For it to go; it needs a millisecond, unless it is stopped."""
 
@@ -72,11 +78,14 @@ class Guard:
         return self._process.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
+        command = [
+            *(sys.executable, "-I", "-S", guardian.__file__),
+            *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
+        ]
+        if not self._private:  # else there is something to remove after each attempt
+            command = ["/bin/sh", "-c", WAIT, "kingtask-guard", *command]
         return subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-S", guardian.__file__),
-                *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
-            ],
+            command,
             stdin=self._reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -102,7 +111,7 @@ class Guard:
     def close(self) -> None:
         """Let the guard go without killing anything."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._writing, b"\0")
+            os.write(self._writing, b"\0\n")  # for either of them
         try:
             self._process.wait(QUIT_S)
         except subprocess.TimeoutExpired:  # stopped, perhaps; it must not go on later and find the pipe at its end
