@@ -62,6 +62,7 @@ BROKER = [
         loads={"now": 150.0, "bulk": 200.0},
         faults=(Again(story=s.end_in_order(s.a_broker, 10.0), every=(2, 3)),),
         check=s.no_client_saw_an_error,
+        alone=True,
     ),
     Case(
         name="F10",

@@ -12,7 +12,7 @@ from tests.faults.story import Story
 from tests.faults.view import View
 
 WITH_TTL = frozenset({"held", "rates"})
-BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta".split())
+BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta owned".split())
 """Kinds of keys that have no TTL, and must not have one."""
 LISTED = 10_000
 """Entries of each `finished:<state>`, of which older ones are forgotten."""
@@ -27,7 +27,7 @@ class _Dump:
         self.places: dict[str, list[str]] = defaultdict(list)
         """Of each waiting or running task, the indexes that name it."""
         self.aside: dict[str, list[str]] = defaultdict(list)
-        """Likewise for indexes that only accompany those: expiry, held."""
+        """Likewise for indexes that only accompany those: expiry, held, owned."""
         self.finished: dict[str, list[str]] = defaultdict(list)
         self.full: set[str] = set()
         """Terminal states whose list is full."""
@@ -62,7 +62,7 @@ def _classify(view: View, dump: _Dump, key: Key) -> None:
     members = key.members or {}
     if kind in ("schedule", "ready", "running"):
         into = dump.places
-    elif kind in ("expiry", "held"):
+    elif kind in ("expiry", "held", "owned"):
         into = dump.aside
     elif kind == "finished":
         into = dump.finished

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
+import zmq
 
-from kingtask import Client, TaskSpec
+from kingtask import Client, TaskSpec, protocol
 from kingtask.errors import Busy, PermissionDenied
 from tests.integration.keyed import Keyed
 from tests.integration.rig import Daemon, Rig
@@ -137,27 +140,34 @@ def test_a_rate_is_told_when_to_come_back_and_clients_do(keyed: Keyed):
 
 def test_tasks_outstanding_are_counted_by_all_brokers_until_they_end(keyed: Keyed):
     rules = {"clients": {"alice": {"max_outstanding": 2}, "bob": {}}}
-    broker = keyed.start_broker(permissions=write(keyed, rules))
-    alice, bob = as_(keyed, "alice"), as_(keyed, "bob")
-    first, second = alice.submit("ledger"), alice.submit("ledger", delay=600)
-    with pytest.raises(Busy, match="max_outstanding") as limited:
-        alice.submit("ledger")
-    assert (limited.value.code, limited.value.retryable, limited.value.stored) == ("rate_limited", True, "no")
-    assert limited.value.retry_after_s == 1
-    outcomes = alice.submit_many([TaskSpec(name="ledger"), TaskSpec(name="ledger")])
-    assert all(isinstance(outcome.error, Busy) and outcome.error.code == "rate_limited" for outcome in outcomes)
-    bob.submit("ledger")
-    broker.stop()
-    keyed.start_broker(permissions=write(keyed, rules))
-    alice, bob = as_(keyed, "alice"), as_(keyed, "bob")
-    with pytest.raises(Busy, match="max_outstanding"):
-        alice.submit("ledger")
-    bob.cancel(second)
-    alice.submit("ledger")
-    bob.cancel(first)
-    alice.requeue(first)
-    with pytest.raises(Busy, match="max_outstanding"):
-        alice.requeue(first)
+    brokers = [keyed.start_broker(permissions=write(keyed, rules)) for _ in range(2)]
+    bob = as_(keyed, "bob")
+    with zmq.Context() as context, ExitStack() as stack:
+        sockets = [stack.enter_context(keyed.socket(zmq.DEALER, context, "alice")) for _ in brokers]
+        for socket, broker in zip(sockets, brokers, strict=True):
+            socket.rcvtimeo = 30_000
+            socket.connect(broker.endpoint)
+
+        def told(broker: int, op: str, **fields: Any) -> Any:
+            """Shipped clients would come again until their time is over."""
+            sockets[broker].send(protocol.encode_request(1, op, fields))
+            return protocol.decode_reply(sockets[broker].recv())
+
+        first, second = (told(i, "submit", task={"name": "ledger", "delay_s": 600.0 * i})["id"] for i in (0, 1))
+        for nth in (0, 1):
+            error = told(nth, "submit", task={"name": "ledger"})["error"]
+            assert (error["code"], error["retryable"], error["stored"]) == ("rate_limited", True, "no")
+            assert "max_outstanding" in error["message"]
+            assert error["retry_after_s"] == 1
+        many = told(0, "submit", tasks=[{"name": "ledger"}] * 2)["outcomes"]
+        assert [outcome["error"]["code"] for outcome in many] == ["rate_limited"] * 2
+        bob.submit("ledger")
+        bob.cancel(second)
+        assert told(0, "submit", task={"name": "ledger"})["ok"]
+        assert told(1, "submit", task={"name": "ledger"})["error"]["code"] == "rate_limited"
+        bob.cancel(first)
+        assert told(1, "requeue", id=first, new_id=str(uuid4()))["ok"]
+        assert told(0, "requeue", id=first, new_id=str(uuid4()))["error"]["code"] == "rate_limited"
 
 
 def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: Keyed):

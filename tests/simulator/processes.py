@@ -66,12 +66,12 @@ class HostedBroker(broker_module.Broker):
 
     @property
     def draining(self) -> bool:
-        return self._draining
+        return self._desk.draining
 
     @property
     def occupied(self) -> int:
         """Requests and waits that are not answered."""
-        return self._pending + len(self._waits)
+        return self._desk.pending + len(self._waits)
 
 
 class _Edge:
