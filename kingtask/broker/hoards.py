@@ -30,7 +30,7 @@ BASE_BYTES = 256 * 1024 * 1024
 """What a broker may take, beside requests under way, before connections are looked at; 10,000 idle ones take 50 MB."""
 HELD_BYTES = 16 * 1024 * 1024
 """Of unfinished messages in all, as sent: four of the longest. Frames of a few bytes take 64 each in memory."""
-EVERY_S = 0.2
+EVERY_S = 0.25
 """Also while all is well: a peer on this host sends a gigabyte a second. To look takes 10 µs."""
 LOOKED_AT = 500
 """Connections at a time, for some 10 µs each."""

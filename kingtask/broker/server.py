@@ -142,7 +142,6 @@ class Broker:
         self._edge.start()
         self._hoards.start()
         self._wakeups.start()
-        self._waits.start()
         self._ticker.start()
         log.info(
             "broker=started name=%s version=%s addr=%s wakeup=%s",

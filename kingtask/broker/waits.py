@@ -42,9 +42,6 @@ class Waits:
     def __len__(self) -> int:
         return self._count
 
-    def start(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
-
     def stop(self) -> None:
         """Send every waiting client to another broker; idempotent."""
         self._stopped = True
@@ -59,6 +56,8 @@ class Waits:
         wait = _Wait(task_id, answer)
         self._by_id.setdefault(task_id, []).append(wait)  # before the mark, so that no publication finds nobody
         self._count += 1
+        if self._timer is None:
+            self._look_later()
         wait.timer = asyncio.get_running_loop().call_later(timeout_s, self._overdue, wait)
 
         def marked(state: str | StoreError) -> None:
@@ -89,11 +88,17 @@ class Waits:
 
             self._store.send(calls.states(chunk), looked)
 
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
+
     def _look_regularly(self) -> None:
-        if self._by_id and self._store.up:
+        """As long as anybody waits: a broker with nothing to do shall not wake up for it."""
+        self._timer = None
+        if not self._by_id or self._stopped:
+            return
+        if self._store.up:
             self.look()
-        if not self._stopped:
-            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
+        self._look_later()
 
     def _overdue(self, wait: _Wait) -> None:
         if self._remove(wait):

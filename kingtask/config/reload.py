@@ -12,7 +12,8 @@ from typing import Generic
 
 import msgspec
 
-from kingtask.config.settings import C, Wrong
+from kingtask.config.checks import Wrong
+from kingtask.config.load import C
 from kingtask.errors import ConfigurationError
 
 log = logging.getLogger("kingtask.config")

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from kingtask import keyfiles, task
 from kingtask.clock import duration_ms
-from kingtask.config import document
 from kingtask.config import permissions as rules
 from kingtask.config.address import Address, host_port, parse
+from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
-from kingtask.errors import ConfigurationError, InvalidRequest
 from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.ack import Ack, AckLevel
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
 from kingtask.store.calls import Policy
 from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN
-from kingtask.validation import convert, nearest
 
 MAX_OUTPUT_BYTES = 1_048_576
 """Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""
@@ -52,7 +49,7 @@ WorkerName = Annotated[
 """Short enough for what the worker puts behind it."""
 
 
-class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both daemons need."""
 
     lists: ClassVar[frozenset[str]] = frozenset()
@@ -88,7 +85,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def redis_address(self) -> RedisAddress:
         """Where Redis is and how to log in; reads the password files. Raises ConfigurationError."""
         password, sentinel_password = (
-            None if path is None else _secret(Path(path))
+            None if path is None else secret(Path(path))
             for path in (self.redis_password_file, self.redis_sentinel_password_file)
         )
         return parse_address(
@@ -116,10 +113,10 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def check(self) -> None:
         """Check what the types cannot say. Raises Wrong."""
-        address = _about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
+        address = about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
         for key in ("redis_password_file", "redis_sentinel_password_file"):
             if (text := getattr(self, key)) is not None:
-                _about(key, partial(_secret, _absolute(key, text)))
+                about(key, partial(secret, absolute(key, text)))
         for key in ("redis_sentinel_user", "redis_sentinel_password_file"):
             if getattr(self, key) is not None and address.sentinels is None:
                 raise Wrong(key, "goes only with `redis: redis+sentinel://…`")
@@ -128,13 +125,13 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.ack_replicas != 1 and self.ack != "replicas":
             raise Wrong("ack_replicas", "goes only with `ack: replicas`")
         if self.metrics_addr is not None:
-            _about("metrics_addr", partial(host_port, self.metrics_addr))
+            about("metrics_addr", partial(host_port, self.metrics_addr))
 
     def _check_tls(self, tls: RedisTLS) -> None:
         for name in ("ca", "cert", "key"):
             value = getattr(tls, name)
             if value is not None:
-                path = _absolute(f"redis_tls.{name}", value)
+                path = absolute(f"redis_tls.{name}", value)
                 if not os.access(path, os.R_OK) or not path.is_file():
                     raise Wrong(f"redis_tls.{name}", f"expected the path of a readable PEM file, got {value!r}")
         if (tls.cert is None) != (tls.key is None):
@@ -158,7 +155,7 @@ class WorkerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server_key_file: str
 
 
-class BrokerConfig(_Settings, frozen=True):
+class BrokerConfig(Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("max_pending", "max_pending_bytes", "max_waits", "max_queues", "max_queue_length", "max_tasks"),
@@ -220,13 +217,13 @@ class BrokerConfig(_Settings, frozen=True):
         if (figures := self.metrics_address) is not None and figures.endpoint in seen:
             raise Wrong("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
         if self.curve is not None:
-            _about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
-            _about_path("curve.authorized_clients", self.curve.authorized_clients, keyfiles.read_directory)
+            about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
+            about_path("curve.authorized_clients", self.curve.authorized_clients, keyfiles.read_directory)
         if self.permissions is not None:
-            _about_path("permissions", self.permissions, rules.load)
+            about_path("permissions", self.permissions, rules.load)
 
 
-class WorkerConfig(_Settings, frozen=True):
+class WorkerConfig(Settings, frozen=True):
     lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("bin_path", "work_dir", "period", "task_run_time", "concurrency", "queues", "stderr", "drain_timeout"),
@@ -285,8 +282,8 @@ class WorkerConfig(_Settings, frozen=True):
         _read_addresses("broker", self.broker)
         _read_wakeups("broker", self.broker, self.wakeup)
         if self.curve is not None:
-            _about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
-            _about_path("curve.server_key_file", self.curve.server_key_file, keyfiles.read_public)
+            about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
+            about_path("curve.server_key_file", self.curve.server_key_file, keyfiles.read_public)
         if self.wakeup is not None and len(self.wakeup) != len(self.broker):
             raise Wrong("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
         for key, values in (("broker", self.broker), ("queues", self.queues), ("bin_path", self.bin_path)):
@@ -294,8 +291,8 @@ class WorkerConfig(_Settings, frozen=True):
                 if value in values[:i]:
                     raise Wrong(f"{key}[{i}]", f"{value!r} is listed twice")
         for i, directory in enumerate(self.bin_path):
-            _check_bin_path(f"bin_path[{i}]", directory)
-        if self.work_dir is not None and not os.access(_absolute("work_dir", self.work_dir) / ".", os.X_OK):
+            check_bin_path(f"bin_path[{i}]", directory)
+        if self.work_dir is not None and not os.access(absolute("work_dir", self.work_dir) / ".", os.X_OK):
             raise Wrong("work_dir", f"expected a directory that this user may enter, got {self.work_dir}")
         if self.renew > self.lease / 2:
             raise Wrong(
@@ -306,7 +303,7 @@ class WorkerConfig(_Settings, frozen=True):
         self._check_isolation()
 
     def _check_isolation(self) -> None:
-        users = _about("run_as", lambda: self.identities)
+        users = about("run_as", lambda: self.identities)
         if 1 < len(users) < self.concurrency:
             raise Wrong(
                 "run_as",
@@ -327,12 +324,12 @@ class WorkerConfig(_Settings, frozen=True):
         if self.private_dir is not None:
             self._check_private_dir(self.private_dir, users)
         if self.launcher is not None:
-            path = _absolute("launcher[0]", self.launcher[0])
+            path = absolute("launcher[0]", self.launcher[0])
             if not path.is_file() or not os.access(path, os.X_OK):
                 raise Wrong("launcher[0]", f"expected the path of a program, got {self.launcher[0]!r}")
 
     def _check_private_dir(self, text: str, users: list[Identity]) -> None:
-        path = _absolute("private_dir", text)
+        path = absolute("private_dir", text)
         # With effective_ids capabilities count as well.
         if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             raise Wrong("private_dir", f"expected a directory that this user may write to, got {text}")
@@ -343,127 +340,15 @@ class WorkerConfig(_Settings, frozen=True):
                 raise Wrong("private_dir", f"{user.name} (run_as) may write to {place}; let it belong to root")
 
 
-class Wrong(Exception):
-    """A value breaks a rule: its key and what is wrong."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-def load_broker(path: str | Path) -> BrokerConfig:
-    """The broker's configuration. Raises ConfigurationError naming file, line and key."""
-    return _load(path, BrokerConfig, {"worker": WorkerConfig})
-
-
-def load_worker(path: str | Path) -> WorkerConfig:
-    """The worker's configuration. Raises ConfigurationError naming file, line and key."""
-    return _load(path, WorkerConfig, {"broker": BrokerConfig})
-
-
-C = TypeVar("C", BrokerConfig, WorkerConfig)
-T = TypeVar("T")
-
-
-def _load(path: str | Path, kind: type[C], others: dict[str, type[_Settings]]) -> C:
-    file = document.read(path)
-    known = kind.__struct_fields__
-    for key in file.values:
-        if key not in known:
-            raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
-    single = {key for key in kind.lists if not isinstance(file.values.get(key, []), list)}
-    # A key without a value means its default.
-    values = {key: [value] if key in single else value for key, value in file.values.items() if value is not None}
-    try:
-        config = convert(values, kind)
-        config.check()
-    except InvalidRequest as error:
-        raise _complaint(file, single, error.field or "", error.message.removeprefix(f"{error.field}: ")) from None
-    except Wrong as error:
-        raise _complaint(file, single, error.field, str(error)) from None
-    return config
-
-
-def _complaint(file: document.Document, single: set[str], field: str, message: str) -> ConfigurationError:
-    key = field.removesuffix("[0]")
-    field = key if key in single else field
-    return file.error(field, f"{field}: {message}" if field else message)
-
-
-def _hint(key: str, known: tuple[str, ...], others: dict[str, type[_Settings]]) -> str:
-    for daemon, kind in others.items():
-        if key in kind.__struct_fields__:
-            return f"it belongs into the configuration of the {daemon}"
-    meant = nearest(key, known)
-    return f"did you mean {meant}?" if meant else f"expected one of {', '.join(sorted(known))}"
-
-
-def _about(field: str, action: Callable[[], T]) -> T:
-    """Run `action`; what it has to complain about is about `field`."""
-    try:
-        return action()
-    except ConfigurationError as error:
-        raise Wrong(field, str(error).removeprefix(f"{field}: ")) from None
-
-
-def _about_path(field: str, text: str, read: Callable[[Path], object]) -> None:
-    _about(field, partial(read, _absolute(field, text)))
-
-
 def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:
     return [parse(text) for text in given] if given is not None else [parse(text).beside() for text in addresses]
 
 
 def _read_addresses(key: str, texts: tuple[str, ...]) -> list[tuple[str, Address]]:
-    return [(f"{key}[{i}]", _about(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
+    return [(f"{key}[{i}]", about(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
 
 
 def _read_wakeups(key: str, addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[tuple[str, Address]]:
     if given is not None:
         return _read_addresses("wakeup", given)
-    return [(field, _about(field, address.beside)) for field, address in _read_addresses(key, addresses)]
-
-
-def _absolute(field: str, text: str) -> Path:
-    path = Path(text)
-    if not path.is_absolute():
-        raise Wrong(field, f"expected an absolute path, got {text!r} (here that would be {Path.cwd() / path})")
-    return path
-
-
-def _check_bin_path(field: str, text: str) -> None:
-    path = _absolute(field, text)
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise Wrong(field, f"cannot use {text}: {error.strerror}") from None
-    if not stat.S_ISDIR(mode):
-        raise Wrong(field, f"expected the directory of the executables, but {text} is none")
-    if mode & stat.S_IWOTH:
-        raise Wrong(field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise Wrong(field, f"this user may not read {text}")
-    if os.statvfs(path).f_flag & os.ST_NOEXEC:
-        raise Wrong(field, f"{text} is mounted noexec, so nothing in it can be executed; name another directory")
-
-
-MAX_SECRET_BYTES = 4096
-
-
-def _secret(path: Path) -> str:
-    """The one line of a file that only its owner and group may read. Raises ConfigurationError."""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise ConfigurationError(f"{path} is not a regular file")
-        if mode & stat.S_IRWXO:
-            raise ConfigurationError(f"every user may read or change {path}; chmod 640 {path}")
-        with path.open("rb") as file:
-            secret = file.read(MAX_SECRET_BYTES + 1).decode().strip()
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not UTF-8 text") from None
-    if not secret or len(secret) > MAX_SECRET_BYTES or len(secret.splitlines()) > 1:
-        raise ConfigurationError(f"expected one line, the password, in {path}")
-    return secret
+    return [(field, about(field, address.beside)) for field, address in _read_addresses(key, addresses)]

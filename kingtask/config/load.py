@@ -1,0 +1,57 @@
+"""From a file to a checked configuration, or to an error that names file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from kingtask.config import document
+from kingtask.config.checks import Wrong
+from kingtask.config.settings import BrokerConfig, Settings, WorkerConfig
+from kingtask.errors import ConfigurationError, InvalidRequest
+from kingtask.validation import convert, nearest
+
+C = TypeVar("C", BrokerConfig, WorkerConfig)
+
+
+def load_broker(path: str | Path) -> BrokerConfig:
+    """The broker's configuration. Raises ConfigurationError naming file, line and key."""
+    return _load(path, BrokerConfig, {"worker": WorkerConfig})
+
+
+def load_worker(path: str | Path) -> WorkerConfig:
+    """The worker's configuration. Raises ConfigurationError naming file, line and key."""
+    return _load(path, WorkerConfig, {"broker": BrokerConfig})
+
+
+def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) -> C:
+    file = document.read(path)
+    known = kind.__struct_fields__
+    for key in file.values:
+        if key not in known:
+            raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
+    single = {key for key in kind.lists if not isinstance(file.values.get(key, []), list)}
+    # A key without a value means its default.
+    values = {key: [value] if key in single else value for key, value in file.values.items() if value is not None}
+    try:
+        config = convert(values, kind)
+        config.check()
+    except InvalidRequest as error:
+        raise _complaint(file, single, error.field or "", error.message.removeprefix(f"{error.field}: ")) from None
+    except Wrong as error:
+        raise _complaint(file, single, error.field, str(error)) from None
+    return config
+
+
+def _complaint(file: document.Document, single: set[str], field: str, message: str) -> ConfigurationError:
+    key = field.removesuffix("[0]")
+    field = key if key in single else field
+    return file.error(field, f"{field}: {message}" if field else message)
+
+
+def _hint(key: str, known: tuple[str, ...], others: dict[str, type[Settings]]) -> str:
+    for daemon, kind in others.items():
+        if key in kind.__struct_fields__:
+            return f"it belongs into the configuration of the {daemon}"
+    meant = nearest(key, known)
+    return f"did you mean {meant}?" if meant else f"expected one of {', '.join(sorted(known))}"
