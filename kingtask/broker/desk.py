@@ -41,7 +41,6 @@ class Desk:
     def __init__(
         self,
         config: BrokerConfig,
-        permissions: Permissions | None,
         store: BrokerStore,
         submits: Submits,
         waits: Waits,
@@ -52,7 +51,7 @@ class Desk:
         pong: Callable[[], dict[str, Any]],
     ) -> None:
         self._permits = Permits()
-        self.reconfigure(config, permissions)
+        self.reconfigure(config, config.permits)
         self.times: RequestTimes | None = None
         self.pending = 0
         self.pending_bytes = 0

@@ -89,7 +89,6 @@ class Broker:
         submits = Submits(self._batch, ack_level=lambda: self._store.ack_level, new_id=lambda: str(uuid.uuid4()))
         self._desk = Desk(
             config,
-            config.permits,
             self._store,
             submits,
             self._waits,

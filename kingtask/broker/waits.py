@@ -18,6 +18,8 @@ from kingtask.task import TERMINAL, Result
 LOOK_S = 1.0
 CHUNK = 200
 
+_STOPPING = StoreError("stopping", "this broker is stopping; ask another one")
+
 Answer = Callable[[Result | StoreError | None], None]
 """Called once: the record (ended or, after the time-out, as it stands), None if there is no such task, or an error."""
 
@@ -47,12 +49,14 @@ class Waits:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        stopping = StoreError("stopping", "this broker is stopping; ask another one")
         for wait in [wait for waits in self._by_id.values() for wait in waits]:
             self._remove(wait)
-            wait.answer(stopping)
+            wait.answer(_STOPPING)
 
     def add(self, task_id: str, timeout_s: float, answer: Answer) -> None:
+        if self._stopped:
+            answer(_STOPPING)
+            return
         wait = _Wait(task_id, answer)
         self._by_id.setdefault(task_id, []).append(wait)  # before the mark, so that no publication finds nobody
         self._count += 1

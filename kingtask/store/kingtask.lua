@@ -56,7 +56,7 @@ local OUTAGE = 3000           -- ms without a tick after which the leases are fo
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- so many can be counted anew in one tick: 1 ms
-local OWNED_LOOK = 100        -- of a client's oldest tasks looked at when it has as many as it may have
+local OWNED_LOOK = 50         -- of a client's tasks looked at when it has as many as it may have
 local PAGE = 100              -- queues in one look at them; a small hash is looked at whole (512 at most)
 local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
@@ -90,7 +90,7 @@ local function begin(keys, args)
   end
   return {
     p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {}, owners = {},
-    live = 0, kept = 0, args = unpacked,
+    live = 0, kept = 0, looks = BUDGET, args = unpacked,
   }
 end
 
@@ -262,7 +262,7 @@ local function close(c, id, from, to, plan, reason, worker, fields, told)
   leave(c, id, from, to, plan, worker)
   c.live = c.live - 1
   told = told or call('HMGET', key, 'watched', 'o')
-  if told[2] then call('ZREM', c.p .. 'owned:' .. told[2], id) end
+  if told[2] then redis.pcall('ZREM', c.p .. 'owned:' .. told[2], id) end  -- what is wrong with it shall hinder no end
   call('HDEL', key, 'place', 'cancel', 'graced', 'watched', 'o')
   call('HSET', key, 't', to, 'finished', c.now_text, 'reason', reason, unpack(fields or {}))
   local keep = plan.keep > 0 and plan.keep or c.args.keep
@@ -390,16 +390,20 @@ local function space(c)
   return c.args.max_tasks - tonumber(call('HGET', c.p .. 'meta', 'live') or 0)
 end
 
--- What the client of this call has, and how many more tasks it may have. Those whose records were deleted from outside,
--- or that a release without this index has ended, are taken off it when they are in the way.
+-- How many more tasks this client may have, and those of this call. Some that its index names by mistake (their records
+-- were deleted from outside, or a release without this index has ended them) are taken off it when they are in the way.
 local function owner_of(c, quota)
   local owner, most = quota[1], quota[2]
   if not c.owners[owner] then
     local key = c.p .. 'owned:' .. owner
-    local left = most - call('ZCARD', key)
-    for _, id in ipairs(left <= 0 and call('ZRANGE', key, 0, OWNED_LOOK - 1) or {}) do
-      local state = redis.pcall('HGET', c.p .. 'task:' .. id, 't')
-      if not state or state.err or TERMINAL[state] then left = left + call('ZREM', key, id) end
+    local n, look = redis.pcall('ZCARD', key), math.min(OWNED_LOOK, c.looks)
+    local left = most - (tonumber(n) or most)  -- else it is no index: this client is refused, and nobody else
+    if left <= 0 and look > 0 and tonumber(n) then
+      c.looks = c.looks - look
+      for _, id in ipairs(call('ZRANDMEMBER', key, look)) do
+        local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 't', 'o')
+        if not t[1] or TERMINAL[t[1]] or t[2] ~= owner then left = left + call('ZREM', key, id) end
+      end
     end
     c.owners[owner] = {left = left, adds = {}}
   end
@@ -422,7 +426,7 @@ local function submit(keys, args)
   local c = begin(keys, args)
   local tasks = c.args.tasks
   local outcomes, dues, rooms, plans, made = {}, {}, {}, {}, {}
-  local paths, ready, scheduled, seen = {}, {}, {}, {}
+  local paths, ready, scheduled, stored, seen = {}, {}, {}, {}, {}
   for i, t in ipairs(tasks) do
     paths[i] = c.p .. 'task:' .. t[1]
     plans[t[3]] = plans[t[3]] or read_plan(t[3])  -- many have the same one
@@ -436,7 +440,7 @@ local function submit(keys, args)
     local left = known or spare <= c.live and 'tasks' or quota and owner_of(c, quota).left <= 0 and 'owned'
       or rooms[plan.queue] or room(c, plan.queue)
     if known then
-      local t = redis.pcall('HMGET', key, 's', 'p')
+      local t = seen[id] or redis.pcall('HMGET', key, 's', 'p')
       outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
     elseif type(left) == 'string' then
       outcomes[i] = left
@@ -446,7 +450,7 @@ local function submit(keys, args)
       rooms[plan.queue] = left - 1
       c.live = c.live + 1
       made[plan.queue] = (made[plan.queue] or 0) + 1
-      seen[id] = true
+      seen[id] = {spec, packed}
       local due = plan.delay > 0 and c.now + plan.delay or plan.start
       if due > c.now then
         outcomes[i] = 'scheduled'
@@ -456,15 +460,14 @@ local function submit(keys, args)
         outcomes[i] = 'ready'
         ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
       end
-      if quota then
-        call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text, own(c, quota, id))
-      else
-        call('HSET', key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text)
-      end
+      stored[#stored + 1] = {key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text}
+      if quota then add(stored[#stored], own(c, quota, id)) end
     end
   end
   enter_ready(c, ready)
   enter_schedule(c, scheduled)
+  -- Last: whatever is wrong with an index, no record is there without it, which a repeated submit would find to exist.
+  for _, record in ipairs(stored) do call('HSET', unpack(record)) end
   for queue, n in pairs(made) do count(c, queue, 'submitted', n, true) end
   settle(c)
   announce(c)

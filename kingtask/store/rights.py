@@ -40,6 +40,7 @@ _BROKER: dict[str, Words] = {
     "hlen": (),
     "hrandfield": (),
     "hscan": (0,),
+    "zrandmember": (),
 }
 """What to write behind a key that does not exist so that it never will: no value, or a number that is none."""
 

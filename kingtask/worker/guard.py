@@ -22,6 +22,7 @@ from kingtask.worker.environment import WORKER_MARK
 
 log = logging.getLogger("kingtask.worker")
 
+SHELL = "/bin/sh"
 WAIT = """
 trap '' INT TERM HUP QUIT USR1 USR2
 printf kingtask-guard > /proc/self/comm
@@ -82,8 +83,8 @@ class Guard:
             *(sys.executable, "-I", "-S", guardian.__file__),
             *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
         ]
-        if not self._private:  # else there is something to remove after each attempt
-            command = ["/bin/sh", "-c", WAIT, "kingtask-guard", *command]
+        if not self._private and os.access(SHELL, os.X_OK):  # else there is something to remove after each attempt
+            command = [SHELL, "-c", WAIT, "kingtask-guard", *command]
         return subprocess.Popen(
             command,
             stdin=self._reading,
@@ -94,7 +95,10 @@ class Guard:
         )
 
     def check(self) -> None:
-        """Start another guard if this one is gone. To be called now and then."""
+        """Start another guard if this one is gone; tell if it lacks what it needs. To be called now and then."""
+        for path in (sys.executable, guardian.__file__):
+            if not os.access(path, os.R_OK):
+                log.error("guard=helpless missing=%s: restart this worker, or what it runs may outlive it", path)
         status = self._process.poll()
         if status is not None:
             log.error("guard=lost status=%d: starting another", status)

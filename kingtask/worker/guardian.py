@@ -3,7 +3,8 @@
 Meanwhile it removes the directories that the worker names, and in the end the one that holds them (`private`).
 
 Run as a program, by the path of this file and without site-packages (8 MB, 10 ms to start), so it imports nothing but
-the standard library. Standard input is a pipe whose only writer is the worker: its end is the worker's end, however it
+the standard library. A worker of a former release may start it, after an upgrade in place: its arguments stay as they
+are. Standard input is a pipe whose only writer is the worker: its end is the worker's end, however it
 came about. The worker's process groups are in a file in memory.
 """
 

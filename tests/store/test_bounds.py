@@ -104,6 +104,21 @@ def test_a_clients_tasks_deleted_from_outside_are_not_counted_for_ever(store: Ti
     keyspace.remove(store.client, store.keys)  # two living tasks went uncounted
 
 
+def test_what_is_counted_by_mistake_is_found_behind_what_is_not(store: TimedStore) -> None:
+    """As a release without this index leaves it: its ends stay counted."""
+    store.quota = Quota("alice", 300)
+    living = [store.spec(delay_s=9.0) for _ in range(150)]
+    ended = [store.spec(delay_s=9.0) for _ in range(150)]
+    store.submit(*living)
+    store.submit(*ended)
+    for spec in ended:
+        assert spec.id
+        store.client.hdel(store.keys.task(spec.id), "o")
+        store.cancel(spec.id)
+    assert store.submit(store.spec(delay_s=9.0)).outcomes == ["scheduled"]
+    keyspace.remove(store.client, store.keys)
+
+
 def test_who_had_no_limit_is_counted_from_the_first_task_on_that_has_one(store: TimedStore) -> None:
     store.put()
     store.quota = Quota("alice", 1)

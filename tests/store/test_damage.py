@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kingtask.store import calls
-from kingtask.store.calls import Fence
+from kingtask.store.calls import Fence, Quota
 from kingtask.task import State
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -76,6 +76,18 @@ def test_the_others_of_a_submit_are_stored(store: TimedStore) -> None:
     specs = [store.spec(), store.spec(id=bad), store.spec()]
     assert store.submit(*specs).outcomes == ["ready", "conflict", "ready"]
     assert [store.state(spec.id or "") for spec in (specs[0], specs[2])] == ["ready", "ready"]
+
+
+def test_an_index_of_a_clients_tasks_that_is_none_costs_that_client(store: TimedStore) -> None:
+    alice, bob = Quota("alice", 5), Quota("bob", 5)
+    store.quota = alice
+    running = store.put()
+    _overwrite(store, f"{store.keys.prefix}owned:alice")
+    tasks = [(store.new_id(), quota) for quota in (bob, alice, None, bob)]
+    prepared = [calls.prepare(task, store.spec(id=task), quota) for task, quota in tasks]
+    assert store.ask(calls.submit(store.policy, prepared)).outcomes == ["ready", "owned", "ready", "ready"]
+    assert store.end(store.take()) == "succeeded"
+    assert store.state(running) == "succeeded"
 
 
 def test_the_others_are_claimed(store: TimedStore, damage: Damage) -> None:
