@@ -1,7 +1,8 @@
 """Everything that a change must pass, in one command: `python -m tests [arguments of pytest]`.
 
 Linters and types first, since they take seconds; they all run, and then the tests, whatever failed before. The tests
-run in as many processes as there are cores: much of their time is waiting. The exit status is 0 only if nothing failed.
+run in one process more than there are cores, for much of their time is waiting. The exit status is 0 only if nothing
+failed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHECKS = {
 def main(arguments: list[str]) -> int:
     """Run all checks, then pytest with `arguments`; print what failed. Returns the exit status."""
     failed = [name for name, command in CHECKS.items() if not _passes(name, command)]
-    shared_out = ["-n", str(len(os.sched_getaffinity(0))), "--dist", "worksteal"]
+    shared_out = ["-n", str(len(os.sched_getaffinity(0)) + 1), "--dist", "worksteal"]
     tests = subprocess.run([sys.executable, "-m", "pytest", *shared_out, *arguments], cwd=TOP, check=False)
     if tests.returncode:
         failed.append("tests")

@@ -24,6 +24,8 @@ from tests.integration.test_brokers import refused_start
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
 
+pytestmark = pytest.mark.long
+
 FILE = Path(__file__).parents[2] / "deploy" / "redis" / "kingtask.acl"
 ROLES: dict[rights.Role, set[str]] = {
     "broker": set("submit requeue tick cancel pause wait open mark clock get states list stats queues".split()),

@@ -21,6 +21,8 @@ from tests.integration.keyed import Keyed, Recorder
 from tests.integration.rig import Daemon
 from tests.processes import until
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def keyed() -> Iterator[Keyed]:

@@ -7,10 +7,14 @@ import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import pytest
+
 from kingtask import Client, protocol
 from tests import zmtp
 from tests.integration.rig import Daemon, Rig
 from tests.processes import PATIENCE_S, until
+
+pytestmark = pytest.mark.long
 
 MB = 1_000_000
 

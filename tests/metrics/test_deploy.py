@@ -20,6 +20,8 @@ from tests.metrics.tools import program
 from tests.processes import PATIENCE_S, until
 from tests.servers import die_with_parent, free_port
 
+pytestmark = pytest.mark.long
+
 BROKER, WORKER = 'job="kingtask", instance="b"', 'job="kingtask", instance="w"'
 QUEUE = f'{BROKER}, queue="mail"'
 MINUTES = 380

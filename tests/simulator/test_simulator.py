@@ -18,7 +18,7 @@ from tests.simulator.run import digest, failure, many
 from tests.simulator.story import Story
 from tests.store.model import Model
 
-SEEDS = int(os.environ.get("KINGTASK_SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("KINGTASK_SIM_SEEDS", "1000"))
 
 REGRESSIONS = {
     43: "an extend that was executed late handed back what its worker had claimed and started since",

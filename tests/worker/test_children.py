@@ -191,6 +191,8 @@ def test_the_search_finds_what_the_list_says() -> None:
 NAMED = f"""#!{sys.executable} -IS
 import ctypes, os, sys, time
 if os.fork():
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.001)
     os._exit(0)
 os.setsid()
 ctypes.CDLL(None).prctl(15, b"x) Z 1 \\xc3", 0, 0, 0)  # PR_SET_NAME
