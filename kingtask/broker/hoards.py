@@ -31,7 +31,8 @@ BASE_BYTES = 256 * 1024 * 1024
 HELD_BYTES = 16 * 1024 * 1024
 """Of unfinished messages in all, as sent: four of the longest. Frames of a few bytes take 64 each in memory."""
 EVERY_S = 0.25
-"""Also while all is well: a peer on this host sends a gigabyte a second. To look takes 10 µs."""
+NEAR_S = 0.05
+"""From half of the limit on: a peer on this host sends a gigabyte a second. To look takes 10 µs."""
 LOOKED_AT = 500
 """Connections at a time, for some 10 µs each."""
 TCP_INFO_BYTES = 136
@@ -79,11 +80,12 @@ class Hoards:
         except zmq.ZMQError:  # its connection has ended
             return
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._look)
+    def _look_later(self, pause_s: float = EVERY_S) -> None:
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._look)
 
     def _look(self) -> None:
-        large = resident_bytes() > self._limit_bytes
+        resident = resident_bytes()
+        large = resident > self._limit_bytes
         if not large:
             self._forget()
         elif not self.wary:
@@ -91,7 +93,7 @@ class Hoards:
             self._begin()
         if large:
             self._count()
-        self._look_later()
+        self._look_later(NEAR_S if resident > self._limit_bytes / 2 else EVERY_S)
 
     def _forget(self) -> None:
         self.wary, self._first_pass = False, True
