@@ -68,6 +68,7 @@ class Guard:
         self._worker = worker
         self._cgroup = cgroup
         self._private = private
+        self._helpless = False
         self.groups = Groups(slots)
         # The reading end is kept, too: for the next guard, should this one be lost.
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
@@ -96,9 +97,10 @@ class Guard:
 
     def check(self) -> None:
         """Start another guard if this one is gone; tell if it lacks what it needs. To be called now and then."""
-        for path in (sys.executable, guardian.__file__):
-            if not os.access(path, os.R_OK):
-                log.error("guard=helpless missing=%s: restart this worker, or what it runs may outlive it", path)
+        missing = next((path for path in (sys.executable, guardian.__file__) if not os.access(path, os.R_OK)), "")
+        if missing and not self._helpless:
+            log.error("guard=helpless missing=%s: restart this worker, or what it runs may outlive it", missing)
+        self._helpless = missing != ""
         status = self._process.poll()
         if status is not None:
             log.error("guard=lost status=%d: starting another", status)

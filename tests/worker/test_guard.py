@@ -1,0 +1,28 @@
+"""The worker's end of its guard."""
+
+from __future__ import annotations
+
+import pytest
+
+from kingtask.worker import guardian
+from kingtask.worker.guard import Guard
+
+
+def test_a_guardian_that_is_gone_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = Guard("w", 1)
+    try:
+        guard.check()
+        assert not caplog.records
+        with monkeypatch.context() as upgraded:
+            upgraded.setattr(guardian, "__file__", "/gone/guardian.py")
+            guard.check()
+            guard.check()
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+            "guard=helpless missing=/gone/guardian.py"
+        ]
+        guard.check()
+        assert len(caplog.records) == 1
+    finally:
+        guard.close()
