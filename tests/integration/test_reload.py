@@ -129,13 +129,18 @@ def test_the_log_changes_its_level_and_its_place(rig: Rig, kind: str, tmp_path: 
     first, second = tmp_path / "first", tmp_path / "second"
     for place in (first, second):
         place.mkdir()
+
+    def until_told(text: str, place: Path) -> None:
+        """A line goes to stderr first, which is where `reload` sees it, and then to the file."""
+        until(lambda: text in (place / f"{kind}.log").read_text(), f"{text} in {place}")
+
     reload(daemon, log_path=str(first), log_level="info")
-    assert f"program={kind}" in (first / f"{kind}.log").read_text()
+    until_told(f"program={kind}", first)
     (first / f"{kind}.log").rename(first / "old")
     hup(daemon, "done")
-    assert "changed=nothing" in (first / f"{kind}.log").read_text()
+    until_told("changed=nothing", first)
     reload(daemon, log_path=str(second))
-    assert "changed=log_path" in (second / f"{kind}.log").read_text()
+    until_told("changed=log_path", second)
     assert "changed=log_path" not in (first / f"{kind}.log").read_text()
     reload(daemon, "partial", log_level="warning", namespace="other")  # of what waits for a restart a warning is told
     told = reload(daemon, "refused", log_level="info", nonsense=1)
