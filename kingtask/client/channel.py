@@ -13,6 +13,7 @@ import zmq
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
+from kingtask.client.plan import Underway
 from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
@@ -61,8 +62,8 @@ class Channel:
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
         """Start calls; block until at least one of those under way is done; return all that are.
 
-        Returns nothing if nothing is under way. Raises NoAnswer if the client is closed meanwhile, ClientClosed in a
-        child of the process that began.
+        Without blocking, what is done already, if the calls are `Underway`; nothing, if nothing is under way. Raises
+        NoAnswer if the client is closed meanwhile, ClientClosed in a child of the process that began.
         """
         try:
             with self._in_use:
@@ -98,6 +99,10 @@ class Channel:
         for call in calls:
             if not core.start(call, now):
                 self._finished.append(call)
+        if isinstance(calls, Underway):
+            self._send(now)
+            self._take_in()
+            return self._take_finished()
         quick = True
         while core.pending and not self._finished:
             blocked = self._send(now)
@@ -109,11 +114,22 @@ class Channel:
             now = monotonic_s()
             quick = frame is not None
             if frame is not None:
-                done = core.received(frame, now)
-                if done is not None:
-                    self._finished.append(done)
+                self._received(frame, now)
+        return self._take_finished()
+
+    def _take_finished(self) -> list[Call]:
         finished, self._finished = self._finished, []
         return finished
+
+    def _take_in(self) -> None:
+        """What has arrived; what becomes of the connection is seen by whoever waits."""
+        while self._dealer is not None and (frame := self._dealer.receive()) is not None:
+            self._received(frame, monotonic_s())
+
+    def _received(self, frame: bytes, now: float) -> None:
+        done = self._core.received(frame, now)
+        if done is not None:
+            self._finished.append(done)
 
     def _send(self, now: float) -> bool:
         """Connect if it is time to, send what can be sent; return True if something has to wait."""

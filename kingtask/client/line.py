@@ -17,6 +17,7 @@ from kingtask.client import fork
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
+from kingtask.client.plan import Underway
 from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
@@ -102,7 +103,10 @@ class Line:
         self._timer_at = inf
 
     async def exchange(self, calls: Sequence[Call], waiter: Waiter) -> list[Call]:
-        """Start calls; wait until at least one of the waiter's is done; return all that are."""
+        """Start calls; wait until at least one of the waiter's is done; return all that are.
+
+        If they are `Underway`, it waits for one turn of the loop, in which they are sent, and perhaps none is done.
+        """
         now = monotonic_s()
         for call in calls:
             call.owner = waiter
@@ -112,7 +116,9 @@ class Line:
                 waiter.finished.append(call)
         if waiter.calls:
             self._soon()
-            if not waiter.finished:
+            if isinstance(calls, Underway):
+                await asyncio.sleep(0)
+            elif not waiter.finished:
                 waiter.future = self.loop.create_future()
                 await waiter.future
         finished, waiter.finished = waiter.finished, []

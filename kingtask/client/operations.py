@@ -8,6 +8,8 @@ from os import urandom
 from typing import Any, Generic, Literal, TypeVar, Unpack
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Reply, field, result_in
@@ -98,10 +100,10 @@ class Operations(Generic[H]):
     def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Plan[list[Outcome[H]]]:
         """Submit any number of tasks; return the outcome of each, in their order.
 
-        They travel in chunks of up to 1,000, each bounded by `timeout`. A task that is refused does not hinder the
+        They travel in chunks of up to 200, each bounded by `timeout`. A task that is refused does not hinder the
         others, and is no exception: see the outcome's `error`. After a chunk without an answer no more are sent.
         """
-        outcomes = yield from self._bulk(timeout).submit(map(_spec_fields, tasks))
+        outcomes = yield from self._bulk(timeout).submit(map(_with_id, tasks))
         for one in outcomes:
             if one.outcome != "error":
                 one.task.outcome = one.outcome
@@ -251,9 +253,7 @@ def _content(reply: Reply) -> Reply:
     return {name: value for name, value in reply.items() if name not in ENVELOPE}
 
 
-def _spec_fields(spec: TaskSpec) -> dict[str, Any]:
+def _with_id(spec: TaskSpec) -> TaskSpec:
     if not isinstance(spec, TaskSpec):
         raise InvalidRequest(f"tasks: expected TaskSpec, got {type(spec).__name__}")
-    fields = protocol.task_fields(spec)
-    fields["id"] = fresh_id() if spec.id is None else spec.id.lower()
-    return fields
+    return replace(spec, id=fresh_id() if spec.id is None else spec.id.lower())

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask import protocol
-from kingtask.client.bulk import IN_FLIGHT, Bulk
+from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
 from kingtask.client.call import Call, Stage
+from kingtask.client.plan import Underway
 from kingtask.client.tasks import Outcome, Task
 from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
 from tests.client.shells import outcomes
@@ -48,7 +49,11 @@ class Run:
 
     def _go(self, step: Any) -> None:
         try:
-            self.under_way += step()
+            calls = step()
+            while isinstance(calls, Underway):
+                self.under_way += calls
+                calls = self._plan.send(())
+            self.under_way += calls
         except StopIteration as end:
             self.found = end.value
 
@@ -72,7 +77,7 @@ def task_id(number: int) -> str:
     data=st.data(),
 )
 def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_its_place(sizes, repeat, data):
-    sizes = (sizes * repeat)[: 3_000 if max(sizes, default=0) < 100_000 else 60]
+    sizes = (sizes * repeat)[: 1_500 if max(sizes, default=0) < 100_000 else 60]
     run = Run(task(i, stdin=b"x" * size) for i, size in enumerate(sizes))
     sent: list[str] = []
 
@@ -94,13 +99,13 @@ def test_a_slow_source_takes_nothing_from_the_time_of_what_it_gave():
     clock = Clock()
 
     def slow() -> Iterator[dict[str, Any]]:
-        for i in range(2_500):
+        for i in range(2 * CHUNK_TASKS + 100):
             clock.now += 1.0
             yield task(i)
 
     run = Run(slow(), clock)
 
-    assert [len(tasks_of(call)) for call in run.under_way] == [1000, 1000, 500]
+    assert [len(tasks_of(call)) for call in run.under_way] == [CHUNK_TASKS, CHUNK_TASKS, 100]
     assert {call.timeout_s for call in run.under_way} == {10.0}
 
 
@@ -145,7 +150,7 @@ def test_what_may_be_stored_by_an_earlier_call_is_not_called_not_stored_by_a_lat
 
 
 def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():
-    run = Run(task(i) for i in range(1_500))
+    run = Run(task(i) for i in range(CHUNK_TASKS + 50))
     first, second = run.under_way
     first.tries, first.error = 1, NoAnswer("nobody there")
     run.store(second)
@@ -153,7 +158,7 @@ def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():
     run.finish(second, first)
 
     assert run.found is not None
-    assert outcomes(run.found) == ["NoAnswer"] * 1_000 + ["created"] * 500
+    assert outcomes(run.found) == ["NoAnswer"] * CHUNK_TASKS + ["created"] * 50
     assert run.found[0].error is first.error
 
 

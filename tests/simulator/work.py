@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Call
+from kingtask.client.plan import Underway
 from kingtask.errors import NoAnswer, RequestRefused
 from kingtask.store import calls
 from kingtask.store.calls import Fence
@@ -183,7 +184,7 @@ class _Many:
         self._client = client
         self._specs = specs
         bulk: Bulk[Any] = Bulk(timeout_s, lambda: work.now, lambda _id, _name: None)
-        self._plan = bulk.submit([protocol.task_fields(spec) for spec in specs])
+        self._plan = bulk.submit(specs)
         self._start(lambda: next(self._plan))
 
     def go_on(self, call: Call) -> None:
@@ -192,11 +193,17 @@ class _Many:
     def _start(self, step: Callable[[], Any]) -> None:
         try:
             starting = step()
+            while isinstance(starting, Underway):
+                self._begin(starting)
+                starting = self._plan.send(())
         except StopIteration as end:
             for spec, found in zip(self._specs, end.value, strict=True):
                 self._work.settled(self._client.name, spec, found.outcome, found.error)
             return
-        for call in starting:
+        self._begin(starting)
+
+    def _begin(self, calls: Sequence[Call]) -> None:
+        for call in calls:
             call.owner = self
             self._client.start(call)
 
