@@ -113,6 +113,13 @@ class Answers(NamedTuple):
     answers: list[str]
 
 
+class Finished(NamedTuple):
+    now_us: int
+    answers: list[str]
+    claims: Claims | None
+    """What the same call claimed, if it was to."""
+
+
 class Found(NamedTuple):
     now_us: int
     result: Result | None
@@ -215,9 +222,22 @@ def extend(
     return Call("extend", arguments, _answers)
 
 
-def finish(policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False) -> Call:
+class Wish(NamedTuple):
+    """What a worker claims by the call that finishes what has ended; as in `claim`."""
+
+    queues: Sequence[str]
+    n: int
+    token: bytes
+    nth: int
+
+
+def finish(
+    policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False, claim: Wish | None = None
+) -> Call:
     rows = [(*e.fence, *e[1:]) for e in ended]
-    return Call("finish_cut" if cut else "finish", {**_keep(policy), "worker": worker, "ended": rows}, _answers)
+    next_ = {} if claim is None else {"lease": policy.lease_ms, "claim": claim._asdict()}
+    arguments = {**_keep(policy), "worker": worker, "ended": rows, **next_}
+    return Call("finish_cut" if cut else "finish", arguments, _finished)
 
 
 def release(policy: Policy, worker: str, attempts: Sequence[tuple[Fence, bytes]]) -> Call:
@@ -325,6 +345,12 @@ def _claims(reply: Any) -> Claims:
         ],
         bool(more),
     )
+
+
+def _finished(reply: Any) -> Finished:
+    now_us, answers, *claimed = reply
+    claims = _claims([now_us, *claimed]) if claimed else None
+    return Finished(now_us, [answer.decode() for answer in answers], claims)
 
 
 def _answers(reply: Any) -> Answers:

@@ -19,7 +19,6 @@ KEY_PATTERNS = {
     "outputs": re.compile(r"outputs:(ended|until)"),
     "queues": re.compile(r"queues"),
     "counts": re.compile(r"counts:[^{}:]+"),
-    "rates": re.compile(r"rates:[^{}:]+:[0-9]+"),
     "workers": re.compile(r"workers(:seen)?"),
     "brokers": re.compile(r"brokers(:seen)?"),
     "meta": re.compile(r"meta"),

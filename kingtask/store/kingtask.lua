@@ -22,8 +22,8 @@ Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] i
   outputs:ended    zset   id, ms its task ended, ':', bytes → that ms; outputs kept, the oldest are dropped first
   outputs:until    zset   the same → ms its record vanishes; both are taken off at that time
   queues           hash   queue → '0', or '1' when paused; at most max_queues
-  counts:<queue>   hash   totals, and the numbers now `scheduled` and `running`
-  rates:<queue>:<minute>  hash  what happened in that minute (TTL)
+  counts:<queue>   hash   totals, the numbers now `scheduled` and `running`, `touched` (ms), and as msgpack maps of totals
+                          `began` and `before`: when the minute of that instant began, and the minute before it
   workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob; capped
   workers:seen, brokers:seen  zset   name → ms of that heartbeat
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage),
@@ -38,6 +38,7 @@ Fields of task:<id>
                    waiting tasks every letter is 10 MB, and every further argument of a call costs time, too
   due              ms; absent while scheduled, the score says it; and if never scheduled: its start or c then
   attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
+                                    (they stay when it has ended: to take them off would be one more call)
   failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
   cancel, watched                   '1': cancel was asked for; a client waits for the end
   o (the owner)                     the client, if the number of its tasks is limited; until the task ends
@@ -47,7 +48,8 @@ Fields of task:<id>
 --]]
 
 local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some lost and released ones
-local FINISHED_CAP = 10000    -- entries of each finished:<state>
+local FINISHED_CAP = 10000    -- entries of each finished:<state>; more for a second, until they are trimmed
+local TRIM = 10000            -- of them trimmed a second: some 2 ms
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
 local ALIVE = 20000           -- ms; heard from since then: a worker heartbeats every 5 s, a broker every second
@@ -77,32 +79,44 @@ local function floor(n) return n - n % 1 end
 local function int(n) return string.format('%.0f', n) end
 
 -- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, where `meta` has another or none:
--- the server was emptied, or is another one. Returns one call's view: prefix, time, what is written once at its end
--- (settle): counters, and which tails to trim; and what is told of it: how many tasks each queue gained.
+-- the server was emptied, or is another one. Returns one call's view: prefix, time, what of `meta` and of the queues'
+-- counts is changed in memory and written once at its end (settle); and what is told of it: how many tasks each queue
+-- gained.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local prefix = string.sub(keys[1], 1, -5)
   local now = floor(us / 1000)
   local unpacked = args[1] and cmsgpack.unpack(args[1]) or {}
-  if unpacked.cluster and call('HGET', keys[1], 'cluster') ~= unpacked.cluster then
+  local meta = call('HMGET', keys[1], 'cluster', 'sequence', 'live', 'kept', 'max_kept')
+  if unpacked.cluster and meta[1] ~= unpacked.cluster then
     error({err = 'FOREIGN this is not the database that the caller has worked with'})
   end
+  local sequence, live, kept = tonumber(meta[2] or 0), tonumber(meta[3] or 0), tonumber(meta[4] or 0)
+  if not (sequence and live and kept) then error({err = 'ERR a number in meta is damaged'}) end
   return {
-    p = prefix, us = us, now = now, now_text = int(now), counts = {}, rates = {}, closed = {}, gained = {}, owners = {},
-    live = 0, kept = 0, looks = BUDGET, args = unpacked,
+    p = prefix, us = us, now = now, now_text = int(now), counts = {}, gained = {}, owners = {},
+    sequence = sequence, live = live, kept = kept, max_kept = tonumber(meta[5] or nil), was = {sequence = meta[2], live = meta[3], kept = meta[4]},
+    looks = BUDGET, args = unpacked,
   }
 end
 
-local function count(c, queue, field, n, rated)
+-- The numbers of a queue: read once, changed in memory, written by settle.
+local function counts_of(c, queue)
   local of = c.counts[queue]
-  if not of then of = {}; c.counts[queue] = of end
-  of[field] = (of[field] or 0) + n
-  if rated then
-    local per = c.rates[queue]
-    if not per then per = {}; c.rates[queue] = per end
-    per[field] = (per[field] or 0) + n
+  if not of then
+    local all, values = call('HGETALL', c.p .. 'counts:' .. queue), {}
+    for i = 1, #all, 2 do values[all[i]] = all[i + 1] end
+    of = {all = all, values = values, changed = {}}
+    c.counts[queue] = of
   end
+  return of
+end
+
+local function count(c, queue, field, n)
+  local of = counts_of(c, queue)
+  of.values[field] = (tonumber(of.values[field]) or 0) + n
+  of.changed[field] = true
 end
 
 local function add(list, field, value)
@@ -110,32 +124,43 @@ local function add(list, field, value)
   list[#list + 1] = value
 end
 
+local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
+local NONE = '\128'  -- an empty map; cmsgpack is there only while a function runs
+
+-- The totals among the numbers of a queue, as a map.
+local function totals_in(all)
+  local totals = {}
+  for i = 1, #all, 2 do
+    if not NO_TOTAL[all[i]] then totals[all[i]] = tonumber(all[i + 1]) end
+  end
+  return cmsgpack.pack(totals)
+end
+
 -- A call of redis.call costs some 5 us, whatever it does: all of a hash are read by one and written by one.
 local function settle(c)
-  for queue, fields in pairs(c.counts) do
-    local key, names, sets = c.p .. 'counts:' .. queue, {}, {'touched', c.now_text}
-    for field, n in pairs(fields) do
-      if n ~= 0 then names[#names + 1] = field end
-    end
-    local values = #names > 0 and call('HMGET', key, unpack(names))
-    for i, field in ipairs(names) do add(sets, field, int(tonumber(values[i] or 0) + fields[field])) end
-    call('HSET', key, unpack(sets))
-  end
-  local minute = int(floor(c.now / 60000))
-  for queue, fields in pairs(c.rates) do
-    local key = c.p .. 'rates:' .. queue .. ':' .. minute
-    for field, n in pairs(fields) do
-      if call('HINCRBY', key, field, int(n)) == n then call('PEXPIRE', key, 240000) end  -- the first of its kind
+  local minute = floor(c.now / 60000)
+  for queue, of in pairs(c.counts) do
+    if next(of.changed) then
+      local key, sets = c.p .. 'counts:' .. queue, {'touched', c.now_text}
+      local last = floor((tonumber(of.values.touched) or 0) / 60000)
+      if last ~= minute then  -- the rates of the last minutes are told by what the totals were
+        local totals = totals_in(of.all)
+        add(sets, 'before', last == minute - 1 and (of.values.began or NONE) or totals)
+        add(sets, 'began', totals)
+      end
+      for field in pairs(of.changed) do add(sets, field, int(of.values[field])) end
+      call('HSET', key, unpack(sets))
     end
   end
   for owner, of in pairs(c.owners) do
     if #of.adds > 0 then call('ZADD', c.p .. 'owned:' .. owner, unpack(of.adds)) end
   end
-  if c.live ~= 0 then call('HINCRBY', c.p .. 'meta', 'live', int(c.live)) end
-  if c.kept ~= 0 and call('HINCRBY', c.p .. 'meta', 'kept', int(c.kept)) < 0 then
-    call('HSET', c.p .. 'meta', 'kept', '0')  -- an index was deleted from outside
+  local sets = {}
+  c.kept = math.max(c.kept, 0)  -- below it an index was deleted from outside
+  for field, was in pairs(c.was) do
+    if int(c[field]) ~= was then add(sets, field, int(c[field])) end
   end
-  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', c.p .. 'finished:' .. state, 0, -FINISHED_CAP - 1) end
+  if #sets > 0 then call('HSET', c.p .. 'meta', unpack(sets)) end
 end
 
 local function flat(map)
@@ -201,7 +226,8 @@ end
 
 -- Reserves n places; the i-th of them is place_of(plan, first + i).
 local function next_places(c, n)
-  return tonumber(call('HINCRBY', c.p .. 'meta', 'sequence', n)) - n
+  c.sequence = c.sequence + n
+  return c.sequence - n
 end
 
 local function place_of(plan, number)
@@ -254,24 +280,23 @@ local function enter_schedule(c, tasks)
 end
 
 -- The end of a task. `keep` and `failed_keep` are the caller's configured times, ms; returns which one it is kept.
--- `fields` of the last attempt are written with the rest; `told` is {watched, o}, looked up unless it is given.
-local function close(c, id, from, to, plan, reason, worker, fields, told)
+-- `fields` of the last attempt are written with the rest; `known` is {watched, o, cancel, graced}, looked up unless given.
+local function close(c, id, from, to, plan, reason, worker, fields, known)
   local key = c.p .. 'task:' .. id
   local due = from == 'scheduled' and call('ZSCORE', c.p .. 'schedule', id)
   if due then call('HSET', key, 'due', int(floor(tonumber(due)))) end
   leave(c, id, from, to, plan, worker)
   c.live = c.live - 1
-  told = told or call('HMGET', key, 'watched', 'o')
-  if told[2] then redis.pcall('ZREM', c.p .. 'owned:' .. told[2], id) end  -- what is wrong with it shall hinder no end
-  call('HDEL', key, 'place', 'cancel', 'graced', 'watched', 'o')
+  known = known or call('HMGET', key, 'watched', 'o', 'cancel', 'graced')
+  if known[2] then redis.pcall('ZREM', c.p .. 'owned:' .. known[2], id) end  -- what is wrong with it shall hinder no end
+  if known[1] or known[2] or known[3] or known[4] then call('HDEL', key, 'cancel', 'graced', 'watched', 'o') end
   call('HSET', key, 't', to, 'finished', c.now_text, 'reason', reason, unpack(fields or {}))
   local keep = plan.keep > 0 and plan.keep or c.args.keep
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   call('PEXPIRE', key, int(keep))
   call('ZADD', c.p .. 'finished:' .. to, c.now_text, id)
-  c.closed[to] = true
-  count(c, plan.queue, to, 1, true)
-  if told[1] then publish(c, 'ended', id) end
+  count(c, plan.queue, to, 1)
+  if known[1] then publish(c, 'ended', id) end
   return keep
 end
 
@@ -295,7 +320,7 @@ local function again_after(c, id, plan, worker, interval, reason, fields)
   enter_schedule(c, {{id, plan, c.now + interval}})
   call('HSET', c.p .. 'task:' .. id, 't', 'scheduled', 'reason', reason, unpack(fields))
   call('HDEL', c.p .. 'task:' .. id, 'graced')
-  count(c, plan.queue, 'retried', 1, true)
+  count(c, plan.queue, 'retried', 1)
 end
 
 -- An attempt given back unstarted, or lost: to ready at its old place, without its fence.
@@ -347,12 +372,12 @@ local function forget_vanished(c)
   return #members
 end
 
--- Drops the oldest outputs until no more than `most` bytes are left; `kept` is what there was before this call.
-local function drop_outputs(c, kept, most)
-  if kept + c.kept <= most then return 0 end
+-- Drops the oldest outputs until no more than `most` bytes are left.
+local function drop_outputs(c, most)
+  if c.kept <= most then return 0 end
   local found = call('ZRANGE', c.p .. 'outputs:ended', 0, BUDGET - 1, 'WITHSCORES')
   local n = 0
-  while n < #found / 2 and kept + c.kept > most do
+  while n < #found / 2 and c.kept > most do
     local member, ended = found[2 * n + 1], found[2 * n + 2]
     local key = c.p .. 'task:' .. string.sub(member, 1, 36)
     if redis.pcall('HGET', key, 'finished') == ended then  -- else the record is gone, or another has its id
@@ -362,7 +387,7 @@ local function drop_outputs(c, kept, most)
     forget_output(c, member)
     n = n + 1
   end
-  if n == #found / 2 and n < BUDGET then c.kept = -kept end  -- none is left: an index was deleted from outside
+  if n == #found / 2 and n < BUDGET then c.kept = 0 end  -- none is left: an index was deleted from outside
   return n
 end
 
@@ -381,13 +406,8 @@ end
 -- How many more tasks may wait in the queue, or 'queues' if it is new and there are too many.
 local function room(c, queue)
   if not admit(c, queue) then return 'queues' end
-  local scheduled = tonumber(call('HGET', c.p .. 'counts:' .. queue, 'scheduled') or 0)
+  local scheduled = tonumber(counts_of(c, queue).values.scheduled) or 0
   return c.args.max_queue_length - scheduled - call('ZCARD', c.p .. 'ready:' .. queue)
-end
-
--- How many more tasks may live in the namespace.
-local function space(c)
-  return c.args.max_tasks - tonumber(call('HGET', c.p .. 'meta', 'live') or 0)
 end
 
 -- How many more tasks this client may have, and those of this call. Some that its index names by mistake (their records
@@ -432,12 +452,11 @@ local function submit(keys, args)
     plans[t[3]] = plans[t[3]] or read_plan(t[3])  -- many have the same one
   end
   local some = call('EXISTS', unpack(paths)) > 0
-  local first, spare = next_places(c, #tasks), nil
+  local first = next_places(c, #tasks)
   for i, t in ipairs(tasks) do
     local id, spec, packed, quota, key, plan = t[1], t[2], t[3], t[4], paths[i], plans[t[3]]
     local known = seen[id] or some and call('EXISTS', key) == 1
-    if not known and not spare then spare = space(c) end
-    local left = known or spare <= c.live and 'tasks' or quota and owner_of(c, quota).left <= 0 and 'owned'
+    local left = known or c.live >= c.args.max_tasks and 'tasks' or quota and owner_of(c, quota).left <= 0 and 'owned'
       or rooms[plan.queue] or room(c, plan.queue)
     if known then
       local t = seen[id] or redis.pcall('HMGET', key, 's', 'p')
@@ -468,7 +487,7 @@ local function submit(keys, args)
   enter_schedule(c, scheduled)
   -- Last: whatever is wrong with an index, no record is there without it, which a repeated submit would find to exist.
   for _, record in ipairs(stored) do call('HSET', unpack(record)) end
-  for queue, n in pairs(made) do count(c, queue, 'submitted', n, true) end
+  for queue, n in pairs(made) do count(c, queue, 'submitted', n) end
   settle(c)
   announce(c)
   return {c.us, outcomes, flat(c.gained), dues}
@@ -487,7 +506,7 @@ local function requeue(keys, args)
   if not TERMINAL[old[3]] then return {old[3], ''} end
   local plan = read_plan(old[1])
   local quota = c.args.quota
-  if space(c) <= 0 then return {'tasks', ''} end
+  if c.live >= c.args.max_tasks then return {'tasks', ''} end
   if quota and owner_of(c, quota).left <= 0 then return {'owned', ''} end
   local left = room(c, plan.queue)
   if left == 'queues' then return {'queues', ''} end
@@ -501,7 +520,7 @@ local function requeue(keys, args)
   if quota then call('HSET', new, own(c, quota, c.args.new_id)) end
   enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
   c.live = c.live + 1
-  count(c, plan.queue, 'submitted', 1, true)
+  count(c, plan.queue, 'submitted', 1)
   settle(c)
   wake(c)
   return {'ready', plan.queue}
@@ -551,7 +570,7 @@ local function reap(c)
     end
     record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
     call('HDEL', key, 'token')
-    count(c, plan.queue, 'lost', 1, true)
+    count(c, plan.queue, 'lost', 1)
     local times = tonumber(call('HINCRBY', key, 'lost', 1))
     if t[8] then
       close(c, id, 'running', 'cancelled', plan, 'lost', worker)
@@ -605,14 +624,15 @@ local function recount(c)
   if n > RECOUNT_QUEUES or floor(c.now / 1000) % math.ceil(math.max(n, 1) / BUDGET) ~= 0 then return end
   local live = call('ZCARD', c.p .. 'schedule') + call('ZCARD', c.p .. 'running')
   for _, queue in ipairs(call('HKEYS', c.p .. 'queues')) do live = live + call('ZCARD', c.p .. 'ready:' .. queue) end
-  call('HSET', c.p .. 'meta', 'live', int(live))
-  c.live = 0
+  c.live = live
 end
 
--- Once a second: entries of vanished records, silent peers and long-empty queues are forgotten.
+-- Once a second: the oldest of too many that have ended, entries of vanished records, silent peers and long-empty queues are forgotten.
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
+    local excess = math.min(call('ZCARD', key) - FINISHED_CAP, TRIM)
+    if excess > 0 then call('ZREMRANGEBYRANK', key, 0, excess - 1) end
     each(key, call('ZRANGE', key, 0, 19), function(id)
       if call('HGET', c.p .. 'task:' .. id, 't') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
     end)
@@ -637,15 +657,14 @@ end
 local function tick(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local t = call('HMGET', c.p .. 'meta', 'ticked', 'kept')
-  local ticked = tonumber(t[1] or 0)
+  local ticked = tonumber(call('HGET', c.p .. 'meta', 'ticked') or 0)
   if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', c.p .. 'meta', 'returned', int(c.now)) end
   call('HSET', c.p .. 'meta', 'ticked', c.now_text, 'max_kept', int(a.max_result_bytes))
   local moved = promote(c)
   local reaped, lost = reap(c)
   local late = expire(c)
   local vanished = forget_vanished(c)
-  local dropped = drop_outputs(c, tonumber(t[2] or 0), a.max_result_bytes)
+  local dropped = drop_outputs(c, a.max_result_bytes)
   if a.housekeep == 1 then
     hear(c, 'brokers', a.broker, a.heartbeat)
     housekeep(c)
@@ -687,15 +706,61 @@ local function grant(id, number, spec, plan, due, claimed)
   return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, tonumber(claimed)}
 end
 
+-- Claims for c.args.worker with c.args.lease what `a` = {queues, n, token, nth} asks for. Returns {{id, number, name, spec,
+-- queue, due, fail_if_lost, claimed}, …}, and 1 if BUDGET or CLAIM_BYTES ended it: there may be further tasks.
+local function take(c, a)
+  local worker, tasks = c.args.worker, {}
+  local held = c.p .. 'held:' .. worker
+  local left, looks, bytes = a.n, BUDGET, 0
+  for _, queue in ipairs(a.queues) do
+    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
+    local index = c.p .. 'ready:' .. queue
+    while left > 0 and looks > 0 and not paused do
+      local found = call('ZPOPMIN', index, math.min(left, looks))
+      if #found == 0 then break end
+      local ids, places = {}, {}
+      for i = 1, #found, 2 do ids[#ids + 1] = found[i]; places[#places + 1] = found[i + 1] end
+      each(index, ids, function(id, i)
+        if looks <= 0 then  -- those before it were too big
+          call('ZADD', index, places[i], id)
+          return
+        end
+        looks = looks - 1
+        local key = c.p .. 'task:' .. id
+        local t = call('HMGET', key, 'p', 'attempt', 's', 'due', 'c')
+        local plan = read_plan(t[1])
+        local due = due_of(plan, t[4], t[5])
+        assert(t[3] and due, 'fields are missing')
+        if plan.expires > 0 and plan.expires <= c.now then
+          close(c, id, 'ready', 'expired', plan, 'expires_at')
+          return
+        end
+        if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
+        local number = tonumber(t[2] or 0) + 1
+        call('HSET', key, 't', 'running', 'attempt', int(number), 'token', a.token, 'worker', worker,
+          'claimed', c.now_text, 'place', places[i])
+        call('ZADD', c.p .. 'running', int(c.now + c.args.lease), id)
+        call('HSET', held, id, int(number) .. ':' .. int(a.nth) .. ':' .. a.token)
+        count(c, queue, 'running', 1)
+        count(c, queue, 'started', 1)
+        tasks[#tasks + 1] = grant(id, number, t[3], plan, due, c.now)
+        left = left - 1
+        bytes = bytes + #t[3]
+        if bytes >= CLAIM_BYTES then looks = 0 end
+      end)
+    end
+  end
+  if #tasks > 0 then call('PEXPIRE', held, HELD_TTL) end
+  return tasks, looks <= 0 and 1 or 0
+end
+
 -- args {db, worker, queues, n, token, nth, lease, keep, failed_keep, again}: the nth claim of this worker; again = 1
--- sends a claim whose reply was lost once more, gets what it got, and renews it. more = 1: BUDGET or CLAIM_BYTES ended
--- it, there may be further tasks.
--- Returns {now_us, {{id, number, name, spec, queue, due, fail_if_lost, claimed}, …}, more}
+-- sends a claim whose reply was lost once more, gets what it got, and renews it. Returns {now_us, tasks, more} as `take`.
 local function claim(keys, args)
   local c = begin(keys, args)
   local a = c.args
-  local tasks = {}
   if a.again == 1 then
+    local tasks = {}
     for _, h in ipairs(held_by(c, a.worker)) do
       if h.token == a.token then
         local t, plan = fenced_read(c, h.id, h.number, h.token, 's', 'due', 'c', 'claimed')
@@ -707,45 +772,9 @@ local function claim(keys, args)
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
   end
-  local held = c.p .. 'held:' .. a.worker
-  local left, looks, bytes = a.n, BUDGET, 0
-  for _, queue in ipairs(a.queues) do
-    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
-    while left > 0 and looks > 0 and not paused do
-      local found = call('ZRANGE', c.p .. 'ready:' .. queue, 0, math.min(left, looks) - 1, 'WITHSCORES')
-      if #found == 0 then break end
-      local ids, places = {}, {}
-      for i = 1, #found, 2 do ids[#ids + 1] = found[i]; places[#places + 1] = found[i + 1] end
-      each(c.p .. 'ready:' .. queue, ids, function(id, i)
-        if looks <= 0 then return end
-        looks = looks - 1
-        local key = c.p .. 'task:' .. id
-        local t = call('HMGET', key, 'p', 'attempt', 's', 'due', 'c')
-        local plan = read_plan(t[1])
-        local due = due_of(plan, t[4], t[5])
-        assert(t[3] and due, 'fields are missing')
-        if plan.expires > 0 and plan.expires <= c.now then
-          close(c, id, 'ready', 'expired', plan, 'expires_at')
-          return
-        end
-        leave(c, id, 'ready', 'running', plan)
-        local number = tonumber(t[2] or 0) + 1
-        call('HSET', key, 't', 'running', 'attempt', int(number), 'token', a.token, 'worker', a.worker,
-          'claimed', c.now_text, 'place', places[i])
-        call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
-        call('HSET', held, id, int(number) .. ':' .. int(a.nth) .. ':' .. a.token)
-        count(c, queue, 'running', 1)
-        count(c, queue, 'started', 1, true)
-        tasks[#tasks + 1] = grant(id, number, t[3], plan, due, c.now)
-        left = left - 1
-        bytes = bytes + #t[3]
-        if bytes >= CLAIM_BYTES then looks = 0 end
-      end)
-    end
-  end
-  if #tasks > 0 then call('PEXPIRE', held, HELD_TTL) end
+  local tasks, more = take(c, a)
   settle(c)
-  return {c.us, tasks, looks <= 0 and 1 or 0}
+  return {c.us, tasks, more}
 end
 
 -- An attempt that did not end by itself, uncounted: back to its place, or cancelled if that was asked for.
@@ -797,15 +826,16 @@ local function extend(keys, args)
 end
 
 -- args {db, worker, keep, failed_keep, ended = {{id, number, token, verdict, reason, record, out, err, out_size,
--- err_size}, …}}; verdict: succeeded | failed | final (failed, no retry).
--- Returns {now_us, {state now | 'recorded' (it was before) | 'fenced', …}}
+-- err_size}, …}, lease, claim}; verdict: succeeded | failed | final (failed, no retry); claim: absent, or {queues, n,
+-- token, nth}, what is to be claimed by the same call.
+-- Returns {now_us, {state now | 'recorded' (it was before) | 'fenced', …}}, and with a claim tasks and more as `take`
 local function finish(keys, args)
   local c = begin(keys, args)
   local answers, outputs = {}, {}
   for i, e in ipairs(c.args.ended) do
     local id, number, verdict, reason = e[1], e[2], e[4], e[5]
     local key = c.p .. 'task:' .. id
-    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'o', 'failures')
+    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'o', 'graced', 'failures')
     if not t then
       answers[i] = 'fenced'
     elseif t[1] ~= 'running' then
@@ -814,7 +844,7 @@ local function finish(keys, args)
       local worker, to, interval = c.args.worker, 'succeeded', nil
       local fields = {attempt_field(key, number), e[6]}
       if verdict ~= 'succeeded' then
-        local failures = tonumber(t[9] or 0) + 1
+        local failures = tonumber(t[10] or 0) + 1
         add(fields, 'failures', int(failures))
         interval = verdict ~= 'final' and not t[5] and plan.retry[failures]
         to = interval and 'scheduled' or t[5] and 'cancelled' or 'failed'
@@ -828,20 +858,19 @@ local function finish(keys, args)
         if #e[7] > 0 then add(fields, 'out', e[7]) end
         if #e[8] > 0 then add(fields, 'err', e[8]) end
         if to == 'succeeded' then reason = '' end
-        local keep = close(c, id, 'running', to, plan, reason, worker, fields, {t[7], t[8]})
+        local keep = close(c, id, 'running', to, plan, reason, worker, fields, {t[7], t[8], t[5], t[9]})
         if size > 0 then outputs[#outputs + 1] = {id, size, keep} end
       end
       answers[i] = to
     end
   end
   keep_outputs(c, outputs)
-  if c.kept > 0 then
-    local t = call('HMGET', c.p .. 'meta', 'kept', 'max_kept')
-    if t[2] then drop_outputs(c, tonumber(t[1] or 0), tonumber(t[2])) end  -- else there was no tick yet
-  end
+  if c.max_kept then drop_outputs(c, c.max_kept) end  -- else there was no tick yet
+  local reply = {c.us, answers}
+  if c.args.claim then reply[3], reply[4] = take(c, c.args.claim) end
   settle(c)
   announce(c)
-  return {c.us, answers}
+  return reply
 end
 
 local function finish_cut(keys, args)
@@ -989,18 +1018,14 @@ local function row_of(c, queue, paused)
   }
 end
 
--- args {}. Returns {now_us, {{…row_of, {this minute…}, {last minute…}}, …}, {worker, heartbeat, …},
+-- args {}. Returns {now_us, {row_of, …}, {worker, heartbeat, …},
 -- {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = begin(keys, args)
   local rows = {}
-  local minute = floor(c.now / 60000)
   local queues = call('HGETALL', c.p .. 'queues')
   for i = 1, #queues, 2 do
-    local row = row_of(c, queues[i], queues[i + 1])
-    row[6] = call('HGETALL', c.p .. 'rates:' .. queues[i] .. ':' .. int(minute))
-    row[7] = call('HGETALL', c.p .. 'rates:' .. queues[i] .. ':' .. int(minute - 1))
-    rows[#rows + 1] = row
+    rows[#rows + 1] = row_of(c, queues[i], queues[i + 1])
   end
   return {c.us, rows, call('HGETALL', c.p .. 'workers'), call('HGETALL', c.p .. 'brokers')}
 end
@@ -1032,7 +1057,10 @@ end
 
 -- args {}: writes, so that WAIT behind it covers all that was written before, whatever connection that came by.
 local function mark(keys, args)
-  return next_places(begin(keys, args), 1)
+  local c = begin(keys, args)
+  local place = next_places(c, 1)
+  settle(c)
+  return place
 end
 
 local function register(name, callback, ...)

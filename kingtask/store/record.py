@@ -219,6 +219,10 @@ def _row(row: list[Any]) -> Result:
     )
 
 
+NO_TOTAL = frozenset({"touched", "scheduled", "running"})
+"""Of a queue's numbers, those that are no counts of what has happened."""
+
+
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     """`totals` since the queue was first used; `rates` per second over the last one to two minutes."""
 
@@ -253,9 +257,9 @@ def stats_of(reply: Any) -> StoreStats:
 
 
 def _queue_of(row: list[Any], now_s: float) -> QueueStats:
-    name, paused, ready, oldest_ms, totals, minute, before = row
-    counts, current, last = _counts(totals), _counts(minute), _counts(before)
-    span_s = 60 + now_s % 60
+    name, paused, ready, oldest_ms, numbers = row
+    counts = _counts(numbers)
+    rates = _rates(counts, _hash(numbers), now_s)
     return QueueStats(
         name=name.decode(),
         paused=bool(paused),
@@ -264,8 +268,21 @@ def _queue_of(row: list[Any], now_s: float) -> QueueStats:
         running=counts.pop("running", 0),
         oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
         totals={key: n for key, n in counts.items() if key != "touched"},
-        rates={key: round((current.get(key, 0) + last.get(key, 0)) / span_s, 3) for key in sorted(current | last)},
+        rates=rates,
     )
+
+
+def _rates(counts: dict[str, int], fields: dict[str, bytes], now_s: float) -> dict[str, float]:
+    """What happened a second, in this minute and the one before it: the totals less what they were when that began."""
+    ago = int(now_s // 60) - counts.get("touched", 0) // 60_000
+    then = "before" if ago == 0 else "began" if ago == 1 else None
+    if then is None:
+        return {}
+    totals = unpack_raw(fields[then]) if then in fields else {}
+    were = {key.decode(): n for key, n in totals.items()} if totals else {}  # Lua packs an empty map as an array
+    span_s = 60 + now_s % 60
+    happened = {key: n - were.get(key, 0) for key, n in counts.items() if key not in NO_TOTAL}
+    return {key: round(n / span_s, 3) for key, n in sorted(happened.items()) if n}
 
 
 class QueueFigures(NamedTuple):
@@ -308,7 +325,12 @@ def _figures_of(row: list[Any], now_s: float) -> QueueFigures:
 
 
 def _counts(flat: list[Any]) -> dict[str, int]:
-    return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+    """The numbers of a queue, without what they were before (`began`, `before`)."""
+    return {key: int(value) for key, value in _hash(flat).items() if key not in ("began", "before")}
+
+
+def _hash(flat: list[Any]) -> dict[str, bytes]:
+    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
 def _peers(flat: list[Any], now_us: int) -> list[Peer]:

@@ -26,7 +26,7 @@ from enum import Enum, auto
 from typing import Literal, NamedTuple
 
 from kingtask.store.calls import Claimed, Fence
-from kingtask.worker.outbox import Finish, Outbox, Release, Report
+from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
 from kingtask.worker.verdict import Stop
 
 SHORTAGE_S = 1.0
@@ -41,6 +41,13 @@ class Claim(NamedTuple):
     nth: int
     n: int
     again: bool
+
+
+class FinishAndClaim(NamedTuple):
+    """One round trip finishes what ended and claims what is next."""
+
+    finish: Finish
+    claim: Claim
 
 
 class Extend(NamedTuple):
@@ -65,7 +72,7 @@ class Appetite(Enum):
     FULL = auto()
 
 
-Action = Claim | Extend | Finish | Release | StopProcess
+Action = Claim | Extend | Finish | FinishAndClaim | Release | StopProcess
 
 
 class Stage(Enum):
@@ -348,7 +355,7 @@ class Slots:
         if not self._claiming and not self.draining:
             claim = self._claim(now_s)
             if claim is not None:
-                actions.append(claim)
+                _join(actions, claim)
         return actions
 
     def _claim(self, now_s: float) -> Claim | None:
@@ -396,3 +403,14 @@ class Slots:
             self._hand_back(held, "cancelled before it was started")
         elif held.stopping is None:
             self._stop(held, "cancelled")
+
+
+def _join(actions: list[Action], claim: Claim) -> None:
+    """Add the claim, to the last finish if one call may do so much. One that is sent again is a call of its own."""
+    if not claim.again:
+        for i in reversed(range(len(actions))):
+            action = actions[i]
+            if isinstance(action, Finish) and len(action.ended) + claim.n <= MAX_ITEMS:
+                actions[i] = FinishAndClaim(action, claim)
+                return
+    actions.append(claim)

@@ -34,7 +34,7 @@ from kingtask.worker.guard import Guard
 from kingtask.worker.isolation import Isolation
 from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Finish, Release, Report
-from kingtask.worker.slots import Appetite, Claim, Extend, Slots, StopProcess
+from kingtask.worker.slots import Appetite, Claim, Extend, FinishAndClaim, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.watch import Watch
 
@@ -235,14 +235,10 @@ class Worker:
             match action:
                 case Claim():
                     self._claim(action)
-                    if not action.again:
-                        self._subscriber.asked()
                 case Finish():
-                    if failpoint.ACTIVE:
-                        failpoint.reach("before_complete")
-                    fences = [ended.fence for ended in action.ended]
-                    call = calls.finish(self._policy, self._name, action.ended, cut=action.cut)
-                    self._store.send(call, partial(self._reported, "finish", fences))
+                    self._finish(action, None)
+                case FinishAndClaim():
+                    self._finish(action.finish, action.claim)
                 case Release():
                     fences = [fence for fence, _ in action.attempts]
                     call = calls.release(self._policy, self._name, action.attempts)
@@ -272,8 +268,36 @@ class Worker:
             nth=action.nth,
             again=action.again,
         )
-        self._claims += 1
+        self._asked_for(action)
         self._store.send(call, partial(self._claimed, monotonic_s()))
+
+    def _finish(self, action: Finish, claim: Claim | None) -> None:
+        if failpoint.ACTIVE:
+            failpoint.reach("before_complete")
+        wish = None if claim is None else calls.Wish(self._config.queues, claim.n, claim.token, claim.nth)
+        call = calls.finish(self._policy, self._name, action.ended, cut=action.cut, claim=wish)
+        if claim is not None:
+            self._asked_for(claim)
+        fences, sent_s = [ended.fence for ended in action.ended], monotonic_s()
+
+        def finished(reply: calls.Finished | StoreError) -> None:
+            self._reported("finish", fences, reply)
+            if claim is None:
+                return
+            if isinstance(reply, StoreError):
+                self._claimed(sent_s, reply)
+                if reply.kind == "full":
+                    self._slots.wakeup()  # with outputs that are cut it is taken, and so is a claim
+            else:
+                assert reply.claims is not None
+                self._claimed(sent_s, reply.claims)
+
+        self._store.send(call, finished)
+
+    def _asked_for(self, claim: Claim) -> None:
+        self._claims += 1
+        if not claim.again:
+            self._subscriber.asked()
 
     def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:
         if isinstance(reply, StoreError):
@@ -298,7 +322,7 @@ class Worker:
             self._spawn_next()
         self._soon()
 
-    def _reported(self, what: str, fences: list[Fence], reply: calls.Answers | StoreError) -> None:
+    def _reported(self, what: str, fences: list[Fence], reply: calls.Answers | calls.Finished | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._slots.not_confirmed(fences, full=reply.kind == "full")
             log.warning(

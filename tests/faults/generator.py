@@ -100,7 +100,7 @@ def _dump(readings: dict[str, Reading | None]) -> list[Key]:
         *keys,
         Key(key="queues", type="hash", ttl_ms=-1, size=1),
         Key(key="counts:default", type="hash", ttl_ms=-1, size=3, members=counts),
-        Key(key="rates:default:29999999", type="hash", ttl_ms=90_000, size=2),
+        Key(key="held:w1", type="hash", ttl_ms=90_000, size=2),
         Key(key="workers", type="hash", ttl_ms=-1, size=3),
         Key(key="brokers", type="hash", ttl_ms=-1, size=2),
         Key(key="meta", type="hash", ttl_ms=-1, size=5, members={"live": "0"}),

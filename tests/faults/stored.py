@@ -11,7 +11,7 @@ from tests.faults.history import Key
 from tests.faults.story import Story
 from tests.faults.view import View
 
-WITH_TTL = frozenset({"held", "rates"})
+WITH_TTL = frozenset({"held"})
 BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta owned".split())
 """Kinds of keys that have no TTL, and must not have one."""
 LISTED = 10_000

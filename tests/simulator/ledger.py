@@ -184,10 +184,12 @@ class Ledger:
 
     def _claimed(self, task: Task, account: Account, now: int, function: str, arguments: dict[str, Any]) -> None:
         name = f"{task.id[:8]}/{task.attempt}"
-        fence = Fence(task.id, task.attempt, arguments.get("token", b""))
+        wish = arguments.get("claim", arguments)
+        fence = Fence(task.id, task.attempt, wish.get("token", b""))
         number = len(account.reported) + len(account.lost_or_released) + 1
         given = fence in self.given and not self.forgot
-        if function != "claim" or given or task.attempt != number:
+        asked = function == "claim" or (function in ("finish", "finish_cut") and "claim" in arguments)
+        if not asked or given or task.attempt != number:
             raise Violation(f"{name}: claimed out of turn by {function}")
         if 0 < ms(account.spec.expires_at or 0) <= now:
             raise Violation(f"{name} was claimed after it had expired")

@@ -171,9 +171,13 @@ class Redis:
     def _extend(self, a: dict[str, Any], now_us: int) -> calls.Answers:
         return calls.Answers(now_us, self.model.extend(a["worker"], list(a["held"]), list(a["claims"]), upto=a["upto"]))
 
-    def _finish(self, a: dict[str, Any], now_us: int) -> calls.Answers:
+    def _finish(self, a: dict[str, Any], now_us: int) -> calls.Finished:
         rows = [(calls.Fence(*row[:3]), row[3], row[6]) for row in a["ended"]]
-        return calls.Answers(now_us, self.model.finish(rows))
+        answers = self.model.finish(rows)
+        wish = a.get("claim")
+        if wish is None:
+            return calls.Finished(now_us, answers, None)
+        return calls.Finished(now_us, answers, self._claim({"worker": a["worker"], "again": 0, **wish}, now_us))
 
     _finish_cut = _finish
 
@@ -238,7 +242,9 @@ def _shown(call: Call) -> Any:
         case "extend":
             return a["worker"], [_fence(row) for row in a["held"]], [token[-2:].hex() for token in a["claims"]]
         case "finish" | "finish_cut":
-            return [(_fence(row), row[3]) for row in a["ended"]]
+            wish = a.get("claim")
+            asked = [] if wish is None else [("claims", wish["n"], wish["token"][-2:].hex())]
+            return [*((_fence(row), row[3]) for row in a["ended"]), *asked]
         case "release":
             return [_fence(row) for row in a["attempts"]]
         case "tick":
@@ -259,6 +265,8 @@ def _answer(value: Any) -> Any:
             return value.ready, f"lost {len(value.lost)}" if value.lost else ""
         case calls.Claims():
             return [f"{task.id[:8]}/{task.number}" for task in value.tasks]
+        case calls.Finished():
+            return [*value.answers, *([] if value.claims is None else _answer(value.claims))]
         case calls.Answers():
             return value.answers
         case calls.Found():

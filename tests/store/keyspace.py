@@ -26,7 +26,7 @@ PEERS_CAP = 2_000
 ATTEMPTS_CAP = 72
 META_FIELDS = set(b"schema cluster sequence ticked returned live kept max_kept".split())
 COUNT_FIELDS = {
-    *(b"submitted started retried lost scheduled running touched".split()),
+    *(b"submitted started retried lost scheduled running touched began before".split()),
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
@@ -123,7 +123,7 @@ def _task(key: str, entry: Entry) -> None:
     else:
         assert state in TERMINAL
         assert entry.ttl_ms >= 0, f"{key}: an ended task is kept for ever"
-        assert not {"place", "cancel", "graced", "watched", "o"} & fields
+        assert not {"cancel", "graced", "watched", "o"} & fields
         assert {"finished", "reason"} <= fields
     assert state == "running" or "cancel" not in fields, f"{key}: asked to cancel, but {state}"
 
@@ -170,11 +170,10 @@ BOUNDS = {
     "expiry": Bound("names living tasks only: max_tasks", _no_ttl),
     "owned": Bound("names living tasks only: max_outstanding", _no_ttl),
     "held": Bound("TTL; names running tasks only", _with_ttl),
-    "finished": Bound("capped", _finished),
+    "finished": Bound("capped once a second", _finished),
     "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
     "queues": Bound("max_queues", _no_ttl),
     "counts": Bound("one for each queue: max_queues", _counts),
-    "rates": Bound("TTL", _with_ttl),
     "workers": Bound("capped; who is silent for a minute is forgotten", _heartbeats),
     "brokers": Bound("capped; who is silent for a minute is forgotten", _heartbeats),
     "meta": Bound("its fields", _meta),

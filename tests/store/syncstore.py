@@ -150,8 +150,13 @@ class TimedStore(SyncStore):
         return answers.answers
 
     def finish(self, *ended: Ended, worker: str = "w1", cut: bool = False) -> list[str]:
-        answers: calls.Answers = self.ask(calls.finish(self.policy, worker, ended, cut=cut))
-        return answers.answers
+        return self.finish_and_claim(*ended, worker=worker, cut=cut, claim=None).answers
+
+    def finish_and_claim(
+        self, *ended: Ended, claim: calls.Wish | None, worker: str = "w1", cut: bool = False
+    ) -> calls.Finished:
+        finished: calls.Finished = self.ask(calls.finish(self.policy, worker, ended, cut=cut, claim=claim))
+        return finished
 
     def end(self, fence: Fence, verdict: str = "succeeded", *, worker: str = "w1", cut: bool = False) -> str:
         """Finish one attempt; return the answer."""

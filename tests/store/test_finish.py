@@ -185,6 +185,33 @@ def test_a_record_that_has_had_its_time_is_gone(store: TimedStore) -> None:
     assert store.put(id=task) == task, "its id may be used again"
 
 
+# ── and claim ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_call_claims_what_is_next(store: TimedStore) -> None:
+    first, second, third = (store.put() for _ in range(3))
+    fence = store.take()
+    token = store.new_token()
+    finished = store.finish_and_claim(store.ended(fence), claim=calls.Wish(["default"], 1, token, 2))
+    assert finished.answers == ["succeeded"]
+    assert finished.claims is not None
+    assert [task.id for task in finished.claims.tasks] == [second]
+    assert (store.state(first), store.state(second), store.state(third)) == ("succeeded", "running", "ready")
+    assert store.claim(token=token, nth=2, again=True) == finished.claims.tasks, "its reply may be lost"
+    (queue,) = store.ask(calls.stats()).queues
+    assert (queue.ready, queue.running, queue.totals["started"]) == (1, 1, 2)
+
+
+def test_what_is_refused_of_the_ends_does_not_hinder_the_claim(store: TimedStore) -> None:
+    store.put()
+    stale = store.ended(calls.Fence(store.new_id(), 1, store.new_token()))
+    finished = store.finish_and_claim(stale, claim=calls.Wish(["default"], 5, store.new_token(), 1), cut=True)
+    assert finished.answers == ["fenced"]
+    assert finished.claims is not None
+    assert len(finished.claims.tasks) == 1
+    assert not finished.claims.more
+
+
 # ── finish_cut ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -83,7 +83,6 @@ SPOILT: dict[str, Spoil] = {
     "clients' tasks without end": lambda r, p, s: r.zadd(f"{p}owned:bob", {s.new_id(): 1}),
     "an index that would vanish": lambda r, p, s: r.expire(f"{p}schedule", 60),
     "what a worker held, for ever": lambda r, p, s: r.persist(f"{p}held:w1"),
-    "rates for ever": lambda r, p, s: [r.persist(key) for key in r.keys(f"{p}rates:*")],
     "too many queues": lambda r, p, s: r.hset(f"{p}queues", mapping={f"q{n}": 0 for n in range(10)}),
     "counters of no queue": lambda r, p, s: r.hset(f"{p}counts:other", "touched", 1),
     "counters without end": lambda r, p, s: r.hset(f"{p}counts:default", "log", 1),

@@ -185,7 +185,7 @@ def test_peers_and_queues_of_stats_come_sorted() -> None:
     beat = b"%013d" % 5000
     reply = [
         10_000_000,
-        [[name, 0, 0, 0, [b"submitted", b"3", b"touched", b"1"], [], []] for name in (b"b", b"a")],
+        [[name, 0, 0, 0, [b"submitted", b"3", b"touched", b"1"]] for name in (b"b", b"a")],
         [b"w2", beat + b'{"slots":4}', b"w1", beat],
         [],
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,8 +13,19 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
-from kingtask.worker.outbox import Finish, Release
-from kingtask.worker.slots import LONGEST_SHORTAGE_S, SHORTAGE_S, UNSURE_S, Appetite, Claim, Extend, Slots, StopProcess
+from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
+from kingtask.worker.slots import (
+    LONGEST_SHORTAGE_S,
+    SHORTAGE_S,
+    UNSURE_S,
+    Action,
+    Appetite,
+    Claim,
+    Extend,
+    FinishAndClaim,
+    Slots,
+    StopProcess,
+)
 
 LEASE_S = 15.0
 
@@ -38,6 +50,11 @@ def ended(fence: Fence, stdout: bytes = b"", stderr: bytes = b"") -> Ended:
     return Ended(fence, "succeeded", "", b"", stdout, stderr, len(stdout), len(stderr))
 
 
+def apart(actions: Iterable[Any]) -> list[Any]:
+    """What is joined into one call, as the two that it does."""
+    return [part for action in actions for part in (action if isinstance(action, FinishAndClaim) else [action])]
+
+
 class Story:
     """Slots and a clock; keeps what was decided last."""
 
@@ -48,7 +65,8 @@ class Story:
 
     def decide(self, after_s: float = 0.0) -> list[Any]:
         self.now_s += after_s
-        self.actions = list(self.slots.decide(self.now_s))
+        self.joined: list[Action] = self.slots.decide(self.now_s)
+        self.actions = apart(self.joined)
         return self.actions
 
     def of(self, kind: type) -> list[Any]:
@@ -132,6 +150,30 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_fre
     story.slots.claimed([], story.now_s)
     story.slots.ended(second, ended(second))
     assert [type(action) for action in story.decide()] == [Finish]  # it came back empty: the bell will ring
+
+
+def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> None:
+    first, second = story.run("a", "b")
+    story.slots.ended(first, ended(first))
+    finish, claim = story.decide()
+    assert story.joined == [FinishAndClaim(finish, claim)]
+    story.slots.claim_failed(stored="unknown")
+    story.slots.ended(second, ended(second))
+    story.slots.look()
+    finish, again = story.decide()
+    assert story.joined == [finish, again], "what is sent again is answered by itself"
+    assert (again.again, again.token) == (True, claim.token)
+
+
+def test_a_call_does_not_do_too_much() -> None:
+    """Nor does the claim wait for one with less to do."""
+    story = Story(MAX_ITEMS)
+    story.settle()
+    fences = story.run(*(str(i) for i in range(MAX_ITEMS)))
+    for fence in fences[: MAX_ITEMS // 2 + 1]:
+        story.slots.ended(fence, ended(fence))
+    assert [type(action) for action in story.decide()] == [Finish, Claim]
+    assert [type(action) for action in story.joined] == [Finish, Claim]
 
 
 def test_a_claim_that_was_cut_short_is_followed_by_another_at_once(story: Story) -> None:
@@ -292,10 +334,11 @@ def test_extend_names_what_runs_what_ended_and_the_claim_under_way(story: Story)
     first, second = story.run("a", "b")
     story.slots.ended(first, ended(first))
     story.slots.renew()
-    finish, extend, claim = story.decide()
+    finish, claim, extend = story.decide()
     assert isinstance(finish, Finish)
     assert set(extend.held) == {first, second}
     assert extend.claims == []
+    assert extend.upto < claim.nth, "should it be executed late, it says nothing of what that got"
     story.slots.renew()
     assert story.decide() == []  # one at a time
     story.slots.extended(extend, ["ok", "fenced"], story.now_s)  # fenced: what has ended
@@ -370,7 +413,7 @@ def test_an_outage_stops_nothing_and_forgets_nothing(story: Story) -> None:
     story.slots.look()
     assert story.decide(after_s=10_000) == []
     story.slots.went_up()
-    finish, extend, _ = story.decide()
+    finish, _, extend = story.decide()
     assert finish == Finish([ended(first)], False)
     assert set(extend.held) == {first, second}
 
@@ -659,6 +702,8 @@ class Walk(RuleBasedStateMachine):
 
     def execute(self, call: Any) -> Any:  # noqa: PLR0912 - four functions of Redis, each a few lines
         match call:
+            case FinishAndClaim(finish, claim):
+                return self.execute(finish), self.execute(claim)
             case Claim(token, nth, n, again):
                 held = [fence for fence in self.fences.values() if fence.token == token]
                 if not (again and held):
@@ -719,11 +764,12 @@ class Walk(RuleBasedStateMachine):
                     self.running[action.fence] = action.why
                 continue
             assert self.slots.up, "nothing is sent without Redis"
-            if isinstance(action, Claim):
-                sent = [call for call, _ in [*self.calls, *(row for row, _ in self.replies)]]
-                under_way = [call for call in sent if isinstance(call, Claim)]
-                assert not under_way, "one claim at a time"
-                assert action.n <= self.limit - self.slots.busy
+            for claim in apart([action]):
+                if isinstance(claim, Claim):
+                    sent = [call for call, _ in [*self.calls, *(row for row, _ in self.replies)]]
+                    under_way = [call for call in apart(sent) if isinstance(call, Claim)]
+                    assert not under_way, "one claim at a time"
+                    assert claim.n <= self.limit - self.slots.busy
             self.calls.append((action, self.now_s))
 
     @precondition(lambda self: self.calls)
@@ -736,7 +782,13 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def reply_arrives(self) -> None:
         (call, sent_s), reply = self.replies.pop(0)
+        self.take(call, sent_s, reply)
+
+    def take(self, call: Any, sent_s: float, reply: Any) -> None:
         match call:
+            case FinishAndClaim(finish, claim):
+                self.take(finish, sent_s, reply[0])
+                self.take(claim, sent_s, reply[1])
             case Claim():
                 if unsure := self.slots.claimed(reply, sent_s):
                     self.unsure.append(unsure)
@@ -771,6 +823,9 @@ class Walk(RuleBasedStateMachine):
 
     def fail(self, call: Any, *, stored: Any, full: bool = False) -> None:
         match call:
+            case FinishAndClaim(finish, claim):
+                self.fail(finish, stored=stored, full=full)
+                self.fail(claim, stored=stored)
             case Claim():
                 self.slots.claim_failed(stored=stored)
             case Extend():

@@ -87,8 +87,8 @@ def keep_a_record_for_ever(good: Good, random: Random) -> History:
 
 
 @MUTATORS("I11")
-def keep_a_minute_for_ever(good: Good, random: Random) -> History:
-    return in_key(good, "rates:default:29999999", lambda key: altered(key, ttl_ms=-1))
+def keep_what_a_worker_held_for_ever(good: Good, random: Random) -> History:
+    return in_key(good, "held:w1", lambda key: altered(key, ttl_ms=-1))
 
 
 @MUTATORS("I11")
