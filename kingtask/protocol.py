@@ -422,6 +422,11 @@ ready. A worker that was told is told no more before it subscribes again. If it 
 unsubscribes, and somebody else is told.
 """
 
+SOON = b"+"
+"""Behind the ready_topic: the task is only on its way to Redis. A worker that finds nothing looks once more, twice
+SOON_US later; the broker tells of it again if it was stored later than SOON_US."""
+SOON_US = 5_000
+
 
 def cancel_topic(worker: str) -> bytes:
     """Published as [topic, task id] when a task that this worker runs is to be cancelled."""

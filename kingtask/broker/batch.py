@@ -26,12 +26,23 @@ Outcome = str | StoreError
 
 
 class Batch:
-    """`on_stored(reply)` is called once for each call that Redis has answered."""
+    """`on_stored(reply, what `on_sent` returned)` is called once for each call that Redis has answered.
 
-    def __init__(self, store: BrokerStore, policy: calls.Policy, on_stored: Callable[[calls.Submitted], None]) -> None:
+    `on_sent(task)` is called for a task that is sent alone.
+    """
+
+    def __init__(
+        self,
+        store: BrokerStore,
+        policy: calls.Policy,
+        *,
+        on_sent: Callable[[calls.Prepared], int | None],
+        on_stored: Callable[[calls.Submitted, int | None], None],
+    ) -> None:
         self._store = store
         self.policy = policy
         """Of calls to come; it may be exchanged."""
+        self._on_sent = on_sent
         self._on_stored = on_stored
         self._tasks: list[calls.Prepared] = []
         self._callbacks: list[Callable[[Outcome], None]] = []
@@ -59,6 +70,7 @@ class Batch:
         tasks, callbacks = self._tasks, self._callbacks
         self._tasks, self._callbacks, self._bytes = [], [], 0
         outcomes: list[str] = []
+        sent: int | None = None
 
         def stored(value: Any) -> None:
             self._calls -= 1
@@ -69,7 +81,7 @@ class Batch:
                 return
             nonlocal outcomes
             outcomes = value.outcomes
-            self._on_stored(value)
+            self._on_stored(value, sent)
 
         def confirmed(reached: bool) -> None:
             if failpoint.ACTIVE and reached:
@@ -79,3 +91,5 @@ class Batch:
                 callback(outcome if held else "unconfirmed")
 
         self._store.submit(calls.submit(self.policy, tasks), stored, confirmed)
+        if len(tasks) == 1:
+            sent = self._on_sent(tasks[0])

@@ -40,7 +40,7 @@ from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
 from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
-from kingtask.store import calls
+from kingtask.store import calls, record
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
 
@@ -85,7 +85,7 @@ class Broker:
             },
             on_resubscribed=self._waits.look,
         )
-        self._batch = Batch(self._store, config.policy, self._stored)
+        self._batch = Batch(self._store, config.policy, on_sent=self._sent, on_stored=self._stored)
         submits = Submits(self._batch, ack_level=lambda: self._store.ack_level, new_id=lambda: str(uuid.uuid4()))
         self._desk = Desk(
             config,
@@ -120,6 +120,7 @@ class Broker:
             self.name,
             heartbeat=self._heartbeat,
             on_ready=self._wakeups.ready,
+            on_soon=self._wakeups.rehearse,
         )
         self.reload: Reload[BrokerConfig] | None = None
         """Whose outcomes are to be told with the figures."""
@@ -209,9 +210,18 @@ class Broker:
 
     # ── what Redis said ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _stored(self, reply: calls.Submitted) -> None:
+    def _sent(self, task: calls.Prepared) -> int | None:
+        """A task alone is on its way to Redis: a worker that is told of it now looks for it behind it."""
+        plan = record.unpack_plan(task[2])
+        if plan.start_ms or plan.delay_ms or not self._wakeups.soon(plan.queue or "default"):
+            return None
+        return monotonic_us()
+
+    def _stored(self, reply: calls.Submitted, told_us: int | None) -> None:
+        told = told_us is not None and monotonic_us() - told_us < protocol.SOON_US
         for queue, tasks in reply.ready:
-            self._wakeups.ready(queue, tasks)
+            if tasks > told:
+                self._wakeups.ready(queue, tasks - told)
         if reply.due_ms:
             self._ticker.learn(reply.due_ms)
 

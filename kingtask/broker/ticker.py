@@ -24,12 +24,17 @@ STALLED_S = 15.0
 """Without a tick: something of ours is broken, since a call to Redis fails after 5 s."""
 UPCOMING = 1_000
 """Instants asked for once a second."""
+REHEARSAL_S = 0.0015
+"""Before an instant, if no tick was for RESTED_S: a tick and a worker's look that find nothing. A process that has
+slept for 20 ms takes 5 to 20 times as long for the same work as one that has just worked; so tasks start 0.8 ms earlier
+(measured: 2.95 instead of 3.75 ms after their instant)."""
+RESTED_S = 0.01
 NEXT = 32
 """Asked for by the ticks between; enough, since whoever puts in a new earliest instant announces it."""
 
 
 class Ticker:
-    """`on_ready(queue, tasks)` is called for each queue that gained work."""
+    """`on_ready(queue, tasks)` is called for each queue that gained work, `on_soon()` shortly before some may."""
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Ticker:
         *,
         heartbeat: Callable[[], bytes],
         on_ready: Callable[[str, int], None],
+        on_soon: Callable[[], None],
     ) -> None:
         self._store = store
         self.policy = policy
@@ -46,6 +52,7 @@ class Ticker:
         self._broker = broker
         self._heartbeat = heartbeat
         self._on_ready = on_ready
+        self._on_soon = on_soon
         self._schedule = Schedule()
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = False
@@ -98,14 +105,22 @@ class Ticker:
     def _arm(self, at_s: float | None = None) -> None:
         if self._stopped or self._in_flight:
             return
+        act = self._tick
         if at_s is None:
             at_s = self._housekept_s + IDLE_S
             next_ms = self._schedule.next_ms
             if next_ms is not None and self._store.clock.known:
                 at_s = min(at_s, self._store.clock.monotonic_s(next_ms))
+                rehearsal_s = at_s - REHEARSAL_S
+                if rehearsal_s > max(self._last_s + RESTED_S, monotonic_s()):
+                    at_s, act = rehearsal_s, self._rehearse
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(max(at_s, self._last_s + APART_S), self._tick)
+        self._timer = asyncio.get_running_loop().call_at(max(at_s, self._last_s + APART_S), act)
+
+    def _rehearse(self) -> None:
+        self._on_soon()
+        self._tick()
 
     def _tick(self) -> None:
         self._last_s = monotonic_s()

@@ -105,6 +105,8 @@ class Wakeups:
         # By the topic of a queue: who is idle, the longest first, and of how many tasks nobody could be told.
         self._idle: dict[bytes, dict[_Line, None]] = {}
         self._untold: dict[bytes, int] = {}
+        self._last = b""
+        """Of which queue something was told last."""
         self._sweep_at = FIRST_SWEEP
         self.told = 0
         """Tasks of which an idle worker was told."""
@@ -129,21 +131,44 @@ class Wakeups:
     def ready(self, queue: str, tasks: int) -> None:
         self._ready(protocol.ready_topic(queue), tasks)
 
-    def _ready(self, queue: bytes, tasks: int) -> None:
-        idle = self._idle.get(queue)
-        while tasks and idle:
-            line = next(iter(idle))
-            self._busy(line)
-            if is_still(line.fd, line.inode):
+    def soon(self, queue: str) -> bool:
+        """Tell of a task that is on its way to Redis; False if nobody is idle: it is to be told when it is there."""
+        topic = protocol.ready_topic(queue)
+        line = self._longest_idle(topic)
+        if line is not None:
+            self._tell(line, topic, protocol.SOON)
+        return line is not None
+
+    def rehearse(self) -> None:
+        """Have a worker look for nothing, so that it is awake for what comes in a moment."""
+        for queue in (self._last, *self._idle):
+            line = self._longest_idle(queue)
+            if line is not None:
                 self._tell(line, queue)
-                tasks -= 1
+                return
+
+    def _ready(self, queue: bytes, tasks: int) -> None:
+        self._last = queue
+        while tasks and (line := self._longest_idle(queue)) is not None:
+            self._tell(line, queue)
+            tasks -= 1
         if tasks:
             self._untold[queue] = min(self._untold.get(queue, 0) + tasks, len(self._lines))
 
-    def _tell(self, line: _Line, queue: bytes) -> None:
+    def _longest_idle(self, queue: bytes) -> _Line | None:
+        """It is idle no longer, for it is told something."""
+        idle = self._idle.get(queue)
+        while idle:
+            line = next(iter(idle))
+            self._busy(line)
+            if is_still(line.fd, line.inode):
+                return line
+        return None
+
+    def _tell(self, line: _Line, queue: bytes, more: bytes = b"") -> None:
         line.told = queue
         self.told += 1
-        self._publish(line.topic, queue)
+        self._publish(line.topic, queue + more)
 
     def cancel(self, worker: str, task_id: str) -> None:
         self._publish(protocol.cancel_topic(worker), task_id.encode())

@@ -55,7 +55,10 @@ _SEEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE
 
 
 class Subscriber:
-    """Connected to all brokers. `on_ready()` and `on_cancel(task id)` are called in the loop."""
+    """Connected to all brokers. `on_ready(soon)` and `on_cancel(task id)` are called in the loop.
+
+    `soon`: the task may not be there yet.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Subscriber:
         *,
         queues: Sequence[str],
         worker: str,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[bool], None],
         on_cancel: Callable[[str], None],
     ) -> None:
         """Raises ConfigurationError if an endpoint is none. Nothing is read before `start`."""
@@ -146,7 +149,7 @@ class _Line:
         endpoint: str,
         keys: ClientKeys | None,
         topics: set[bytes],
-        on_ready: Callable[[], None],
+        on_ready: Callable[[bool], None],
         on_cancel: Callable[[list[bytes]], None],
     ) -> None:
         self._context = context
@@ -230,7 +233,7 @@ class _Line:
             self._on_cancel(frames)
         elif self._word is not _Word.FULL:
             self._word = _Word.TOLD
-            self._on_ready()
+            self._on_ready(frames[-1].endswith(protocol.SOON))
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 

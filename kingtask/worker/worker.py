@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from kingtask import __version__, failpoint
+from kingtask import __version__, failpoint, protocol
 from kingtask import log as logs
 from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import Reload, WorkerConfig
@@ -73,6 +73,8 @@ class Worker:
         self._signals = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._wakeups = self._claims = self._given = 0
+        self._early = False
+        """The last wakeup was of a task that may not be there yet, and nothing was claimed since then."""
         self.reload: Reload[WorkerConfig] | None = None
         """Whose outcomes are to be told with the figures."""
         self._endpoint: Endpoint | None = None
@@ -190,8 +192,9 @@ class Worker:
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _woken(self) -> None:
+    def _woken(self, soon: bool = False) -> None:
         self._wakeups += 1
+        self._early = soon
         self._slots.wakeup()
         self._flush()
 
@@ -312,6 +315,9 @@ class Worker:
                 self._store.confirm(partial(self._stored, unsure))
             if reply.tasks and not self._spawning:
                 self._spawn_next()
+            elif self._early and not reply.tasks:
+                self._timers["again"] = self._loop.call_later(2 * protocol.SOON_US / 1e6, self._look)
+            self._early = False
         self._soon()
 
     def _stored(self, fences: list[Fence], sure: bool) -> None:

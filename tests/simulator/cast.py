@@ -106,7 +106,7 @@ class Cast:
                 continue
             for delay in self._faults.hints():
                 if not topic.startswith("cancel:"):
-                    worker.loop.call_later(delay, worker.loop.subscriber.on_ready)
+                    worker.loop.call_later(delay, worker.loop.subscriber.on_ready, topic.startswith("soon:"))
                 elif topic == f"cancel:{worker.name}":
                     worker.loop.call_later(delay, worker.loop.subscriber.on_cancel, task_id)
 

@@ -120,6 +120,13 @@ class _Wakeups:
     def ready(self, queue: str, tasks: int) -> None:
         self._plant.wakeup(self._loop, queue, "")
 
+    def soon(self, queue: str) -> bool:
+        self._plant.wakeup(self._loop, f"soon:{queue}", "")
+        return True
+
+    def rehearse(self) -> None:
+        self._plant.wakeup(self._loop, "any", "")
+
     def cancel(self, worker: str, task_id: str) -> None:
         self._plant.wakeup(self._loop, f"cancel:{worker}", task_id)
 
@@ -127,7 +134,7 @@ class _Wakeups:
 class _Subscriber:
     """Both hints of the worker; `plant.wakeup` finds it on the worker's loop."""
 
-    def __init__(self, *, on_ready: Callable[[], None], on_cancel: Callable[[str], None], **_more: Any) -> None:
+    def __init__(self, *, on_ready: Callable[[bool], None], on_cancel: Callable[[str], None], **_more: Any) -> None:
         self.on_ready = on_ready
         self.on_cancel = on_cancel
         here().subscriber = self

@@ -70,6 +70,9 @@ class Bell:
     def ready(self, queue: str = "default", tasks: int = 1) -> None:
         self._do(partial(self.wakeups.ready, queue, tasks))
 
+    def soon(self, queue: str = "default") -> bool:
+        return self._do(partial(self.wakeups.soon, queue))
+
     def cancel(self, worker: str, task_id: str) -> None:
         self._do(partial(self.wakeups.cancel, worker, task_id))
 

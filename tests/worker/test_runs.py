@@ -14,6 +14,7 @@ import pytest
 from kingtask.store import calls
 from kingtask.task import TaskSpec
 from tests.processes import alive, descriptors, marked, until
+from tests.slowlog import Calls
 from tests.worker.rig import Rig
 from tests.worker.test_spawn import HOSTILE_ARGUMENTS
 
@@ -35,6 +36,17 @@ def test_without_a_bell_the_worker_looks_by_itself(rig: Rig) -> None:
     rig.start(period=0.05)
     for _ in range(3):
         assert rig.run("hello", ring=False).stdout == b"hello\n"
+
+
+def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
+    """The broker may tell of a task before Redis has it."""
+    rig.start()
+    rig.bell.idle()
+    with Calls(rig.server.client()) as calls:
+        assert rig.bell.soon()
+        until(lambda: calls.made()["claim"] >= 2, "a second look")
+        rig.bell.idle()
+        assert calls.made()["claim"] == 2
 
 
 def test_arguments_and_input_arrive_byte_for_byte(rig: Rig) -> None:

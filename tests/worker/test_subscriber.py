@@ -24,7 +24,7 @@ class Listener:
     all: ClassVar[list[Listener]] = []
 
     def __init__(self, *endpoints: str, queues: tuple[str, ...] = ("default",)) -> None:
-        self.ready = 0
+        self.ready = self.soon = 0
         self.cancelled: list[str] = []
         self._something = asyncio.Event()
         self.subscriber = Subscriber(
@@ -33,8 +33,9 @@ class Listener:
         self.subscriber.start()
         self.all.append(self)
 
-    def _on_ready(self) -> None:
+    def _on_ready(self, soon: bool) -> None:
         self.ready += 1
+        self.soon += soon
         self._something.set()
 
     def _on_cancel(self, task_id: str) -> None:
@@ -152,6 +153,24 @@ async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[L
     listener.subscriber.idle()
     while listener.ready < 2:
         await listener.heard()
+
+
+async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Listener], bell: Bell) -> None:
+    listener = listen(bell.endpoint)
+    await subscribed(bell, protocol.ready_topic("default"))
+    assert not bell.soon(), "nobody is idle: it is to be told when it is there"
+    await idle(listener, bell)
+    assert not bell.soon("other")
+    assert bell.soon()
+    assert not bell.soon()
+    await listener.heard()
+    assert (listener.ready, listener.soon) == (1, 1)
+    listener.subscriber.asked()
+    listener.subscriber.idle()
+    await asyncio.to_thread(bell.idle)
+    bell.ready()
+    await listener.heard()
+    assert (listener.ready, listener.soon) == (2, 1)
 
 
 async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(listen: type[Listener], bell: Bell) -> None:
