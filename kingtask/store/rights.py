@@ -19,7 +19,6 @@ _BOTH: dict[str, Words] = {
     "hdel": ("-",),
     "hget": ("-",),
     "hgetall": (),
-    "hincrby": ("-", "x"),
     "hmget": ("-",),
     "hset": ("-", "-", "-"),
     "pexpire": (1,),
@@ -29,18 +28,20 @@ _BOTH: dict[str, Words] = {
     "zrange": (0, 0),
     "zrangebyscore": (0, 0),
     "zrem": ("-",),
-    "zremrangebyrank": (0, 0),
     "zrevrangebyscore": (0, 0),
     "zscore": ("-",),
 }
+_WORKER: dict[str, Words] = {"zpopmin": (0,)}
 _BROKER: dict[str, Words] = {
     "del": (),
     "hexists": ("-",),
+    "hincrby": ("-", "x"),
     "hkeys": (),
     "hlen": (),
     "hrandfield": (),
     "hscan": (0,),
     "zrandmember": (),
+    "zremrangebyrank": (0, 0),
 }
 """What to write behind a key that does not exist so that it never will: no value, or a number that is none."""
 
@@ -66,7 +67,7 @@ def trials(keys: Keys, role: Role) -> dict[str, Words]:
     Not even if it is allowed, for which every key, field and channel is one that does not exist; but for HSETNX, which
     changes nothing once `meta` has its schema.
     """
-    with_keys = {**_BOTH, **_BROKER} if role == "broker" else _BOTH
+    with_keys = _BOTH | (_BROKER if role == "broker" else _WORKER)
     found: dict[str, Words] = {
         "time": ("TIME",),
         "fcall": ("FCALL", "none", 1, keys.meta),

@@ -322,7 +322,7 @@ def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: Rig, rules: list[
 def test_a_right_that_only_a_function_misses_is_told_to_the_client(rig: Rig):
     rig.start_broker(**login(rig, "broker"))
     client = rig.client()
-    admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", "-hincrby")
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", "-hexists")
     with pytest.raises(RequestRefused, match=r"lacks a right .* `kingtask doctor`") as caught:
         client.submit("ledger", timeout=1)
     assert (caught.value.code, caught.value.stored) == ("internal", "unknown")
