@@ -62,7 +62,7 @@ class Channel:
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
         """Start calls; block until at least one of those under way is done; return all that are.
 
-        Without blocking, what is done already, if the calls are `Underway`; nothing, if nothing is under way. Raises
+        If they are `Underway`, no longer than until they are sent; and nothing, if nothing is under way. Raises
         NoAnswer if the client is closed meanwhile, ClientClosed in a child of the process that began.
         """
         try:
@@ -99,13 +99,12 @@ class Channel:
         for call in calls:
             if not core.start(call, now):
                 self._finished.append(call)
-        if isinstance(calls, Underway):
-            self._send(now)
-            self._take_in()
-            return self._take_finished()
         quick = True
         while core.pending and not self._finished:
             blocked = self._send(now)
+            if not blocked and isinstance(calls, Underway):
+                self._take_in()
+                break
             left_s = core.next_at() - now
             if left_s <= 0:
                 self._finished += core.tick(now)

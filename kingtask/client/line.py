@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from kingtask.client import fork
-from kingtask.client.call import Call
+from kingtask.client.call import Call, Stage
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
 from kingtask.client.plan import Underway
@@ -32,16 +32,27 @@ BATCH = 256
 class Waiter:
     """One plan's calls under way, and its place to wait for them."""
 
-    __slots__ = ("calls", "finished", "future")
+    __slots__ = ("calls", "finished", "future", "unsent")
 
     def __init__(self) -> None:
         self.calls: set[Call] = set()
+        self.unsent: set[Call] = set()
+        """If it is waited only until these are sent."""
         self.finished: list[Call] = []
         self.future: asyncio.Future[None] | None = None
 
     def done(self, call: Call) -> None:
         self.calls.discard(call)
         self.finished.append(call)
+        self._go_on()
+
+    def sent(self, call: Call) -> None:
+        if call in self.unsent:
+            self.unsent.remove(call)
+            if not self.unsent:
+                self._go_on()
+
+    def _go_on(self) -> None:
         if self.future is not None and not self.future.done():
             self.future.set_result(None)
 
@@ -105,7 +116,7 @@ class Line:
     async def exchange(self, calls: Sequence[Call], waiter: Waiter) -> list[Call]:
         """Start calls; wait until at least one of the waiter's is done; return all that are.
 
-        If they are `Underway`, it waits for one turn of the loop, in which they are sent, and perhaps none is done.
+        If they are `Underway`, it waits no longer than until they are sent, and perhaps none is done.
         """
         now = monotonic_s()
         for call in calls:
@@ -116,9 +127,9 @@ class Line:
                 waiter.finished.append(call)
         if waiter.calls:
             self._soon()
-            if isinstance(calls, Underway):
-                await asyncio.sleep(0)
-            elif not waiter.finished:
+            going = isinstance(calls, Underway)
+            waiter.unsent = {call for call in calls if call.stage is Stage.QUEUED} if going else set()
+            if not waiter.finished and (waiter.unsent or not going):
                 waiter.future = self.loop.create_future()
                 await waiter.future
         finished, waiter.finished = waiter.finished, []
@@ -145,15 +156,14 @@ class Line:
 
     def _work(self) -> None:
         self._turn = None
+        if self._dealer is not None:
+            self._receive(self._dealer)  # before the clock judges: something else may have held up the loop
         now = monotonic_s()
         if self._core.next_at() <= now:
             self._settle(self._core.tick(now))
         blocked = self._send(now)
-        dealer = self._dealer
-        if dealer is not None:
-            self._receive(dealer)
-            if dealer.readable(or_writable=blocked):
-                self._soon()
+        if self._dealer is not None and self._dealer.readable(or_writable=blocked):
+            self._soon()
         self._arm()
 
     def _send(self, now: float) -> bool:
@@ -167,6 +177,7 @@ class Line:
             if self._dealer is None or not self._dealer.send(call.message):
                 return True
             core.sent(now)
+            call.owner.sent(call)
         return False
 
     def _receive(self, dealer: Dealer) -> None:

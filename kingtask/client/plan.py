@@ -1,8 +1,8 @@
 """Plans: what a method does, as a generator that leaves sending and waiting to the shell that runs it. Pure.
 
 A plan yields calls to start (none: just go on waiting) and is sent those that are done, at least one while any is under
-way; or, if they are `Underway`, at once, and perhaps none. A flow is a plan that also yields what it finds meanwhile,
-as `Found`, and is sent nothing for that.
+way; or, if they are `Underway`, once they are sent, and perhaps none. A flow is a plan that also yields what it finds
+meanwhile, as `Found`, and is sent nothing for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Plan = Generator[Calls, Calls, R]
 
 
 class Underway(tuple[Call, ...]):
-    """Calls to start and to send without waiting: there are others to be made meanwhile."""
+    """Calls to send without waiting for their replies: there are others to be made meanwhile."""
 
     __slots__ = ()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -448,6 +449,16 @@ def test_many_tasks_travel_in_chunks_and_keep_their_order(shell: Shell, broker: 
     assert outcomes(found) == ["created"] * 2_400
     assert [broker.tasks[one.task.id]["args"] for one in found] == [[str(i)] for i in range(2_400)]
     assert sorted(len(request["tasks"]) for request in broker.requests) == [CHUNK_TASKS] * (2_400 // CHUNK_TASKS)
+
+
+def test_what_was_answered_while_the_source_took_long_is_not_late(shell: Shell, broker: Responder):
+    def source() -> Iterator[TaskSpec]:
+        yield from (TaskSpec(name="example") for _ in range(CHUNK_TASKS + 1))
+        Event().wait(1.5)  # longer than the time-out
+
+    found = shell.client(broker.endpoint, timeout=1.0).submit_many(source())
+
+    assert outcomes(found) == ["created"] * (CHUNK_TASKS + 1)
 
 
 def test_many_of_none(shell: Shell, broker: Responder):
