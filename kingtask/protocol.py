@@ -409,6 +409,9 @@ def result_from(fields: Mapping[str, Any]) -> task.Result:
 # names may share one: a hint too many.
 
 
+READY_TOPIC_BYTES = 3
+
+
 def ready_topic(queue: str) -> bytes:
     """What a worker subscribes to once, to say that it serves the queue; nothing is published under it."""
     return b"r" + (zlib.crc32(queue.encode()) & 0x0FFF).to_bytes(2, "big")
@@ -418,8 +421,9 @@ IDLE_TOPIC = b"i"
 """What a worker subscribes to whenever it has room and found nothing to claim.
 
 Published as [this and four bytes of the broker's choice, the ready_topic] to one such worker for each task that became
-ready. A worker that was told is told no more before it subscribes again. If it has no room for what it is told, it
-unsubscribes, and somebody else is told.
+ready, and now and then for none: a worker that has just looked is quicker at what comes next. A worker that was told is
+told no more before it subscribes again. If it has no room for what it is told, it unsubscribes, and somebody else is
+told.
 """
 
 SOON = b"+"
@@ -436,4 +440,8 @@ def cancel_topic(worker: str) -> bytes:
 def is_topic(topic: bytes) -> bool:
     """True for what a worker may subscribe to; anything else is ignored."""
     kind, size = topic[:1], len(topic)
-    return (kind == b"r" and size == 3 and topic[1] < 0x10) or (kind == b"c" and size == 2) or topic == IDLE_TOPIC
+    return (
+        (kind == b"r" and size == READY_TOPIC_BYTES and topic[1] < 0x10)
+        or (kind == b"c" and size == 2)
+        or topic == IDLE_TOPIC
+    )

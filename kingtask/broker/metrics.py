@@ -99,7 +99,7 @@ def of_broker(now: BrokerFigures) -> list[Family]:
             "code",
             {**dict.fromkeys(KINDS, 0), **now.refused},
         ),
-        counter("kingtask_broker_wakeups_total", "Tasks of which an idle worker was told.", now.wakeups),
+        counter("kingtask_broker_wakeups_total", "Hints that idle workers were given.", now.wakeups),
         gauge("kingtask_broker_idle_workers", "Connections of workers that wait to be told.", now.idle_workers),
         counter("kingtask_broker_ticks_total", "Calls of tick, which makes tasks ready that are due.", now.ticks),
         counter("kingtask_broker_ticks_failed_total", "Those that Redis refused or did not answer.", now.ticks_failed),

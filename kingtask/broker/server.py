@@ -325,3 +325,5 @@ async def _run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> None
         notifier.stopping()
         await broker.stop()
         notifier.close()
+        # One more in the last moments, when the loop no longer takes it, would have the exit look like a crash.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))

@@ -67,7 +67,7 @@ class _Line:
         """Its own, which nobody else is subscribed to."""
         self.idle = False
         self.told = b""
-        """Of which queue, since it was idle."""
+        """Since it was idle."""
         self.second = self.words = self.stray = 0
         self.cut = False
 
@@ -109,7 +109,7 @@ class Wakeups:
         """Of which queue something was told last."""
         self._sweep_at = FIRST_SWEEP
         self.told = 0
-        """Tasks of which an idle worker was told."""
+        """Hints that idle workers were given."""
 
     @property
     def idle(self) -> int:
@@ -133,7 +133,7 @@ class Wakeups:
 
     def soon(self, queue: str) -> bool:
         """Tell of a task that is on its way to Redis; False if nobody is idle: it is to be told when it is there."""
-        topic = protocol.ready_topic(queue)
+        topic = self._last = protocol.ready_topic(queue)
         line = self._longest_idle(topic)
         if line is not None:
             self._tell(line, topic, protocol.SOON)
@@ -147,10 +147,10 @@ class Wakeups:
                 self._tell(line, queue)
                 return
 
-    def _ready(self, queue: bytes, tasks: int) -> None:
+    def _ready(self, queue: bytes, tasks: int, more: bytes = b"") -> None:
         self._last = queue
         while tasks and (line := self._longest_idle(queue)) is not None:
-            self._tell(line, queue)
+            self._tell(line, queue, more)
             tasks -= 1
         if tasks:
             self._untold[queue] = min(self._untold.get(queue, 0) + tasks, len(self._lines))
@@ -166,9 +166,9 @@ class Wakeups:
         return None
 
     def _tell(self, line: _Line, queue: bytes, more: bytes = b"") -> None:
-        line.told = queue
+        line.told = queue + more
         self.told += 1
-        self._publish(line.topic, queue + more)
+        self._publish(line.topic, line.told)
 
     def cancel(self, worker: str, task_id: str) -> None:
         self._publish(protocol.cancel_topic(worker), task_id.encode())
@@ -249,8 +249,8 @@ class Wakeups:
             if on:
                 self._became_idle(line)
             elif line.told:
-                queue, line.told = line.told, b""
-                self._ready(queue, 1)
+                told, line.told = line.told, b""
+                self._ready(told[: protocol.READY_TOPIC_BYTES], 1, told[protocol.READY_TOPIC_BYTES :])
             else:
                 self._busy(line)
             return True

@@ -73,7 +73,7 @@ class Bulk(Generic[H]):
         while True:
             chunk = None
             if again or len(under_way) < IN_FLIGHT:
-                chunk = again.pop() if again else next(source, None)
+                chunk = again.pop(0) if again else next(source, None)
             if chunk is not None:
                 call, chunk = self._begin(chunk)
                 under_way[call] = chunk

@@ -48,8 +48,7 @@ Fields of task:<id>
 --]]
 
 local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some lost and released ones
-local FINISHED_CAP = 10000    -- entries of each finished:<state>; more for a second, until they are trimmed
-local TRIM = 10000            -- of them trimmed a second: some 2 ms
+local FINISHED_CAP = 10000    -- entries of each finished:<state>
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
 local ALIVE = 20000           -- ms; heard from since then: a worker heartbeats every 5 s, a broker every second
@@ -80,8 +79,8 @@ local function int(n) return string.format('%.0f', n) end
 
 -- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, where `meta` has another or none:
 -- the server was emptied, or is another one. Returns one call's view: prefix, time, what of `meta` and of the queues'
--- counts is changed in memory and written once at its end (settle); and what is told of it: how many tasks each queue
--- gained.
+-- counts is changed in memory and written once at its end (settle), and which tails to trim; and what is told of it: how
+-- many tasks each queue gained.
 local function begin(keys, args)
   local time = call('TIME')
   local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -92,20 +91,21 @@ local function begin(keys, args)
   if unpacked.cluster and meta[1] ~= unpacked.cluster then
     error({err = 'FOREIGN this is not the database that the caller has worked with'})
   end
-  local sequence, live, kept = tonumber(meta[2] or 0), tonumber(meta[3] or 0), tonumber(meta[4] or 0)
-  if not (sequence and live and kept) then error({err = 'ERR a number in meta is damaged'}) end
+  local sequence = tonumber(meta[2] or 0)
+  if not sequence then error({err = 'ERR the sequence in meta is damaged'}) end
   return {
-    p = prefix, us = us, now = now, now_text = int(now), counts = {}, gained = {}, owners = {},
-    sequence = sequence, live = live, kept = kept, max_kept = tonumber(meta[5] or nil), was = {sequence = meta[2], live = meta[3], kept = meta[4]},
+    p = prefix, us = us, now = now, now_text = int(now), counts = {}, closed = {}, gained = {}, owners = {},
+    sequence = sequence, live = tonumber(meta[3]) or 0, kept = tonumber(meta[4]) or 0, max_kept = tonumber(meta[5]), was = {sequence = meta[2], live = meta[3], kept = meta[4]},
     looks = BUDGET, args = unpacked,
   }
 end
 
--- The numbers of a queue: read once, changed in memory, written by settle.
+-- The numbers of a queue: read once, changed in memory, written by settle. They are no more than that: where they are
+-- damaged from outside, everything else goes on.
 local function counts_of(c, queue)
   local of = c.counts[queue]
   if not of then
-    local all, values = call('HGETALL', c.p .. 'counts:' .. queue), {}
+    local all, values = redis.pcall('HGETALL', c.p .. 'counts:' .. queue), {}
     for i = 1, #all, 2 do values[all[i]] = all[i + 1] end
     of = {all = all, values = values, changed = {}}
     c.counts[queue] = of
@@ -149,7 +149,7 @@ local function settle(c)
         add(sets, 'began', totals)
       end
       for field in pairs(of.changed) do add(sets, field, int(of.values[field])) end
-      call('HSET', key, unpack(sets))
+      redis.pcall('HSET', key, unpack(sets))
     end
   end
   for owner, of in pairs(c.owners) do
@@ -161,6 +161,7 @@ local function settle(c)
     if int(c[field]) ~= was then add(sets, field, int(c[field])) end
   end
   if #sets > 0 then call('HSET', c.p .. 'meta', unpack(sets)) end
+  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', c.p .. 'finished:' .. state, 0, -FINISHED_CAP - 1) end
 end
 
 local function flat(map)
@@ -295,6 +296,7 @@ local function close(c, id, from, to, plan, reason, worker, fields, known)
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   call('PEXPIRE', key, int(keep))
   call('ZADD', c.p .. 'finished:' .. to, c.now_text, id)
+  c.closed[to] = true
   count(c, plan.queue, to, 1)
   if known[1] then publish(c, 'ended', id) end
   return keep
@@ -538,6 +540,7 @@ local function promote(c)
   end
   if #ids == 0 then return 0 end
   local first, ready = next_places(c, #ids), {}
+  call('HSET', c.p .. 'meta', 'sequence', int(c.sequence))  -- at once: should this tick fail, they are not given again
   each(index, ids, function(id, i)
     local key = c.p .. 'task:' .. id
     local plan = read_plan(call('HGET', key, 'p'))
@@ -627,12 +630,10 @@ local function recount(c)
   c.live = live
 end
 
--- Once a second: the oldest of too many that have ended, entries of vanished records, silent peers and long-empty queues are forgotten.
+-- Once a second: entries of vanished records, silent peers and long-empty queues are forgotten.
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local key = c.p .. 'finished:' .. state
-    local excess = math.min(call('ZCARD', key) - FINISHED_CAP, TRIM)
-    if excess > 0 then call('ZREMRANGEBYRANK', key, 0, excess - 1) end
     each(key, call('ZRANGE', key, 0, 19), function(id)
       if call('HGET', c.p .. 'task:' .. id, 't') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
     end)
@@ -772,8 +773,9 @@ local function claim(keys, args)
     end
     if #tasks > 0 then return {c.us, tasks, 1} end
   end
-  local tasks, more = take(c, a)
+  local taken, tasks, more = pcall(take, c, a)
   settle(c)
+  if not taken then error(tasks) end
   return {c.us, tasks, more}
 end
 
@@ -866,11 +868,12 @@ local function finish(keys, args)
   end
   keep_outputs(c, outputs)
   if c.max_kept then drop_outputs(c, c.max_kept) end  -- else there was no tick yet
-  local reply = {c.us, answers}
-  if c.args.claim then reply[3], reply[4] = take(c, c.args.claim) end
+  local taken, tasks, more = true, nil, nil
+  if c.args.claim then taken, tasks, more = pcall(take, c, c.args.claim) end
   settle(c)
   announce(c)
-  return reply
+  if not taken then error(tasks) end
+  return {c.us, answers, tasks, more}
 end
 
 local function finish_cut(keys, args)
@@ -1010,7 +1013,7 @@ local function oldest_since(c, queue)
   end
 end
 
--- {queue, paused, ready, oldest since ms or 0, {totals…}}
+-- {queue, paused, ready, oldest since ms or 0, {counts:<queue>…}}
 local function row_of(c, queue, paused)
   return {
     queue, paused == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. queue), oldest_since(c, queue) or 0,
@@ -1038,9 +1041,8 @@ local function queues(keys, args)
   local found = call('HSCAN', c.p .. 'queues', c.args.cursor, 'COUNT', PAGE)
   local rows = {}
   for i = 1, #found[2], 2 do rows[#rows + 1] = row_of(c, found[2][i], found[2][i + 1]) end
-  local t = call('HMGET', c.p .. 'meta', 'live', 'kept')
   return {
-    c.us, found[1], rows, call('HLEN', c.p .. 'queues'), tonumber(t[1] or 0), tonumber(t[2] or 0),
+    c.us, found[1], rows, call('HLEN', c.p .. 'queues'), c.live, c.kept,
     call('ZCOUNT', c.p .. 'workers:seen', int(c.now - ALIVE), '+inf'),
     call('ZCOUNT', c.p .. 'brokers:seen', int(c.now - ALIVE), '+inf'),
   }

@@ -28,6 +28,7 @@ _BOTH: dict[str, Words] = {
     "zrange": (0, 0),
     "zrangebyscore": (0, 0),
     "zrem": ("-",),
+    "zremrangebyrank": (0, 0),
     "zrevrangebyscore": (0, 0),
     "zscore": ("-",),
 }
@@ -41,7 +42,6 @@ _BROKER: dict[str, Words] = {
     "hrandfield": (),
     "hscan": (0,),
     "zrandmember": (),
-    "zremrangebyrank": (0, 0),
 }
 """What to write behind a key that does not exist so that it never will: no value, or a number that is none."""
 

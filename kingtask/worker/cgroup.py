@@ -22,6 +22,7 @@ from kingtask.worker import guardian
 log = logging.getLogger("kingtask.worker")
 
 PREFIX = "kingtask."
+TRIES = 10
 SYSTEMD = Path("/run/systemd/system")
 """Exists where systemd runs, to which all cgroups belong that it has not delegated (`Delegate=yes`)."""
 
@@ -41,10 +42,18 @@ class Cgroup:
             return None
         try:
             remove_abandoned(own)
-            path = own / f"{PREFIX}{worker}"
-            path.mkdir()
-            lock = _locked(path)
-            if lock is None or not (path / guardian.CGROUP_KILL).exists():  # Linux 5.14
+            for name in (worker, *(f"{worker}.{again}" for again in range(TRIES))):
+                path = own / f"{PREFIX}{name}"
+                path.mkdir()
+                lock = _locked(path)
+                if lock is not None and path.exists():
+                    break
+                if lock is not None:  # another worker, starting too, took it for abandoned before it was locked
+                    os.close(lock)
+            else:
+                return None
+            if not (path / guardian.CGROUP_KILL).exists():  # Linux 5.14
+                os.close(lock)
                 path.rmdir()
                 return None
             made = cls(path, lock)

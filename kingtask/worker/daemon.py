@@ -102,7 +102,11 @@ async def _serve(worker: Worker, notifier: Notifier, config: WorkerConfig, rerea
     worker.reload = reload = Reload(config, reread, apply)
     loop.add_signal_handler(signal.SIGHUP, reload.ask)
     openfiles.watch(loop, log)
-    await worker.serve(started, stopping)
+    try:
+        await worker.serve(started, stopping)
+    finally:
+        # One more in the last moments, when the loop no longer takes it, would have the exit look like a crash.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def worker_name(base: str | None) -> str:

@@ -233,7 +233,7 @@ class _Line:
             self._on_cancel(frames)
         elif self._word is not _Word.FULL:
             self._word = _Word.TOLD
-            self._on_ready(frames[-1].endswith(protocol.SOON))
+            self._on_ready(frames[-1][protocol.READY_TOPIC_BYTES :] == protocol.SOON)
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -73,8 +73,8 @@ class Worker:
         self._signals = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._wakeups = self._claims = self._given = 0
-        self._early = False
-        """The last wakeup was of a task that may not be there yet, and nothing was claimed since then."""
+        self._early = self._expected = 0
+        """Hints of tasks that may not be there yet: since the last claim was sent, and before it."""
         self.reload: Reload[WorkerConfig] | None = None
         """Whose outcomes are to be told with the figures."""
         self._endpoint: Endpoint | None = None
@@ -194,7 +194,7 @@ class Worker:
 
     def _woken(self, soon: bool = False) -> None:
         self._wakeups += 1
-        self._early = soon
+        self._early += soon
         self._slots.wakeup()
         self._flush()
 
@@ -205,6 +205,11 @@ class Worker:
     def _look(self) -> None:
         self._children.look()
         self._slots.look()
+        self._flush()
+
+    def _look_again(self) -> None:
+        del self._timers["again"]
+        self._slots.wakeup()
         self._flush()
 
     def _renew(self) -> None:
@@ -299,6 +304,7 @@ class Worker:
 
     def _asked_for(self, claim: Claim) -> None:
         self._claims += 1
+        self._expected, self._early = self._early, 0
         if not claim.again:
             self._subscriber.asked()
 
@@ -315,9 +321,8 @@ class Worker:
                 self._store.confirm(partial(self._stored, unsure))
             if reply.tasks and not self._spawning:
                 self._spawn_next()
-            elif self._early and not reply.tasks:
-                self._timers["again"] = self._loop.call_later(2 * protocol.SOON_US / 1e6, self._look)
-            self._early = False
+            if len(reply.tasks) < self._expected and "again" not in self._timers:
+                self._timers["again"] = self._loop.call_later(2 * protocol.SOON_US / 1e6, self._look_again)
         self._soon()
 
     def _stored(self, fences: list[Fence], sure: bool) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
+from contextlib import suppress
+
+import pytest
 
 from kingtask import TaskSpec
 from tests.integration.rig import Rig
@@ -43,3 +47,22 @@ def test_kills_under_load_lose_nothing(rig: Rig) -> None:
     interrupted = sum(n - 1 for n in starts.values())
     assert interrupted <= 8, "only what was running when something died may have run again"
     assert sum(queue["totals"]["succeeded"] for queue in client.stats()["queues"]) == TASKS
+
+
+@pytest.mark.parametrize("kind", ["broker", "worker"])
+def test_signals_that_come_until_the_last_moment_change_nothing(rig: Rig, kind: str) -> None:
+    """Of those that stop it; the exit says that it was stopped, not that it crashed."""
+    rig.start_broker()
+    if kind == "worker":
+        rig.start_worker()
+    daemon = rig.daemons[-1]
+    process = daemon.process
+    assert process is not None
+
+    def gone() -> bool:
+        with suppress(ProcessLookupError):
+            daemon.signal(signal.SIGTERM)
+        return process.poll() is not None
+
+    until(gone, "its end")
+    assert process.returncode == 0

@@ -170,7 +170,7 @@ BOUNDS = {
     "expiry": Bound("names living tasks only: max_tasks", _no_ttl),
     "owned": Bound("names living tasks only: max_outstanding", _no_ttl),
     "held": Bound("TTL; names running tasks only", _with_ttl),
-    "finished": Bound("capped once a second", _finished),
+    "finished": Bound("capped", _finished),
     "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
     "queues": Bound("max_queues", _no_ttl),
     "counts": Bound("one for each queue: max_queues", _counts),

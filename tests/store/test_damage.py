@@ -6,8 +6,10 @@ A call that failed because of it would fail again, for every broker and worker, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import redis
 
 from kingtask.store import calls
 from kingtask.store.calls import Fence, Quota
@@ -199,3 +201,45 @@ def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store:
     _garble(store, store.keys.task(bad))
     assert store.claim(5) == []
     server.wait_for_log(f"ready:default drops {bad}: ")
+
+
+def test_a_queue_whose_numbers_are_no_numbers_any_more_goes_on(store: TimedStore) -> None:
+    for of_it in ("counts:default", None):
+        scheduled, ready = store.put(delay_s=0.1), store.put()
+        if of_it is None:
+            store.client.delete(f"{store.keys.prefix}counts:default")
+            store.client.hset(f"{store.keys.prefix}counts:default", mapping={"running": "many", "touched": "x"})
+            store.client.hset(store.keys.meta, mapping={"live": "many", "kept": "much"})
+        else:
+            store.client.set(f"{store.keys.prefix}{of_it}", "not a hash")
+        store.pass_ms(100)
+        store.tick()
+        assert index(store, "ready:default") == {scheduled, ready}
+        fences = [store.take(), store.take()]
+        assert {fence.id for fence in fences} == {scheduled, ready}
+        assert store.extend(*fences) == ["ok", "ok"]
+        assert [store.end(fence) for fence in fences] == ["succeeded", "succeeded"]
+
+
+def test_ends_are_counted_although_the_claim_that_came_with_them_fails(store: TimedStore) -> None:
+    store.put()
+    fence = store.take()
+    store.client.set(f"{store.keys.prefix}ready:other", "not an index")
+    wish = calls.Wish(["other"], 1, store.new_token(), 2)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.finish_and_claim(store.ended(fence), claim=wish)
+    assert store.end(fence) == "recorded"
+    (queue,) = store.ask(calls.stats()).queues
+    assert (queue.running, queue.totals) == (0, {"submitted": 1, "started": 1, "succeeded": 1})
+
+
+def test_places_are_not_given_again_after_a_tick_that_failed(store: TimedStore) -> None:
+    store.put(delay_s=0.1)
+    store.client.set(f"{store.keys.prefix}outputs:until", "not an index")
+    store.pass_ms(100)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.tick()
+    store.client.delete(f"{store.keys.prefix}outputs:until")
+    store.put()
+    ready: Any = store.client.zrange(f"{store.keys.prefix}ready:default", 0, -1, withscores=True)
+    assert len({place for _, place in ready}) == 2

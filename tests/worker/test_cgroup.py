@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +32,18 @@ def delegated() -> Iterator[Path]:
     path.mkdir()
     yield path
     end_cgroup(str(path))
+
+
+def test_workers_that_start_at_once_leave_each_other_theirs() -> None:
+    """One looks for what was abandoned while another has made its own and not locked it yet."""
+    names = [f"{os.getpid()}.{uuid4().hex[:6]}" for _ in range(60)]
+    with ThreadPoolExecutor(12) as pool:
+        made = list(pool.map(cgroup.Cgroup.make, names))
+    for one in made:
+        assert one is not None
+        assert one.path.exists()
+        end_cgroup(str(one.path))
+        os.close(one._lock)
 
 
 def cgroup_of(worker: Worker) -> Path:
