@@ -14,7 +14,7 @@ import zmq
 from kingtask import protocol
 from kingtask.errors import ConfigurationError
 from kingtask.worker.subscriber import Subscriber
-from tests.processes import PATIENCE_S, descriptors
+from tests.processes import PATIENCE_S, descriptors, until
 from tests.worker.rig import Bell
 
 
@@ -274,7 +274,7 @@ async def test_closing_leaves_nothing(listen: type[Listener], bell: Bell) -> Non
         listener = listen(bell.endpoint, "tcp://127.0.0.1:9")
         listener.subscriber.close()
         listener.subscriber.close()
-    assert descriptors() == before
+    until(lambda: descriptors() == before, "the end of all connections, of which the bell has the other side")
 
 
 def test_what_is_no_endpoint_is_said_at_once() -> None:
