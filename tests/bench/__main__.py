@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="SCENARIOS", help=f"some of {','.join(scenarios.ALL)}")
-    parser.add_argument("--rounds", type=int, default=3, help="at most; long scenarios have a bound of their own (3)")
+    parser.add_argument("--rounds", type=int, default=2, help="at most; long scenarios have a bound of their own (2)")
     parser.add_argument("--peers", default=",".join(contestants.PEERS), help="some of %(default)s, or none")
     parser.add_argument("--contestants", metavar="NAMES", help=f"none but these of {','.join(contestants.ALL)}")
     parser.add_argument("--ack", choices=("stored", "fsync"), help="on one kind of server only")
