@@ -14,6 +14,8 @@ Rules.
     that a failover forgets would be another worker's, too.
   * Nothing is spawned under a lease of which more than half may have passed: it is renewed first.
   * `fenced` stops a process. For an attempt that has ended it means nothing: the answer to its finish decides.
+  * What may be started only once is held on to although it is fenced, and its end reported: a failover may forget that
+    it was lost, and Redis hands back what a worker does not name.
   * Without Redis nothing is stopped and nothing is forgotten.
 """
 
@@ -270,7 +272,7 @@ class Slots:
     def ended(self, fence: Fence, report: Report) -> None:
         """The process is gone, or was never started."""
         held = self._held.pop(fence)
-        if held.stopping != "fenced":
+        if held.stopping != "fenced" or held.claimed.fail_if_lost:
             self._outbox.add(fence, report, queue=held.claimed.queue, once=held.claimed.fail_if_lost)
 
     def queue_of(self, fence: Fence) -> str:
@@ -302,8 +304,9 @@ class Slots:
             if held is None:
                 continue
             if answer == "fenced":
-                lost.append(fence)
-                self._drop(held)
+                if held.stopping != "fenced":
+                    lost.append(fence)
+                    self._drop(held)
                 continue
             held.renewed_s = sent_s
             if answer == "cancel":
@@ -349,7 +352,9 @@ class Slots:
         actions += self._outbox.take()
         if self._renew and not self._extending:
             self._renew, self._extending = False, True
-            fences = [fence for fence, held in self._held.items() if held.stopping != "fenced"]
+            fences = [
+                fence for fence, held in self._held.items() if held.stopping != "fenced" or held.claimed.fail_if_lost
+            ]
             fences += self._outbox.fences
             actions.append(Extend(fences, [] if self._token is None else [self._token], self._claims))
         if not self._claiming and not self.draining:

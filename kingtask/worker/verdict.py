@@ -38,6 +38,8 @@ def judge(
             return Verdict(
                 "final", "interrupted", "its worker was stopped; with on_lost: fail it may not be started again"
             )
+        case "fenced":  # heard of only where a failover has forgotten that it was lost
+            return Verdict("final", "lost", "its lease was given away; with on_lost: fail it may not be started again")
     if returncode < 0:
         return Verdict("failed", "signal", f"killed by {signal_name(-returncode)}")
     if returncode == NO_RETRY_STATUS:

@@ -25,6 +25,7 @@ REGRESSIONS = {
     29: "a claim that was sent again got attempts whose lease was as good as over",
     112: "a refusal for good said `stored: no` of a task that an earlier try had stored",
     327: "a failover forgot the end of what may be started only once, which was then handed back as unknown",
+    3362: "a failover forgot that what may be started only once was lost, which its worker no longer named",
 }
 """Seeds that have failed, always run. A change of what is drawn changes their stories: each has a small test, too."""
 

@@ -361,6 +361,26 @@ def test_fenced_stops_what_runs_and_drops_its_outcome(story: Story) -> None:
     assert story.of(Finish) == []
 
 
+def test_what_may_be_started_only_once_is_not_let_go_by_fenced(story: Story) -> None:
+    """A failover may forget that it was lost: it is named, and its end told, until that is settled."""
+    (fence,) = story.run("a", fail_if_lost=True)
+    story.slots.renew()
+    (extend,) = story.decide()
+    assert story.slots.extended(extend, ["fenced"], story.now_s) == [fence]
+    assert story.decide() == [StopProcess(fence, "fenced")]
+    story.slots.renew()
+    (extend,) = story.decide()
+    assert extend.held == [fence]
+    assert story.slots.extended(extend, ["fenced"], story.now_s) == [], "told already"
+    assert story.decide() == []
+    story.slots.ended(fence, ended(fence))
+    story.decide()
+    (finish,) = story.of(Finish)
+    assert story.slots.answered([one.fence for one in finish.ended]) == [fence], "to be confirmed"
+    story.slots.confirmed([fence])
+    assert story.slots.idle
+
+
 def test_a_task_may_be_claimed_again_while_its_fenced_attempt_is_being_stopped(story: Story) -> None:
     (first,) = story.run("a")
     story.slots.renew()
