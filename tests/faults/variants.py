@@ -10,7 +10,7 @@ VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     # A claim takes the task out of `ready` and leaves no lease: what is lost with a worker is lost for good.
     "take_by_pop": (
         (
-            "'place', places[i])\n        call('ZADD', c.p .. 'running', int(c.now + a.lease), id)\n",
+            "'place', places[i])\n        call('ZADD', c.p .. 'running', int(c.now + c.args.lease), id)\n",
             "'place', places[i])\n",
         ),
         (
