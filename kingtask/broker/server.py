@@ -212,6 +212,8 @@ class Broker:
 
     def _sent(self, task: calls.Prepared) -> int | None:
         """A task alone is on its way to Redis: a worker that is told of it now looks for it behind it."""
+        if not self._wakeups.anybody:
+            return None
         plan = record.unpack_plan(task[2])
         if plan.start_ms or plan.delay_ms or not self._wakeups.soon(plan.queue or "default"):
             return None

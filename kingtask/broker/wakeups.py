@@ -116,6 +116,11 @@ class Wakeups:
         """Connections of workers that wait to be told."""
         return sum(line.idle for line in self._lines.values())
 
+    @property
+    def anybody(self) -> bool:
+        """Whether somebody waits to be told, of any queue."""
+        return any(self._idle.values())
+
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._read)

@@ -100,7 +100,7 @@ class Operations(Generic[H]):
     def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Plan[list[Outcome[H]]]:
         """Submit any number of tasks; return the outcome of each, in their order.
 
-        They travel in chunks of up to 200, each bounded by `timeout`. A task that is refused does not hinder the
+        They travel in chunks of up to 1,000, each bounded by `timeout`. A task that is refused does not hinder the
         others, and is no exception: see the outcome's `error`. After a chunk without an answer no more are sent.
         """
         outcomes = yield from self._bulk(timeout).submit(map(_with_id, tasks))

@@ -264,7 +264,7 @@ local function enter_schedule(c, tasks)
   c.before = c.before or {earliest(c)}
   for _, t in ipairs(tasks) do first = math.min(first, t[3]); last = math.max(last, t[3]) end
   local empty = #call('ZRANGEBYSCORE', key, int(first), '(' .. int(last + 1), 'LIMIT', 0, 1) == 0
-  local scores, adds = {}, {}
+  local scores, adds, gained = {}, {}, {}
   for _, t in ipairs(tasks) do
     local id, plan, due = t[1], t[2], t[3]
     local before = scores[due]
@@ -275,8 +275,9 @@ local function enter_schedule(c, tasks)
     adds[#adds + 1] = scores[due] == due and int(due) or string.format('%.10f', scores[due])
     adds[#adds + 1] = id
     if plan.expires > 0 then call('ZADD', c.p .. 'expiry', int(plan.expires), id) end
-    count(c, plan.queue, 'scheduled', 1)
+    gained[plan.queue] = (gained[plan.queue] or 0) + 1
   end
+  for queue, n in pairs(gained) do count(c, queue, 'scheduled', n) end
   call('ZADD', key, unpack(adds))
 end
 

@@ -99,13 +99,13 @@ def test_a_slow_source_takes_nothing_from_the_time_of_what_it_gave():
     clock = Clock()
 
     def slow() -> Iterator[dict[str, Any]]:
-        for i in range(2 * CHUNK_TASKS + 100):
+        for i in range(3 * CHUNK_TASKS + 100):
             clock.now += 1.0
             yield task(i)
 
     run = Run(slow(), clock)
 
-    assert [len(tasks_of(call)) for call in run.under_way] == [CHUNK_TASKS, CHUNK_TASKS, 100]
+    assert [len(tasks_of(call)) for call in run.under_way] == [CHUNK_TASKS, 2 * CHUNK_TASKS, 100]
     assert {call.timeout_s for call in run.under_way} == {10.0}
 
 

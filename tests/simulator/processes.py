@@ -120,6 +120,8 @@ class _Wakeups:
     def ready(self, queue: str, tasks: int) -> None:
         self._plant.wakeup(self._loop, queue, "")
 
+    anybody = True
+
     def soon(self, queue: str) -> bool:
         self._plant.wakeup(self._loop, f"soon:{queue}", "")
         return True
