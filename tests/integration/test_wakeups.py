@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from kingtask import Client
 from tests.integration.rig import Rig
 from tests.slowlog import Calls
 
@@ -12,11 +15,16 @@ PERIOD_S = 3600
 TASKS = 20
 
 
-def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: Rig) -> None:
+@pytest.fixture
+def client(rig: Rig) -> Client:
+    """One broker, one worker that is told of everything, and a client."""
     rig.executable("hello", "#!/bin/sh\necho hello\n")
     rig.start_broker()
     rig.start_worker(period=PERIOD_S)
-    client = rig.client()
+    return rig.client()
+
+
+def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: Rig, client: Client) -> None:
     assert client.submit("hello").wait(30).success
     with Calls(rig.redis.client()) as calls:
         for _ in range(TASKS):
@@ -24,12 +32,8 @@ def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: Rig) -> None:
     assert TASKS <= calls.made()["claim"] <= 2 * TASKS
 
 
-def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: Rig) -> None:
+def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: Rig, client: Client) -> None:
     """A paused queue gives nothing, however often a worker looks."""
-    rig.executable("hello", "#!/bin/sh\necho hello\n")
-    rig.start_broker()
-    rig.start_worker(period=PERIOD_S)
-    client = rig.client()
     client.pause("default")
     with Calls(rig.redis.client()) as calls:
         tasks = [client.submit("hello") for _ in range(TASKS)]
@@ -39,12 +43,8 @@ def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: Rig) -> None:
     assert all(task.wait(30).success for task in tasks)
 
 
-def test_before_an_instant_there_is_a_rehearsal(rig: Rig) -> None:
+def test_before_an_instant_there_is_a_rehearsal(rig: Rig, client: Client) -> None:
     """Of a tick and a claim; nothing starts by it."""
-    rig.executable("hello", "#!/bin/sh\necho hello\n")
-    rig.start_broker()
-    rig.start_worker(period=PERIOD_S)
-    client = rig.client()
     assert client.submit("hello").wait(30).success
     with Calls(rig.redis.client()) as calls:
         for _ in range(5):
