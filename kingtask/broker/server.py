@@ -24,7 +24,7 @@ from kingtask import log as logs
 from kingtask.broker import metrics
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
-from kingtask.broker.desk import Desk
+from kingtask.broker.dispatcher import Desk
 from kingtask.broker.edge import Edge, Peer
 from kingtask.broker.gate import Gate
 from kingtask.broker.hoards import BASE_BYTES, Hoards
