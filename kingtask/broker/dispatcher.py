@@ -14,10 +14,10 @@ from kingtask import protocol
 from kingtask.broker import permissions as rules
 from kingtask.broker import requests
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import Peer
 from kingtask.broker.gate import Gate, Known
 from kingtask.broker.metrics import RequestTimes
 from kingtask.broker.permissions import Permit, Permits
+from kingtask.broker.router import Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.waits import Waits
 from kingtask.clock import monotonic_s, monotonic_us, wall_s

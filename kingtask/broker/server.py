@@ -25,10 +25,10 @@ from kingtask.broker import metrics
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Desk
-from kingtask.broker.edge import Edge, Peer
 from kingtask.broker.gate import Gate
 from kingtask.broker.hoards import BASE_BYTES, Hoards
 from kingtask.broker.punctual import PunctualSelector
+from kingtask.broker.router import Edge, Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.waits import Waits

@@ -10,8 +10,8 @@ import pytest
 import zmq
 
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import Edge, Peer
 from kingtask.broker.hoards import Hoards
+from kingtask.broker.router import Edge, Peer
 from tests.servers import free_port
 
 PATIENCE_MS = 20_000

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from kingtask import protocol
-from kingtask.broker import edge
+from kingtask.broker import router
 from tests.broker.conftest import Sockets
 from tests.integration.rig import Daemon, Rig
 from tests.interop.vectors import VECTORS
@@ -100,7 +100,7 @@ def no_messages() -> Iterator[Row]:
     )
     yield bytes_(
         "as long as a frame may be",
-        b"\xc6" + (edge.MAX_FRAME_BYTES - 5).to_bytes(4, "big") + bytes(edge.MAX_FRAME_BYTES - 5),
+        b"\xc6" + (router.MAX_FRAME_BYTES - 5).to_bytes(4, "big") + bytes(router.MAX_FRAME_BYTES - 5),
         "too_big",
     )
     yield bytes_(

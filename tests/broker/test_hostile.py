@@ -17,9 +17,9 @@ import pytest
 import zmq
 
 from kingtask import openfiles, protocol
-from kingtask.broker import edge, wakeups
+from kingtask.broker import router, wakeups
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import Peer
+from kingtask.broker.router import Peer
 from kingtask.broker.wakeups import Wakeups
 from kingtask.client.dealer import OPTIONS as OF_CLIENTS
 from kingtask.worker.subscriber import SOCKET_OPTIONS as OF_WORKERS
@@ -90,7 +90,7 @@ def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: 
     assert received == [b"still here"]
 
 
-@pytest.mark.parametrize("size", [edge.MAX_FRAME_BYTES + 1, 2**31, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("size", [router.MAX_FRAME_BYTES + 1, 2**31, 2**63, 2**64 - 1])
 def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: int) -> None:
     with zmtp.connect(served.port) as silent, zmtp.connect(served.port) as connection:
         connection.sendall(b"\x02" + size.to_bytes(8, "big"))
@@ -126,7 +126,7 @@ def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets,
     assert reply["error"]["code"] == "bad_frames"
     assert f"got {frames:,}" in reply["error"]["message"]
     assert served.counters.counts == {"bad_frames": 1}
-    assert turns >= frames // edge.DRAIN_FRAMES
+    assert turns >= frames // router.DRAIN_FRAMES
 
 
 def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: Served) -> None:
@@ -179,7 +179,7 @@ def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets
 
 def test_no_heartbeats_of_our_own() -> None:
     """Libzmq would end the process at one that falls due on an ended connection behind a full queue."""
-    assert zmq.HEARTBEAT_IVL not in edge.SOCKET_OPTIONS
+    assert zmq.HEARTBEAT_IVL not in router.SOCKET_OPTIONS
 
 
 def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served: Served) -> None:

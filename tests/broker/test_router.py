@@ -11,7 +11,7 @@ import zmq
 
 from kingtask import protocol
 from kingtask.broker.counters import Counters
-from kingtask.broker.edge import Peer, bind
+from kingtask.broker.router import Peer, bind
 from kingtask.broker.wakeups import Wakeups
 from kingtask.errors import ConfigurationError
 from tests.broker.conftest import PATIENCE_MS, Served, Sockets
