@@ -13,8 +13,8 @@ from typing import Any
 from kingtask import protocol
 from kingtask.broker import permissions as rules
 from kingtask.broker import requests
+from kingtask.broker.auth import Gate, Known
 from kingtask.broker.counters import Counters
-from kingtask.broker.gate import Gate, Known
 from kingtask.broker.metrics import RequestTimes
 from kingtask.broker.permissions import Permit, Permits
 from kingtask.broker.router import Peer

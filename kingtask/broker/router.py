@@ -25,7 +25,7 @@ from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
-    from kingtask.broker.gate import Gate
+    from kingtask.broker.auth import Gate
 
 Peer = tuple[bytes, ...]
 """The frames in front of a message: the routing id and, from a REQ, the empty delimiter; a reply goes behind them.

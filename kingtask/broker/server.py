@@ -22,10 +22,10 @@ import zmq
 from kingtask import __version__, failpoint, openfiles, protocol
 from kingtask import log as logs
 from kingtask.broker import metrics
+from kingtask.broker.auth import Gate
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Desk
-from kingtask.broker.gate import Gate
 from kingtask.broker.hoards import BASE_BYTES, Hoards
 from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.router import Edge, Peer

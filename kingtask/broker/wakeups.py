@@ -30,7 +30,7 @@ from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from kingtask.broker.gate import Gate
+    from kingtask.broker.auth import Gate
 
 MAX_WORD_BYTES = 48
 """A topic has three; the handshake, which must fit too, some forty."""

@@ -9,8 +9,8 @@ import pytest
 import zmq
 
 from kingtask import keyfiles
+from kingtask.broker.auth import Gate
 from kingtask.broker.counters import Counters
-from kingtask.broker.gate import Gate
 from kingtask.errors import ConfigurationError
 from tests.servers import free_port
 
