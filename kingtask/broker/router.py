@@ -20,7 +20,7 @@ import zmq.backend
 from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
-from kingtask.broker.hoards import Hoards
+from kingtask.broker.flood_guard import Hoards
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest
 

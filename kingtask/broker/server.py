@@ -26,7 +26,7 @@ from kingtask.broker.auth import Gate
 from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Desk
-from kingtask.broker.hoards import BASE_BYTES, Hoards
+from kingtask.broker.flood_guard import BASE_BYTES, Hoards
 from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.router import Edge, Peer
 from kingtask.broker.submits import Submits

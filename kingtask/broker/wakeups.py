@@ -24,7 +24,7 @@ from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import cut_off, is_still
-from kingtask.broker.hoards import Hoards
+from kingtask.broker.flood_guard import Hoards
 from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, prepare
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError

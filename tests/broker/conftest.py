@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from kingtask.broker.counters import Counters
-from kingtask.broker.hoards import Hoards
+from kingtask.broker.flood_guard import Hoards
 from kingtask.broker.router import Edge, Peer
 from tests.servers import free_port
 
