@@ -27,10 +27,10 @@ from kingtask.broker.batch import Batch
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Desk
 from kingtask.broker.flood_guard import BASE_BYTES, Hoards
-from kingtask.broker.punctual import PunctualSelector
 from kingtask.broker.router import Edge, Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
+from kingtask.broker.timerfd import PunctualSelector
 from kingtask.broker.waits import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s

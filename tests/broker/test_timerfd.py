@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-from kingtask.broker.punctual import PunctualSelector
+from kingtask.broker.timerfd import PunctualSelector
 
 
 @pytest.fixture
