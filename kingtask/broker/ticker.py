@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from kingtask.broker.due_heap import WINDOW_MS, Schedule
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
-from kingtask.schedule import WINDOW_MS, Schedule
 from kingtask.store import calls
 from kingtask.store.store import Store
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kingtask.schedule import CAPACITY, Schedule
+from kingtask.broker.due_heap import CAPACITY, Schedule
 
 INSTANTS = st.integers(0, 200)
 
