@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask import protocol
+from kingtask.broker import ops
 from kingtask.broker import permissions as rules
-from kingtask.broker import requests
 from kingtask.broker.auth import Gate, Known
 from kingtask.broker.counters import Counters
 from kingtask.broker.metrics import RequestTimes
@@ -131,10 +131,10 @@ class Desk:
 
             def looked(found: calls.Found | StoreError) -> None:
                 if isinstance(found, StoreError):
-                    answer.give(requests.store_refusal(found, writes=False))
+                    answer.give(ops.store_refusal(found, writes=False))
                     return
                 if found.result is None:
-                    answer.give(requests.not_found(request.id))
+                    answer.give(ops.not_found(request.id))
                     return
                 try:
                     permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
@@ -152,7 +152,7 @@ class Desk:
         elif isinstance(request, protocol.Wait):
             self._wait(request, answer)
         else:
-            op = requests.OPS[type(request)]
+            op = ops.OPS[type(request)]
 
             def answered(value: Any) -> None:
                 fields = _fields(op, request, value)
@@ -161,7 +161,7 @@ class Desk:
                 if isinstance(request, rules.AUDITED):
                     rules.audited(_client(answer.peer), request, fields)
                 if op.confirmed and not isinstance(fields, RequestRefused):
-                    self._store.confirm(lambda reached: answer.give(fields if reached else requests.not_confirmed()))
+                    self._store.confirm(lambda reached: answer.give(fields if reached else ops.not_confirmed()))
                 else:
                     answer.give(fields)
 
@@ -170,30 +170,30 @@ class Desk:
 
     def _wait(self, request: protocol.Wait, answer: _Answer) -> None:
         if len(self._waits) >= self._config.max_waits:
-            raise Busy("too many waits at once; use get, or come back later", retry_after_s=requests.FULL_AGAIN_S)
+            raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
         answer.release()  # a wait may be long, it has a bound of its own
 
         def ended(found: Result | StoreError | None) -> None:
             if self._gate is not None and isinstance(answer.peer, Known) and not self._gate.knows(answer.peer.key):
                 answer.give(_revoked())  # since it began to wait
             elif isinstance(found, StoreError):
-                answer.give(requests.store_refusal(found, writes=False))
+                answer.give(ops.store_refusal(found, writes=False))
             elif found is None:
-                answer.give(requests.not_found(request.id))
+                answer.give(ops.not_found(request.id))
             else:
-                answer.give({**requests.task_reply(request.id, found), "pending": not found.ended})
+                answer.give({**ops.task_reply(request.id, found), "pending": not found.ended})
 
         self._waits.add(request.id, request.timeout_s, ended)
 
     def _admit(self) -> None:
         if self.draining:
-            raise Unavailable("this broker is stopping; ask another one", retry_after_s=requests.AWAY_AGAIN_S)
+            raise Unavailable("this broker is stopping; ask another one", retry_after_s=ops.AWAY_AGAIN_S)
         if self.pending >= self._config.max_pending or self.pending_bytes >= self._config.max_pending_bytes:
-            raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=requests.BUSY_AGAIN_S)
+            raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=ops.BUSY_AGAIN_S)
         if not self._store.up:
             raise Unavailable(
                 f"Redis is not reachable ({self._store.trouble}); the broker keeps trying",
-                retry_after_s=requests.AWAY_AGAIN_S,
+                retry_after_s=ops.AWAY_AGAIN_S,
             )
 
     def taken(self, size: int) -> None:
@@ -265,9 +265,9 @@ def _fault(error: Exception) -> RequestRefused:
     return RequestRefused("the broker failed at this request; its log says why")
 
 
-def _fields(op: requests.Op, request: protocol.Request, value: Any) -> dict[str, Any] | RequestRefused:
+def _fields(op: ops.Op, request: protocol.Request, value: Any) -> dict[str, Any] | RequestRefused:
     if isinstance(value, StoreError):
-        return requests.store_refusal(value, writes=op.writes)
+        return ops.store_refusal(value, writes=op.writes)
     try:
         return op.answer(request, value)
     except RequestRefused as error:

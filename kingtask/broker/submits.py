@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask import protocol
-from kingtask.broker import requests
+from kingtask.broker import ops
 from kingtask.broker.batch import Batch, Outcome
 from kingtask.errors import RequestRefused, StoreError
 from kingtask.store import calls, record
@@ -26,15 +26,15 @@ class Submits:
         self._ack_level = ack_level
         self._new_id = new_id
 
-    def take(self, request: protocol.Submit, now_s: float, finish: Finish, check: requests.Check | None = None) -> None:
+    def take(self, request: protocol.Submit, now_s: float, finish: Finish, check: ops.Check | None = None) -> None:
         """Take one request. Raises RequestRefused if it is a single task that breaks a rule."""
         if request.task is not None:
             self._take_one(request.task, now_s, finish, check)
         elif request.tasks is not None:
             _Many(self, request.tasks, now_s, finish, check)
 
-    def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish, check: requests.Check | None) -> None:
-        task = requests.prepare(value, now_s, "task", self._new_id, check)
+    def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish, check: ops.Check | None) -> None:
+        task = ops.prepare(value, now_s, "task", self._new_id, check)
 
         def stored(outcome: Outcome) -> None:
             refused = refusal(outcome, task)
@@ -50,8 +50,8 @@ class Submits:
     def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
         self._batch.add(task, callback)
 
-    def prepare(self, value: Any, now_s: float, place: str, check: requests.Check | None) -> calls.Prepared:
-        return requests.prepare(value, now_s, place, self._new_id, check)
+    def prepare(self, value: Any, now_s: float, place: str, check: ops.Check | None) -> calls.Prepared:
+        return ops.prepare(value, now_s, place, self._new_id, check)
 
     def ack(self) -> str | None:
         return self._ack_level()
@@ -61,7 +61,7 @@ class _Many:
     """One request with several tasks: an outcome each, in their order; a bad one does not hinder the others."""
 
     def __init__(
-        self, submits: Submits, values: list[Any], now_s: float, finish: Finish, check: requests.Check | None
+        self, submits: Submits, values: list[Any], now_s: float, finish: Finish, check: ops.Check | None
     ) -> None:
         self._submits = submits
         self._finish = finish
@@ -96,8 +96,8 @@ def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
         told = outcome.kind if isinstance(outcome, StoreError) else outcome
         log.debug("submit=%s task=%s name=%s queue=%s", told, task[0], plan.name, plan.queue or "default")
     if isinstance(outcome, StoreError):
-        return requests.store_refusal(outcome, writes=True)
-    return requests.submit_refusal(outcome, task[0])
+        return ops.store_refusal(outcome, writes=True)
+    return ops.submit_refusal(outcome, task[0])
 
 
 def accepted(outcome: Outcome, task: calls.Prepared) -> dict[str, Any]:

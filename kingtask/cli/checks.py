@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kingtask import __version__
-from kingtask.broker.requests import OPS, WORKER_ALIVE_S
+from kingtask.broker.ops import OPS, WORKER_ALIVE_S
 from kingtask.cli.times import short_duration
 from kingtask.config.address import parse
 from kingtask.errors import StoreError

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from kingtask import Client, KingtaskError, RequestRefused, TaskFailed, protocol
-from kingtask.broker import requests
+from kingtask.broker import ops
 from kingtask.broker.counters import Counters
 from tests.integration.rig import Daemon, Rig
 from tests.metrics.scrape import ask
@@ -39,9 +39,9 @@ def send_raw(endpoint: str, *requests: object) -> None:
         socket.linger = 0
         socket.rcvtimeo = int(PATIENCE_S * 1000)
         socket.connect(endpoint)
-        for request in requests:
+        for request in ops:
             socket.send(request if isinstance(request, bytes) else msgpack.packb(request))
-        for _ in requests:
+        for _ in ops:
             socket.recv()
 
 
@@ -142,7 +142,7 @@ def test_a_refusal_is_written_down_without_the_value(request_: Any, caplog: pyte
 def _take(message: bytes) -> None:
     submit = protocol.parse(protocol.decode(message))
     assert isinstance(submit, protocol.Submit)
-    requests.prepare(submit.task, 0.0, "task", lambda: "x")
+    ops.prepare(submit.task, 0.0, "task", lambda: "x")
 
 
 def _works(client: Client, secrets: dict[str, Any]) -> bool:

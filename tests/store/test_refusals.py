@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from kingtask.broker.requests import store_refusal
+from kingtask.broker.ops import store_refusal
 from kingtask.errors import StoreError
 from kingtask.store import calls, refusals
 from kingtask.store.ack import Ack

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kingtask import protocol
-from kingtask.broker import requests
+from kingtask.broker import ops
 from kingtask.errors import (
     Busy,
     IdConflict,
@@ -29,18 +29,18 @@ POLICY = calls.Policy()
 
 
 def answer(request: protocol.Request, value: Any) -> dict[str, Any]:
-    return requests.OPS[type(request)].answer(request, value)
+    return ops.OPS[type(request)].answer(request, value)
 
 
 def test_every_op_has_one_place() -> None:
     elsewhere = {protocol.Ping, protocol.Submit, protocol.Wait}
-    assert set(requests.OPS) | elsewhere == set(protocol.REQUESTS.values())
-    assert not set(requests.OPS) & elsewhere
+    assert set(ops.OPS) | elsewhere == set(protocol.REQUESTS.values())
+    assert not set(ops.OPS) & elsewhere
 
 
 @pytest.mark.parametrize("outcome", ["ready", "scheduled", "exists"])
 def test_what_is_stored_is_no_refusal(outcome: str) -> None:
-    assert requests.submit_refusal(outcome, ID) is None
+    assert ops.submit_refusal(outcome, ID) is None
 
 
 @pytest.mark.parametrize(
@@ -55,26 +55,26 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
     ],
 )
 def test_refused_outcomes(outcome: str, kind: type[RequestRefused], retryable: bool, stored: str) -> None:
-    refused = requests.submit_refusal(outcome, ID)
+    refused = ops.submit_refusal(outcome, ID)
     assert type(refused) is kind
     assert (refused.retryable, refused.stored) == (retryable, stored)
 
 
 @pytest.mark.parametrize("kind", ["away", "loading", "readonly", "masterdown", "noreplicas", "misconf", "busy", "auth"])
 def test_a_store_that_cannot_serve_is_unavailable(kind: str) -> None:
-    refused = requests.store_refusal(StoreError(kind, "why"), writes=True)
+    refused = ops.store_refusal(StoreError(kind, "why"), writes=True)
     assert (type(refused), refused.retryable, refused.stored) == (Unavailable, True, "no")
 
 
 def test_a_write_without_an_answer_may_be_stored_and_a_read_is_not() -> None:
     lost = StoreError("lost", "why", stored="unknown")
-    assert type(requests.store_refusal(lost, writes=True)) is NotConfirmed
-    read = requests.store_refusal(lost, writes=False)
+    assert type(ops.store_refusal(lost, writes=True)) is NotConfirmed
+    read = ops.store_refusal(lost, writes=False)
     assert (type(read), read.stored) == (Unavailable, "no")
 
 
 def test_a_full_store_has_its_own_code() -> None:
-    refused = requests.store_refusal(StoreError("full", "OOM"), writes=True)
+    refused = ops.store_refusal(StoreError("full", "OOM"), writes=True)
     assert (refused.code, refused.retryable) == ("store_full", True)
 
 
@@ -116,7 +116,7 @@ def test_requeue_of_a_living_task(state: str) -> None:
 
 def list_arguments(**fields: Any) -> dict[str, Any]:
     request = protocol.List(**fields)
-    return requests.OPS[protocol.List].call(request, POLICY, None).arguments
+    return ops.OPS[protocol.List].call(request, POLICY, None).arguments
 
 
 def test_list_reads_living_tasks_forwards_and_ended_ones_backwards() -> None:
@@ -160,7 +160,7 @@ def test_a_queue_is_served_by_workers_seen_lately() -> None:
     ]
     workers = [
         Peer(name="a", seen_s=1.0, facts={"queues": ["served"]}),
-        Peer(name="b", seen_s=requests.WORKER_ALIVE_S + 1, facts={"queues": ["left"]}),
+        Peer(name="b", seen_s=ops.WORKER_ALIVE_S + 1, facts={"queues": ["left"]}),
     ]
     reply = answer(protocol.Stats(), StoreStats(queues, workers, []))
     assert {queue["name"]: queue["served"] for queue in reply["queues"]} == {
