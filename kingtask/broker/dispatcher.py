@@ -19,7 +19,7 @@ from kingtask.broker.metrics import RequestTimes
 from kingtask.broker.permissions import Permit, Permits
 from kingtask.broker.router import Peer
 from kingtask.broker.submits import Submits
-from kingtask.broker.waits import Waits
+from kingtask.broker.waiters import Waits
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions import Permissions

@@ -31,7 +31,7 @@ from kingtask.broker.router import Edge, Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.timerfd import PunctualSelector
-from kingtask.broker.waits import Waits
+from kingtask.broker.waiters import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload

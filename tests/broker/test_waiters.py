@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kingtask.broker.waits import Waits
+from kingtask.broker.waiters import Waits
 from kingtask.errors import StoreError
 from kingtask.store.store import Store
 
