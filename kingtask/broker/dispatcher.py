@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask import protocol
+from kingtask.broker import authorizer as rules
 from kingtask.broker import ops
-from kingtask.broker import permissions as rules
 from kingtask.broker.auth import Gate, Known
+from kingtask.broker.authorizer import Permit, Permits
 from kingtask.broker.counters import Counters
 from kingtask.broker.metrics import RequestTimes
-from kingtask.broker.permissions import Permit, Permits
 from kingtask.broker.router import Peer
 from kingtask.broker.submits import Submits
 from kingtask.broker.waiters import Waits

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask import protocol
-from kingtask.broker.permissions import ANONYMOUS, Permit, Permits, Rate
+from kingtask.broker.authorizer import ANONYMOUS, Permit, Permits, Rate
 from kingtask.config import permissions
 from kingtask.config.permissions import Rule, compiled
 from kingtask.errors import Busy, ConfigurationError, PermissionDenied
