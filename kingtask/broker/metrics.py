@@ -16,7 +16,7 @@ from kingtask.errors import REFUSALS, StoreError
 from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
 from kingtask.metrics.histogram import CALL_S, Histogram
 from kingtask.store import calls
-from kingtask.store.record import QueueFigures, QueuesPage
+from kingtask.store.codec import QueueFigures, QueuesPage
 from kingtask.store.store import Store
 from kingtask.task import TERMINAL
 

@@ -24,7 +24,7 @@ from kingtask.errors import (
     WrongState,
 )
 from kingtask.store import calls
-from kingtask.store.record import Page, StoreStats
+from kingtask.store.codec import Page, StoreStats
 from kingtask.task import TERMINAL, Result, State, TaskSpec
 
 BUSY_AGAIN_S = 0.5

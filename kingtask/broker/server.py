@@ -40,7 +40,7 @@ from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
 from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
 
@@ -214,7 +214,7 @@ class Broker:
         """A task alone is on its way to Redis: a worker that is told of it now looks for it behind it."""
         if not self._wakeups.anybody:
             return None
-        plan = record.unpack_plan(task[2])
+        plan = codec.unpack_plan(task[2])
         if plan.start_ms or plan.delay_ms or not self._wakeups.soon(plan.queue or "default"):
             return None
         return monotonic_us()

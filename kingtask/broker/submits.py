@@ -10,7 +10,7 @@ from kingtask import protocol
 from kingtask.broker import ops
 from kingtask.broker.batch import Batch, Outcome
 from kingtask.errors import RequestRefused, StoreError
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 
 log = logging.getLogger("kingtask.broker")
 
@@ -92,7 +92,7 @@ class _Many:
 
 def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
     if log.isEnabledFor(logging.DEBUG):
-        plan = record.unpack_plan(task[2])
+        plan = codec.unpack_plan(task[2])
         told = outcome.kind if isinstance(outcome, StoreError) else outcome
         log.debug("submit=%s task=%s name=%s queue=%s", told, task[0], plan.name, plan.queue or "default")
     if isinstance(outcome, StoreError):

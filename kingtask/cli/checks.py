@@ -16,9 +16,9 @@ from kingtask.cli.times import short_duration
 from kingtask.config.address import parse
 from kingtask.errors import StoreError
 from kingtask.protocol import Stats
+from kingtask.store.codec import StoreStats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
-from kingtask.store.record import StoreStats
 from kingtask.store.rights import Lacking
 from kingtask.store.sentinel import Named
 

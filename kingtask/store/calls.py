@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from kingtask.protocol import pack_raw
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.task import Result, State, TaskSpec
 
 Pairs = list[tuple[str, int]]
@@ -131,7 +131,7 @@ class Ended(NamedTuple):
     fence: Fence
     verdict: str
     reason: str
-    record: bytes
+    codec: bytes
     stdout: bytes
     stderr: bytes
     stdout_size: int
@@ -154,7 +154,7 @@ Prepared = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, Quota]
 
 
 def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepared:
-    plain = (task_id, record.pack_spec(spec), record.pack_plan(spec))
+    plain = (task_id, codec.pack_spec(spec), codec.pack_plan(spec))
     return plain if quota is None else (*plain, quota)
 
 
@@ -260,7 +260,7 @@ def wait(task_id: str) -> Call:
 def get(task_id: str) -> Call:
     def decode(reply: Any) -> Found:
         now_us, due_ms, fields = reply
-        return Found(now_us, record.result_of(task_id, _hash(fields), due_ms) if fields else None)
+        return Found(now_us, codec.result_of(task_id, _hash(fields), due_ms) if fields else None)
 
     return Call("get", {"id": task_id}, decode)
 
@@ -277,16 +277,16 @@ def states(task_ids: Sequence[str]) -> Call:
 def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, limit: int) -> Call:
     """`first` and `last` are scores as text in reading order; `first` and `rest` (else 0) come from a page's cursor."""
     arguments = {"state": state, "queue": queue, "from": first, "to": last, "rest": rest, "limit": limit}
-    return Call("list", arguments, record.page_of)
+    return Call("list", arguments, codec.page_of)
 
 
 def stats() -> Call:
-    return Call("stats", {}, record.stats_of)
+    return Call("stats", {}, codec.stats_of)
 
 
 def queues(cursor: str) -> Call:
     """Some hundred of the queues; "0" begins."""
-    return Call("queues", {"cursor": cursor}, record.queues_of)
+    return Call("queues", {"cursor": cursor}, codec.queues_of)
 
 
 def open_namespace(schema: int, cluster: str) -> Call:

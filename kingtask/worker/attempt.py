@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kingtask.errors import told as told_of
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.children import Children
@@ -95,7 +95,7 @@ class Attempt:
         self._on_shortage = on_shortage
         self._process: Process | None = None
         self._place: Place | None = None
-        self._spec: record.Execution | None = None
+        self._spec: codec.Execution | None = None
         self._started_ms = 0
         self._began_s = 0.0
         self._limit_ms = 0
@@ -176,7 +176,7 @@ class Attempt:
 
     def _spawn(self) -> Spawned:
         if self._spec is None:
-            self._spec = record.unpack_spec(self._claimed.spec)
+            self._spec = codec.unpack_spec(self._claimed.spec)
             self._limit_ms = self._spec.time_limit_ms or self._at.time_limit_ms
         spec, claimed = self._spec, self._claimed
         path = find(claimed.name, self._at.bin_path)
@@ -349,7 +349,7 @@ def _record(
     ended_ms = at.now_ms()
     if process is not None and process.exited_s is not None:
         ended_ms -= round((at.loop.time() - process.exited_s) * 1000)
-    return record.pack_attempt(
+    return codec.pack_attempt(
         claimed.number,
         at.worker,
         started_ms,

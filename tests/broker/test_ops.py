@@ -20,7 +20,7 @@ from kingtask.errors import (
     WrongState,
 )
 from kingtask.store import calls
-from kingtask.store.record import Page, Peer, QueueStats, StoreStats
+from kingtask.store.codec import Page, Peer, QueueStats, StoreStats
 from kingtask.task import State
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"

@@ -13,7 +13,7 @@ import kingtask.broker.server as broker_module
 import kingtask.worker.worker as worker_module
 from kingtask import clock
 from kingtask.config import BrokerConfig, WorkerConfig
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.worker.outbox import Report
 from kingtask.worker.verdict import Stop, judge
@@ -242,11 +242,11 @@ class _Attempt:
     def _gone(self, status: int) -> None:
         claimed = self._claimed
         if self._stopped == "released":
-            packed = record.pack_attempt(claimed.number, self._at.worker, 0, 0, "released")
+            packed = codec.pack_attempt(claimed.number, self._at.worker, 0, 0, "released")
             self._on_report(self._fence, packed)
             return
         verdict = judge(status, b"", 0, keep_stderr=True, stopped=self._stopped, limit_s=0.0)
-        packed = record.pack_attempt(claimed.number, self._at.worker, 0, 0, verdict.reason)
+        packed = codec.pack_attempt(claimed.number, self._at.worker, 0, 0, verdict.reason)
         out = b"%d" % claimed.number
         self._on_report(self._fence, Ended(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0))
 

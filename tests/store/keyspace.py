@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.store.calls import Policy
 from kingtask.store.keys import KEY_PATTERNS, Keys
 from kingtask.task import TERMINAL
@@ -189,7 +189,7 @@ def _members(view: Dump, key: str) -> dict[str, bytes]:
 
 
 def _queue(fields: dict[bytes, bytes]) -> str:
-    return record.unpack_plan(fields[b"p"]).queue or "default"
+    return codec.unpack_plan(fields[b"p"]).queue or "default"
 
 
 def _check_tasks(view: Dump) -> None:
@@ -213,7 +213,7 @@ def _check_living(view: Dump, tasks: dict[str, dict[bytes, bytes]]) -> None:
         state = fields[b"t"].decode()
         if state in TERMINAL:
             continue
-        expires_ms = record.unpack_plan(fields[b"p"]).expires_ms
+        expires_ms = codec.unpack_plan(fields[b"p"]).expires_ms
         if b"o" in fields:
             expected.setdefault(f"owned:{fields[b'o'].decode()}", {})[task_id] = int(fields[b"c"])
         if expires_ms and state != "running":

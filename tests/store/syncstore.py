@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import redis
 
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 from kingtask.store.calls import Call, Claimed, Ended, Fence, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
@@ -166,12 +166,12 @@ class TimedStore(SyncStore):
         self, fence: Fence, verdict: str = "succeeded", *, stdout: bytes = b"", stderr: bytes = b"", size: int = 0
     ) -> Ended:
         reason = "" if verdict == "succeeded" else "exit"
-        packed = record.pack_attempt(fence.number, "w1", self.now_ms - 1, self.now_ms, reason, exit_code=bool(reason))
+        packed = codec.pack_attempt(fence.number, "w1", self.now_ms - 1, self.now_ms, reason, exit_code=bool(reason))
         return Ended(fence, verdict, reason, packed, stdout, stderr, size or len(stdout), size or len(stderr))
 
     def release(self, *fences: Fence, worker: str = "w1") -> list[str]:
         rows = [
-            (fence, record.pack_attempt(fence.number, worker, self.now_ms, self.now_ms, "released")) for fence in fences
+            (fence, codec.pack_attempt(fence.number, worker, self.now_ms, self.now_ms, "released")) for fence in fences
         ]
         answers: calls.Answers = self.ask(calls.release(self.policy, worker, rows))
         return answers.answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 from kingtask.store.calls import Fence, Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
@@ -22,7 +22,7 @@ def test_what_a_worker_gets(store: TimedStore) -> None:
     assert claimed[:2] == (task, 1)
     assert (claimed.name, claimed.queue, claimed.fail_if_lost) == ("example", "default", False)
     assert (claimed.due_ms, claimed.claimed_ms) == (START_MS, START_MS + 7)
-    execution = record.unpack_spec(claimed.spec)
+    execution = codec.unpack_spec(claimed.spec)
     assert execution == (("a b",), b"\x00\xff", {"K": "v"}, 2500, "keep", ("t",))
     result = store.get(task)
     assert (result.state, result.worker, result.attempt) == (State.RUNNING, "w1", 1)

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from kingtask.protocol import unpack_raw
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 from kingtask.store.calls import Fence, Policy, Quota
 from kingtask.task import TERMINAL, State, TaskSpec
 from tests.servers import RedisServer
@@ -349,7 +349,7 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
     """A task's hash in the words of the model."""
     text = {name.decode(): value for name, value in entry.value.items()}
     state = State(text["t"].decode())
-    plan = record.unpack_plan(text["p"])
+    plan = codec.unpack_plan(text["p"])
     records = [unpack_raw(value) for name, value in text.items() if name.startswith("attempt:")]
     return {
         "state": state,

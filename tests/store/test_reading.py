@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kingtask.store import calls
-from kingtask.store.record import Page
+from kingtask.store.codec import Page
 from kingtask.task import Result, State
 from tests.store.syncstore import START_MS, TimedStore
 

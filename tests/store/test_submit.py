@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.store.calls import Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore, with_id
@@ -158,4 +158,4 @@ def test_a_task_as_large_as_may_be_arrives_whole(store: TimedStore) -> None:
     task = store.put(args=args, stdin=bytes(range(256)) * 4096)
     assert store.get(task).args == args
     (claimed,) = store.claim()
-    assert record.unpack_spec(claimed.spec).stdin == bytes(range(256)) * 4096
+    assert codec.unpack_spec(claimed.spec).stdin == bytes(range(256)) * 4096

@@ -12,7 +12,7 @@ import pytest
 from kingtask import errors, protocol, task
 from kingtask.config.isolation import PASSED
 from kingtask.errors import InvalidRequest
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.task import Attempt, Result, State, TaskSpec
 from kingtask.validation import describe
 from kingtask.worker import environment
@@ -88,7 +88,7 @@ def test_the_fields_of_a_record(kind: type[msgspec.Struct], table: int):
 
 
 def test_what_is_kept_of_an_attempt():
-    assert f"at most {record.STDERR_TAIL_BYTES:,} bytes" in section("A task's record")
+    assert f"at most {codec.STDERR_TAIL_BYTES:,} bytes" in section("A task's record")
 
 
 def test_every_reason_is_explained():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.store.calls import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker import environment
@@ -57,7 +57,7 @@ class Trial:
             killed=KilledForMemory(None),
         )
         spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
-        claimed = Claimed("t", 3, "task", record.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
+        claimed = Claimed("t", 3, "task", codec.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
         self.attempt = Attempt(
             conditions,
             Fence("t", 3, b"token"),
@@ -105,7 +105,7 @@ async def test_the_report_of_a_success(tmp_path: Path) -> None:
     assert ended._replace(record=b"") == Ended(
         Fence("t", 3, b"token"), "succeeded", "", b"", b"in\nx y\n", b"", len(b"in\nx y\n"), 0
     )
-    attempt = record.unpack_attempt(ended.record)
+    attempt = codec.unpack_attempt(ended.record)
     assert (attempt.number, attempt.worker, attempt.reason, attempt.exit_code) == (3, "w", "", 0)
 
 
@@ -113,7 +113,7 @@ async def test_no_attempt_began_before_it_was_claimed(tmp_path: Path) -> None:
     """Redis's clock as seen from here may be behind."""
     ended = await Trial(tmp_path, "echo $KINGTASK_DEADLINE", claimed_ms=NOW_MS + 5, time_limit_s=1.0).start().ended()
     assert float(ended.stdout) == (NOW_MS + 1005) / 1000
-    attempt = record.unpack_attempt(ended.record)
+    attempt = codec.unpack_attempt(ended.record)
     assert attempt.started_at == attempt.ended_at == (NOW_MS + 5) / 1000
 
 
@@ -124,7 +124,7 @@ async def test_stopped_by_the_worker(tmp_path: Path, why: str) -> None:
     trial.attempt.stop(why)  # type: ignore[arg-type]
     trial.attempt.stop("cancelled")  # the first reason counts
     ended = await trial.ended()
-    assert (ended.reason, record.unpack_attempt(ended.record).signal) == (why, signal.SIGTERM)
+    assert (ended.reason, codec.unpack_attempt(ended.record).signal) == (why, signal.SIGTERM)
 
 
 async def test_released_after_it_ran(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_released_after_it_ran(tmp_path: Path) -> None:
     trial.attempt.stop("released")
     report = await trial.report()
     assert isinstance(report, bytes)
-    attempt = record.unpack_attempt(report)
+    attempt = codec.unpack_attempt(report)
     assert (attempt.reason, attempt.signal, attempt.stderr_tail) == ("released", signal.SIGTERM, b"why\n")
 
 
@@ -142,7 +142,7 @@ async def test_fenced_gives_no_grace(tmp_path: Path) -> None:
     await trial.says(b"up")
     trial.attempt.stop("cancelled")
     trial.attempt.stop("fenced")
-    assert record.unpack_attempt((await trial.ended()).record).signal == signal.SIGKILL
+    assert codec.unpack_attempt((await trial.ended()).record).signal == signal.SIGKILL
 
 
 @pytest.mark.parametrize("why", ["time_limit", "cancelled", "released", "interrupted"])
@@ -181,7 +181,7 @@ async def test_stopped_between_two_tries_to_start_it(tmp_path: Path, why: str) -
         assert report.reason == "cancelled"
     else:  # it never ran, so even on_lost: fail may run elsewhere
         assert isinstance(report, bytes)
-        assert record.unpack_attempt(report).reason == "released"
+        assert codec.unpack_attempt(report).reason == "released"
 
 
 async def test_a_file_that_stays_busy_fails_after_a_while_and_one_that_does_not_runs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import random
 import time
 import uuid
 
-from kingtask.store import calls, record
+from kingtask.store import calls, codec
 from kingtask.store.calls import Ended, Fence
 from tests.bench.adapters import base, dealer, echo, function
 
@@ -70,7 +70,7 @@ class Hops(base.Adapter):
         os.waitpid(pid, 0)
         task = claims.tasks[0]
         now_ms = int(begin * 1000)
-        packed = record.pack_attempt(task.number, "floor", now_ms, now_ms, "", exit_code=0)
+        packed = codec.pack_attempt(task.number, "floor", now_ms, now_ms, "", exit_code=0)
         ended = Ended(Fence(task.id, task.number, token), "succeeded", "", packed, out, b"", len(out), 0)
         self._function.ask(calls.finish(self._policy, "floor", [ended]))
         self._echo.submit(prepared[0])

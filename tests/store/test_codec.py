@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 
 from kingtask.protocol import pack_raw
-from kingtask.store import record
+from kingtask.store import codec
 from kingtask.task import Attempt, Result, State, TaskSpec
 
 words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
@@ -41,7 +41,7 @@ specs = st.builds(
 @example(TaskSpec(name="x", tags=("last",)))
 @example(TaskSpec(name="x", args=("",)))
 def test_a_spec_comes_back_as_it_went(spec: TaskSpec) -> None:
-    got = record.unpack_spec(record.pack_spec(spec))
+    got = codec.unpack_spec(codec.pack_spec(spec))
     assert (got.args, got.stdin, got.env, got.tags) == (spec.args, spec.stdin, spec.env, spec.tags)
     assert got.stderr == (spec.stderr or "")
     if spec.time_limit_s is None:
@@ -52,7 +52,7 @@ def test_a_spec_comes_back_as_it_went(spec: TaskSpec) -> None:
 
 @given(specs)
 def test_a_plan_never_starts_early_nor_waits_too_short(spec: TaskSpec) -> None:
-    plan = record.unpack_plan(record.pack_plan(spec))
+    plan = codec.unpack_plan(codec.pack_plan(spec))
     asked = [spec.start_at, spec.delay_s, *spec.retry, spec.keep_result_s or 0, spec.expires_at or 0]
     for seconds_asked, got_ms in zip(
         asked, [plan.start_ms, plan.delay_ms, *plan.retry_ms, plan.keep_ms, plan.expires_ms], strict=True
@@ -68,13 +68,13 @@ def test_equal_requests_are_equal_bytes(spec: TaskSpec) -> None:
     twin = msgspec.structs.replace(
         spec, env=dict(reversed(spec.env.items())), id="00000000-0000-4000-8000-000000000001"
     )
-    assert record.pack_spec(twin) == record.pack_spec(spec)
-    assert record.pack_plan(twin) == record.pack_plan(spec)
+    assert codec.pack_spec(twin) == codec.pack_spec(spec)
+    assert codec.pack_plan(twin) == codec.pack_plan(spec)
 
 
 def test_what_is_left_at_its_default_takes_no_room() -> None:
-    assert len(record.pack_spec(TaskSpec(name="x"))) == 1
-    assert len(record.pack_plan(TaskSpec(name="x"))) <= 3
+    assert len(codec.pack_spec(TaskSpec(name="x"))) == 1
+    assert len(codec.pack_plan(TaskSpec(name="x"))) <= 3
 
 
 @given(
@@ -103,24 +103,24 @@ def test_what_is_left_at_its_default_takes_no_room() -> None:
 )
 @example({"number": 1, "worker": "w", "started_ms": 1, "ended_ms": 2, "reason": "", "message": "ü" * 600})
 def test_an_attempt_comes_back_bounded(given: dict[str, Any]) -> None:
-    packed = record.pack_attempt(**given)
-    assert len(packed) <= record.MESSAGE_BYTES + record.STDERR_TAIL_BYTES + 256
-    attempt = record.unpack_attempt(packed)
+    packed = codec.pack_attempt(**given)
+    assert len(packed) <= codec.MESSAGE_BYTES + codec.STDERR_TAIL_BYTES + 256
+    attempt = codec.unpack_attempt(packed)
     for name in ("number", "worker", "reason", "exit_code", "signal"):
         assert getattr(attempt, name) == given.get(name)
     assert (attempt.started_at, attempt.ended_at) == (given["started_ms"] / 1000, given["ended_ms"] / 1000)
     assert given.get("stderr", b"").endswith(attempt.stderr_tail)
-    assert len(attempt.stderr_tail) == min(len(given.get("stderr", b"")), record.STDERR_TAIL_BYTES)
+    assert len(attempt.stderr_tail) == min(len(given.get("stderr", b"")), codec.STDERR_TAIL_BYTES)
     message = given["message"]
-    if len(message.encode("utf-8", "backslashreplace")) <= record.MESSAGE_BYTES and message.isprintable():
+    if len(message.encode("utf-8", "backslashreplace")) <= codec.MESSAGE_BYTES and message.isprintable():
         assert attempt.message == message
 
 
 def hash_of(**fields: Any) -> dict[str, bytes]:
     spec = TaskSpec(name="example", args=("1",), queue="q", tags=("t",))
     return {
-        "s": record.pack_spec(spec),
-        "p": record.pack_plan(spec),
+        "s": codec.pack_spec(spec),
+        "p": codec.pack_plan(spec),
         "t": b"ready",
         "c": b"1000",
         **{name: value if isinstance(value, bytes) else str(value).encode() for name, value in fields.items()},
@@ -128,7 +128,7 @@ def hash_of(**fields: Any) -> dict[str, bytes]:
 
 
 def test_a_result_from_a_hash() -> None:
-    attempts = [record.pack_attempt(n, "w", n, n + 1, "exit", exit_code=n) for n in (10, 9, 2)]
+    attempts = [codec.pack_attempt(n, "w", n, n + 1, "exit", exit_code=n) for n in (10, 9, 2)]
     fields = hash_of(
         t="failed",
         due=1500,
@@ -144,7 +144,7 @@ def test_a_result_from_a_hash() -> None:
         origin="o",
         **{f"attempt:{n}": packed for n, packed in zip((10, 9, 2), attempts, strict=True)},
     )
-    assert record.result_of("id", fields, 0) == Result(
+    assert codec.result_of("id", fields, 0) == Result(
         id="id",
         name="example",
         queue="q",
@@ -171,13 +171,13 @@ def test_a_result_from_a_hash() -> None:
 
 
 def test_the_schedule_says_when_a_scheduled_task_is_due() -> None:
-    assert record.result_of("id", hash_of(t="scheduled", due=1500), 2500).due_at == 2.5
-    assert record.result_of("id", hash_of(), 0).due_at == 1.0
+    assert codec.result_of("id", hash_of(t="scheduled", due=1500), 2500).due_at == 2.5
+    assert codec.result_of("id", hash_of(), 0).due_at == 1.0
 
 
 @pytest.mark.parametrize(("state", "shown"), [("running", "w"), ("ready", None), ("scheduled", None), ("failed", None)])
 def test_only_a_running_task_has_a_worker(state: str, shown: str | None) -> None:
-    result = record.result_of("id", hash_of(t=state, worker="w", claimed=1), 0)
+    result = codec.result_of("id", hash_of(t=state, worker="w", claimed=1), 0)
     assert (result.worker, result.started_at) == (shown, 0.001)
 
 
@@ -189,7 +189,7 @@ def test_peers_and_queues_of_stats_come_sorted() -> None:
         [b"w2", beat + b'{"slots":4}', b"w1", beat],
         [],
     ]
-    stats = record.stats_of(reply)
+    stats = codec.stats_of(reply)
     assert [(queue.name, queue.totals) for queue in stats.queues] == [("a", {"submitted": 3}), ("b", {"submitted": 3})]
     assert [(peer.name, peer.seen_s, peer.facts) for peer in stats.workers] == [
         ("w1", 5.0, {}),
@@ -198,10 +198,10 @@ def test_peers_and_queues_of_stats_come_sorted() -> None:
 
 
 def test_a_page_at_the_end_has_no_cursor() -> None:
-    plan = record.pack_plan(TaskSpec(name="x"))
+    plan = codec.pack_plan(TaskSpec(name="x"))
     row = [b"id", b"1500", plan, b"1000", b"", b"", b"", b"", b"", b"scheduled"]
-    assert record.page_of([b"1500", 1, 1, [row]]).cursor is None
-    page = record.page_of([b"1500.0009765625", 1, 0, [row]])
+    assert codec.page_of([b"1500", 1, 1, [row]]).cursor is None
+    page = codec.page_of([b"1500.0009765625", 1, 0, [row]])
     assert page.cursor == ("1500.0009765625", 1)
     assert (page.tasks[0].due_at, page.tasks[0].attempt, page.tasks[0].origin) == (1.5, 0, None)
 
