@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from kingtask import protocol
 from kingtask.config.permissions import Permissions, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
-from kingtask.store.calls import Quota
+from kingtask.store.functions import Quota
 from kingtask.task import Result, TaskSpec
 
 log = logging.getLogger("kingtask.audit")

@@ -12,7 +12,7 @@ from typing import Any
 
 from kingtask import failpoint
 from kingtask.errors import StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.store import BrokerStore
 
 CALLS = 1
@@ -34,22 +34,22 @@ class Batch:
     def __init__(
         self,
         store: BrokerStore,
-        policy: calls.Policy,
+        policy: functions.Policy,
         *,
-        on_sent: Callable[[calls.Prepared], int | None],
-        on_stored: Callable[[calls.Submitted, int | None], None],
+        on_sent: Callable[[functions.Prepared], int | None],
+        on_stored: Callable[[functions.Submitted, int | None], None],
     ) -> None:
         self._store = store
         self.policy = policy
         """Of calls to come; it may be exchanged."""
         self._on_sent = on_sent
         self._on_stored = on_stored
-        self._tasks: list[calls.Prepared] = []
+        self._tasks: list[functions.Prepared] = []
         self._callbacks: list[Callable[[Outcome], None]] = []
         self._bytes = 0
         self._calls = 0
 
-    def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
+    def add(self, task: functions.Prepared, callback: Callable[[Outcome], None]) -> None:
         """Add one prepared task; `callback` gets its outcome. Sends at once what makes a full call."""
         size = len(task[1]) + len(task[2])
         if self._tasks and self._bytes + size > MAX_BYTES:
@@ -87,9 +87,9 @@ class Batch:
             if failpoint.ACTIVE and reached:
                 failpoint.reach("before_ack")
             for callback, outcome in zip(callbacks, outcomes, strict=True):
-                held = reached or outcome == "conflict" or outcome in calls.REFUSED
+                held = reached or outcome == "conflict" or outcome in functions.REFUSED
                 callback(outcome if held else "unconfirmed")
 
-        self._store.submit(calls.submit(self.policy, tasks), stored, confirmed)
+        self._store.submit(functions.submit(self.policy, tasks), stored, confirmed)
         if len(tasks) == 1:
             sent = self._on_sent(tasks[0])

@@ -25,7 +25,7 @@ from kingtask.config import BrokerConfig
 from kingtask.config.permissions import Permissions
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
 from kingtask.metrics.histogram import Histogram
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.store import BrokerStore
 from kingtask.task import Result
 
@@ -129,7 +129,7 @@ class Desk:
             self._submits.take(request, wall_s(), answer.give, lambda spec, place: permit.submit(spec, place, now_s))
         elif isinstance(request, rules.BY_ID) and permit.looks_at(request):
 
-            def looked(found: calls.Found | StoreError) -> None:
+            def looked(found: functions.Found | StoreError) -> None:
                 if isinstance(found, StoreError):
                     answer.give(ops.store_refusal(found, writes=False))
                     return
@@ -142,7 +142,7 @@ class Desk:
                 except Exception as error:  # noqa: BLE001  (as in `take`)
                     answer.give(error if isinstance(error, RequestRefused) else _fault(error))
 
-            self._store.send(calls.get(request.id), looked)
+            self._store.send(functions.get(request.id), looked)
         else:
             self._act(request, answer, permit)
 

@@ -15,7 +15,7 @@ from kingtask.broker import counters as kinds
 from kingtask.errors import REFUSALS, StoreError
 from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
 from kingtask.metrics.histogram import CALL_S, Histogram
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.codec import QueueFigures, QueuesPage
 from kingtask.store.store import Store
 from kingtask.task import TERMINAL
@@ -78,7 +78,7 @@ async def ask_queues(store: Store) -> list[QueuesPage]:
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not pages or (pages[-1].cursor != "0" and told < MAX_QUEUES):
-                pages.append(await store.ask(calls.queues(pages[-1].cursor if pages else "0")))
+                pages.append(await store.ask(functions.queues(pages[-1].cursor if pages else "0")))
                 told += len(pages[-1].queues)
     except (StoreError, TimeoutError) as error:
         log.debug("queues=unknown error=%r", str(error))

@@ -23,7 +23,7 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.codec import Page, StoreStats
 from kingtask.task import TERMINAL, Result, State, TaskSpec
 
@@ -36,14 +36,14 @@ WORKER_ALIVE_S = 20.0
 
 
 class Op(NamedTuple):
-    call: Callable[[Any, calls.Policy, calls.Quota | None], calls.Call]
+    call: Callable[[Any, functions.Policy, functions.Quota | None], functions.Call]
     answer: Callable[[Any, Any], dict[str, Any]]
     writes: bool = True
     confirmed: bool = False
     """An OK means what that of `submit` means: it waits for the same barrier."""
 
 
-Check = Callable[[TaskSpec, str], calls.Quota | None]
+Check = Callable[[TaskSpec, str], functions.Quota | None]
 """Whether the client may submit this task, which stands at that place of its request; raises if it may not.
 
 Returns what the store has to hold the client to, if there is anything."""
@@ -51,11 +51,11 @@ Returns what the store has to hold the client to, if there is anything."""
 
 def prepare(
     value: Any, now_s: float, place: str, new_id: Callable[[], str], check: Check | None = None
-) -> calls.Prepared:
+) -> functions.Prepared:
     """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place, and what `check` does."""
     spec: TaskSpec = protocol.parse_task(value, now_s, place)
     quota = None if check is None else check(spec, place)
-    return calls.prepare(spec.id or new_id(), spec, quota)
+    return functions.prepare(spec.id or new_id(), spec, quota)
 
 
 def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
@@ -121,7 +121,7 @@ def not_found(task_id: str) -> TaskNotFound:
     return TaskNotFound(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
 
 
-def _get(request: protocol.Get, found: calls.Found) -> dict[str, Any]:
+def _get(request: protocol.Get, found: functions.Found) -> dict[str, Any]:
     return task_reply(request.id, found.result)
 
 
@@ -147,7 +147,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
 
-def _list_call(request: protocol.List, _policy: calls.Policy, _quota: calls.Quota | None) -> calls.Call:
+def _list_call(request: protocol.List, _policy: functions.Policy, _quota: functions.Quota | None) -> functions.Call:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:
         raise InvalidRequest("queue: required to list ready tasks (each queue has its own order)", field="queue")
@@ -161,7 +161,9 @@ def _list_call(request: protocol.List, _policy: calls.Policy, _quota: calls.Quot
     if request.cursor is not None:
         first, _, left = request.cursor.partition(":")
         rest = int(left)
-    return calls.list_tasks(request.state, request.queue or "", first=first, last=last, rest=rest, limit=request.limit)
+    return functions.list_tasks(
+        request.state, request.queue or "", first=first, last=last, rest=rest, limit=request.limit
+    )
 
 
 def _list(_request: protocol.List, page: Page) -> dict[str, Any]:
@@ -188,13 +190,13 @@ def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, 
 
 
 OPS: dict[type[protocol.Request], Op] = {
-    protocol.Get: Op(lambda r, _policy, _quota: calls.get(r.id), _get, writes=False),
-    protocol.Cancel: Op(lambda r, policy, _quota: calls.cancel(policy, r.id), _cancel),
+    protocol.Get: Op(lambda r, _policy, _quota: functions.get(r.id), _get, writes=False),
+    protocol.Cancel: Op(lambda r, policy, _quota: functions.cancel(policy, r.id), _cancel),
     protocol.Requeue: Op(
-        lambda r, policy, quota: calls.requeue(policy, r.id, r.new_id, quota), _requeue, confirmed=True
+        lambda r, policy, quota: functions.requeue(policy, r.id, r.new_id, quota), _requeue, confirmed=True
     ),
     protocol.List: Op(_list_call, _list, writes=False),
-    protocol.Stats: Op(lambda r, _policy, _quota: calls.stats(), _stats, writes=False),
-    protocol.Pause: Op(lambda r, policy, _quota: calls.pause(policy, r.queue, True), _pause),
-    protocol.Resume: Op(lambda r, policy, _quota: calls.pause(policy, r.queue, False), _pause),
+    protocol.Stats: Op(lambda r, _policy, _quota: functions.stats(), _stats, writes=False),
+    protocol.Pause: Op(lambda r, policy, _quota: functions.pause(policy, r.queue, True), _pause),
+    protocol.Resume: Op(lambda r, policy, _quota: functions.pause(policy, r.queue, False), _pause),
 }

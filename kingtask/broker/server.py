@@ -40,7 +40,7 @@ from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
 from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
-from kingtask.store import calls, codec
+from kingtask.store import codec, functions
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
 
@@ -210,7 +210,7 @@ class Broker:
 
     # ── what Redis said ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _sent(self, task: calls.Prepared) -> int | None:
+    def _sent(self, task: functions.Prepared) -> int | None:
         """A task alone is on its way to Redis: a worker that is told of it now looks for it behind it."""
         if not self._wakeups.anybody:
             return None
@@ -219,7 +219,7 @@ class Broker:
             return None
         return monotonic_us()
 
-    def _stored(self, reply: calls.Submitted, told_us: int | None) -> None:
+    def _stored(self, reply: functions.Submitted, told_us: int | None) -> None:
         told = told_us is not None and monotonic_us() - told_us < protocol.SOON_US
         for queue, tasks in reply.ready:
             if tasks > told:

@@ -10,7 +10,7 @@ from kingtask import protocol
 from kingtask.broker import ops
 from kingtask.broker.batch import Batch, Outcome
 from kingtask.errors import RequestRefused, StoreError
-from kingtask.store import calls, codec
+from kingtask.store import codec, functions
 
 log = logging.getLogger("kingtask.broker")
 
@@ -47,10 +47,10 @@ class Submits:
 
         self._batch.add(task, stored)
 
-    def add(self, task: calls.Prepared, callback: Callable[[Outcome], None]) -> None:
+    def add(self, task: functions.Prepared, callback: Callable[[Outcome], None]) -> None:
         self._batch.add(task, callback)
 
-    def prepare(self, value: Any, now_s: float, place: str, check: ops.Check | None) -> calls.Prepared:
+    def prepare(self, value: Any, now_s: float, place: str, check: ops.Check | None) -> functions.Prepared:
         return ops.prepare(value, now_s, place, self._new_id, check)
 
     def ack(self) -> str | None:
@@ -76,7 +76,7 @@ class _Many:
             else:
                 submits.add(task, self._callback(i, task))
 
-    def _callback(self, i: int, task: calls.Prepared) -> Callable[[Outcome], None]:
+    def _callback(self, i: int, task: functions.Prepared) -> Callable[[Outcome], None]:
         def stored(outcome: Outcome) -> None:
             error = refusal(outcome, task)
             self._settle(i, accepted(outcome, task) if error is None else _refused(task[0], error))
@@ -90,7 +90,7 @@ class _Many:
             self._finish({"ack": self._submits.ack(), "outcomes": self._outcomes})
 
 
-def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
+def refusal(outcome: Outcome, task: functions.Prepared) -> RequestRefused | None:
     if log.isEnabledFor(logging.DEBUG):
         plan = codec.unpack_plan(task[2])
         told = outcome.kind if isinstance(outcome, StoreError) else outcome
@@ -100,7 +100,7 @@ def refusal(outcome: Outcome, task: calls.Prepared) -> RequestRefused | None:
     return ops.submit_refusal(outcome, task[0])
 
 
-def accepted(outcome: Outcome, task: calls.Prepared) -> dict[str, Any]:
+def accepted(outcome: Outcome, task: functions.Prepared) -> dict[str, Any]:
     return {"id": task[0], "outcome": "exists" if outcome == "exists" else "created"}
 
 

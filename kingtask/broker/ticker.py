@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from kingtask.broker.due_heap import WINDOW_MS, Schedule
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.store import Store
 
 log = logging.getLogger("kingtask.broker")
@@ -39,7 +39,7 @@ class Ticker:
     def __init__(
         self,
         store: Store,
-        policy: calls.Policy,
+        policy: functions.Policy,
         broker: str,
         *,
         heartbeat: Callable[[], bytes],
@@ -121,7 +121,7 @@ class Ticker:
 
     def _rehearse(self) -> None:
         self._on_soon()
-        self._store.send(calls.clock(), lambda told: None)
+        self._store.send(functions.clock(), lambda told: None)
         self._arm()
 
     def _tick(self) -> None:
@@ -134,7 +134,7 @@ class Ticker:
             return
         self._in_flight = True
         self.ticks += 1
-        call = calls.tick(
+        call = functions.tick(
             self.policy,
             self._broker,
             self._heartbeat() if housekeep else b"",
@@ -144,7 +144,7 @@ class Ticker:
         )
         self._store.send(call, self._ticked)
 
-    def _ticked(self, reply: calls.Ticked | StoreError) -> None:
+    def _ticked(self, reply: functions.Ticked | StoreError) -> None:
         self._in_flight = False
         if isinstance(reply, StoreError):
             self.failed += 1
@@ -162,5 +162,5 @@ class Ticker:
         if self._housekept_s == self._last_s:
             # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does
             # what is sent with it): without this ticks were 0.7 ms later.
-            self._store.send(calls.clock(), lambda told: None)
+            self._store.send(functions.clock(), lambda told: None)
         self._arm(at_s=0.0 if reply.more else None)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kingtask.errors import StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.store import Store
 from kingtask.task import TERMINAL, Result
 
@@ -71,7 +71,7 @@ class Waits:
             elif state in TERMINAL:
                 self._settle(task_id)
 
-        self._store.send(calls.wait(task_id), marked)
+        self._store.send(functions.wait(task_id), marked)
 
     def ended(self, task_id: str) -> None:
         """A publication: this task has ended."""
@@ -90,7 +90,7 @@ class Waits:
                         if not state or state in TERMINAL:
                             self._settle(task_id)
 
-            self._store.send(calls.states(chunk), looked)
+            self._store.send(functions.states(chunk), looked)
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
@@ -119,11 +119,11 @@ class Waits:
         self._fetch(task_id, waits)
 
     def _fetch(self, task_id: str, waits: list[_Wait]) -> None:
-        def found(reply: calls.Found | StoreError) -> None:
+        def found(reply: functions.Found | StoreError) -> None:
             for wait in waits:
                 wait.answer(reply if isinstance(reply, StoreError) else reply.result)
 
-        self._store.send(calls.get(task_id), found)
+        self._store.send(functions.get(task_id), found)
 
     def _remove(self, wait: _Wait) -> bool:
         waits = self._by_id.get(wait.id)

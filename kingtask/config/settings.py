@@ -23,7 +23,7 @@ from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, i
 from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.ack import Ack, AckLevel
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
-from kingtask.store.calls import Policy
+from kingtask.store.functions import Policy
 from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN
 

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from kingtask.clock import wall_s
 from kingtask.errors import StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.address import RedisAddress
 from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
@@ -236,7 +236,7 @@ def _number(value: Any) -> int | None:
 
 
 def _stats(asking: _Asking, keys: Keys) -> StoreStats | None:
-    call = calls.stats()
+    call = functions.stats()
     answer = asking.ask("FCALL_RO", shipped().function(call.function), 1, keys.meta, call.payload(keys.db))
     found: StoreStats | None = None if answer is None else call.decode(answer)
     return found

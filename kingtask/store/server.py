@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.connection import Connection
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
@@ -65,7 +65,7 @@ async def check_server(connection: Connection, keys: Keys, library: Library, ide
     new = await identity.check(connection, keys)
     await _load(connection, library)
     if new:
-        call = calls.open_namespace(SCHEMA, uuid.uuid4().hex)
+        call = functions.open_namespace(SCHEMA, uuid.uuid4().hex)
         await connection.ask("FCALL", library.function(call.function), 1, keys.meta, call.payload(keys.db))
         await identity.check(connection, keys)
     return Server(

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, told
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.ack import Ack, AckLevel, Barrier
 from kingtask.store.address import RedisAddress
-from kingtask.store.calls import Call, Submitted
 from kingtask.store.connection import Callback
+from kingtask.store.functions import Call, Submitted
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
@@ -75,7 +75,7 @@ class Store:
             self._confirming = self._new_link(
                 "barrier", self._count_replicas, lambda: None, timeout_s=timeout_s + ack.timeout_s
             )
-            self._barrier = Barrier(self._confirming, lambda: self._command(calls.mark()), ack)
+            self._barrier = Barrier(self._confirming, lambda: self._command(functions.mark()), ack)
 
     @property
     def up(self) -> bool:

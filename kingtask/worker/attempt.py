@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kingtask.errors import told as told_of
 from kingtask.store import codec
-from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.children import Children
 from kingtask.worker.executable import Shortage, Unusable, find, leads_out

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kingtask.store.calls import CUT_BYTES, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, Ended, Fence
 from kingtask.worker.output import shorten
 
 MAX_ITEMS = 200

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, NamedTuple
 
-from kingtask.store.calls import Claimed, Fence
+from kingtask.store.functions import Claimed, Fence
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
 from kingtask.worker.verdict import Stop
 

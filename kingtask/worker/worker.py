@@ -24,8 +24,8 @@ from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
 from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
-from kingtask.store import calls
-from kingtask.store.calls import Fence
+from kingtask.store import functions
+from kingtask.store.functions import Fence
 from kingtask.store.store import Store
 from kingtask.worker import environment, metrics
 from kingtask.worker.attempt import Attempt, Conditions, release_record
@@ -249,10 +249,10 @@ class Worker:
                     self._finish(action.finish, action.claim)
                 case Release():
                     fences = [fence for fence, _ in action.attempts]
-                    call = calls.release(self._policy, self._name, action.attempts)
+                    call = functions.release(self._policy, self._name, action.attempts)
                     self._store.send(call, partial(self._reported, "release", fences))
                 case Extend():
-                    call = calls.extend(
+                    call = functions.extend(
                         self._policy, self._name, action.held, action.claims, self._heartbeat(), upto=action.upto
                     )
                     self._store.send(call, partial(self._extended, action, monotonic_s()))
@@ -267,7 +267,7 @@ class Worker:
             self._done.set_result(None)
 
     def _claim(self, action: Claim) -> None:
-        call = calls.claim(
+        call = functions.claim(
             self._policy,
             self._name,
             self._config.queues,
@@ -282,13 +282,13 @@ class Worker:
     def _finish(self, action: Finish, claim: Claim | None) -> None:
         if failpoint.ACTIVE:
             failpoint.reach("before_complete")
-        wish = None if claim is None else calls.Wish(self._config.queues, claim.n, claim.token, claim.nth)
-        call = calls.finish(self._policy, self._name, action.ended, cut=action.cut, claim=wish)
+        wish = None if claim is None else functions.Wish(self._config.queues, claim.n, claim.token, claim.nth)
+        call = functions.finish(self._policy, self._name, action.ended, cut=action.cut, claim=wish)
         if claim is not None:
             self._asked_for(claim)
         fences, sent_s = [ended.fence for ended in action.ended], monotonic_s()
 
-        def finished(reply: calls.Finished | StoreError) -> None:
+        def finished(reply: functions.Finished | StoreError) -> None:
             self._reported("finish", fences, reply)
             if claim is None:
                 return
@@ -308,7 +308,7 @@ class Worker:
         if not claim.again:
             self._subscriber.asked()
 
-    def _claimed(self, sent_s: float, reply: calls.Claims | StoreError) -> None:
+    def _claimed(self, sent_s: float, reply: functions.Claims | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._slots.claim_failed(stored=reply.stored)
             log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
@@ -333,7 +333,9 @@ class Worker:
             self._spawn_next()
         self._soon()
 
-    def _reported(self, what: str, fences: list[Fence], reply: calls.Answers | calls.Finished | StoreError) -> None:
+    def _reported(
+        self, what: str, fences: list[Fence], reply: functions.Answers | functions.Finished | StoreError
+    ) -> None:
         if isinstance(reply, StoreError):
             self._slots.not_confirmed(fences, full=reply.kind == "full")
             log.warning(
@@ -357,7 +359,7 @@ class Worker:
             self._slots.not_confirmed(fences)
         self._soon()
 
-    def _extended(self, action: Extend, sent_s: float, reply: calls.Answers | StoreError) -> None:
+    def _extended(self, action: Extend, sent_s: float, reply: functions.Answers | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._slots.extend_failed()
             log.warning("extend=failed held=%d kind=%s error=%r", len(action.held), reply.kind, str(reply))

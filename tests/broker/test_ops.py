@@ -19,13 +19,13 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.codec import Page, Peer, QueueStats, StoreStats
 from kingtask.task import State
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
-POLICY = calls.Policy()
+POLICY = functions.Policy()
 
 
 def answer(request: protocol.Request, value: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def test_cancel_of_an_ended_task(state: str) -> None:
 def test_what_is_not_there() -> None:
     for request, value in (
         (protocol.Cancel(id=ID), "missing"),
-        (protocol.Get(id=ID), calls.Found(0, None)),
+        (protocol.Get(id=ID), functions.Found(0, None)),
         (protocol.Requeue(id=ID, new_id=OTHER), ("missing", "")),
     ):
         with pytest.raises(TaskNotFound, match=ID):

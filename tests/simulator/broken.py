@@ -9,7 +9,7 @@ from unittest import mock
 
 from kingtask.broker.batch import Batch
 from kingtask.client.core import Core
-from kingtask.store.calls import Fence
+from kingtask.store.functions import Fence
 from kingtask.task import State
 from kingtask.worker.outbox import Outbox
 from kingtask.worker.slots import Slots, Stage

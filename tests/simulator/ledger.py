@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from kingtask.store.calls import Fence, Policy
+from kingtask.store.functions import Fence, Policy
 from kingtask.task import TERMINAL, TRANSITIONS, State, TaskSpec
 from tests.store.model import Model, Task, ms
 

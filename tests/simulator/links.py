@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import StoreError
-from kingtask.store.calls import Call
+from kingtask.store.functions import Call
 from tests.simulator.faults import Fate, Faults
 from tests.simulator.redis import Redis
 from tests.simulator.world import Loop, here

@@ -14,7 +14,7 @@ import kingtask.worker.worker as worker_module
 from kingtask import clock
 from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.store import codec
-from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.worker.outbox import Report
 from kingtask.worker.verdict import Stop, judge
 from tests.simulator.links import BrokerStore, Surroundings, WorkerStore

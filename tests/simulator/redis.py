@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
-from kingtask.store import calls
-from kingtask.store.calls import Call, Policy
+from kingtask.store import functions
+from kingtask.store.functions import Call, Policy
 from kingtask.task import TERMINAL, Result, TaskSpec
 from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World
 from tests.store.model import Model, Task
 
-NOBODYS = calls.Lost("", 0, "", "")
+NOBODYS = functions.Lost("", 0, "", "")
 """The plain model only counts them."""
 
 
@@ -154,35 +154,37 @@ class Redis:
                 hear(what, text)
         return value
 
-    def _submit(self, a: dict[str, Any], now_us: int) -> calls.Submitted:
+    def _submit(self, a: dict[str, Any], now_us: int) -> functions.Submitted:
         outcomes, ready, dues = self.model.submit([self.specs[tuple(task)] for task in a["tasks"]])
-        return calls.Submitted(now_us, outcomes, list(ready.items()), dues)
+        return functions.Submitted(now_us, outcomes, list(ready.items()), dues)
 
-    def _tick(self, a: dict[str, Any], now_us: int) -> calls.Ticked:
+    def _tick(self, a: dict[str, Any], now_us: int) -> functions.Ticked:
         ready, upcoming, lost = self.model.tick()
         some = upcoming[: a["upcoming"]]
-        return calls.Ticked(now_us, list(ready.items()), some, len(some) == len(upcoming), False, [NOBODYS] * lost)
+        return functions.Ticked(now_us, list(ready.items()), some, len(some) == len(upcoming), False, [NOBODYS] * lost)
 
-    def _claim(self, a: dict[str, Any], now_us: int) -> calls.Claims:
+    def _claim(self, a: dict[str, Any], now_us: int) -> functions.Claims:
         queues, again = list(a["queues"]), bool(a["again"])
         tasks = self.model.claim(a["worker"], queues, a["n"], a["token"], nth=a["nth"], again=again)
-        return calls.Claims(now_us, [_claimed(task) for task in tasks], again and bool(tasks))
+        return functions.Claims(now_us, [_claimed(task) for task in tasks], again and bool(tasks))
 
-    def _extend(self, a: dict[str, Any], now_us: int) -> calls.Answers:
-        return calls.Answers(now_us, self.model.extend(a["worker"], list(a["held"]), list(a["claims"]), upto=a["upto"]))
+    def _extend(self, a: dict[str, Any], now_us: int) -> functions.Answers:
+        return functions.Answers(
+            now_us, self.model.extend(a["worker"], list(a["held"]), list(a["claims"]), upto=a["upto"])
+        )
 
-    def _finish(self, a: dict[str, Any], now_us: int) -> calls.Finished:
-        rows = [(calls.Fence(*row[:3]), row[3], row[6]) for row in a["ended"]]
+    def _finish(self, a: dict[str, Any], now_us: int) -> functions.Finished:
+        rows = [(functions.Fence(*row[:3]), row[3], row[6]) for row in a["ended"]]
         answers = self.model.finish(rows)
         wish = a.get("claim")
         if wish is None:
-            return calls.Finished(now_us, answers, None)
-        return calls.Finished(now_us, answers, self._claim({"worker": a["worker"], "again": 0, **wish}, now_us))
+            return functions.Finished(now_us, answers, None)
+        return functions.Finished(now_us, answers, self._claim({"worker": a["worker"], "again": 0, **wish}, now_us))
 
     _finish_cut = _finish
 
-    def _release(self, a: dict[str, Any], now_us: int) -> calls.Answers:
-        return calls.Answers(now_us, self.model.release([calls.Fence(*row[:3]) for row in a["attempts"]]))
+    def _release(self, a: dict[str, Any], now_us: int) -> functions.Answers:
+        return functions.Answers(now_us, self.model.release([functions.Fence(*row[:3]) for row in a["attempts"]]))
 
     def _cancel(self, a: dict[str, Any], now_us: int) -> str:
         return self.model.cancel(a["id"])
@@ -190,20 +192,20 @@ class Redis:
     def _wait(self, a: dict[str, Any], now_us: int) -> str:
         return self.model.wait(a["id"])
 
-    def _get(self, a: dict[str, Any], now_us: int) -> calls.Found:
+    def _get(self, a: dict[str, Any], now_us: int) -> functions.Found:
         task = self.model.tasks.get(a["id"])
-        return calls.Found(now_us, _result(task) if task else None)
+        return functions.Found(now_us, _result(task) if task else None)
 
-    def _clock(self, a: dict[str, Any], now_us: int) -> calls.Told:
-        return calls.Told(now_us)
+    def _clock(self, a: dict[str, Any], now_us: int) -> functions.Told:
+        return functions.Told(now_us)
 
     def _states(self, a: dict[str, Any], now_us: int) -> list[str]:
         tasks = self.model.tasks
         return [tasks[task_id].state if task_id in tasks else "" for task_id in a["ids"]]
 
 
-def _claimed(task: Task) -> calls.Claimed:
-    return calls.Claimed(
+def _claimed(task: Task) -> functions.Claimed:
+    return functions.Claimed(
         id=task.id,
         number=task.attempt,
         name=task.spec.name,
@@ -259,17 +261,17 @@ def _fence(row: Any) -> str:
 
 def _answer(value: Any) -> Any:
     match value:
-        case calls.Submitted():
+        case functions.Submitted():
             return value.outcomes
-        case calls.Ticked():
+        case functions.Ticked():
             return value.ready, f"lost {len(value.lost)}" if value.lost else ""
-        case calls.Claims():
+        case functions.Claims():
             return [f"{task.id[:8]}/{task.number}" for task in value.tasks]
-        case calls.Finished():
+        case functions.Finished():
             return [*value.answers, *([] if value.claims is None else _answer(value.claims))]
-        case calls.Answers():
+        case functions.Answers():
             return value.answers
-        case calls.Found():
+        case functions.Found():
             return value.result and value.result.state
         case StoreError():
             return value.kind

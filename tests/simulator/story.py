@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kingtask.store.calls import Policy
+from kingtask.store.functions import Policy
 from kingtask.task import TERMINAL
 from tests.simulator.cast import Cast
 from tests.simulator.client import Client, Switchboard

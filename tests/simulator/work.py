@@ -10,8 +10,8 @@ from kingtask.client.bulk import Bulk
 from kingtask.client.call import Call
 from kingtask.client.plan import Underway
 from kingtask.errors import NoAnswer, RequestRefused
-from kingtask.store import calls
-from kingtask.store.calls import Fence
+from kingtask.store import functions
+from kingtask.store.functions import Fence
 from kingtask.task import TaskSpec
 from tests.simulator.cast import Cast
 from tests.simulator.client import Client
@@ -89,7 +89,7 @@ class Work:
 
     def _registered(self, spec: TaskSpec) -> TaskSpec:
         assert spec.id is not None
-        self._redis.specs[tuple(calls.prepare(spec.id, spec))] = spec
+        self._redis.specs[tuple(functions.prepare(spec.id, spec))] = spec
         self._ledger.invoked.setdefault(spec.id, []).append(spec)
         return spec
 
@@ -203,7 +203,7 @@ class _Many:
         self._begin(starting)
 
     def _begin(self, calls: Sequence[Call]) -> None:
-        for call in calls:
+        for call in functions:
             call.owner = self
             self._client.start(call)
 

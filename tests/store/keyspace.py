@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from kingtask.store import codec
-from kingtask.store.calls import Policy
+from kingtask.store.functions import Policy
 from kingtask.store.keys import KEY_PATTERNS, Keys
 from kingtask.task import TERMINAL
 

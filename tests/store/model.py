@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kingtask.store.calls import Fence, Policy, Quota
+from kingtask.store.functions import Fence, Policy, Quota
 from kingtask.task import TERMINAL, State, TaskSpec
 
 OUTAGE_MS = 3000

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import redis
 
-from kingtask.store import calls, codec
-from kingtask.store.calls import Call, Claimed, Ended, Fence, Policy, Quota
+from kingtask.store import codec, functions
+from kingtask.store.functions import Call, Claimed, Ended, Fence, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
 from kingtask.task import Result, TaskSpec
@@ -96,13 +96,13 @@ class TimedStore(SyncStore):
 
     # ── short forms of the calls ────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, *specs: TaskSpec) -> calls.Submitted:
+    def submit(self, *specs: TaskSpec) -> functions.Submitted:
         """Submit specs that carry their ids."""
         tasks = []
         for spec in specs:
             assert spec.id is not None
-            tasks.append(calls.prepare(spec.id, spec, self.quota))
-        submitted: calls.Submitted = self.ask(calls.submit(self.policy, tasks))
+            tasks.append(functions.prepare(spec.id, spec, self.quota))
+        submitted: functions.Submitted = self.ask(functions.submit(self.policy, tasks))
         return submitted
 
     def put(self, **fields: Any) -> str:
@@ -117,9 +117,9 @@ class TimedStore(SyncStore):
 
     def tick(
         self, *, broker: str = "b1", heartbeat: bytes = b"{}", upcoming: int = 1000, housekeep: bool = False
-    ) -> calls.Ticked:
-        call = calls.tick(self.policy, broker, heartbeat, upcoming=upcoming, window_ms=60_000, housekeep=housekeep)
-        ticked: calls.Ticked = self.ask(call)
+    ) -> functions.Ticked:
+        call = functions.tick(self.policy, broker, heartbeat, upcoming=upcoming, window_ms=60_000, housekeep=housekeep)
+        ticked: functions.Ticked = self.ask(call)
         return ticked
 
     def claim(
@@ -132,8 +132,8 @@ class TimedStore(SyncStore):
         nth: int = 1,
         again: bool = False,
     ) -> list[Claimed]:
-        claims: calls.Claims = self.ask(
-            calls.claim(self.policy, worker, queues, n, token or self.new_token(), nth=nth, again=again)
+        claims: functions.Claims = self.ask(
+            functions.claim(self.policy, worker, queues, n, token or self.new_token(), nth=nth, again=again)
         )
         return claims.tasks
 
@@ -146,16 +146,16 @@ class TimedStore(SyncStore):
     def extend(
         self, *held: Fence, worker: str = "w1", claims: Sequence[bytes] = (), heartbeat: bytes = b"", upto: int = 1
     ) -> list[str]:
-        answers: calls.Answers = self.ask(calls.extend(self.policy, worker, held, claims, heartbeat, upto=upto))
+        answers: functions.Answers = self.ask(functions.extend(self.policy, worker, held, claims, heartbeat, upto=upto))
         return answers.answers
 
     def finish(self, *ended: Ended, worker: str = "w1", cut: bool = False) -> list[str]:
         return self.finish_and_claim(*ended, worker=worker, cut=cut, claim=None).answers
 
     def finish_and_claim(
-        self, *ended: Ended, claim: calls.Wish | None, worker: str = "w1", cut: bool = False
-    ) -> calls.Finished:
-        finished: calls.Finished = self.ask(calls.finish(self.policy, worker, ended, cut=cut, claim=claim))
+        self, *ended: Ended, claim: functions.Wish | None, worker: str = "w1", cut: bool = False
+    ) -> functions.Finished:
+        finished: functions.Finished = self.ask(functions.finish(self.policy, worker, ended, cut=cut, claim=claim))
         return finished
 
     def end(self, fence: Fence, verdict: str = "succeeded", *, worker: str = "w1", cut: bool = False) -> str:
@@ -173,25 +173,25 @@ class TimedStore(SyncStore):
         rows = [
             (fence, codec.pack_attempt(fence.number, worker, self.now_ms, self.now_ms, "released")) for fence in fences
         ]
-        answers: calls.Answers = self.ask(calls.release(self.policy, worker, rows))
+        answers: functions.Answers = self.ask(functions.release(self.policy, worker, rows))
         return answers.answers
 
     def cancel(self, task_id: str) -> str:
-        state: str = self.ask(calls.cancel(self.policy, task_id))
+        state: str = self.ask(functions.cancel(self.policy, task_id))
         return state
 
     def requeue(self, task_id: str, new_id: str | None = None) -> tuple[str, str]:
-        answer: tuple[str, str] = self.ask(calls.requeue(self.policy, task_id, new_id or self.new_id(), self.quota))
+        answer: tuple[str, str] = self.ask(functions.requeue(self.policy, task_id, new_id or self.new_id(), self.quota))
         return answer
 
     def pause(self, queue: str = "default", paused: bool = True) -> str:
-        answer: str = self.ask(calls.pause(self.policy, queue, paused))
+        answer: str = self.ask(functions.pause(self.policy, queue, paused))
         return answer
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, task_id: str) -> Result | None:
-        found: calls.Found = self.ask(calls.get(task_id))
+        found: functions.Found = self.ask(functions.get(task_id))
         return found.result
 
     def get(self, task_id: str) -> Result:
@@ -200,7 +200,7 @@ class TimedStore(SyncStore):
         return result
 
     def state(self, task_id: str) -> str:
-        states: list[str] = self.ask(calls.states([task_id]))
+        states: list[str] = self.ask(functions.states([task_id]))
         return states[0]
 
     def field(self, task_id: str, name: str) -> bytes | None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from kingtask.errors import ConfigurationError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.ack import Ack
 from kingtask.store.store import BrokerStore, Store
 from kingtask.task import TaskSpec
@@ -20,7 +20,7 @@ from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer
 from tests.store.syncstore import SyncStore
 
-POLICY = calls.Policy()
+POLICY = functions.Policy()
 SOON_S = 0.3
 """The `ack_timeout` of what is not going to be confirmed."""
 
@@ -57,19 +57,19 @@ def broker_store(server: RedisServer, timeout_s: float = PATIENCE_S) -> BrokerSt
     return BrokerStore(server.address, "acked", ack=Ack(level="replicas", timeout_s=timeout_s))
 
 
-def some_task() -> tuple[str, calls.Call]:
+def some_task() -> tuple[str, functions.Call]:
     task_id = str(uuid4())
-    return task_id, calls.submit(POLICY, [calls.prepare(task_id, TaskSpec(name="example"))])
+    return task_id, functions.submit(POLICY, [functions.prepare(task_id, TaskSpec(name="example"))])
 
 
-async def submitted(store: BrokerStore, call: calls.Call) -> bool:
+async def submitted(store: BrokerStore, call: functions.Call) -> bool:
     """Submit; whether it was confirmed."""
     reached: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     store.submit(call, lambda value: None, reached.set_result)
     return await reached
 
 
-async def until_submitted(store: BrokerStore, call: calls.Call) -> None:
+async def until_submitted(store: BrokerStore, call: functions.Call) -> None:
     """Submit again and again, as a client does."""
     while not await submitted(store, call):
         pass
@@ -90,7 +90,7 @@ async def test_what_is_confirmed_is_on_the_replica(primary: RedisServer, replica
         primary.kill()
     replica.client().execute_command("REPLICAOF", "NO", "ONE")
     promoted = SyncStore(replica.client(), "acked")
-    states = promoted.ask(calls.states([task_id for task_id, _ in tasks]))
+    states = promoted.ask(functions.states([task_id for task_id, _ in tasks]))
     assert states == ["ready"] * 300
 
 
@@ -111,12 +111,12 @@ async def test_submits_go_on_while_one_waits_for_its_replica(primary: RedisServe
     store = broker_store(primary)
     async with opened(store):
         replica.pause()
-        stored: list[calls.Submitted] = []
+        stored: list[functions.Submitted] = []
         reached: asyncio.Queue[bool] = asyncio.Queue()
         for _ in range(20):
             store.submit(some_task()[1], stored.append, reached.put_nowait)
         while len(stored) < 20:
-            await store.ask(calls.stats())
+            await store.ask(functions.stats())
         assert reached.empty()
         replica.resume()
         assert all([await reached.get() for _ in range(20)])
@@ -163,7 +163,7 @@ async def test_a_lost_barrier_means_not_confirmed(primary: RedisServer, replica:
     async with opened(store):
         replica.pause()
         waiting = asyncio.create_task(submitted(store, some_task()[1]))
-        await store.ask(calls.stats())
+        await store.ask(functions.stats())
         primary.client().client_kill_filter(_type="normal", skipme=True)
         assert not await waiting
         replica.resume()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kingtask.store import calls
-from kingtask.store.calls import Policy
+from kingtask.store import functions
+from kingtask.store.functions import Policy
 from kingtask.task import State
 from tests.store.listener import ANSWER_S, Listener
 from tests.store.syncstore import START_MS, TimedStore
@@ -64,7 +64,7 @@ def test_pause_and_resume(store: TimedStore, listener: Listener) -> None:
     store.put()
     assert store.pause() == "ok"
     assert store.pause() == "ok"
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert (queue.paused, queue.ready) == (True, 2)
     store.put()
     assert listener.heard() == []
@@ -96,8 +96,8 @@ def test_pausing_makes_no_more_names_than_allowed(store: TimedStore) -> None:
 
 def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener: Listener) -> None:
     watched, other = store.put(retry=(1.0,)), store.put()
-    assert store.ask(calls.wait(watched)) == "ready"
-    assert store.ask(calls.wait(watched)) == "ready"
+    assert store.ask(functions.wait(watched)) == "ready"
+    assert store.ask(functions.wait(watched)) == "ready"
     fence, others = store.take(), store.take()
     store.end(others)
     assert listener.heard() == []
@@ -110,9 +110,9 @@ def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener
     assert listener.heard() == [("ended", watched)]
     store.end(fence)
     assert listener.heard() == []
-    assert store.ask(calls.wait(watched)) == "succeeded"
+    assert store.ask(functions.wait(watched)) == "succeeded"
     assert store.field(watched, "watched") is None
-    assert store.ask(calls.wait(store.new_id())) == "missing"
+    assert store.ask(functions.wait(store.new_id())) == "missing"
     assert store.state(other) == "succeeded"
 
 
@@ -120,7 +120,7 @@ def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener
 def test_every_kind_of_end_is_published(store: TimedStore, listener: Listener, end: str) -> None:
     store.tick()
     task = store.put(expires_at=START_MS / 1000 + 5 if end == "expired" else None, on_lost="fail")
-    store.ask(calls.wait(task))
+    store.ask(functions.wait(task))
     if end == "cancelled":
         store.cancel(task)
     elif end == "released":
@@ -184,7 +184,7 @@ def test_channels_carry_namespace_and_database(store: TimedStore) -> None:
     pubsub.subscribe(f"{{{store.keys.namespace}}}:3:due")
     pubsub.get_message(timeout=ANSWER_S)
     spec = store.spec(delay_s=1.0)
-    call = calls.submit(store.policy, [calls.prepare(spec.id or "", spec)])
+    call = functions.submit(store.policy, [functions.prepare(spec.id or "", spec)])
     store.client.fcall(store.library.function("submit"), 1, store.keys.meta, call.payload(3))
     message = pubsub.get_message(timeout=ANSWER_S)
     pubsub.close()

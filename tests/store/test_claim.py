@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from kingtask.store import calls, codec
-from kingtask.store.calls import Fence, Policy
+from kingtask.store import codec, functions
+from kingtask.store.functions import Fence, Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
 
 LEASE_MS = Policy().lease_ms
 
 
-def claim(store: TimedStore, n: int, *queues: str) -> calls.Claims:
-    found: calls.Claims = store.ask(calls.claim(store.policy, "w1", queues or ["default"], n, store.new_token(), nth=1))
+def claim(store: TimedStore, n: int, *queues: str) -> functions.Claims:
+    found: functions.Claims = store.ask(
+        functions.claim(store.policy, "w1", queues or ["default"], n, store.new_token(), nth=1)
+    )
     return found
 
 

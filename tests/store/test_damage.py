@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from kingtask.store import calls
-from kingtask.store.calls import Fence, Quota
+from kingtask.store import functions
+from kingtask.store.functions import Fence, Quota
 from kingtask.task import State
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -86,8 +86,8 @@ def test_an_index_of_a_clients_tasks_that_is_none_costs_that_client(store: Timed
     running = store.put()
     _overwrite(store, f"{store.keys.prefix}owned:alice")
     tasks = [(store.new_id(), quota) for quota in (bob, alice, None, bob)]
-    prepared = [calls.prepare(task, store.spec(id=task), quota) for task, quota in tasks]
-    assert store.ask(calls.submit(store.policy, prepared)).outcomes == ["ready", "owned", "ready", "ready"]
+    prepared = [functions.prepare(task, store.spec(id=task), quota) for task, quota in tasks]
+    assert store.ask(functions.submit(store.policy, prepared)).outcomes == ["ready", "owned", "ready", "ready"]
     assert store.end(store.take()) == "succeeded"
     assert store.state(running) == "succeeded"
 
@@ -187,13 +187,13 @@ def test_the_others_are_claimed_again(store: TimedStore, damage: Damage) -> None
 def test_the_others_are_shown(store: TimedStore, damage: Damage) -> None:
     first, bad, last = store.put(), store.put(priority=9), store.put()
     damage(store, store.keys.task(bad))
-    assert store.ask(calls.states([first, bad, last]))[::2] == ["ready", "ready"]
+    assert store.ask(functions.states([first, bad, last]))[::2] == ["ready", "ready"]
     for queue in ("", "default"):
-        call = calls.list_tasks(State.CANCELLED, queue, first="+inf", last="-inf", rest=0, limit=9)
+        call = functions.list_tasks(State.CANCELLED, queue, first="+inf", last="-inf", rest=0, limit=9)
         assert store.ask(call).tasks == []
-    call = calls.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=9)
+    call = functions.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=9)
     assert [row.id for row in store.ask(call).tasks] == [first, last]
-    assert store.ask(calls.stats()).queues[0].ready == 3
+    assert store.ask(functions.stats()).queues[0].ready == 3
 
 
 def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store: TimedStore) -> None:
@@ -225,11 +225,11 @@ def test_ends_are_counted_although_the_claim_that_came_with_them_fails(store: Ti
     store.put()
     fence = store.take()
     store.client.set(f"{store.keys.prefix}ready:other", "not an index")
-    wish = calls.Wish(["other"], 1, store.new_token(), 2)
+    wish = functions.Wish(["other"], 1, store.new_token(), 2)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.finish_and_claim(store.ended(fence), claim=wish)
     assert store.end(fence) == "recorded"
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert (queue.running, queue.totals) == (0, {"submitted": 1, "started": 1, "succeeded": 1})
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kingtask.store import calls
-from kingtask.store.calls import Fence, Policy
+from kingtask.store import functions
+from kingtask.store.functions import Fence, Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
 
@@ -138,7 +138,7 @@ def test_the_heartbeat_is_kept_as_sent(store: TimedStore) -> None:
     store.extend(worker="w1", heartbeat=b'{"queues":["default"],"slots":4}')
     store.extend(worker="w1")
     store.pass_ms(2000)
-    (worker,) = store.ask(calls.stats()).workers
+    (worker,) = store.ask(functions.stats()).workers
     assert (worker.name, worker.seen_s, worker.facts) == ("w1", 2.0, {"queues": ["default"], "slots": 4})
 
 

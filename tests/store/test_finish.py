@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import redis
 
-from kingtask.store import calls
-from kingtask.store.calls import Policy
+from kingtask.store import functions
+from kingtask.store.functions import Policy
 from kingtask.task import State
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
@@ -192,20 +192,20 @@ def test_the_same_call_claims_what_is_next(store: TimedStore) -> None:
     first, second, third = (store.put() for _ in range(3))
     fence = store.take()
     token = store.new_token()
-    finished = store.finish_and_claim(store.ended(fence), claim=calls.Wish(["default"], 1, token, 2))
+    finished = store.finish_and_claim(store.ended(fence), claim=functions.Wish(["default"], 1, token, 2))
     assert finished.answers == ["succeeded"]
     assert finished.claims is not None
     assert [task.id for task in finished.claims.tasks] == [second]
     assert (store.state(first), store.state(second), store.state(third)) == ("succeeded", "running", "ready")
     assert store.claim(token=token, nth=2, again=True) == finished.claims.tasks, "its reply may be lost"
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert (queue.ready, queue.running, queue.totals["started"]) == (1, 1, 2)
 
 
 def test_what_is_refused_of_the_ends_does_not_hinder_the_claim(store: TimedStore) -> None:
     store.put()
-    stale = store.ended(calls.Fence(store.new_id(), 1, store.new_token()))
-    finished = store.finish_and_claim(stale, claim=calls.Wish(["default"], 5, store.new_token(), 1), cut=True)
+    stale = store.ended(functions.Fence(store.new_id(), 1, store.new_token()))
+    finished = store.finish_and_claim(stale, claim=functions.Wish(["default"], 5, store.new_token(), 1), cut=True)
     assert finished.answers == ["fenced"]
     assert finished.claims is not None
     assert len(finished.claims.tasks) == 1
@@ -226,7 +226,7 @@ def test_cut_outputs_are_taken_up_to_4096_bytes(store: TimedStore) -> None:
     assert store.finish(fits, cut=True) == ["succeeded"]
     result = store.get(task)
     assert (len(result.stdout), len(result.stderr), result.stdout_size) == (4000, 96, 1_000_000)
-    assert calls.CUT_BYTES == 4096
+    assert functions.CUT_BYTES == 4096
 
 
 # ── release ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.library import SCHEMA
 from kingtask.task import State
 from tests.servers import RedisServer
@@ -72,7 +72,7 @@ def test_it_drains_and_takes_tasks_again(filling: TimedStore) -> None:
     store.pause()
     set_full(store, full=True)
 
-    assert store.ask(calls.open_namespace(SCHEMA, "anything"))[1] == SCHEMA, "a worker that connects now can work"
+    assert store.ask(functions.open_namespace(SCHEMA, "anything"))[1] == SCHEMA, "a worker that connects now can work"
     assert store.pause(paused=False) == "ok"
     assert store.tick(housekeep=True).ready == []
     fences = [store.take() for _ in ready]
@@ -81,7 +81,7 @@ def test_it_drains_and_takes_tasks_again(filling: TimedStore) -> None:
     assert store.release(fences[18]) == ["ready"]
     assert store.cancel(ready[18]) == "ready"
     assert store.cancel(ready[19]) == "running"
-    assert store.ask(calls.wait(ready[19])) == "running"
+    assert store.ask(functions.wait(ready[19])) == "running"
     assert store.end(fences[19], "failed", cut=True) == "cancelled"
 
     pass_while_full(store, 1000)
@@ -103,7 +103,7 @@ def test_reading_works_throughout(filling: TimedStore) -> None:
     set_full(store, full=True)
     assert store.get(task).state is State.READY
     assert store.state(task) == "ready"
-    assert store.ask(calls.clock()).now_us == store.now_ms * 1000
-    call = calls.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=5)
+    assert store.ask(functions.clock()).now_us == store.now_ms * 1000
+    call = functions.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=5)
     assert [row.id for row in store.ask(call).tasks] == [task]
-    assert store.ask(calls.stats()).queues[0].ready == 1
+    assert store.ask(functions.stats()).queues[0].ready == 1

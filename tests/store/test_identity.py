@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.ack import Ack
 from kingtask.store.connection import connect
 from kingtask.store.identity import Identity
@@ -80,7 +80,7 @@ async def test_a_worker_waits_for_the_broker_that_begins_it(server: RedisServer,
         assert everything(server, namespace) == {}
         async with opened(broker(server, namespace)):
             await until(lambda: waiting.up)
-            assert (await waiting.ask(calls.stats())).queues == []
+            assert (await waiting.ask(functions.stats())).queues == []
 
 
 async def test_two_brokers_share_what_one_began(server: RedisServer, namespace: str) -> None:
@@ -97,7 +97,7 @@ async def test_another_broker_may_begin_it_at_the_same_moment(server: RedisServe
 
     async def interrupted(*command: Any) -> Any:
         reply = await ask(*command)
-        SyncStore(server.client(), namespace).ask(calls.open_namespace(SCHEMA, "other"))
+        SyncStore(server.client(), namespace).ask(functions.open_namespace(SCHEMA, "other"))
         return reply
 
     connection.ask = interrupted  # type: ignore[method-assign]
@@ -114,8 +114,8 @@ async def test_what_was_emptied_under_it_is_left_alone_until_it_is_back(
     async with opened(broker(own, namespace)), opened(make(own, namespace)) as store:
         identity: Any = own.client().hgetall(Keys(namespace).meta)
         own.client().flushall()
-        claim = calls.claim(calls.Policy(), "w1", ["default"], 1, bytes(16), nth=1)
-        for call in (calls.pause(calls.Policy(), "default", True), claim, calls.stats()):
+        claim = functions.claim(functions.Policy(), "w1", ["default"], 1, bytes(16), nth=1)
+        for call in (functions.pause(functions.Policy(), "default", True), claim, functions.stats()):
             with pytest.raises(StoreError) as caught:
                 await store.ask(call)
             assert caught.value.kind in ("foreign", "away")
@@ -171,7 +171,7 @@ async def test_who_starts_on_a_full_server_can_drain_it(own: RedisServer, namesp
         own.client().config_set("maxmemory", 1)
         async with opened(make(own, namespace)) as late:
             assert late.up
-            assert await late.ask(calls.pause(calls.Policy(), "default", True)) == "ok"
+            assert await late.ask(functions.pause(functions.Policy(), "default", True)) == "ok"
 
 
 async def test_functions_that_a_full_server_has_no_room_for_are_loaded_later(own: RedisServer, namespace: str) -> None:

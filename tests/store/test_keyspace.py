@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.store.calls import Policy, Quota
+from kingtask.store.functions import Policy, Quota
 from kingtask.store.keys import KEY_PATTERNS
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.library import Library, shipped
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -57,30 +57,30 @@ def test_two_versions_work_side_by_side_on_one_namespace(server: RedisServer, st
     assert newer.hash != store.library.hash
     other = SyncStore(server.client(), store.keys.namespace, newer)
     task = store.put()
-    claims = other.ask(calls.claim(store.policy, "w1", ["default"], 1, b"t" * 16, nth=1))
+    claims = other.ask(functions.claim(store.policy, "w1", ["default"], 1, b"t" * 16, nth=1))
     assert [claimed.id for claimed in claims.tasks] == [task]
-    assert store.end(calls.Fence(task, 1, b"t" * 16)) == "succeeded"
+    assert store.end(functions.Fence(task, 1, b"t" * 16)) == "succeeded"
 
 
 def test_the_shipped_library_reads_the_servers_clock(server: RedisServer) -> None:
     """All other tests set the clock; this one lets the server's run."""
     store = SyncStore(server.client(), uuid4().hex)
-    policy = calls.Policy()
+    policy = functions.Policy()
     timed = TimedStore(store.client, store.keys.namespace)
     before_s, before_us = store.client.time()
     spec = timed.spec()
-    submitted = store.ask(calls.submit(policy, [calls.prepare(spec.id or "", spec)]))
+    submitted = store.ask(functions.submit(policy, [functions.prepare(spec.id or "", spec)]))
     after_s, after_us = store.client.time()
     assert before_s * 1_000_000 + before_us <= submitted.now_us <= after_s * 1_000_000 + after_us
-    (claimed,) = store.ask(calls.claim(policy, "w1", ["default"], 1, b"t" * 16, nth=1)).tasks
+    (claimed,) = store.ask(functions.claim(policy, "w1", ["default"], 1, b"t" * 16, nth=1)).tasks
     assert submitted.now_us // 1000 <= claimed.claimed_ms
-    ended = timed.ended(calls.Fence(claimed.id, 1, b"t" * 16))
-    assert store.ask(calls.finish(policy, "w1", [ended])).answers == ["succeeded"]
+    ended = timed.ended(functions.Fence(claimed.id, 1, b"t" * 16))
+    assert store.ask(functions.finish(policy, "w1", [ended])).answers == ["succeeded"]
     keyspace.check(keyspace.dump(store.client, store.keys))
     keyspace.remove(store.client, store.keys)
 
 
 def test_open_writes_schema_and_cluster_once(store: TimedStore) -> None:
-    now_us, schema, cluster = store.ask(calls.open_namespace(1, "first"))
+    now_us, schema, cluster = store.ask(functions.open_namespace(1, "first"))
     assert (now_us, schema, cluster) == (store.now_ms * 1000, 1, "first")
-    assert store.ask(calls.open_namespace(2, "second"))[1:] == (1, "first")
+    assert store.ask(functions.open_namespace(2, "second"))[1:] == (1, "first")

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from kingtask.protocol import unpack_raw
-from kingtask.store import calls, codec
-from kingtask.store.calls import Fence, Policy, Quota
+from kingtask.store import codec, functions
+from kingtask.store.functions import Fence, Policy, Quota
 from kingtask.task import TERMINAL, State, TaskSpec
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -268,7 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def wait(self, pick: int) -> None:
         task_id = self._task(pick).id
-        assert self.store.ask(calls.wait(task_id)) == self.model.wait(task_id)
+        assert self.store.ask(functions.wait(task_id)) == self.model.wait(task_id)
 
     @rule(queue=st.sampled_from(QUEUES), paused=mostly(False, True))
     def pause(self, queue: str, paused: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.codec import Page
 from kingtask.task import Result, State
 from tests.store.syncstore import START_MS, TimedStore
@@ -17,7 +17,7 @@ def page(store: TimedStore, state: State, **options: Any) -> Page:
     newest_first = state in (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED)
     first, last = ("+inf", "-inf") if newest_first else ("-inf", "+inf")
     arguments = {"first": first, "last": last, "rest": 0, "limit": 50, **options}
-    found: Page = store.ask(calls.list_tasks(state, arguments.pop("queue", ""), **arguments))
+    found: Page = store.ask(functions.list_tasks(state, arguments.pop("queue", ""), **arguments))
     return found
 
 
@@ -42,7 +42,7 @@ def listed(store: TimedStore, state: State, **options: Any) -> list[str]:
 
 def test_the_clock_is_told_and_nothing_written(store: TimedStore) -> None:
     store.pass_ms(1234)
-    assert store.ask(calls.clock()).now_us == store.now_ms * 1000
+    assert store.ask(functions.clock()).now_us == store.now_ms * 1000
     assert not store.client.keys(f"{store.keys.prefix}*")
 
 
@@ -60,17 +60,17 @@ def test_get_shows_how_a_task_stands(store: TimedStore) -> None:
         due_at=START_MS / 1000 + 1,
     )
     assert store.get(task) == expected
-    found = store.ask(calls.get(task))
+    found = store.ask(functions.get(task))
     assert found.now_us == START_MS * 1000
-    assert store.ask(calls.get(store.new_id())).result is None
+    assert store.ask(functions.get(store.new_id())).result is None
 
 
 def test_states_of_several(store: TimedStore) -> None:
     ready, scheduled, running = store.put(), store.put(delay_s=1.0), store.put(queue="q")
     store.take(queues=["q"])
     asked = [running, store.new_id(), ready, scheduled, ready]
-    assert store.ask(calls.states(asked)) == ["running", "", "ready", "scheduled", "ready"]
-    assert store.ask(calls.states([])) == []
+    assert store.ask(functions.states(asked)) == ["running", "", "ready", "scheduled", "ready"]
+    assert store.ask(functions.states([])) == []
 
 
 # ── list ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,7 +211,7 @@ def test_stats_of_a_queue(store: TimedStore) -> None:
     store.put(priority=9)
     store.pass_ms(1_000)
     store.take()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert (queue.name, queue.paused) == ("default", False)
     assert (queue.scheduled, queue.ready, queue.running) == (1, 1, 1)
     assert queue.totals == {"submitted": 4, "started": 2, "succeeded": 1}
@@ -227,13 +227,13 @@ def test_rates_look_back_one_to_two_minutes(store: TimedStore) -> None:
     store.pass_ms(minute_ms + 30_000)
     for _ in range(6):
         store.put()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.rates == {"submitted": pytest.approx(18 / 90, abs=1e-3)}
     store.pass_ms(minute_ms)
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.rates == {"submitted": pytest.approx(6 / 90, abs=1e-3)}
     store.pass_ms(minute_ms)
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.rates == {}
 
 
@@ -241,13 +241,13 @@ def test_the_oldest_may_wait_in_any_priority(store: TimedStore) -> None:
     for priority in (2, 9, 0):
         store.put(priority=priority)
         store.pass_ms(1000)
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == pytest.approx(3.0)
     store.take()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == pytest.approx(3.0)
     store.take()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == pytest.approx(1.0)
 
 
@@ -256,13 +256,13 @@ def test_waiting_begins_when_it_could_be_claimed(store: TimedStore) -> None:
     store.put(start_at=START_MS / 1000 + 1)
     store.pass_ms(5000)
     store.tick()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == pytest.approx(5.0), "submitted 5 s ago, however early it was meant to start"
     store.take()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == pytest.approx(4.0)
     store.take()
-    (queue,) = store.ask(calls.stats()).queues
+    (queue,) = store.ask(functions.stats()).queues
     assert queue.oldest_waiting_s == 0.0
 
 
@@ -280,7 +280,7 @@ def test_totals_count_every_kind_of_event(store: TimedStore) -> None:
     for _ in range(16):
         store.pass_ms(1000)
         store.tick()
-    default, q = store.ask(calls.stats()).queues
+    default, q = store.ask(functions.stats()).queues
     assert default.totals == {"submitted": 3, "started": 2, "retried": 1, "failed": 1, "cancelled": 1, "expired": 1}
     assert q.totals == {"submitted": 1, "started": 1, "lost": 1, "failed": 1}
 
@@ -296,8 +296,8 @@ def test_queues_say_of_each_what_stats_say(store: TimedStore) -> None:
     store.end(store.take())
     store.put(priority=9)
     store.pass_ms(1_000)
-    store.ask(calls.pause(store.policy, "q", True))
-    page = store.ask(calls.queues("0"))
+    store.ask(functions.pause(store.policy, "q", True))
+    page = store.ask(functions.queues("0"))
     default, q = sorted(page.queues)
     assert (page.cursor, page.names, page.live, page.kept_bytes) == ("0", 2, 3, 0)
     assert default._replace(counts={}) == ("default", False, 1, pytest.approx(1.0), {})
@@ -308,11 +308,11 @@ def test_queues_say_of_each_what_stats_say(store: TimedStore) -> None:
 def test_many_queues_come_in_pages(store: TimedStore) -> None:
     names = {f"q{i}" for i in range(700)}  # more than any server keeps in a small hash
     for name in names:
-        store.ask(calls.pause(store.policy, name, False))
+        store.ask(functions.pause(store.policy, name, False))
     seen: set[str] = set()
     cursor, looks = "0", 0
     while looks == 0 or cursor != "0":
-        page = store.ask(calls.queues(cursor))
+        page = store.ask(functions.queues(cursor))
         assert len(page.queues) <= 200
         seen |= {queue.name for queue in page.queues}
         cursor, looks = page.cursor, looks + 1

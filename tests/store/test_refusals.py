@@ -16,7 +16,7 @@ import redis
 
 from kingtask.broker.ops import store_refusal
 from kingtask.errors import StoreError
-from kingtask.store import calls, refusals
+from kingtask.store import functions, refusals
 from kingtask.store.ack import Ack
 from kingtask.store.connection import connect
 from kingtask.store.refusals import store_error
@@ -37,10 +37,10 @@ def broker_store(server: RedisServer, **options: Any) -> BrokerStore:
     return BrokerStore(server.address, "troubled", ack=Ack(level="stored"), **options)
 
 
-async def submit(store: BrokerStore) -> calls.Submitted | StoreError:
+async def submit(store: BrokerStore) -> functions.Submitted | StoreError:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    task = calls.prepare(str(uuid4()), TaskSpec(name="example"))
-    store.submit(calls.submit(calls.Policy(), [task]), answer.set_result, lambda reached: None)
+    task = functions.prepare(str(uuid4()), TaskSpec(name="example"))
+    store.submit(functions.submit(functions.Policy(), [task]), answer.set_result, lambda reached: None)
     return await answer
 
 
@@ -129,7 +129,7 @@ async def test_it_is_told_as_what_it_is_and_passes_by_itself(troubled: RedisServ
     store = broker_store(troubled)
     await store.open()
     try:
-        assert isinstance(await submit(store), calls.Submitted)
+        assert isinstance(await submit(store), functions.Submitted)
         trouble.begin(client)
         error = await submit(store)
         assert isinstance(error, StoreError), error
@@ -178,7 +178,7 @@ async def test_a_replica_that_has_lost_its_primary(troubled: RedisServer) -> Non
         client.config_set("replica-serve-stale-data", "no")
         readonly(client)
         with pytest.raises(StoreError) as caught:
-            await store.ask(calls.stats())
+            await store.ask(functions.stats())
         assert (caught.value.kind, caught.value.stored) == ("masterdown", "no")
         primary_again(client)
         await until_submitted(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.store.calls import Policy
+from kingtask.store.functions import Policy
 from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore, with_id
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.store import calls
-from kingtask.store.calls import Policy
+from kingtask.store import functions
+from kingtask.store.functions import Policy
 from kingtask.task import State
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
@@ -21,7 +21,7 @@ def ticking(store: TimedStore) -> TimedStore:
     return store
 
 
-def second_by_second(store: TimedStore, ms: int) -> list[calls.Ticked]:
+def second_by_second(store: TimedStore, ms: int) -> list[functions.Ticked]:
     """Let time pass as it does with a broker: a tick each second."""
     return [store.tick() for _ in range(ms // 1000) if store.pass_ms(1000)]
 
@@ -320,7 +320,7 @@ def test_the_clock_set_back_delays_but_loses_nothing(ticking: TimedStore) -> Non
 
 
 def peers(store: TimedStore) -> tuple[list[str], list[str]]:
-    stats = store.ask(calls.stats())
+    stats = store.ask(functions.stats())
     return [worker.name for worker in stats.workers], [broker.name for broker in stats.brokers]
 
 
@@ -368,7 +368,7 @@ def test_a_long_idle_queue_is_forgotten_and_a_paused_or_used_one_is_not(store: T
 
 
 def _queues(store: TimedStore) -> set[str]:
-    return {queue.name for queue in store.ask(calls.stats()).queues}
+    return {queue.name for queue in store.ask(functions.stats()).queues}
 
 
 def test_entries_of_vanished_records_go(store: TimedStore) -> None:

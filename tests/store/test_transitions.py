@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kingtask.store import calls
-from kingtask.store.calls import Fence
+from kingtask.store import functions
+from kingtask.store.functions import Fence
 from kingtask.store.library import shipped
 from kingtask.task import TRANSITIONS, State, TaskSpec
 from tests.store import keyspace
@@ -177,9 +177,9 @@ def _stale(store: TimedStore, subject: Subject) -> None:
 def _read(store: TimedStore, subject: Subject) -> None:
     store.get(subject.id)
     store.state(subject.id)
-    store.ask(calls.stats())
+    store.ask(functions.stats())
     for state in State:
-        store.ask(calls.list_tasks(state, "default", first="-inf", last="+inf", rest=0, limit=50))
+        store.ask(functions.list_tasks(state, "default", first="-inf", last="+inf", rest=0, limit=50))
 
 
 OPERATIONS: dict[str, Callable[[TimedStore, Subject], object]] = {
@@ -204,11 +204,11 @@ OPERATIONS: dict[str, Callable[[TimedStore, Subject], object]] = {
     "release": lambda store, subject: store.release(subject.fence),
     "stale fences": _stale,
     "cancel": lambda store, subject: store.cancel(subject.id),
-    "wait": lambda store, subject: store.ask(calls.wait(subject.id)),
+    "wait": lambda store, subject: store.ask(functions.wait(subject.id)),
     "pause": lambda store, subject: store.pause(),
     "resume": lambda store, subject: store.pause(paused=False),
-    "open": lambda store, subject: store.ask(calls.open_namespace(1, "c")),
-    "mark": lambda store, subject: store.ask(calls.mark()),
+    "open": lambda store, subject: store.ask(functions.open_namespace(1, "c")),
+    "mark": lambda store, subject: store.ask(functions.mark()),
     "read": _read,
 }
 

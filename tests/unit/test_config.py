@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kingtask.config import BrokerConfig, WorkerConfig, load_broker, load_worker
 from kingtask.errors import ConfigurationError
 from kingtask.store.address import RedisAddress, RedisTLS
-from kingtask.store.calls import Policy
+from kingtask.store.functions import Policy
 
 Write = Callable[[str | bytes], Path]
 

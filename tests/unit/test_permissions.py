@@ -15,7 +15,7 @@ from kingtask.broker.authorizer import ANONYMOUS, Permit, Permits, Rate
 from kingtask.config import permissions
 from kingtask.config.permissions import Rule, compiled
 from kingtask.errors import Busy, ConfigurationError, PermissionDenied
-from kingtask.store.calls import Quota
+from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"

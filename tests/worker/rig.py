@@ -22,8 +22,8 @@ from kingtask import protocol
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import is_still
 from kingtask.broker.wakeups import Wakeups
-from kingtask.store import calls
-from kingtask.store.calls import Policy
+from kingtask.store import functions
+from kingtask.store.functions import Policy
 from kingtask.store.library import SCHEMA
 from kingtask.task import Result, TaskSpec
 from tests.processes import PATIENCE_S, name_of, until
@@ -98,7 +98,7 @@ class Rig:
         self.namespace = uuid4().hex
         self.policy = Policy(lease_ms=15_000)
         self.store = SyncStore(server.client(), self.namespace)
-        self.store.ask(calls.open_namespace(SCHEMA, self.namespace))  # else a worker waits for a broker to do that
+        self.store.ask(functions.open_namespace(SCHEMA, self.namespace))  # else a worker waits for a broker to do that
         self.bin = directory / "bin"
         self.bin.mkdir()
         self.bell = Bell(f"ipc://{directory}/bell")
@@ -139,9 +139,9 @@ class Rig:
 
     def put_all(self, specs: list[TaskSpec], *, ring: bool = True) -> list[str]:
         ids = [str(uuid4()) for _ in specs]
-        rows = [calls.prepare(task_id, spec) for task_id, spec in zip(ids, specs, strict=True)]
+        rows = [functions.prepare(task_id, spec) for task_id, spec in zip(ids, specs, strict=True)]
         for i in range(0, len(rows), 200):
-            submitted = self.store.ask(calls.submit(self.policy, rows[i : i + 200]))
+            submitted = self.store.ask(functions.submit(self.policy, rows[i : i + 200]))
             assert set(submitted.outcomes) == {"ready"}
         if ring:
             for queue, tasks in Counter(spec.queue for spec in specs).items():
@@ -149,10 +149,10 @@ class Rig:
         return ids
 
     def tick(self) -> None:
-        self.store.ask(calls.tick(self.policy, "b1", b"{}", upcoming=100, window_ms=60_000, housekeep=False))
+        self.store.ask(functions.tick(self.policy, "b1", b"{}", upcoming=100, window_ms=60_000, housekeep=False))
 
     def get(self, task_id: str) -> Result:
-        found = self.store.ask(calls.get(task_id)).result
+        found = self.store.ask(functions.get(task_id)).result
         assert found is not None
         return found
 
@@ -175,7 +175,7 @@ class Rig:
         return self.get(task_id)
 
     def cancel(self, worker: Worker, task_id: str) -> None:
-        self.store.ask(calls.cancel(self.policy, task_id))
+        self.store.ask(functions.cancel(self.policy, task_id))
         self.bell.cancel(worker.name, task_id)
 
     def exists(self, name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kingtask.store import codec
-from kingtask.store.calls import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions

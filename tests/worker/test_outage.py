@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, marked, until
 from tests.servers import FAST_REPLICATION, RedisServer
@@ -20,7 +20,7 @@ from tests.worker.rig import Rig
 
 def unfit(rig: Rig) -> str:
     """What the only worker says in its last sign of life."""
-    (worker,) = rig.store.ask(calls.stats()).workers
+    (worker,) = rig.store.ask(functions.stats()).workers
     return str(worker.facts["unfit"])
 
 
@@ -280,4 +280,4 @@ def test_redis_may_come_later_than_the_worker(own_rig: Rig) -> None:
     worker.logged("redis=away")
     rig.server.start()
     assert rig.result(task).stdout == b"hello\n"
-    assert rig.store.ask(calls.stats()).workers[0].name == worker.name
+    assert rig.store.ask(functions.stats()).workers[0].name == worker.name

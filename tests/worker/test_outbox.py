@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.store.calls import CUT_BYTES, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, Ended, Fence
 from kingtask.worker.outbox import MAX_BYTES, MAX_ITEMS, Finish, Outbox, Release
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, descriptors, marked, until
 from tests.slowlog import Calls
@@ -42,11 +42,11 @@ def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
     """The broker may tell of a task before Redis has it."""
     rig.start()
     rig.bell.idle()
-    with Calls(rig.server.client()) as calls:
+    with Calls(rig.server.client()) as functions:
         assert rig.bell.soon()
-        until(lambda: calls.made()["claim"] >= 2, "a second look")
+        until(lambda: functions.made()["claim"] >= 2, "a second look")
         rig.bell.idle()
-        assert calls.made()["claim"] == 2
+        assert functions.made()["claim"] == 2
 
 
 def test_arguments_and_input_arrive_byte_for_byte(rig: Rig) -> None:
@@ -322,7 +322,7 @@ def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
 
 def test_what_the_worker_says_of_itself(rig: Rig) -> None:
     worker = rig.start(queues=["a", "b"], concurrency=3, name="rack7")
-    (peer,) = until(lambda: rig.store.ask(calls.stats()).workers, "a heartbeat")
+    (peer,) = until(lambda: rig.store.ask(functions.stats()).workers, "a heartbeat")
     assert peer.name == worker.name
     assert worker.name.startswith(f"rack7.{worker.pid}.")
     assert peer.facts == {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kingtask.store.calls import CUT_BYTES, Claimed, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, Claimed, Ended, Fence
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
 from kingtask.worker.slots import (
     LONGEST_SHORTAGE_S,

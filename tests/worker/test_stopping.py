@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, marked, until
 from tests.worker.rig import Rig
@@ -31,7 +31,7 @@ def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
     worker = rig.start(kill_grace=60)
     text = "sleep 300 & echo $! > {0}/child; echo $$ > {0}/parked.$1; wait"
     ((task, pid),) = park(rig, "a", text=text).items()
-    rig.store.ask(calls.cancel(rig.policy, task))
+    rig.store.ask(functions.cancel(rig.policy, task))
     rig.bell.cancel(worker.name, task)
     result = rig.result(task)
     assert (result.state, result.reason, result.attempts[0].signal) == ("cancelled", "cancelled", signal.SIGTERM)
@@ -43,7 +43,7 @@ def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
 def test_cancel_without_a_bell_is_seen_at_the_next_renewal(rig: Rig) -> None:
     rig.start(renew=0.1)
     ((task, _),) = park(rig, "a").items()
-    rig.store.ask(calls.cancel(rig.policy, task))
+    rig.store.ask(functions.cancel(rig.policy, task))
     assert rig.result(task).state == "cancelled"
 
 
@@ -66,7 +66,7 @@ def test_cancelled_but_faster(rig: Rig) -> None:
     rig.script("quick", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done")
     task = rig.put("quick")
     rig.exists("up")
-    rig.store.ask(calls.cancel(rig.policy, task))
+    rig.store.ask(functions.cancel(rig.policy, task))
     (rig.directory / "on").touch()
     assert rig.result(task).state == "succeeded"
 
@@ -82,7 +82,7 @@ def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: Rig) -> None:
     worker.signal(signal.SIGTERM)
     worker.logged("worker=draining")
     # Its heartbeat serves no queue any more.
-    until(lambda: rig.store.ask(calls.stats()).workers[0].facts["queues"] == [], "a heartbeat without queues")
+    until(lambda: rig.store.ask(functions.stats()).workers[0].facts["queues"] == [], "a heartbeat without queues")
     second = rig.put("long")
     (rig.directory / "on").touch()
     assert worker.wait() == 0
@@ -179,7 +179,7 @@ def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
         until(lambda: not any(alive(pid) for pid in marked(mark)), "the end of everything it had started")  # noqa: B023
         until(lambda: not alive(guard), "the end of the guard")  # noqa: B023
         for task in parked:
-            rig.store.ask(calls.cancel(rig.policy, task))
+            rig.store.ask(functions.cancel(rig.policy, task))
 
 
 def test_a_program_without_our_environment_does_not_outlive_a_killed_worker_either(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 
 from kingtask import TaskSpec
-from kingtask.store import calls
+from kingtask.store import functions
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from tests.bench.adapters import base
@@ -30,9 +30,9 @@ class Function(base.Adapter):
         self._meta = Keys("floor").meta
         self._redis.function_load(shipped().text)
         self._submit = shipped().function("submit")
-        self.ask(calls.open_namespace(1, uuid.uuid4().hex))
+        self.ask(functions.open_namespace(1, uuid.uuid4().hex))
 
-    def ask(self, call: calls.Call) -> Any:
+    def ask(self, call: functions.Call) -> Any:
         name = shipped().function(call.function)
         return call.decode(self._redis.fcall(name, 1, self._meta, call.payload(0)))
 
@@ -76,5 +76,5 @@ def _packed(argvs: list[list[str]], at: float) -> bytes:
         task = str(uuid.uuid4())
         start_at = at + i / 1000 if at else 0.0
         spec = TaskSpec(name="probe", id=task, args=tuple(argv[1:]), retry=(5, 8, 9), start_at=start_at)
-        tasks.append(calls.prepare(task, spec))
-    return calls.submit(calls.Policy(), tasks).payload(0)
+        tasks.append(functions.prepare(task, spec))
+    return functions.submit(functions.Policy(), tasks).payload(0)

@@ -11,8 +11,8 @@ import random
 import time
 import uuid
 
-from kingtask.store import calls, codec
-from kingtask.store.calls import Ended, Fence
+from kingtask.store import codec, functions
+from kingtask.store.functions import Ended, Fence
 from tests.bench.adapters import base, dealer, echo, function
 
 
@@ -23,7 +23,7 @@ class Hops(base.Adapter):
     def __init__(self) -> None:
         self._echo = echo.Echo()
         self._function = function.Function()
-        self._policy = calls.Policy()
+        self._policy = functions.Policy()
         self._claims = 0
 
     def servers(self) -> list[list[str]]:
@@ -59,7 +59,7 @@ class Hops(base.Adapter):
         begin, start = time.time(), time.perf_counter()
         self.submit(prepared)
         self._claims += 1
-        claims = self._function.ask(calls.claim(self._policy, "floor", ["default"], 1, token, nth=self._claims))
+        claims = self._function.ask(functions.claim(self._policy, "floor", ["default"], 1, token, nth=self._claims))
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.posix_spawn(base.PROBE, base.ARGV, {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
         os.close(write)
@@ -72,7 +72,7 @@ class Hops(base.Adapter):
         now_ms = int(begin * 1000)
         packed = codec.pack_attempt(task.number, "floor", now_ms, now_ms, "", exit_code=0)
         ended = Ended(Fence(task.id, task.number, token), "succeeded", "", packed, out, b"", len(out), 0)
-        self._function.ask(calls.finish(self._policy, "floor", [ended]))
+        self._function.ask(functions.finish(self._policy, "floor", [ended]))
         self._echo.submit(prepared[0])
         return int(out) / 1e9 - begin, time.perf_counter() - start
 
