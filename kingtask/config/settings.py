@@ -21,8 +21,8 @@ from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.protocol import MAX_MESSAGE_BYTES
-from kingtask.store.ack import Ack, AckLevel
 from kingtask.store.address import RedisAddress, RedisTLS, parse_address
+from kingtask.store.durability import Ack, AckLevel
 from kingtask.store.functions import Policy
 from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN

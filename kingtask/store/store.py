@@ -12,9 +12,9 @@ from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, told
 from kingtask.store import functions
-from kingtask.store.ack import Ack, AckLevel, Barrier
 from kingtask.store.address import RedisAddress
 from kingtask.store.connection import Callback
+from kingtask.store.durability import Ack, AckLevel, Barrier
 from kingtask.store.functions import Call, Submitted
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys

@@ -12,8 +12,8 @@ import pytest
 
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
-from kingtask.store.ack import Ack
 from kingtask.store.connection import connect
+from kingtask.store.durability import Ack
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA

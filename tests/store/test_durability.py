@@ -13,7 +13,7 @@ import redis
 
 from kingtask.errors import ConfigurationError
 from kingtask.store import functions
-from kingtask.store.ack import Ack
+from kingtask.store.durability import Ack
 from kingtask.store.store import BrokerStore, Store
 from kingtask.task import TaskSpec
 from tests.processes import PATIENCE_S, until
