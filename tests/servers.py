@@ -25,7 +25,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kingtask.store.address import RedisAddress
+from kingtask.store.redis.address import RedisAddress
 
 Option = str | int | Sequence[str]
 """A sequence is a setting of several words."""

@@ -21,11 +21,11 @@ from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.protocol import MAX_MESSAGE_BYTES
-from kingtask.store.address import RedisAddress, RedisTLS, parse_address
 from kingtask.store.durability import Ack, AckLevel
 from kingtask.store.functions import Policy
 from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN
+from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
 
 MAX_OUTPUT_BYTES = 1_048_576
 """Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""

@@ -17,10 +17,10 @@ from redis.retry import Retry
 from kingtask.clock import wall_s
 from kingtask.errors import StoreError
 from kingtask.store import functions
-from kingtask.store.address import RedisAddress
 from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
+from kingtask.store.redis.address import RedisAddress
 from kingtask.store.refusals import not_permitted_within
 from kingtask.store.rights import Lacking, Role, lacking
 from kingtask.store.sentinel import Asker, Named, tls_options

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kingtask.errors import StoreError
-from kingtask.store.address import RedisAddress
+from kingtask.store.redis.address import RedisAddress
 
 if TYPE_CHECKING:
     from kingtask.store.sentinel import Asker, Named

@@ -16,7 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kingtask.errors import StoreError
-from kingtask.store.address import RedisAddress
+from kingtask.store.redis.address import RedisAddress
 
 
 class Named(NamedTuple):

@@ -16,9 +16,9 @@ from kingtask.cli import checks
 from kingtask.cli.checks import Level
 from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.errors import StoreError
-from kingtask.store.address import parse_address
 from kingtask.store.inspect import Asked, Inspection, inspect
 from kingtask.store.keys import Keys
+from kingtask.store.redis.address import parse_address
 from kingtask.store.sentinel import Named
 from tests.cli.tree import kingtask, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel, free_port

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kingtask.errors import ConfigurationError
-from kingtask.store.address import RedisAddress, RedisTLS, Sentinels, parse_address
+from kingtask.store.redis.address import RedisAddress, RedisTLS, Sentinels, parse_address
 
 TLS = RedisTLS(ca="/etc/ca.pem")
 
