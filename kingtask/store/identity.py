@@ -8,9 +8,9 @@ checked at every connect, and by every function before it does anything.
 from __future__ import annotations
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store.connection import Connection
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
+from kingtask.store.redis.connection import Connection
 
 CLUSTER_PATTERN = r"\A[0-9a-f]{32}\Z"
 

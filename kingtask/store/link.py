@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store.connection import Callback, Connection, connect
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library
 from kingtask.store.primary import Primary
 from kingtask.store.redis.address import RedisAddress
+from kingtask.store.redis.connection import Callback, Connection, connect
 from kingtask.store.refusals import RECONNECT_ON
 from kingtask.store.server import REFUSED_FOR_GOOD, Server, check_server
 

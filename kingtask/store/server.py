@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
-from kingtask.store.connection import Connection
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA, Library
+from kingtask.store.redis.connection import Connection
 
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 

@@ -12,7 +12,6 @@ from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, told
 from kingtask.store import functions
-from kingtask.store.connection import Callback
 from kingtask.store.durability import Ack, AckLevel, Barrier
 from kingtask.store.functions import Call, Submitted
 from kingtask.store.identity import Identity
@@ -21,6 +20,7 @@ from kingtask.store.library import shipped
 from kingtask.store.link import Link
 from kingtask.store.primary import Primary
 from kingtask.store.redis.address import RedisAddress
+from kingtask.store.redis.connection import Callback
 from kingtask.store.server import Server, replicas_of
 
 log = logging.getLogger("kingtask.store")

@@ -12,11 +12,11 @@ import pytest
 
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
-from kingtask.store.connection import connect
 from kingtask.store.durability import Ack
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
+from kingtask.store.redis.connection import connect
 from kingtask.store.store import BrokerStore, Store
 from tests.processes import PATIENCE_S
 from tests.servers import RedisServer

@@ -17,8 +17,8 @@ import redis
 from kingtask.broker.ops import store_refusal
 from kingtask.errors import StoreError
 from kingtask.store import functions, refusals
-from kingtask.store.connection import connect
 from kingtask.store.durability import Ack
+from kingtask.store.redis.connection import connect
 from kingtask.store.refusals import store_error
 from kingtask.store.store import BrokerStore
 from kingtask.task import TaskSpec
