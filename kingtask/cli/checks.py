@@ -19,8 +19,8 @@ from kingtask.protocol import Stats
 from kingtask.store.codec import StoreStats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
+from kingtask.store.redis.sentinel import Named
 from kingtask.store.rights import Lacking
-from kingtask.store.sentinel import Named
 
 if TYPE_CHECKING:
     from kingtask.config import BrokerConfig, WorkerConfig

@@ -21,9 +21,9 @@ from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
+from kingtask.store.redis.sentinel import Asker, Named, tls_options
 from kingtask.store.refusals import not_permitted_within
 from kingtask.store.rights import Lacking, Role, lacking
-from kingtask.store.sentinel import Asker, Named, tls_options
 from kingtask.store.server import OLDEST, Server, release_of
 
 SETTINGS = (

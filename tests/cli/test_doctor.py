@@ -19,7 +19,7 @@ from kingtask.errors import StoreError
 from kingtask.store.inspect import Asked, Inspection, inspect
 from kingtask.store.keys import Keys
 from kingtask.store.redis.address import parse_address
-from kingtask.store.sentinel import Named
+from kingtask.store.redis.sentinel import Named
 from tests.cli.tree import kingtask, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel, free_port
 

@@ -15,7 +15,7 @@ from kingtask.errors import StoreError
 from kingtask.store.redis.address import RedisAddress
 
 if TYPE_CHECKING:
-    from kingtask.store.sentinel import Asker, Named
+    from kingtask.store.redis.sentinel import Asker, Named
 
 log = logging.getLogger("kingtask.store")
 
@@ -46,7 +46,7 @@ class Primary:
         self._asker: Asker | None = None
         self._pool: ThreadPoolExecutor | None = None
         if address.sentinels:
-            from kingtask.store.sentinel import Asker
+            from kingtask.store.redis.sentinel import Asker
 
             self._asker = Asker(address, TIMEOUT_S)
             self._pool = ThreadPoolExecutor(len(address.sentinels.hosts), "sentinel")
