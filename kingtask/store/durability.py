@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.store.redis.handshake import Server, history_of
 from kingtask.store.redis.supervisor import Link
-from kingtask.store.server import Server, history_of
 
 log = logging.getLogger("kingtask.store")
 

@@ -21,10 +21,10 @@ from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
+from kingtask.store.redis.handshake import OLDEST, Server, release_of
 from kingtask.store.redis.sentinel import Asker, Named, tls_options
 from kingtask.store.refusals import not_permitted_within
 from kingtask.store.rights import Lacking, Role, lacking
-from kingtask.store.server import OLDEST, Server, release_of
 
 SETTINGS = (
     "appendonly",

@@ -19,9 +19,9 @@ from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback
+from kingtask.store.redis.handshake import Server, replicas_of
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.supervisor import Link
-from kingtask.store.server import Server, replicas_of
 
 log = logging.getLogger("kingtask.store")
 

@@ -15,9 +15,9 @@ from kingtask.store.keys import Keys
 from kingtask.store.library import Library
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
+from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Server, check_server
 from kingtask.store.redis.primary import Primary
 from kingtask.store.refusals import RECONNECT_ON
-from kingtask.store.server import REFUSED_FOR_GOOD, Server, check_server
 
 log = logging.getLogger("kingtask.store")
 
