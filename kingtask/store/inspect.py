@@ -22,8 +22,8 @@ from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.handshake import OLDEST, Server, release_of
+from kingtask.store.redis.redis_errors import not_permitted_within
 from kingtask.store.redis.sentinel import Asker, Named, tls_options
-from kingtask.store.refusals import not_permitted_within
 from kingtask.store.rights import Lacking, Role, lacking
 
 SETTINGS = (

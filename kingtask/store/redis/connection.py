@@ -18,7 +18,7 @@ import hiredis
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.redis.address import RedisAddress
-from kingtask.store.refusals import store_error
+from kingtask.store.redis.redis_errors import store_error
 
 log = logging.getLogger("kingtask.store")
 

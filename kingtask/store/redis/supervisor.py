@@ -17,7 +17,7 @@ from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
 from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Server, check_server
 from kingtask.store.redis.primary import Primary
-from kingtask.store.refusals import RECONNECT_ON
+from kingtask.store.redis.redis_errors import RECONNECT_ON
 
 log = logging.getLogger("kingtask.store")
 

@@ -16,10 +16,11 @@ import redis
 
 from kingtask.broker.ops import store_refusal
 from kingtask.errors import StoreError
-from kingtask.store import functions, refusals
+from kingtask.store import functions
 from kingtask.store.durability import Ack
+from kingtask.store.redis import redis_errors
 from kingtask.store.redis.connection import connect
-from kingtask.store.refusals import store_error
+from kingtask.store.redis.redis_errors import store_error
 from kingtask.store.store import BrokerStore
 from kingtask.task import TaskSpec
 from tests.processes import PATIENCE_S, until
@@ -257,15 +258,15 @@ def test_other_replies(text: str, kind: str, stored: str) -> None:
 
 
 def test_every_kind_is_explained() -> None:
-    assert refusals.__doc__ is not None
+    assert redis_errors.__doc__ is not None
     explained = {
         kind.strip()
-        for line in refusals.__doc__.splitlines()
+        for line in redis_errors.__doc__.splitlines()
         if line.startswith("| ")
         for kind in line.split("|")[1].split(",")
     }
-    assert explained - {"kind"} == refusals.KINDS
-    assert refusals.RECONNECT_ON <= refusals.KINDS
+    assert explained - {"kind"} == redis_errors.KINDS
+    assert redis_errors.RECONNECT_ON <= redis_errors.KINDS
 
 
 # ── no reply ─────────────────────────────────────────────────────────────────────────────────────────────────────────
