@@ -10,7 +10,7 @@ import logging
 from typing import Any, NoReturn
 
 from kingtask import protocol
-from kingtask.config.permissions import Permissions, Rule, compiled
+from kingtask.config.permissions_file import Permissions, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
 from kingtask.store.functions import Quota
 from kingtask.task import Result, TaskSpec

@@ -22,7 +22,7 @@ from kingtask.broker.submits import Submits
 from kingtask.broker.waiters import Waits
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
-from kingtask.config.permissions import Permissions
+from kingtask.config.permissions_file import Permissions
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
 from kingtask.metrics.histogram import Histogram
 from kingtask.store import functions

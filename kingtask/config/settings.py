@@ -16,7 +16,7 @@ import msgspec
 
 from kingtask import keyfiles, task
 from kingtask.clock import duration_ms
-from kingtask.config import permissions as rules
+from kingtask.config import permissions_file as rules
 from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
 from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable

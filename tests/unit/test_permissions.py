@@ -12,23 +12,23 @@ from hypothesis import strategies as st
 
 from kingtask import protocol
 from kingtask.broker.authorizer import ANONYMOUS, Permit, Permits, Rate
-from kingtask.config import permissions
-from kingtask.config.permissions import Rule, compiled
+from kingtask.config import permissions_file
+from kingtask.config.permissions_file import Rule, compiled
 from kingtask.errors import Busy, ConfigurationError, PermissionDenied
 from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
-Load = Callable[[str], permissions.Permissions]
+Load = Callable[[str], permissions_file.Permissions]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    def loaded(text: str) -> permissions.Permissions:
+    def loaded(text: str) -> permissions_file.Permissions:
         path = tmp_path / "permissions.yaml"
         path.write_text(text)
-        return permissions.load(path)
+        return permissions_file.load(path)
 
     return loaded
 
@@ -40,7 +40,7 @@ def permit(**rule: object) -> Permit:
 
 
 def test_the_shipped_file_is_what_its_comments_say():
-    read = permissions.load(SHIPPED)
+    read = permissions_file.load(SHIPPED)
     assert set(read.clients) == {"operator", "reports", "dashboard"}
     assert read.clients["operator"] == Rule()
     assert read.default == Rule(ops=("get", "wait"))
@@ -48,7 +48,7 @@ def test_the_shipped_file_is_what_its_comments_say():
     for key in Rule.__struct_fields__:
         assert re.search(rf"^#   {key} +\S", text, re.MULTILINE), key
     ops = set(protocol.REQUESTS) - {"ping"}
-    assert set(permissions.Op.__args__) == ops  # type: ignore[attr-defined]
+    assert set(permissions_file.Op.__args__) == ops  # type: ignore[attr-defined]
 
 
 def test_one_value_may_stand_for_a_list(load: Load):
@@ -56,7 +56,7 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ops=("submit",), queues=("mail",), tasks=("**",)
     )
     assert load("clients: {a: }\n").clients["a"] == Rule()
-    assert load("# nothing\nclients:\n") == permissions.Permissions(
+    assert load("# nothing\nclients:\n") == permissions_file.Permissions(
         path=load("# nothing\nclients:\n").path, clients={}, default=None
     )
 
@@ -117,7 +117,7 @@ def test_no_pattern_is_no_name():
 def test_whoever_has_no_entry_may_do_nothing():
     permits = Permits()
     assert not permits.on
-    permits.reload(permissions.Permissions(path="", clients={"alice": Rule()}, default=None))
+    permits.reload(permissions_file.Permissions(path="", clients={"alice": Rule()}, default=None))
     permits.of("alice", 0.0).request(protocol.Stats())
     for client in ("bob", ANONYMOUS):
         with pytest.raises(PermissionDenied, match=r"op: this client may not stats \(default.ops"):
@@ -180,7 +180,7 @@ def test_how_many_tasks_there_may_be_is_what_the_store_has_to_count():
 
 
 def test_a_reload_does_not_start_a_rate_anew():
-    rules = permissions.Permissions(path="", clients={"alice": Rule(submits_per_second=1)}, default=None)
+    rules = permissions_file.Permissions(path="", clients={"alice": Rule(submits_per_second=1)}, default=None)
     permits = Permits()
     for i in range(2):
         permits.reload(rules)
