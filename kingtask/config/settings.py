@@ -19,7 +19,7 @@ from kingtask.clock import duration_ms
 from kingtask.config import permissions_file as rules
 from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
-from kingtask.config.isolation import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
+from kingtask.config.sandbox_settings import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
 from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.durability import Ack, AckLevel
 from kingtask.store.functions import Policy

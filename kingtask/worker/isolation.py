@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 from kingtask.config import WorkerConfig
-from kingtask.config.isolation import Identity, Limits
+from kingtask.config.sandbox_settings import Identity, Limits
 from kingtask.errors import ConfigurationError
 from kingtask.worker.executable import Shortage
 from kingtask.worker.private import PrivateDirs

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kingtask.config.isolation import Identity
+from kingtask.config.sandbox_settings import Identity
 from kingtask.worker.executable import Shortage
 
 log = logging.getLogger("kingtask.worker")

@@ -14,7 +14,7 @@ import kingtask
 from kingtask import Client, Result, State, TaskSpec, errors
 from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
-from kingtask.config.isolation import PASSED
+from kingtask.config.sandbox_settings import PASSED
 from kingtask.task import Attempt
 from kingtask.worker import environment
 

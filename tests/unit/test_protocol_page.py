@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from kingtask import errors, protocol, task
-from kingtask.config.isolation import PASSED
+from kingtask.config.sandbox_settings import PASSED
 from kingtask.errors import InvalidRequest
 from kingtask.store import codec
 from kingtask.task import Attempt, Result, State, TaskSpec
