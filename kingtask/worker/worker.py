@@ -34,9 +34,9 @@ from kingtask.worker.guard import Guard
 from kingtask.worker.isolation import Isolation
 from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Finish, Release, Report
-from kingtask.worker.slots import Appetite, Claim, Extend, FinishAndClaim, Slots, StopProcess
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.watch import Watch
+from kingtask.worker.worker_state import Appetite, Claim, Extend, FinishAndClaim, Slots, StopProcess
 
 log = logging.getLogger("kingtask.worker")
 

@@ -12,7 +12,7 @@ from kingtask.client.core import Core
 from kingtask.store.functions import Fence
 from kingtask.task import State
 from kingtask.worker.outbox import Outbox
-from kingtask.worker.slots import Slots, Stage
+from kingtask.worker.worker_state import Slots, Stage
 from tests.simulator.links import BrokerStore
 from tests.simulator.world import here
 from tests.store.model import Model, Task, ms

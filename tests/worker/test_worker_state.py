@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kingtask.store.functions import CUT_BYTES, Claimed, Ended, Fence
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
-from kingtask.worker.slots import (
+from kingtask.worker.worker_state import (
     LONGEST_SHORTAGE_S,
     SHORTAGE_S,
     UNSURE_S,
