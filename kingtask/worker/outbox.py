@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kingtask.store.functions import CUT_BYTES, Ended, Fence
-from kingtask.worker.output import shorten
+from kingtask.worker.exec.capture import shorten
 
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576

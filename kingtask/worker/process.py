@@ -21,7 +21,7 @@ from functools import partial
 
 from kingtask.worker import guardian
 from kingtask.worker.children import Children
-from kingtask.worker.output import Capture
+from kingtask.worker.exec.capture import Capture
 from kingtask.worker.spawn import Spawned
 from kingtask.worker.watch import Watch
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask.task import cut_at
-from kingtask.worker.output import Capture, shorten
+from kingtask.worker.exec.capture import Capture, shorten
 
 
 def test_all_of_it_while_it_fits() -> None:
