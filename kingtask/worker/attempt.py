@@ -15,7 +15,7 @@ from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.worker import environment
 from kingtask.worker.children import Children
 from kingtask.worker.exec.capture import Capture
-from kingtask.worker.executable import Shortage, Unusable, find, leads_out
+from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.isolation import Isolation, Place
 from kingtask.worker.memory import KilledForMemory, explained
 from kingtask.worker.metrics import AttemptFigures

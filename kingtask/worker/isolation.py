@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 from kingtask.config import WorkerConfig
 from kingtask.config.sandbox_settings import Identity, Limits
 from kingtask.errors import ConfigurationError
-from kingtask.worker.executable import Shortage
+from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.private import PrivateDirs
 from kingtask.worker.privileges import missing
 from kingtask.worker.spawn import Manner

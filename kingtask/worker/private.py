@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kingtask.config.sandbox_settings import Identity
-from kingtask.worker.executable import Shortage
+from kingtask.worker.exec.executable import Shortage
 
 log = logging.getLogger("kingtask.worker")
 

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kingtask.worker.executable import SHORTAGE, Shortage, Unusable
+from kingtask.worker.exec.executable import SHORTAGE, Shortage, Unusable
 
 
 class TextBusy(Exception):

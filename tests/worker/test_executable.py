@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.executable import Unusable, find, leads_out
+from kingtask.worker.exec.executable import Unusable, find, leads_out
 from kingtask.worker.spawn import spawn
 
 

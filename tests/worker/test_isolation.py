@@ -16,7 +16,7 @@ import yaml
 
 from kingtask.config import load_worker
 from kingtask.task import TaskSpec
-from kingtask.worker.executable import Shortage
+from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.isolation import Isolation
 from tests.processes import alive, until
 from tests.servers import RedisServer
