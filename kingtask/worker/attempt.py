@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from kingtask.errors import told as told_of
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, Ended, Fence
-from kingtask.worker import environment
 from kingtask.worker.children import Children
+from kingtask.worker.exec import environment
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.isolation import Isolation, Place

@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 from kingtask.worker import guardian
-from kingtask.worker.environment import WORKER_MARK
+from kingtask.worker.exec.environment import WORKER_MARK
 
 log = logging.getLogger("kingtask.worker")
 

@@ -27,9 +27,10 @@ from kingtask.metrics.family import Family
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store
-from kingtask.worker import environment, metrics
+from kingtask.worker import metrics
 from kingtask.worker.attempt import Attempt, Conditions, release_record
 from kingtask.worker.children import Children
+from kingtask.worker.exec import environment
 from kingtask.worker.guard import Guard
 from kingtask.worker.isolation import Isolation
 from kingtask.worker.memory import KilledForMemory

@@ -16,7 +16,7 @@ from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.task import Attempt
-from kingtask.worker import environment
+from kingtask.worker.exec import environment
 
 GUIDE = (Path(kingtask.__file__).parent / "GUIDE.md").read_text("utf-8")
 

@@ -15,7 +15,7 @@ from kingtask.errors import InvalidRequest
 from kingtask.store import codec
 from kingtask.task import Attempt, Result, State, TaskSpec
 from kingtask.validation import describe
-from kingtask.worker import environment
+from kingtask.worker.exec import environment
 from tests.unit.page import TEXT, documented, section
 
 

@@ -13,9 +13,9 @@ import pytest
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
-from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
 from kingtask.worker.children import Children
+from kingtask.worker.exec import environment
 from kingtask.worker.guard import Groups
 from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Report
