@@ -23,9 +23,9 @@ from kingtask.config import WorkerConfig
 from kingtask.config.sandbox_settings import Identity, Limits
 from kingtask.errors import ConfigurationError
 from kingtask.worker.exec.executable import Shortage
+from kingtask.worker.exec.spawn import Manner
 from kingtask.worker.private import PrivateDirs
 from kingtask.worker.privileges import missing
-from kingtask.worker.spawn import Manner
 
 SEARCHED = "/usr/bin:/bin:/usr/sbin:/sbin"
 CPU_GRACE_S = 5

@@ -22,7 +22,7 @@ from functools import partial
 from kingtask.worker import guardian
 from kingtask.worker.children import Children
 from kingtask.worker.exec.capture import Capture
-from kingtask.worker.spawn import Spawned
+from kingtask.worker.exec.spawn import Spawned
 from kingtask.worker.watch import Watch
 
 log = logging.getLogger("kingtask.worker")

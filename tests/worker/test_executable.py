@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.exec.executable import Unusable, find, leads_out
-from kingtask.worker.spawn import spawn
+from kingtask.worker.exec.spawn import spawn
 
 
 @pytest.fixture

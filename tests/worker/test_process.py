@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.children import Children
+from kingtask.worker.exec.spawn import spawn
 from kingtask.worker.guard import Groups
 from kingtask.worker.guardian import kill_marked
 from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
-from kingtask.worker.spawn import spawn
 from kingtask.worker.watch import Watch
 from tests.processes import alive, descriptors, marked
 

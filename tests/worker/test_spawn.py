@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.exec.executable import Shortage, Unusable
-from kingtask.worker.spawn import Spawned, TextBusy, input_file, spawn
+from kingtask.worker.exec.spawn import Spawned, TextBusy, input_file, spawn
 from tests.processes import descriptors
 
 HOSTILE_ARGUMENTS = [
