@@ -148,7 +148,7 @@ async def test_fenced_gives_no_grace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("why", ["time_limit", "cancelled", "released", "interrupted"])
 async def test_one_that_has_ended_is_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Its exit counts, even while its output is still awaited."""
-    monkeypatch.setattr("kingtask.worker.process.DRAIN_S", 3600)
+    monkeypatch.setattr("kingtask.worker.exec.process.DRAIN_S", 3600)
     gate = tmp_path / "gate"
     trial = Trial(tmp_path, f"(until [ -e {gate} ]; do :; done; echo late) & exit 0").start()
     await trial.exited()

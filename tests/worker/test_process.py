@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.children import Children
+from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.exec.spawn import spawn
 from kingtask.worker.guard import Groups
 from kingtask.worker.guardian import kill_marked
-from kingtask.worker.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.watch import Watch
 from tests.processes import alive, descriptors, marked
 
@@ -137,7 +137,7 @@ async def test_a_background_process_that_holds_the_pipes_does_not_hold_the_end()
 
 
 async def test_what_is_written_within_the_grace_after_the_exit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kingtask.worker.process.DRAIN_S", 3600)
+    monkeypatch.setattr("kingtask.worker.exec.process.DRAIN_S", 3600)
     process = await run("(until grep -q '^State:.Z' /proc/$$/status; do :; done; echo late) & exit 0")
     assert (process.stdout.kept(), process.left_behind) == (b"late\n", False)
 
@@ -211,7 +211,7 @@ async def test_a_stopped_process_hears_term() -> None:
 async def test_stop_after_the_exit_leaves_the_others_their_grace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("kingtask.worker.process.DRAIN_S", 3600)
+    monkeypatch.setattr("kingtask.worker.exec.process.DRAIN_S", 3600)
     watched = Watched("(until [ -e $gate ]; do :; done; echo late) & exit 0", {"gate": f"{tmp_path}/gate"})
     while watched.process.exited_s is None:
         await asyncio.wait_for(_turn(), 30)
