@@ -16,10 +16,10 @@ from kingtask.task import TaskSpec
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
 from kingtask.worker.children import Children
 from kingtask.worker.exec import environment
+from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.guard import Groups
 from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Report
-from kingtask.worker.watch import Watch
 from tests.processes import descriptors
 from tests.worker.test_process import _turn
 

@@ -22,8 +22,8 @@ from functools import partial
 from kingtask.worker import guardian
 from kingtask.worker.children import Children
 from kingtask.worker.exec.capture import Capture
+from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.spawn import Spawned
-from kingtask.worker.watch import Watch
 
 log = logging.getLogger("kingtask.worker")
 
