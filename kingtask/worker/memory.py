@@ -14,7 +14,7 @@ import signal
 from pathlib import Path
 
 from kingtask.worker.cgroup import own_cgroup
-from kingtask.worker.verdict import Verdict
+from kingtask.worker.exec.outcome import Verdict
 
 REASON = "out_of_memory"
 NEARLY = 0.75

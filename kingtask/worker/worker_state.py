@@ -28,8 +28,8 @@ from enum import Enum, auto
 from typing import Literal, NamedTuple
 
 from kingtask.store.functions import Claimed, Fence
+from kingtask.worker.exec.outcome import Stop
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
-from kingtask.worker.verdict import Stop
 
 SHORTAGE_S = 1.0
 """Pause of claiming after the host could not start a process; doubled each time up to LONGEST_SHORTAGE_S."""

@@ -10,7 +10,7 @@ import pytest
 from kingtask.cli import ending, output
 from kingtask.cli.tasks import description
 from kingtask.task import Attempt, Result, State
-from kingtask.worker.verdict import judge
+from kingtask.worker.exec.outcome import judge
 
 RESULT = Result(
     id="6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11",

@@ -15,8 +15,8 @@ from kingtask import clock
 from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, Ended, Fence
+from kingtask.worker.exec.outcome import Stop, judge
 from kingtask.worker.outbox import Report
-from kingtask.worker.verdict import Stop, judge
 from tests.simulator.links import BrokerStore, Surroundings, WorkerStore
 from tests.simulator.world import Loop, World, here
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kingtask.worker.verdict import Verdict, judge
+from kingtask.worker.exec.outcome import Verdict, judge
 
 
 def verdict(
