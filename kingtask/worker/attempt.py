@@ -17,11 +17,11 @@ from kingtask.worker.exec import environment
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
+from kingtask.worker.exec.oom import KilledForMemory, explained
 from kingtask.worker.exec.outcome import Stop, Verdict, judge
 from kingtask.worker.exec.process import Process
 from kingtask.worker.exec.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatched, input_file, kill, spawn
 from kingtask.worker.isolation import Isolation, Place
-from kingtask.worker.memory import KilledForMemory, explained
 from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
 

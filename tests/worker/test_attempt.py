@@ -17,8 +17,8 @@ from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Condition
 from kingtask.worker.children import Children
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.guard import Groups
-from kingtask.worker.memory import KilledForMemory
 from kingtask.worker.outbox import Report
 from tests.processes import descriptors
 from tests.worker.test_process import _turn

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kingtask.worker.exec.oom import KilledForMemory, explained
 from kingtask.worker.exec.outcome import Verdict
-from kingtask.worker.memory import KilledForMemory, explained
 
 MIB = 1_048_576
 EXIT = Verdict("failed", "exit", "")
