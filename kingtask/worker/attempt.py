@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from kingtask.errors import told as told_of
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, Ended, Fence
-from kingtask.worker.children import Children
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import Watch
@@ -24,6 +23,7 @@ from kingtask.worker.exec.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatch
 from kingtask.worker.isolation import Isolation, Place
 from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
+from kingtask.worker.reap.orphans import Children
 
 log = logging.getLogger("kingtask.worker")
 

@@ -14,12 +14,12 @@ from kingtask.store import codec
 from kingtask.store.functions import Claimed, Ended, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
-from kingtask.worker.children import Children
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.guard import Groups
 from kingtask.worker.outbox import Report
+from kingtask.worker.reap.orphans import Children
 from tests.processes import descriptors
 from tests.worker.test_process import _turn
 

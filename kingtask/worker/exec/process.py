@@ -20,10 +20,10 @@ from collections.abc import Callable
 from functools import partial
 
 from kingtask.worker import guardian
-from kingtask.worker.children import Children
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.spawn import Spawned
+from kingtask.worker.reap.orphans import Children
 
 log = logging.getLogger("kingtask.worker")
 

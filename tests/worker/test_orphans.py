@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.children import _environment as environment
-from kingtask.worker.children import children_by_search
+from kingtask.worker.reap.orphans import _environment as environment
+from kingtask.worker.reap.orphans import children_by_search
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker
 
