@@ -20,8 +20,8 @@ from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
 from kingtask.worker import privileges
 from kingtask.worker.cgroup import Cgroup
-from kingtask.worker.guard import Guard
 from kingtask.worker.isolation import Isolation
+from kingtask.worker.reap.reaper import Guard
 from kingtask.worker.worker import Worker
 
 log = logging.getLogger("kingtask.worker")

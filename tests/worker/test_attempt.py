@@ -17,9 +17,9 @@ from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Condition
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.oom import KilledForMemory
-from kingtask.worker.guard import Groups
 from kingtask.worker.outbox import Report
 from kingtask.worker.reap.orphans import Children
+from kingtask.worker.reap.reaper import Groups
 from tests.processes import descriptors
 from tests.worker.test_process import _turn
 

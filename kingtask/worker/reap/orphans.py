@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 
 from kingtask.worker.exec.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
-from kingtask.worker.guard import Groups, Guard
+from kingtask.worker.reap.reaper import Groups, Guard
 
 log = logging.getLogger("kingtask.worker")
 

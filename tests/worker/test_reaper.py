@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kingtask.worker import guardian
-from kingtask.worker.guard import Guard
+from kingtask.worker.reap.reaper import Guard
 
 
 def test_a_guardian_that_is_gone_is_told_once(
