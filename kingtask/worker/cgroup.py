@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from kingtask.worker import guardian
+from kingtask.worker.reap import reaper_process
 
 log = logging.getLogger("kingtask.worker")
 
@@ -52,7 +52,7 @@ class Cgroup:
                     os.close(lock)
             else:
                 return None
-            if not (path / guardian.CGROUP_KILL).exists():  # Linux 5.14
+            if not (path / reaper_process.CGROUP_KILL).exists():  # Linux 5.14
                 os.close(lock)
                 path.rmdir()
                 return None
@@ -75,7 +75,7 @@ class Cgroup:
         """Go back to where this process came from, and leave nothing there."""
         with contextlib.suppress(OSError):
             (self.path.parent / "cgroup.procs").write_text("0")
-            guardian.end_cgroup(str(self.path))
+            reaper_process.end_cgroup(str(self.path))
         os.close(self._lock)
 
 
@@ -112,7 +112,7 @@ def remove_abandoned(own: Path) -> None:
         lock = _locked(path)
         if lock is not None:
             log.warning("cgroup=abandoned path=%s: its worker is gone; killing what is left in it", path)
-            guardian.end_cgroup(str(path))
+            reaper_process.end_cgroup(str(path))
             os.close(lock)
 
 

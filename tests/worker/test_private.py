@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.worker.guardian import REMOVE_OWN
+from kingtask.worker.reap.reaper_process import REMOVE_OWN
 from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG

@@ -14,9 +14,9 @@ import pytest
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.exec.spawn import spawn
-from kingtask.worker.guardian import kill_marked
 from kingtask.worker.reap.orphans import Children
 from kingtask.worker.reap.reaper import Groups
+from kingtask.worker.reap.reaper_process import kill_marked
 from tests.processes import alive, descriptors, marked
 
 ENV = {"PATH": "/usr/bin:/bin"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.worker import guardian
+from kingtask.worker.reap import reaper_process
 from kingtask.worker.reap.reaper import Guard
 
 
@@ -16,7 +16,7 @@ def test_a_guardian_that_is_gone_is_told_once(
         guard.check()
         assert not caplog.records
         with monkeypatch.context() as upgraded:
-            upgraded.setattr(guardian, "__file__", "/gone/guardian.py")
+            upgraded.setattr(reaper_process, "__file__", "/gone/guardian.py")
             guard.check()
             guard.check()
         assert [record.getMessage().split(":")[0] for record in caplog.records] == [

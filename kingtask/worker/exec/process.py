@@ -19,10 +19,10 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
-from kingtask.worker import guardian
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.spawn import Spawned
+from kingtask.worker.reap import reaper_process
 from kingtask.worker.reap.orphans import Children
 
 log = logging.getLogger("kingtask.worker")
@@ -135,9 +135,9 @@ class Process:
         """It sleeps in the kernel, or something traces it: its own descendants could, from outside of its group."""
         leader = self._popen.pid
         log.warning("attempt=not_gone pid=%d: KILL has not ended it (ps says D: in the kernel, t: traced)", leader)
-        below = guardian.descendants([leader])
+        below = reaper_process.descendants([leader])
         for each in below:
-            guardian.kill(each, lambda pid: guardian.facts(pid)[1] == below[pid])
+            reaper_process.kill(each, lambda pid: reaper_process.facts(pid)[1] == below[pid])
         pause_s = min(2 * pause_s, LAST_INSIST_S)
         self._grace = self._loop.call_later(pause_s, self._insist, pause_s)
 

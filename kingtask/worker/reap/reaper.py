@@ -17,8 +17,8 @@ import os
 import subprocess
 import sys
 
-from kingtask.worker import guardian
 from kingtask.worker.exec.environment import WORKER_MARK
+from kingtask.worker.reap import reaper_process
 
 log = logging.getLogger("kingtask.worker")
 
@@ -81,7 +81,7 @@ class Guard:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [
-            *(sys.executable, "-I", "-S", guardian.__file__),
+            *(sys.executable, "-I", "-S", reaper_process.__file__),
             *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
         ]
         if not self._private and os.access(SHELL, os.X_OK):  # else there is something to remove after each attempt
@@ -97,7 +97,7 @@ class Guard:
 
     def check(self) -> None:
         """Start another guard if this one is gone; tell if it lacks what it needs. To be called now and then."""
-        missing = next((path for path in (sys.executable, guardian.__file__) if not os.access(path, os.R_OK)), "")
+        missing = next((path for path in (sys.executable, reaper_process.__file__) if not os.access(path, os.R_OK)), "")
         if missing and not self._helpless:
             log.error("guard=helpless missing=%s: restart this worker, or what it runs may outlive it", missing)
         self._helpless = missing != ""
