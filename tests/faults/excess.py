@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kingtask.task import Result, TaskSpec
-from kingtask.worker import cgroup
+from kingtask.worker.reap import cgroup
 from tests.processes import descriptors, until
 from tests.servers import RedisServer
 from tests.worker.rig import Rig, Worker

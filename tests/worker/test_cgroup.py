@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from kingtask.worker import cgroup
+from kingtask.worker.reap import cgroup
 from kingtask.worker.reap.reaper_process import end_cgroup
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker

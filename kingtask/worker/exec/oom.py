@@ -13,8 +13,8 @@ import resource
 import signal
 from pathlib import Path
 
-from kingtask.worker.cgroup import own_cgroup
 from kingtask.worker.exec.outcome import Verdict
+from kingtask.worker.reap.cgroup import own_cgroup
 
 REASON = "out_of_memory"
 NEARLY = 0.75
