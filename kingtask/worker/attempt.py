@@ -20,10 +20,10 @@ from kingtask.worker.exec.oom import KilledForMemory, explained
 from kingtask.worker.exec.outcome import Stop, Verdict, judge
 from kingtask.worker.exec.process import Process
 from kingtask.worker.exec.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatched, input_file, kill, spawn
-from kingtask.worker.isolation import Isolation, Place
 from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
 from kingtask.worker.reap.orphans import Children
+from kingtask.worker.sandbox.isolate import Isolation, Place
 
 log = logging.getLogger("kingtask.worker")
 

@@ -19,9 +19,9 @@ from kingtask.config.settings import MAX_CONCURRENCY
 from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
 from kingtask.worker import privileges
-from kingtask.worker.isolation import Isolation
 from kingtask.worker.reap.cgroup import Cgroup
 from kingtask.worker.reap.reaper import Guard
+from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.worker import Worker
 
 log = logging.getLogger("kingtask.worker")

@@ -32,10 +32,10 @@ from kingtask.worker.attempt import Attempt, Conditions, release_record
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import Watch
 from kingtask.worker.exec.oom import KilledForMemory
-from kingtask.worker.isolation import Isolation
 from kingtask.worker.outbox import Finish, Release, Report
 from kingtask.worker.reap.orphans import Children
 from kingtask.worker.reap.reaper import Guard
+from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.worker_state import Appetite, Claim, Extend, FinishAndClaim, Slots, StopProcess
 

@@ -17,7 +17,7 @@ import yaml
 from kingtask.config import load_worker
 from kingtask.task import TaskSpec
 from kingtask.worker.exec.executable import Shortage
-from kingtask.worker.isolation import Isolation
+from kingtask.worker.sandbox.isolate import Isolation
 from tests.processes import alive, until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG

@@ -1,0 +1,1 @@
+"""Isolation of attempts: users, limits, launchers, private directories."""
