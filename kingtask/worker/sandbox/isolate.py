@@ -24,8 +24,8 @@ from kingtask.config.sandbox_settings import Identity, Limits
 from kingtask.errors import ConfigurationError
 from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.spawn import Manner
-from kingtask.worker.private import PrivateDirs
 from kingtask.worker.privileges import missing
+from kingtask.worker.sandbox.scratch import PrivateDirs
 
 SEARCHED = "/usr/bin:/bin:/usr/sbin:/sbin"
 CPU_GRACE_S = 5
