@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kingtask.client.aio import AsyncClient as AsyncClient
     from kingtask.client.blocking import Client as Client
-    from kingtask.client.tasks import AsyncTask as AsyncTask
-    from kingtask.client.tasks import Outcome as Outcome
-    from kingtask.client.tasks import Task as Task
+    from kingtask.client.handles import AsyncTask as AsyncTask
+    from kingtask.client.handles import Outcome as Outcome
+    from kingtask.client.handles import Task as Task
     from kingtask.errors import Busy as Busy
     from kingtask.errors import ClientClosed as ClientClosed
     from kingtask.errors import ConfigurationError as ConfigurationError

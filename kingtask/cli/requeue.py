@@ -18,7 +18,7 @@ from kingtask.clock import wall_s
 from kingtask.task import TERMINAL, State
 
 if TYPE_CHECKING:
-    from kingtask.client.tasks import Task
+    from kingtask.client.handles import Task
 
 ENDED = [str(state) for state in State if state in TERMINAL]
 

@@ -10,10 +10,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
 from kingtask.client import keys
+from kingtask.client.handles import AsyncTask
 from kingtask.client.line import Line, Lines, Waiter
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
-from kingtask.client.tasks import AsyncTask
 from kingtask.clock import monotonic_s, wall_s
 
 P = ParamSpec("P")

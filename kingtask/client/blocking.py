@@ -11,10 +11,10 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 from kingtask.client import address as addresses
 from kingtask.client import keys
 from kingtask.client.channel import Channel
+from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
 from kingtask.client.pool import Pool
-from kingtask.client.tasks import Task
 from kingtask.clock import monotonic_s, wall_s
 
 P = ParamSpec("P")

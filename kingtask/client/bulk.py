@@ -9,8 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kingtask import protocol
 from kingtask.client.call import Call, asked_rest_s, field
+from kingtask.client.handles import AsyncTask, Outcome, Task
 from kingtask.client.plan import Plan, Underway
-from kingtask.client.tasks import AsyncTask, Outcome, Task
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
 from kingtask.task import TaskSpec
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypedDict
 from uuid import UUID
 
-from kingtask.client.tasks import AsyncTask, Task
+from kingtask.client.handles import AsyncTask, Task
 from kingtask.errors import InvalidRequest
 from kingtask.task import Result
 

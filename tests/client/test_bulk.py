@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kingtask import protocol
 from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
 from kingtask.client.call import Call, Stage
+from kingtask.client.handles import Outcome, Task
 from kingtask.client.plan import Underway
-from kingtask.client.tasks import Outcome, Task
 from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
 from tests.client.shells import outcomes
 

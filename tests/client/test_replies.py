@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kingtask import protocol
 from kingtask.client.call import Call, Stage
 from kingtask.client.core import Core
+from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Found
-from kingtask.client.tasks import Task
 from kingtask.errors import KingtaskError
 from kingtask.task import TaskSpec
 from tests.client.responder import result

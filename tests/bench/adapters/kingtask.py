@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 from kingtask import Client, TaskSpec
-from kingtask.client.tasks import Task
+from kingtask.client.handles import Task
 from kingtask.store.keys import Keys
 from tests.bench.adapters import base, dealer
 

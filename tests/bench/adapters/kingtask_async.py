@@ -8,7 +8,7 @@ import time
 import redis
 
 from kingtask import AsyncClient, TaskSpec
-from kingtask.client.tasks import AsyncTask
+from kingtask.client.handles import AsyncTask
 from tests.bench.adapters import base, dealer
 from tests.bench.adapters.kingtask import BROKER, RETRY, succeeded
 
