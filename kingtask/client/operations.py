@@ -14,8 +14,8 @@ from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Reply, field, result_in
 from kingtask.client.handles import AsyncTask, Outcome, Task
+from kingtask.client.options import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
 from kingtask.client.plan import Flow, Found, Plan, ask, collect
-from kingtask.client.request import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
 from kingtask.client.waiting import Waiting
 from kingtask.errors import InvalidRequest, TaskFailed
 from kingtask.task import Result, State, TaskSpec

@@ -13,7 +13,7 @@ import pytest
 import kingtask
 from kingtask import AsyncClient, AsyncTask, Client, Outcome, Result, Task, TaskSpec, errors
 from kingtask.client.operations import Operations, fresh_id
-from kingtask.client.request import WIRE, TaskOptions
+from kingtask.client.options import WIRE, TaskOptions
 
 METHODS = set(
     "submit submit_many map as_completed get wait result cancel requeue list stats pause resume ping close".split()
