@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from kingtask.client import address as addresses
 from kingtask.client import keys
 from kingtask.client.handles import AsyncTask
-from kingtask.client.line import Line, Lines, Waiter
+from kingtask.client.loop_connection import Line, Lines, Waiter
 from kingtask.client.operations import Operations
 from kingtask.client.plan import Flow, Found, Plan
 from kingtask.clock import monotonic_s, wall_s
