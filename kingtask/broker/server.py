@@ -38,8 +38,8 @@ from kingtask.config import BrokerConfig, Reload
 from kingtask.metrics import calls as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
-from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
+from kingtask.metrics.scrape_server import Endpoint
 from kingtask.store import codec, functions
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier

@@ -22,8 +22,8 @@ from kingtask.errors import StoreError
 from kingtask.metrics import calls as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.calls import CallTimes
-from kingtask.metrics.endpoint import Endpoint
 from kingtask.metrics.family import Family
+from kingtask.metrics.scrape_server import Endpoint
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kingtask.errors import ConfigurationError
-from kingtask.metrics import endpoint as module
-from kingtask.metrics.endpoint import CONNECTIONS, MAX_HEAD_BYTES, Endpoint
+from kingtask.metrics import scrape_server as module
 from kingtask.metrics.family import Family, counter
+from kingtask.metrics.scrape_server import CONNECTIONS, MAX_HEAD_BYTES, Endpoint
 from tests.metrics.scrape import Figures, ask
 from tests.processes import until
 from tests.servers import free_port
