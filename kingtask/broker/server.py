@@ -35,9 +35,9 @@ from kingtask.broker.waiters import Waits
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
-from kingtask.metrics import calls as call_metrics
+from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
-from kingtask.metrics.calls import CallTimes
+from kingtask.metrics.call_times import CallTimes
 from kingtask.metrics.family import Family
 from kingtask.metrics.scrape_server import Endpoint
 from kingtask.store import codec, functions

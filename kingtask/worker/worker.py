@@ -19,9 +19,9 @@ from kingtask import log as logs
 from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import Reload, WorkerConfig
 from kingtask.errors import StoreError
-from kingtask.metrics import calls as call_metrics
+from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
-from kingtask.metrics.calls import CallTimes
+from kingtask.metrics.call_times import CallTimes
 from kingtask.metrics.family import Family
 from kingtask.metrics.scrape_server import Endpoint
 from kingtask.store import functions
