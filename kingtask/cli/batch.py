@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from kingtask import protocol
-from kingtask.cli import ending, output
+from kingtask.cli import output, result_view
 from kingtask.cli.connect import connect
 from kingtask.cli.exit import Exit, exit_for
 from kingtask.clock import monotonic_s, wall_s
@@ -138,11 +138,11 @@ def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iter
             yield Answer({"line": line.number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK)
         else:
             try:
-                result = ending.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
+                result = result_view.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
             except KingtaskError as error:
                 yield _refused(line, outcome.task.id, error)
             else:
-                yield Answer({"line": line.number, **output.result_fields(result)}, ending.status_of(result))
+                yield Answer({"line": line.number, **output.result_fields(result)}, result_view.status_of(result))
 
 
 def _refused(line: Line, task_id: str | None, error: KingtaskError) -> Answer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kingtask.cli import ending, output
+from kingtask.cli import output, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
@@ -135,7 +135,7 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
     output.note(task.id)
     if wait == math.inf:
         _hint(spec.name)
-    return ending.show(ending.wait_for(client, task.id, wait), as_json=as_json, propagate=propagate)
+    return result_view.show(result_view.wait_for(client, task.id, wait), as_json=as_json, propagate=propagate)
 
 
 def _hint(name: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from kingtask.cli import ending, output
+from kingtask.cli import output, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit, exit_for, first_failure
 from kingtask.cli.params import SECONDS, TASK_ID
@@ -57,8 +57,8 @@ def wait(ids: tuple[str, ...], timeout: float | None, propagate: bool, as_json: 
     with connect(broker) as client:
 
         def show(task_id: str) -> int:
-            result = ending.wait_for(client, task_id, max(0.0, deadline - monotonic_s()))
-            return ending.show(result, as_json=as_json, propagate=propagate)
+            result = result_view.wait_for(client, task_id, max(0.0, deadline - monotonic_s()))
+            return result_view.show(result, as_json=as_json, propagate=propagate)
 
         return each(ids, show)
 

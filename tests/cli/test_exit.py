@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kingtask import errors
-from kingtask.cli.ending import status_of
 from kingtask.cli.exit import MEANINGS, Exit, exit_for, first_failure
+from kingtask.cli.result_view import status_of
 from kingtask.task import Attempt, Result, State
 
 

@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from kingtask.cli import ending, output
+from kingtask.cli import output, result_view
 from kingtask.cli.tasks import description
 from kingtask.task import Attempt, Result, State
 from kingtask.worker.exec.outcome import judge
@@ -95,12 +95,12 @@ def test_of_an_output_that_was_dropped_people_see_how_much_there_was(capfd: pyte
     dropped = msgspec.structs.replace(RESULT, stdout=b"", stderr=b"", stdout_size=12_345, stderr_size=0, dropped=True)
     shown = [line for line in description(dropped).splitlines() if line.startswith("std")]
     assert shown == ["stdout      12,345 bytes, dropped to make room for later ones"]
-    ending.show(dropped, as_json=False, propagate=False)
+    result_view.show(dropped, as_json=False, propagate=False)
     out, err = capfd.readouterr()
     assert out == ""
     assert (
         err.splitlines()[0] == "kingtask: the output was dropped to make room for later ones (stdout had 12,345 bytes)"
     )
-    ending.show(dropped, as_json=True, propagate=False)
+    result_view.show(dropped, as_json=True, propagate=False)
     fields = json.loads(capfd.readouterr().out)
     assert (fields["dropped"], fields["truncated"], fields["stdout"], fields["stdout_size"]) == (True, True, "", 12_345)
