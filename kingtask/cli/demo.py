@@ -57,7 +57,7 @@ def demo() -> int:
 
     The exit status is 0 only if each ended as it should.
     """
-    from kingtask.cli.stack import Stack, StackOptions
+    from kingtask.cli.dev_stack import Stack, StackOptions
     from kingtask.cli.tree import Ended, Stopped, Tree
 
     with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:

@@ -13,7 +13,7 @@ from kingtask.cli.connect import DEFAULT_PORT
 from kingtask.cli.exit import Exit
 
 if TYPE_CHECKING:
-    from kingtask.cli.stack import Stack
+    from kingtask.cli.dev_stack import Stack
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -52,7 +52,7 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
     Data are kept between runs. Ctrl-C stops all of it in order, and nothing survives even `kill -9`. Not for
     production: there, run kingtask-broker and kingtask-worker as services with a Redis of your own.
     """
-    from kingtask.cli.stack import Stack, StackOptions
+    from kingtask.cli.dev_stack import Stack, StackOptions
     from kingtask.cli.tree import Ended, Stopped, Tree
 
     where = (data or default_data()).absolute()

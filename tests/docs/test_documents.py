@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.cli.stack import free_ports
+from kingtask.cli.dev_stack import free_ports
 from tests.docs.blocks import Block, blocks, matches, promised_output, steps
 from tests.faults.cases import CASES
 from tests.processes import until
