@@ -20,7 +20,7 @@ from kingtask.clock import monotonic_s, wall_s
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kingtask.cli.tree import Tree
+    from kingtask.cli.process_tree import Tree
     from kingtask.client import Client
     from kingtask.task import Result
 
@@ -58,7 +58,7 @@ def demo() -> int:
     The exit status is 0 only if each ended as it should.
     """
     from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.tree import Ended, Stopped, Tree
+    from kingtask.cli.process_tree import Ended, Stopped, Tree
 
     with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:
         stack = Stack(tree, StackOptions(data=Path(directory), port=0))

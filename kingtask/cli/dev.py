@@ -53,7 +53,7 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
     production: there, run kingtask-broker and kingtask-worker as services with a Redis of your own.
     """
     from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.tree import Ended, Stopped, Tree
+    from kingtask.cli.process_tree import Ended, Stopped, Tree
 
     where = (data or default_data()).absolute()
     with Tree() as tree:

@@ -22,7 +22,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from kingtask.cli.examples import install
-from kingtask.cli.tree import Ended, Tree
+from kingtask.cli.process_tree import Ended, Tree
 from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError, KingtaskError
 
