@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from kingtask import protocol
-from kingtask.cli import output, result_view
+from kingtask.cli import console, result_view
 from kingtask.cli.connect import connect
 from kingtask.cli.exit import Exit, exit_for
 from kingtask.clock import monotonic_s, wall_s
@@ -62,11 +62,11 @@ def submit_lines(
             number += len(texts)
             silent = False
             for answer in _outcomes(client, lines, wait):
-                output.write_json(answer.fields)
+                console.write_json(answer.fields)
                 status = status or answer.status
                 silent = silent or answer.silent
             if silent:
-                output.note(f"kingtask: no answer, stopped after line {number}")
+                console.note(f"kingtask: no answer, stopped after line {number}")
                 break
     return status
 
@@ -142,7 +142,7 @@ def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iter
             except KingtaskError as error:
                 yield _refused(line, outcome.task.id, error)
             else:
-                yield Answer({"line": line.number, **output.result_fields(result)}, result_view.status_of(result))
+                yield Answer({"line": line.number, **console.result_fields(result)}, result_view.status_of(result))
 
 
 def _refused(line: Line, task_id: str | None, error: KingtaskError) -> Answer:

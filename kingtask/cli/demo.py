@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.exit import Exit
 from kingtask.clock import monotonic_s, wall_s
 
@@ -63,19 +63,19 @@ def demo() -> int:
     with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:
         stack = Stack(tree, StackOptions(data=Path(directory), port=0))
         try:
-            output.note("starting Valkey, a broker and a worker …")
+            console.note("starting Valkey, a broker and a worker …")
             stack.start()
             cases = run(stack.address, tree)
         except Stopped:
             return Exit.INTERRUPTED
         except Ended as ended:
-            output.note(f"kingtask: {ended}")
+            console.note(f"kingtask: {ended}")
             return Exit.TASK_FAILED
         finally:
             tree.stop()
             stack.close()
     good = all(case.as_expected for case in cases)
-    output.say("Every outcome was the expected one." if good else "Not every outcome was the expected one.")
+    console.say("Every outcome was the expected one." if good else "Not every outcome was the expected one.")
     return Exit.OK if good else Exit.TASK_FAILED
 
 
@@ -168,17 +168,17 @@ class Lines:
         self._told: set[str] = set()
 
     def __enter__(self) -> Callable[[], None]:
-        output.note(f"submitted {len(self._cases)} tasks, waiting for each …")
+        console.note(f"submitted {len(self._cases)} tasks, waiting for each …")
         return self._show
 
     def __exit__(self, *error: object) -> None:
-        output.say(output.table(HEADINGS, [case.row for case in self._cases]))
+        console.say(console.table(HEADINGS, [case.row for case in self._cases]))
 
     def _show(self) -> None:
         for case in self._cases:
             if case.outcome and case.id not in self._told:
                 self._told.add(case.id)
-                output.note(f"{case.name}: {case.outcome}")
+                console.note(f"{case.name}: {case.outcome}")
 
 
 class Live:

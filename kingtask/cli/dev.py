@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.connect import DEFAULT_PORT
 from kingtask.cli.exit import Exit
 
@@ -61,15 +61,15 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
         stack = Stack(tree, options)
         try:
             stack.start()
-            output.say(_ready(stack, where))
+            console.say(_ready(stack, where))
             while True:
                 tree.watch(None)
         except Stopped:
-            output.note("stopping: worker, broker, Valkey")
+            console.note("stopping: worker, broker, Valkey")
             tree.stop()
             return Exit.OK
         except Ended as ended:
-            output.note(f"kingtask: {ended}; stopping the rest")
+            console.note(f"kingtask: {ended}; stopping the rest")
             return Exit.CONFIGURATION if ended.status == Exit.CONFIGURATION else Exit.TASK_FAILED
         finally:
             tree.stop()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.errors import ConfigurationError, KingtaskError, PermissionDenied, StoreError
@@ -51,10 +51,10 @@ def doctor(
     for finding in examine(config, worker_config, broker, timeout, brokers_named=named):
         failed = failed or finding.level == "fail"
         if as_json:
-            output.write_json(finding._asdict())
+            console.write_json(finding._asdict())
         else:
             advice = f"\n{'':16}→ {finding.advice}" if finding.advice else ""
-            output.say(f"{finding.level:<5}{finding.subject:<10} {output.visible(finding.text)}{advice}")
+            console.say(f"{finding.level:<5}{finding.subject:<10} {console.visible(finding.text)}{advice}")
     return Exit.TASK_FAILED if failed else Exit.OK
 
 

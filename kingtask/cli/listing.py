@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.params import QUEUE, WHEN
@@ -70,13 +70,13 @@ def list_tasks(
                     more = True
                     break
                 if as_json:
-                    output.write_json(output.row_fields(task))
+                    console.write_json(console.row_fields(task))
                 else:
                     rows.append(task)
     if not as_json:
-        output.say(output.table(HEADINGS, [_row(task) for task in rows]) if rows else "No such tasks.")
+        console.say(console.table(HEADINGS, [_row(task) for task in rows]) if rows else "No such tasks.")
     if more:
-        output.note(f"There are more; --limit {limit} left them out.")
+        console.note(f"There are more; --limit {limit} left them out.")
     return Exit.OK
 
 
@@ -94,4 +94,4 @@ def tasks_of(
 
 def _row(task: Result) -> tuple[str, ...]:
     when = task.finished_at if task.state in TERMINAL else task.due_at
-    return (task.id, task.name, task.queue, output.ending(task), local_time(when), str(task.attempt or "-"))
+    return (task.id, task.name, task.queue, console.ending(task), local_time(when), str(task.attempt or "-"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.params import QUEUE
@@ -26,9 +26,9 @@ def stats(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
     with connect(broker, timeout) as client:
         found = client.stats()
     if as_json:
-        output.write_json(found)
+        console.write_json(found)
     else:
-        output.say("\n\n".join((_queues(found["queues"]), _workers(found["workers"]), _brokers(found["brokers"]))))
+        console.say("\n\n".join((_queues(found["queues"]), _workers(found["workers"]), _brokers(found["brokers"]))))
     return Exit.OK
 
 
@@ -64,11 +64,11 @@ def ping(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
         pong = client.ping()
         took_ms = (monotonic_s() - sent) * 1000
     if as_json:
-        output.write_json({**pong, "round_trip_ms": round(took_ms, 3)})
+        console.write_json({**pong, "round_trip_ms": round(took_ms, 3)})
         return Exit.OK
     redis = f"Redis ready, an OK means {pong['ack']}" if pong["ready"] else "Redis not reachable"
     protocols = ", ".join(map(str, pong["protocols"]))
-    output.say(f"broker {pong['broker']}: kingtask {pong['version']}, protocol {protocols}, {redis}, {took_ms:.1f} ms")
+    console.say(f"broker {pong['broker']}: kingtask {pong['version']}, protocol {protocols}, {redis}, {took_ms:.1f} ms")
     return Exit.OK
 
 
@@ -77,9 +77,9 @@ def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool, broker: tu
         for queue in queues:
             client.pause(queue) if paused else client.resume(queue)
             if as_json:
-                output.write_json({"queue": queue, "paused": paused})
+                console.write_json({"queue": queue, "paused": paused})
             else:
-                output.say(f"{queue}: {'paused' if paused else 'resumed'}")
+                console.say(f"{queue}: {'paused' if paused else 'resumed'}")
     return Exit.OK
 
 
@@ -103,7 +103,7 @@ def _queues(queues: list[Mapping[str, Any]]) -> str:
                 ", ".join(remarks),
             )
         )
-    return output.table(headings, rows, right=range(1, 8)) if rows else "No queues yet."
+    return console.table(headings, rows, right=range(1, 8)) if rows else "No queues yet."
 
 
 def _workers(workers: list[Mapping[str, Any]]) -> str:
@@ -120,7 +120,7 @@ def _workers(workers: list[Mapping[str, Any]]) -> str:
         )
         for worker in workers
     ]
-    return output.table(headings, rows) if rows else "No workers."
+    return console.table(headings, rows) if rows else "No workers."
 
 
 def _brokers(brokers: list[Mapping[str, Any]]) -> str:
@@ -136,4 +136,4 @@ def _brokers(brokers: list[Mapping[str, Any]]) -> str:
         )
         for broker in brokers
     ]
-    return output.table(headings, rows) if rows else "No brokers."
+    return console.table(headings, rows) if rows else "No brokers."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.listing import tasks_of
@@ -74,7 +74,7 @@ def requeue(
 
         status = each((task.id for task in found), again)
         if existed and not as_json:
-            output.note(f"kingtask: {existed} {'task' if existed == 1 else 'tasks'} had been requeued before")
+            console.note(f"kingtask: {existed} {'task' if existed == 1 else 'tasks'} had been requeued before")
         return status
 
 
@@ -85,7 +85,7 @@ def successor_id(old_id: str) -> str:
 
 def _shown(new: Task, old: str, as_json: bool) -> int:
     if as_json:
-        output.write_json({"id": new.id, "origin": old, "outcome": new.outcome})
+        console.write_json({"id": new.id, "origin": old, "outcome": new.outcome})
     else:
-        output.say(new.id)
+        console.say(new.id)
     return Exit.OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from kingtask.cli import output
+from kingtask.cli import console
 from kingtask.cli.exit import Exit
 from kingtask.errors import ResultTimeout
 
@@ -31,17 +31,17 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
     A task that has not ended shows nothing but its state. A failure is described in a line on stderr.
     """
     if as_json:
-        output.write_json(output.result_fields(result))
+        console.write_json(console.result_fields(result))
     else:
-        output.write(result.stdout)
+        console.write(result.stdout)
         if result.stderr:
-            output.write_error(result.stderr)
+            console.write_error(result.stderr)
         if result.dropped:
-            output.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
+            console.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
         elif result.truncated:
-            output.note(f"kingtask: the output was longer than what is kept: its beginning and end ({_sizes(result)})")
+            console.note(f"kingtask: the output was longer than what is kept: its beginning and end ({_sizes(result)})")
         if not result.success:
-            output.note(f"kingtask: {output.visible(result.describe())}")
+            console.note(f"kingtask: {console.visible(result.describe())}")
     return status_of(result, propagate=propagate)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kingtask.cli import output, result_view
+from kingtask.cli import console, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
@@ -124,15 +124,15 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
         if isinstance(outcome.error, (NoAnswer, RequestRefused)) and outcome.error.stored == "unknown":
             # The same content, too: an expiry that was counted from now would be another one then.
             again = f"--id {task.id}" + ("" if spec.expires_at is None else f" --expires-at {spec.expires_at!r}")
-            output.note(f"kingtask: submit it again with {again}: that makes no second task")
+            console.note(f"kingtask: submit it again with {again}: that makes no second task")
         raise outcome.error
     if wait is None:
         if as_json:
-            output.write_json({"id": task.id, "outcome": outcome.outcome})
+            console.write_json({"id": task.id, "outcome": outcome.outcome})
         else:
-            output.say(task.id)
+            console.say(task.id)
         return Exit.OK
-    output.note(task.id)
+    console.note(task.id)
     if wait == math.inf:
         _hint(spec.name)
     return result_view.show(result_view.wait_for(client, task.id, wait), as_json=as_json, propagate=propagate)
@@ -142,4 +142,4 @@ def _hint(name: str) -> None:
     """`--wait 5 example` runs the executable `5`. There may be one, so this is no error."""
     with suppress(ValueError):
         limit_s = parse_duration(name)
-        output.note(f"kingtask: runs the executable {name}; --wait={name} waits at most {limit_s:g} s")
+        console.note(f"kingtask: runs the executable {name}; --wait={name} waits at most {limit_s:g} s")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from kingtask.cli import output, result_view
+from kingtask.cli import console, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit, exit_for, first_failure
 from kingtask.cli.params import SECONDS, TASK_ID
@@ -33,9 +33,9 @@ def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: f
         def show(task_id: str) -> int:
             result = client.get(task_id)
             if as_json:
-                output.write_json(output.result_fields(result))
+                console.write_json(console.result_fields(result))
             else:
-                output.say(description(result))
+                console.say(description(result))
             return Exit.OK
 
         return each(ids, show)
@@ -78,9 +78,9 @@ def cancel(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout
         def cancelled(task_id: str) -> int:
             outcome = client.cancel(task_id)
             if as_json:
-                output.write_json({"id": task_id, "outcome": outcome})
+                console.write_json({"id": task_id, "outcome": outcome})
             else:
-                output.say(f"{task_id}: {outcome}")
+                console.say(f"{task_id}: {outcome}")
             return Exit.OK
 
         return each(ids, cancelled)
@@ -96,7 +96,7 @@ def each(ids: Iterable[str], act: Callable[[str], int]) -> int:
         try:
             statuses.append(act(task_id))
         except RequestRefused as error:
-            output.note(f"kingtask: {task_id}: {error}")
+            console.note(f"kingtask: {task_id}: {error}")
             statuses.append(exit_for(error))
     return first_failure(statuses)
 
@@ -106,7 +106,7 @@ def description(result: Result) -> str:
     lines = [
         ("task", result.id),
         ("runs", " ".join((result.name, *map(shlex.quote, result.args)))),
-        ("state", output.ending(result)),
+        ("state", console.ending(result)),
         ("queue", f"{result.queue}, priority {result.priority}"),
         ("created", local_time(result.created_at)),
         ("due", local_time(result.due_at)),
@@ -118,7 +118,7 @@ def description(result: Result) -> str:
             lines.append((name, text))
     lines += [(f"attempt {attempt.number}", _attempt(attempt, b"")) for attempt in result.attempts[:-1]]
     lines += [(f"attempt {attempt.number}", _attempt(attempt, result.stderr)) for attempt in result.attempts[-1:]]
-    shown = [f"{name:<12}{output.visible(text)}" for name, text in lines]
+    shown = [f"{name:<12}{console.visible(text)}" for name, text in lines]
     shown += _output_lines("stdout", result.stdout, result.stdout_size, dropped=result.dropped)
     shown += _output_lines("stderr", result.stderr, result.stderr_size, dropped=result.dropped)
     return "\n".join(shown)
@@ -146,4 +146,4 @@ def _output_lines(name: str, kept: bytes, size: int, *, dropped: bool) -> list[s
         return [f"{name:<12}{size:,} bytes, dropped to make room for later ones"]
     cut = f", {len(kept):,} of them kept" if size > len(kept) else ""
     text = readable(kept, size)
-    return [f"{name:<12}{size:,} bytes{cut}", *(f"  {output.visible(line)}" for line in text.splitlines())]
+    return [f"{name:<12}{size:,} bytes{cut}", *(f"  {console.visible(line)}" for line in text.splitlines())]

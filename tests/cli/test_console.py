@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from kingtask.cli import output, result_view
+from kingtask.cli import console, result_view
 from kingtask.cli.tasks import description
 from kingtask.task import Attempt, Result, State
 from kingtask.worker.exec.outcome import judge
@@ -31,7 +31,7 @@ RESULT = Result(
 
 
 def test_a_result_is_one_line_of_json_with_every_field():
-    line = output.json_line(output.result_fields(RESULT))
+    line = console.json_line(console.result_fields(RESULT))
     assert line.count(b"\n") == 1
     fields = json.loads(line)
     expected = {field.name for field in msgspec.structs.fields(Result)} - {"stdout"}
@@ -49,17 +49,17 @@ def test_a_result_is_one_line_of_json_with_every_field():
 
 
 def test_a_row_holds_only_what_a_list_knows():
-    assert "stdout" not in output.row_fields(RESULT)
-    assert output.row_fields(RESULT)["state"] == "failed"
+    assert "stdout" not in console.row_fields(RESULT)
+    assert console.row_fields(RESULT)["state"] == "failed"
 
 
 def test_nothing_of_a_task_reaches_a_terminal_unescaped():
-    assert output.visible("a\x1b[31mb\r\n\u202eö") == "a\\x1b[31mb\\r\\n\\u202eö"
-    assert "\x1b" not in output.table(("A",), [("\x1b]0;x\x07",)])
+    assert console.visible("a\x1b[31mb\r\n\u202eö") == "a\\x1b[31mb\\r\\n\\u202eö"
+    assert "\x1b" not in console.table(("A",), [("\x1b]0;x\x07",)])
 
 
 def test_a_table_is_aligned():
-    assert output.table(("A", "N"), [("long", 1), ("x", 100)], right=(1,)) == "A       N\nlong    1\nx     100"
+    assert console.table(("A", "N"), [("long", 1), ("x", 100)], right=(1,)) == "A       N\nlong    1\nx     100"
 
 
 def described(stderr: bytes, attempt: dict[str, object]) -> str:
