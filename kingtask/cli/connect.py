@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kingtask.cli.params import SECONDS
+from kingtask.cli.param_types import SECONDS
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:

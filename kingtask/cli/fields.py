@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kingtask import protocol
-from kingtask.cli.params import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
+from kingtask.cli.param_types import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
 from kingtask.cli.times import When
 from kingtask.clock import wall_s
 from kingtask.errors import InvalidRequest

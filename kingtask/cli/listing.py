@@ -10,7 +10,7 @@ import click
 from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
-from kingtask.cli.params import QUEUE, WHEN
+from kingtask.cli.param_types import QUEUE, WHEN
 from kingtask.cli.times import When, local_time
 from kingtask.clock import wall_s
 from kingtask.task import TERMINAL, Result, State

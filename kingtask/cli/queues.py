@@ -10,7 +10,7 @@ import click
 from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
-from kingtask.cli.params import QUEUE
+from kingtask.cli.param_types import QUEUE
 from kingtask.cli.times import short_duration
 from kingtask.clock import monotonic_s
 

@@ -11,7 +11,7 @@ from kingtask.cli import console
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.listing import tasks_of
-from kingtask.cli.params import QUEUE, TASK_ID, WHEN
+from kingtask.cli.param_types import QUEUE, TASK_ID, WHEN
 from kingtask.cli.tasks import each
 from kingtask.cli.times import When
 from kingtask.clock import wall_s

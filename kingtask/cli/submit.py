@@ -12,7 +12,7 @@ from kingtask.cli import console, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
-from kingtask.cli.params import SECONDS, ParamType
+from kingtask.cli.param_types import SECONDS, ParamType
 from kingtask.cli.times import parse_duration
 from kingtask.errors import NoAnswer, RequestRefused
 

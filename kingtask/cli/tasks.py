@@ -11,7 +11,7 @@ import click
 from kingtask.cli import console, result_view
 from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
 from kingtask.cli.exit import Exit, exit_for, first_failure
-from kingtask.cli.params import SECONDS, TASK_ID
+from kingtask.cli.param_types import SECONDS, TASK_ID
 from kingtask.cli.times import local_time, short_duration
 from kingtask.clock import monotonic_s
 from kingtask.errors import RequestRefused

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from kingtask.cli.params import id_of_key
+from kingtask.cli.param_types import id_of_key
 from tests.cli.tree import KINGTASK, environment, kingtask
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

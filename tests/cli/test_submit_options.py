@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask.cli.fields import task_of, wire_fields
-from kingtask.cli.params import id_of_key
+from kingtask.cli.param_types import id_of_key
 from kingtask.cli.submit import submit
 from kingtask.clock import wall_s
 from kingtask.task import MAX_STDIN_BYTES, TaskSpec
