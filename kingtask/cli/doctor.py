@@ -15,7 +15,7 @@ from kingtask.cli.exit import Exit
 from kingtask.errors import ConfigurationError, KingtaskError, PermissionDenied, StoreError
 
 if TYPE_CHECKING:
-    from kingtask.cli.checks import Finding
+    from kingtask.cli.findings import Finding
     from kingtask.config import BrokerConfig
 
 FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a finding
@@ -67,7 +67,7 @@ def examine(
     brokers_named: bool,
 ) -> Iterator[Finding]:
     """Everything there is to say, in the order in which it matters."""
-    from kingtask.cli import checks
+    from kingtask.cli import findings
     from kingtask.config import load_broker
 
     settings: BrokerConfig | None = None
@@ -75,27 +75,27 @@ def examine(
         try:
             settings = load_broker(config)
         except ConfigurationError as error:
-            yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
+            yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend this file, or name the right one")
     if not brokers_named:
         brokers = settings.addr if settings else brokers[:1]
     stats = yield from _brokers(brokers, timeout)
     if settings is not None:
-        yield from checks.reach(settings)
+        yield from findings.reach(settings)
         recorded = yield from _redis(settings, timeout)
         stats = stats or recorded
     elif config is None:
-        yield checks.Finding(
-            checks.Level.WARN, "redis", "not examined", "give a broker's configuration: -c broker.yaml"
+        yield findings.Finding(
+            findings.Level.WARN, "redis", "not examined", "give a broker's configuration: -c broker.yaml"
         )
     if stats is not None:
-        yield from checks.peers(stats)
+        yield from findings.peers(stats)
     if worker_config is not None:
         yield from _worker(worker_config, settings, timeout)
 
 
 def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
     """A finding for each; returns what the first that can says of peers and queues."""
-    from kingtask.cli import checks
+    from kingtask.cli import findings
 
     stats: Mapping[str, Any] | None = None
     for address in addresses:
@@ -108,49 +108,49 @@ def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, N
                     stats = client.stats()
         except KingtaskError as error:
             why, denied = str(error), isinstance(error, PermissionDenied)
-        yield from checks.pings(address, pong, why, denied=denied)
+        yield from findings.pings(address, pong, why, denied=denied)
     return stats
 
 
 def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
     """Findings about the Redis of a broker's configuration; returns what its record says of peers and queues."""
-    from kingtask.cli import checks
+    from kingtask.cli import findings
     from kingtask.store.inspect import inspect
 
     try:
         address = settings.redis_address
         found = inspect(address, settings.namespace, timeout_s=timeout)
     except ConfigurationError as error:
-        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend the configuration")
+        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")
         return None
     except StoreError as error:
-        yield checks.unreachable(str(address), error)
+        yield findings.unreachable(str(address), error)
         return None
-    yield from checks.sentinels(found, settings)
-    yield from checks.redis(found, settings.ack)
-    yield from checks.record(found, settings.cluster)
+    yield from findings.sentinels(found, settings)
+    yield from findings.redis(found, settings.ack)
+    yield from findings.record(found, settings.cluster)
     if found.offset_s is not None:
-        yield from checks.clock(found.offset_s, "Redis against this host")
-    return None if found.stats is None else checks.as_on_the_wire(found.stats)
+        yield from findings.clock(found.offset_s, "Redis against this host")
+    return None if found.stats is None else findings.as_on_the_wire(found.stats)
 
 
 def _worker(path: Path, broker: BrokerConfig | None, timeout: float) -> Iterator[Finding]:
-    from kingtask.cli import checks
+    from kingtask.cli import findings
     from kingtask.config import load_worker
     from kingtask.store.inspect import rights
 
     try:
         settings = load_worker(path)
     except ConfigurationError as error:
-        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend this file, or name the right one")
+        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend this file, or name the right one")
         return
-    yield from checks.bin_paths(settings.bin_path)
+    yield from findings.bin_paths(settings.bin_path)
     try:
         address = settings.redis_address
-        yield from checks.rights(rights(address, settings.namespace, "worker", timeout_s=timeout), "worker")
+        yield from findings.rights(rights(address, settings.namespace, "worker", timeout_s=timeout), "worker")
     except ConfigurationError as error:
-        yield checks.Finding(checks.Level.FAIL, "config", str(error), "mend the configuration")
+        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")
     except StoreError as error:
-        yield checks.unreachable(f"the worker's {address}", error)
+        yield findings.unreachable(f"the worker's {address}", error)
     if broker is not None:
-        yield from checks.keep_times(broker, settings)
+        yield from findings.keep_times(broker, settings)

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from kingtask import __version__
-from kingtask.cli import checks
-from kingtask.cli.checks import Level
+from kingtask.cli import findings
+from kingtask.cli.findings import Level
 from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.errors import StoreError
 from kingtask.store.inspect import Asked, Inspection, inspect
@@ -84,10 +84,10 @@ def test_a_server_is_looked_at_and_nothing_is_written(server, namespace):
 def test_what_an_acknowledgement_is_worth(namespace, options, level, part):
     with RedisServer(**options) as server:
         found = look(server, namespace)
-        findings = list(checks.redis(found, None))
+        findings = list(findings.redis(found, None))
         assert levels(findings)["ack"] == level
         assert part in text(findings)
-        wanted = levels(checks.redis(found, "fsync"))["ack"]
+        wanted = levels(findings.redis(found, "fsync"))["ack"]
         assert wanted == ("ok" if level == "ok" else "fail")
 
 
@@ -101,28 +101,28 @@ def test_what_an_acknowledgement_is_worth(namespace, options, level, part):
 )
 def test_a_server_that_throws_keys_away(namespace, options, level):
     with RedisServer(**options) as server:
-        assert levels(checks.redis(look(server, namespace), None))["memory"] == level
+        assert levels(findings.redis(look(server, namespace), None))["memory"] == level
 
 
 def test_a_server_that_takes_anybody_from_anywhere(namespace):
     with RedisServer(tcp=True, protected_mode="no", bind="*") as server:
         found = look(server, namespace)
-        assert levels(checks.redis(found, None))["access"] == "warn"
-        assert "requirepass" in text(checks.redis(found, None))
+        assert levels(findings.redis(found, None))["access"] == "warn"
+        assert "requirepass" in text(findings.redis(found, None))
         server.client().config_set("protected-mode", "yes")
-        assert "access" not in levels(checks.redis(look(server, namespace), None))
+        assert "access" not in levels(findings.redis(look(server, namespace), None))
         server.client().config_set("protected-mode", "no")
         server.client().config_set("requirepass", "s3cret")
         known = inspect(replace(server.address, password="s3cret"), namespace)
-        assert "access" not in levels(checks.redis(known, None))
+        assert "access" not in levels(findings.redis(known, None))
     with RedisServer(tcp=True, protected_mode="no", bind="127.0.0.1") as server:
-        assert "access" not in levels(checks.redis(look(server, namespace), None))
+        assert "access" not in levels(findings.redis(look(server, namespace), None))
 
 
 def test_a_broker_that_other_machines_reach():
-    assert list(checks.reach(BrokerConfig())) == []
+    assert list(findings.reach(BrokerConfig())) == []
     public = BrokerConfig(addr=("127.0.0.1:1", "10.0.0.1:9595"), insecure=True)
-    (finding,) = checks.reach(public)
+    (finding,) = findings.reach(public)
     assert finding.level == "warn"
     assert "10.0.0.1:9595" in finding.text
     assert "every executable" in finding.text
@@ -133,34 +133,34 @@ def test_a_user_with_few_rights_sees_less_and_is_told(server, namespace):
     client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+ping", "+time", "+select", "+hget")
     found = inspect(replace(server.address, user="poor", password="secret"), namespace)
     assert {"INFO", "CONFIG GET", "FUNCTION LIST"} <= set(found.denied)
-    findings = list(checks.redis(found, None))
+    findings = list(findings.redis(found, None))
     assert levels(findings)["redis"] in ("warn", "fail")
     assert "CONFIG GET" in text(findings)
 
 
 def test_a_replica_and_a_newer_schema_fail(server, namespace):
     found = look(server, namespace)
-    assert levels(checks.redis(replace(found, role="slave"), None))["redis"] == "fail"
-    assert levels(checks.redis(replace(found, too_old=True), None)) == {"redis": "fail"}
-    assert levels(checks.redis(replace(found, functions=False), None)) == {"redis": "fail"}
-    assert levels(checks.redis(replace(found, info={"aof_last_write_status": "err"}), None))["disk"] == "fail"
-    assert levels(checks.record(replace(found, schema=99)))["library"] == "fail"
-    assert levels(checks.record(replace(found, schema=None, library=False)))["library"] == "warn"
-    assert levels(checks.record(replace(found, schema=1, library=True)))["library"] == "ok"
+    assert levels(findings.redis(replace(found, role="slave"), None))["redis"] == "fail"
+    assert levels(findings.redis(replace(found, too_old=True), None)) == {"redis": "fail"}
+    assert levels(findings.redis(replace(found, functions=False), None)) == {"redis": "fail"}
+    assert levels(findings.redis(replace(found, info={"aof_last_write_status": "err"}), None))["disk"] == "fail"
+    assert levels(findings.record(replace(found, schema=99)))["library"] == "fail"
+    assert levels(findings.record(replace(found, schema=None, library=False)))["library"] == "warn"
+    assert levels(findings.record(replace(found, schema=1, library=True)))["library"] == "ok"
 
 
 def test_which_database_it_is(server, namespace):
     found = look(server, namespace)
     assert (found.cluster, found.used) == ("", False)
-    assert "first broker begins it" in text(checks.record(found))
+    assert "first broker begins it" in text(findings.record(found))
     server.client().hset(Keys(namespace).lasting[1], "default", 0)
     found = look(server, namespace)
-    assert levels(checks.record(found))["cluster"] == "fail"
+    assert levels(findings.record(found))["cluster"] == "fail"
     server.client().hset(Keys(namespace).meta, mapping={"schema": 1, "cluster": "a" * 32})
     found = look(server, namespace)
-    assert "a" * 32 in text(checks.record(found))
-    assert levels(checks.record(found, "a" * 32))["cluster"] == "ok"
-    assert levels(checks.record(found, "b" * 32))["cluster"] == "fail"
+    assert "a" * 32 in text(findings.record(found))
+    assert levels(findings.record(found, "a" * 32))["cluster"] == "ok"
+    assert levels(findings.record(found, "b" * 32))["cluster"] == "fail"
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_sentinels_are_asked_one_by_one(watched, namespace):
     dead = free_port()
     found = inspect(parse_address(f"redis+sentinel://127.0.0.1:{dead},{sentinel.url}/mymaster"), namespace)
     assert found.role == "master"
-    findings = list(checks.sentinels(found, BrokerConfig(ack="replicas", ack_replicas=1)))
+    findings = list(findings.sentinels(found, BrokerConfig(ack="replicas", ack_replicas=1)))
     assert [finding.level for finding in findings] == ["warn", "ok"]
     assert f"127.0.0.1:{primary.port}, and knows 1 replicas" in text(findings)
-    assert levels(checks.redis(found, "replicas"))["ack"] == "warn"
+    assert levels(findings.redis(found, "replicas"))["ack"] == "warn"
 
 
 def test_sentinels_that_disagree_and_replicas_that_are_not_waited_for(watched, namespace):
@@ -194,7 +194,7 @@ def test_sentinels_that_disagree_and_replicas_that_are_not_waited_for(watched, n
     assert isinstance(named, Named)
     later = named._replace(epoch=named.epoch + 1, replicas=2)
     both = replace(found, sentinels=(Asked(host, named), Asked("other:1", later)))
-    findings = list(checks.sentinels(both, BrokerConfig(ack="replicas", ack_replicas=1)))
+    findings = list(findings.sentinels(both, BrokerConfig(ack="replicas", ack_replicas=1)))
     assert [finding.level for finding in findings] == ["warn", "ok", "warn"]
     assert "names a former primary" in text(findings)
     assert "set ack_replicas: 2" in text(findings)
@@ -204,8 +204,8 @@ def test_without_sentinels_or_replicas(server, namespace):
     with pytest.raises(StoreError, match="no sentinel of"):
         inspect(parse_address(f"redis+sentinel://127.0.0.1:{free_port()}/mymaster"), namespace)
     found = look(server, namespace)
-    assert list(checks.sentinels(found, BrokerConfig())) == []
-    assert "no replica is attached" in text(checks.redis(found, "replicas"))
+    assert list(findings.sentinels(found, BrokerConfig())) == []
+    assert "no replica is attached" in text(findings.redis(found, "replicas"))
 
 
 # ── what it thinks of the rest ───────────────────────────────────────────────────────────────────────────────────────
@@ -213,7 +213,7 @@ def test_without_sentinels_or_replicas(server, namespace):
 
 @pytest.mark.parametrize(("offset_s", "level"), [(0.01, "ok"), (-0.4, "ok"), (2, "warn"), (-2, "warn"), (61, "fail")])
 def test_clocks(offset_s, level):
-    assert levels(checks.clock(offset_s, "a against b")) == {"clock": level}
+    assert levels(findings.clock(offset_s, "a against b")) == {"clock": level}
 
 
 @pytest.mark.parametrize(
@@ -229,52 +229,52 @@ def test_clocks(offset_s, level):
 )
 def test_queues_that_nobody_serves(changes, level):
     stats = {**STATS, "queues": [{**STATS["queues"][0], **changes}]}
-    assert levels(checks.peers(stats)) == {"brokers": "ok", "workers": "ok", "clock": "ok", "queues": level}
+    assert levels(findings.peers(stats)) == {"brokers": "ok", "workers": "ok", "clock": "ok", "queues": level}
 
 
 def test_a_worker_that_cannot_start_programs():
     unfit = {**STATS, "workers": [{**STATS["workers"][0], "unfit": "no processes left"}]}
-    assert levels(checks.peers(unfit))["workers"] == "fail"
-    assert "no processes left" in text(list(checks.peers(unfit)))
+    assert levels(findings.peers(unfit))["workers"] == "fail"
+    assert "no processes left" in text(list(findings.peers(unfit)))
 
 
 def test_peers_that_are_gone():
     gone = {**STATS, "workers": [{"name": "w", "seen_s": 50.0}], "brokers": []}
-    assert levels(checks.peers(gone)) == {"brokers": "fail", "workers": "fail", "queues": "ok"}
+    assert levels(findings.peers(gone)) == {"brokers": "fail", "workers": "fail", "queues": "ok"}
 
 
 def test_brokers():
     pong = {"version": __version__, "ready": True, "ack": "fsync"}
-    assert levels(checks.pings("a", pong)) == {"broker": "ok"}
-    assert levels(checks.pings("a", {**pong, "ready": False})) == {"broker": "fail"}
-    assert levels(checks.pings("a", {**pong, "version": "0.1"})) == {"broker": "warn"}
-    assert levels(checks.pings("a", None, "no answer")) == {"broker": "fail"}
+    assert levels(findings.pings("a", pong)) == {"broker": "ok"}
+    assert levels(findings.pings("a", {**pong, "ready": False})) == {"broker": "fail"}
+    assert levels(findings.pings("a", {**pong, "version": "0.1"})) == {"broker": "warn"}
+    assert levels(findings.pings("a", None, "no answer")) == {"broker": "fail"}
 
 
 def test_directories_of_executables(tmp_path):
     good = tmp_path / "good"
     good.mkdir()
     (good / "x").touch(0o755)
-    assert levels(checks.bin_paths([good])) == {"bin_path": "ok"}
+    assert levels(findings.bin_paths([good])) == {"bin_path": "ok"}
     (good / "plain").touch(0o644)
-    assert levels(checks.bin_paths([good])) == {"bin_path": "warn"}
+    assert levels(findings.bin_paths([good])) == {"bin_path": "warn"}
     good.chmod(0o777)
-    assert levels(checks.bin_paths([good])) == {"bin_path": "fail"}
-    assert levels(checks.bin_paths([tmp_path / "none"])) == {"bin_path": "fail"}
+    assert levels(findings.bin_paths([good])) == {"bin_path": "fail"}
+    assert levels(findings.bin_paths([tmp_path / "none"])) == {"bin_path": "fail"}
     (tmp_path / "file").touch()
-    assert levels(checks.bin_paths([str(tmp_path / "file")])) == {"bin_path": "fail"}
+    assert levels(findings.bin_paths([str(tmp_path / "file")])) == {"bin_path": "fail"}
 
 
 def test_keep_times_that_differ():
     broker, worker = BrokerConfig(), WorkerConfig(bin_path=("/tmp",))
-    assert list(checks.keep_times(broker, worker)) == []
+    assert list(findings.keep_times(broker, worker)) == []
     for name in ("result_keep_time", "failed_keep_time"):
-        (finding,) = checks.keep_times(broker, msgspec.structs.replace(worker, **{name: 3600.0}))
+        (finding,) = findings.keep_times(broker, msgspec.structs.replace(worker, **{name: 3600.0}))
         assert finding.level == "warn"
         for part in (name, "3,600 s", f"{getattr(broker, name):,.0f} s"):
             assert part in finding.text
     other = msgspec.structs.replace(worker, result_keep_time=1.5, failed_keep_time=1.5)
-    assert len(list(checks.keep_times(broker, other))) == 2
+    assert len(list(findings.keep_times(broker, other))) == 2
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
