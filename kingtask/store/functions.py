@@ -131,7 +131,7 @@ class Ended(NamedTuple):
     fence: Fence
     verdict: str
     reason: str
-    codec: bytes
+    record: bytes
     stdout: bytes
     stderr: bytes
     stdout_size: int

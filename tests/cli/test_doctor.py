@@ -84,9 +84,9 @@ def test_a_server_is_looked_at_and_nothing_is_written(server, namespace):
 def test_what_an_acknowledgement_is_worth(namespace, options, level, part):
     with RedisServer(**options) as server:
         found = look(server, namespace)
-        findings = list(findings.redis(found, None))
-        assert levels(findings)["ack"] == level
-        assert part in text(findings)
+        listed = list(findings.redis(found, None))
+        assert levels(listed)["ack"] == level
+        assert part in text(listed)
         wanted = levels(findings.redis(found, "fsync"))["ack"]
         assert wanted == ("ok" if level == "ok" else "fail")
 
@@ -133,9 +133,9 @@ def test_a_user_with_few_rights_sees_less_and_is_told(server, namespace):
     client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "+ping", "+time", "+select", "+hget")
     found = inspect(replace(server.address, user="poor", password="secret"), namespace)
     assert {"INFO", "CONFIG GET", "FUNCTION LIST"} <= set(found.denied)
-    findings = list(findings.redis(found, None))
-    assert levels(findings)["redis"] in ("warn", "fail")
-    assert "CONFIG GET" in text(findings)
+    listed = list(findings.redis(found, None))
+    assert levels(listed)["redis"] in ("warn", "fail")
+    assert "CONFIG GET" in text(listed)
 
 
 def test_a_replica_and_a_newer_schema_fail(server, namespace):
@@ -181,9 +181,9 @@ def test_sentinels_are_asked_one_by_one(watched, namespace):
     dead = free_port()
     found = inspect(parse_address(f"redis+sentinel://127.0.0.1:{dead},{sentinel.url}/mymaster"), namespace)
     assert found.role == "master"
-    findings = list(findings.sentinels(found, BrokerConfig(ack="replicas", ack_replicas=1)))
-    assert [finding.level for finding in findings] == ["warn", "ok"]
-    assert f"127.0.0.1:{primary.port}, and knows 1 replicas" in text(findings)
+    listed = list(findings.sentinels(found, BrokerConfig(ack="replicas", ack_replicas=1)))
+    assert [finding.level for finding in listed] == ["warn", "ok"]
+    assert f"127.0.0.1:{primary.port}, and knows 1 replicas" in text(listed)
     assert levels(findings.redis(found, "replicas"))["ack"] == "warn"
 
 
@@ -194,10 +194,10 @@ def test_sentinels_that_disagree_and_replicas_that_are_not_waited_for(watched, n
     assert isinstance(named, Named)
     later = named._replace(epoch=named.epoch + 1, replicas=2)
     both = replace(found, sentinels=(Asked(host, named), Asked("other:1", later)))
-    findings = list(findings.sentinels(both, BrokerConfig(ack="replicas", ack_replicas=1)))
-    assert [finding.level for finding in findings] == ["warn", "ok", "warn"]
-    assert "names a former primary" in text(findings)
-    assert "set ack_replicas: 2" in text(findings)
+    listed = list(findings.sentinels(both, BrokerConfig(ack="replicas", ack_replicas=1)))
+    assert [finding.level for finding in listed] == ["warn", "ok", "warn"]
+    assert "names a former primary" in text(listed)
+    assert "set ack_replicas: 2" in text(listed)
 
 
 def test_without_sentinels_or_replicas(server, namespace):

@@ -39,9 +39,9 @@ def send_raw(endpoint: str, *requests: object) -> None:
         socket.linger = 0
         socket.rcvtimeo = int(PATIENCE_S * 1000)
         socket.connect(endpoint)
-        for request in ops:
+        for request in requests:
             socket.send(request if isinstance(request, bytes) else msgpack.packb(request))
-        for _ in ops:
+        for _ in requests:
             socket.recv()
 
 

@@ -203,7 +203,7 @@ class _Many:
         self._begin(starting)
 
     def _begin(self, calls: Sequence[Call]) -> None:
-        for call in functions:
+        for call in calls:
             call.owner = self
             self._client.start(call)
 

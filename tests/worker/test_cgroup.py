@@ -15,7 +15,7 @@ from kingtask.worker.reap import cgroup
 from kingtask.worker.reap.reaper_process import end_cgroup
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker
-from tests.worker.test_children import NAMELESS
+from tests.worker.test_orphans import NAMELESS
 
 OWN = cgroup.own_cgroup()
 

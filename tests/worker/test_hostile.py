@@ -13,7 +13,7 @@ from tests.servers import RedisServer
 from tests.worker import intruder
 from tests.worker.open_rig import needs_root, open_rig, someone
 from tests.worker.rig import Rig
-from tests.worker.test_isolation import MIB, python
+from tests.worker.test_isolate import MIB, python
 from tests.worker.test_runs import high_water_kib
 
 pytestmark = needs_root

@@ -23,7 +23,7 @@ from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
 from tests.worker.rig import Rig
-from tests.worker.test_children import DAEMON, NAMELESS, gone, only_the_guard
+from tests.worker.test_orphans import DAEMON, NAMELESS, gone, only_the_guard
 
 pytestmark = needs_root
 

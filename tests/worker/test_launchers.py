@@ -20,7 +20,7 @@ from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
 from tests.worker.rig import Rig
-from tests.worker.test_isolation import owner, pids
+from tests.worker.test_isolate import owner, pids
 
 GUIDE = Path(kingtask.__file__).parent / "GUIDE.md"
 SHOWN = [yaml.safe_load(block.text) for block in blocks(GUIDE, "yaml")]

@@ -42,11 +42,11 @@ def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
     """The broker may tell of a task before Redis has it."""
     rig.start()
     rig.bell.idle()
-    with Calls(rig.server.client()) as functions:
+    with Calls(rig.server.client()) as calls:
         assert rig.bell.soon()
-        until(lambda: functions.made()["claim"] >= 2, "a second look")
+        until(lambda: calls.made()["claim"] >= 2, "a second look")
         rig.bell.idle()
-        assert functions.made()["claim"] == 2
+        assert calls.made()["claim"] == 2
 
 
 def test_arguments_and_input_arrive_byte_for_byte(rig: Rig) -> None:
