@@ -48,7 +48,7 @@ class Known(tuple[bytes, ...]):
     client: str | None
 
 
-class Gate:
+class CurveAuth:
     """`guard` each socket before it is bound, then `open` before anything is read from it."""
 
     def __init__(

@@ -44,7 +44,7 @@ _About = dict[str, str | None]
 """What an audit line says, by name; the names are ours."""
 
 
-class Permit:
+class ClientPolicy:
     """Of one client. Its methods return nothing, or raise PermissionDenied or Busy (`rate_limited`)."""
 
     def __init__(self, client: str, rule: Rule, source: str, rate: Rate | None) -> None:
@@ -131,14 +131,14 @@ class Permit:
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 
-class Permits:
+class Authorizer:
     """A Permit for each client, made when it is first asked for. A reload that leaves a rate alone lets it go on."""
 
     def __init__(self) -> None:
         self.on = False
         """There are any; looked at for each request."""
         self._permissions: Permissions | None = None
-        self._permits: dict[str, Permit] = {}
+        self._permits: dict[str, ClientPolicy] = {}
         self._rates: dict[str, Rate] = {}
 
     def reload(self, permissions: Permissions | None) -> None:
@@ -146,14 +146,14 @@ class Permits:
         self.on = permissions is not None
         self._permits.clear()
 
-    def of(self, client: str, now_s: float) -> Permit:
+    def of(self, client: str, now_s: float) -> ClientPolicy:
         """There are as many as there are keys. Not to be called unless `on`."""
         permit = self._permits.get(client)
         if permit is None:
             permit = self._permits[client] = self._make(client, now_s)
         return permit
 
-    def _make(self, client: str, now_s: float) -> Permit:
+    def _make(self, client: str, now_s: float) -> ClientPolicy:
         assert self._permissions is not None
         rule, source = self._permissions.clients.get(client), f"clients.{client}"
         if rule is None:
@@ -164,7 +164,7 @@ class Permits:
             rate = None
         elif rate is None or rate.per_s != rule.submits_per_second:
             rate = self._rates[client] = Rate(rule.submits_per_second, now_s)
-        return Permit(client, rule, source, rate)
+        return ClientPolicy(client, rule, source, rate)
 
 
 def _ids(request: protocol.Request) -> _About:

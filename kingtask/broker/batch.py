@@ -25,7 +25,7 @@ Outcome = str | StoreError
 """What `submit` said of one task, `unconfirmed` if the level was not reached, or why the call failed."""
 
 
-class Batch:
+class SubmitBatcher:
     """`on_stored(reply, what `on_sent` returned)` is called once for each call that Redis has answered.
 
     `on_sent(task)` is called for a task that is sent alone.

@@ -13,13 +13,13 @@ from typing import Any
 from kingtask import protocol
 from kingtask.broker import authorizer as rules
 from kingtask.broker import ops
-from kingtask.broker.auth import Gate, Known
-from kingtask.broker.authorizer import Permit, Permits
+from kingtask.broker.auth import CurveAuth, Known
+from kingtask.broker.authorizer import Authorizer, ClientPolicy
 from kingtask.broker.counters import Counters
 from kingtask.broker.metrics import RequestTimes
 from kingtask.broker.router import Peer
 from kingtask.broker.submits import Submits
-from kingtask.broker.waiters import Waits
+from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import Permissions
@@ -32,7 +32,7 @@ from kingtask.task import Result
 log = logging.getLogger("kingtask.broker")
 
 
-class Desk:
+class Dispatcher:
     """`pending` requests, of `pending_bytes`, are under way: `wait` is not among them once it has begun.
 
     `pong` makes the fields of the reply to `ping`; `times`, if there are any, are taken of each request.
@@ -43,14 +43,14 @@ class Desk:
         config: BrokerConfig,
         store: BrokerStore,
         submits: Submits,
-        waits: Waits,
+        waits: Waiters,
         counters: Counters,
-        gate: Gate | None,
+        gate: CurveAuth | None,
         *,
         reply: Callable[[Peer, bytes], None],
         pong: Callable[[], dict[str, Any]],
     ) -> None:
-        self._permits = Permits()
+        self._permits = Authorizer()
         self.reconfigure(config, config.permits)
         self.times: RequestTimes | None = None
         self.pending = 0
@@ -122,7 +122,7 @@ class Desk:
         rid = protocol.rid_of(protocol.decode(message))
         self.refuse(peer, rid, _revoked())
 
-    def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: Permit) -> None:
+    def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: ClientPolicy) -> None:
         """The same within what the client may do; for what is done by id the task is looked at first."""
         if isinstance(request, protocol.Submit):
             now_s = monotonic_s()
@@ -146,7 +146,7 @@ class Desk:
         else:
             self._act(request, answer, permit)
 
-    def _act(self, request: protocol.Request, answer: _Answer, permit: Permit | None = None) -> None:
+    def _act(self, request: protocol.Request, answer: _Answer, permit: ClientPolicy | None = None) -> None:
         if isinstance(request, protocol.Submit):
             self._submits.take(request, wall_s(), answer.give)
         elif isinstance(request, protocol.Wait):
@@ -216,7 +216,7 @@ class _Answer:
 
     __slots__ = ("_desk", "_rid", "_size", "peer")
 
-    def __init__(self, desk: Desk, peer: Peer, rid: protocol.Rid, size: int) -> None:
+    def __init__(self, desk: Dispatcher, peer: Peer, rid: protocol.Rid, size: int) -> None:
         self._desk = desk
         self.peer = peer
         self._rid = rid
@@ -242,7 +242,7 @@ class _TimedAnswer(_Answer):
 
     __slots__ = ("_began_us", "_times")
 
-    def __init__(self, desk: Desk, peer: Peer, rid: protocol.Rid, size: int, times: Histogram) -> None:
+    def __init__(self, desk: Dispatcher, peer: Peer, rid: protocol.Rid, size: int, times: Histogram) -> None:
         super().__init__(desk, peer, rid, size)
         self._times = times
         self._began_us = monotonic_us()

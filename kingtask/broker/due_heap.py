@@ -16,7 +16,7 @@ CAPACITY = 4096
 """Distinct milliseconds kept when it sheds; it holds up to twice as many, 850 KB."""
 
 
-class Schedule:
+class DueHeap:
     """A bounded min-heap of distinct instants in milliseconds of Redis's clock."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:

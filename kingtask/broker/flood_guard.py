@@ -49,7 +49,7 @@ class _Sender:
     held: int = 0
 
 
-class Hoards:
+class PartialMessageGuard:
     """`limit_bytes`: what this process may take before connections are looked at. TCP only: others are of this host."""
 
     def __init__(self, endpoints: Sequence[str], limit_bytes: int, counters: Counters) -> None:

@@ -20,12 +20,12 @@ import zmq.backend
 from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import Hoards
+from kingtask.broker.flood_guard import PartialMessageGuard
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
-    from kingtask.broker.auth import Gate
+    from kingtask.broker.auth import CurveAuth
 
 Peer = tuple[bytes, ...]
 """The frames in front of a message: the routing id and, from a REQ, the empty delimiter; a reply goes behind them.
@@ -66,7 +66,7 @@ ZAP_DOMAIN = b"kingtask"
 zmtp_engine.cpp). What random bytes become is mostly their framing, and their messages tell no connection."""
 
 
-def prepare(socket: zmq.Socket[bytes], gate: Gate | None) -> None:
+def prepare(socket: zmq.Socket[bytes], gate: CurveAuth | None) -> None:
     """Set what both sockets of a broker have in common."""
     for option, value in SOCKET_OPTIONS.items():
         socket.setsockopt(option, value)
@@ -120,19 +120,19 @@ def _advice(number: int | None, text: str) -> str:
             return text
 
 
-class Edge:
+class RouterSocket:
     """Owns the ROUTER. `on_request(peer, message)` for each message, `on_drained()` after each batch of them."""
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Sequence[str],
-        gate: Gate | None = None,
+        gate: CurveAuth | None = None,
         *,
         on_request: Callable[[Peer, bytes], None],
         on_drained: Callable[[], None],
         counters: Counters,
-        hoards: Hoards,
+        hoards: PartialMessageGuard,
     ) -> None:
         self._hoards = hoards
         self._gate = gate

@@ -22,16 +22,16 @@ import zmq
 from kingtask import __version__, failpoint, openfiles, protocol
 from kingtask import log as logs
 from kingtask.broker import metrics
-from kingtask.broker.auth import Gate
-from kingtask.broker.batch import Batch
+from kingtask.broker.auth import CurveAuth
+from kingtask.broker.batch import SubmitBatcher
 from kingtask.broker.counters import Counters
-from kingtask.broker.dispatcher import Desk
-from kingtask.broker.flood_guard import BASE_BYTES, Hoards
-from kingtask.broker.router import Edge, Peer
+from kingtask.broker.dispatcher import Dispatcher
+from kingtask.broker.flood_guard import BASE_BYTES, PartialMessageGuard
+from kingtask.broker.router import Peer, RouterSocket
 from kingtask.broker.submits import Submits
 from kingtask.broker.ticker import Ticker
-from kingtask.broker.timerfd import PunctualSelector
-from kingtask.broker.waiters import Waits
+from kingtask.broker.timerfd import TimerfdSelector
+from kingtask.broker.waiters import Waiters
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
@@ -61,13 +61,13 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 64)
         self._counters = Counters()
-        self._hoards = Hoards(
+        self._hoards = PartialMessageGuard(
             (*config.endpoints, *config.wakeup_endpoints), BASE_BYTES + config.max_pending_bytes, self._counters
         )
-        self._gate: Gate | None = None
+        self._gate: CurveAuth | None = None
         if config.curve is not None:
             key, clients = Path(config.curve.secret_key_file), Path(config.curve.authorized_clients)
-            self._gate = Gate(self._context, key, clients, self._counters)
+            self._gate = CurveAuth(self._context, key, clients, self._counters)
         self._store = BrokerStore(
             config.redis_address,
             config.namespace,
@@ -75,7 +75,7 @@ class Broker:
             cluster=config.cluster,
             login=lambda: config.redis_address,
         )
-        self._waits = Waits(self._store)
+        self._waits = Waiters(self._store)
         self._store.listen(
             {
                 "due": self._announced,
@@ -85,9 +85,9 @@ class Broker:
             },
             on_resubscribed=self._waits.look,
         )
-        self._batch = Batch(self._store, config.policy, on_sent=self._sent, on_stored=self._stored)
+        self._batch = SubmitBatcher(self._store, config.policy, on_sent=self._sent, on_stored=self._stored)
         submits = Submits(self._batch, ack_level=lambda: self._store.ack_level, new_id=lambda: str(uuid.uuid4()))
-        self._desk = Desk(
+        self._desk = Dispatcher(
             config,
             self._store,
             submits,
@@ -97,7 +97,7 @@ class Broker:
             reply=self._reply,
             pong=self._pong,
         )
-        self._edge = Edge(
+        self._edge = RouterSocket(
             self._context,
             config.endpoints,
             self._gate,
@@ -302,7 +302,7 @@ def run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> int:
         faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
     openfiles.raise_limit(OPEN_FILES)
     failpoint.warn(log)
-    with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:
+    with asyncio.Runner(loop_factory=TimerfdSelector.loop) as runner:
         runner.run(_run(config, reread))
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kingtask import protocol
 from kingtask.broker import ops
-from kingtask.broker.batch import Batch, Outcome
+from kingtask.broker.batch import Outcome, SubmitBatcher
 from kingtask.errors import RequestRefused, StoreError
 from kingtask.store import codec, functions
 
@@ -21,7 +21,7 @@ Finish = Callable[[dict[str, Any] | RequestRefused], None]
 class Submits:
     """`ack_level` names the level that an OK has now."""
 
-    def __init__(self, batch: Batch, *, ack_level: Callable[[], str | None], new_id: Callable[[], str]) -> None:
+    def __init__(self, batch: SubmitBatcher, *, ack_level: Callable[[], str | None], new_id: Callable[[], str]) -> None:
         self._batch = batch
         self._ack_level = ack_level
         self._new_id = new_id

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from kingtask.broker.due_heap import WINDOW_MS, Schedule
+from kingtask.broker.due_heap import WINDOW_MS, DueHeap
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
 from kingtask.store import functions
@@ -53,7 +53,7 @@ class Ticker:
         self._heartbeat = heartbeat
         self._on_ready = on_ready
         self._on_soon = on_soon
-        self._schedule = Schedule()
+        self._schedule = DueHeap()
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = False
         self._last_s = 0.0

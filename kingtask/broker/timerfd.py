@@ -29,7 +29,7 @@ class _Timer(ctypes.Structure):
     )
 
 
-class PunctualSelector(selectors.EpollSelector):
+class TimerfdSelector(selectors.EpollSelector):
     """As EpollSelector, but `select` waits no longer than it is told. Raises OSError where the kernel has no timer."""
 
     def __init__(self) -> None:

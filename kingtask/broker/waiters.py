@@ -31,7 +31,7 @@ class _Wait:
     timer: asyncio.TimerHandle | None = None
 
 
-class Waits:
+class Waiters:
     """All waits of this broker, by task id."""
 
     def __init__(self, store: Store) -> None:

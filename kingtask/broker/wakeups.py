@@ -24,13 +24,13 @@ from kingtask import protocol
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import cut_off, is_still
-from kingtask.broker.flood_guard import Hoards
+from kingtask.broker.flood_guard import PartialMessageGuard
 from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, prepare
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from kingtask.broker.auth import Gate
+    from kingtask.broker.auth import CurveAuth
 
 MAX_WORD_BYTES = 48
 """A topic has three; the handshake, which must fit too, some forty."""
@@ -80,8 +80,8 @@ class Wakeups:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Sequence[str],
         counters: Counters,
-        hoards: Hoards | None = None,
-        gate: Gate | None = None,
+        hoards: PartialMessageGuard | None = None,
+        gate: CurveAuth | None = None,
     ) -> None:
         self._gate = gate
         self._counters = counters

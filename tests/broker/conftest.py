@@ -10,8 +10,8 @@ import pytest
 import zmq
 
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import Hoards
-from kingtask.broker.router import Edge, Peer
+from kingtask.broker.flood_guard import PartialMessageGuard
+from kingtask.broker.router import Peer, RouterSocket
 from tests.servers import free_port
 
 PATIENCE_MS = 20_000
@@ -25,13 +25,13 @@ class Served:
         self.endpoint = f"tcp://127.0.0.1:{self.port}"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.counters = Counters()
-        self.edge = Edge(
+        self.edge = RouterSocket(
             self.context,
             (self.endpoint,),
             on_request=self.answer,
             on_drained=lambda: None,
             counters=self.counters,
-            hoards=Hoards((self.endpoint,), 2**40, self.counters),
+            hoards=PartialMessageGuard((self.endpoint,), 2**40, self.counters),
         )
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.run, daemon=True)

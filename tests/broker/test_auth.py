@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from kingtask import keyfiles
-from kingtask.broker.auth import Gate
+from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.errors import ConfigurationError
 from tests.servers import free_port
@@ -22,10 +22,10 @@ def socket(request: pytest.FixtureRequest) -> Iterator[zmq.Socket[bytes]]:
         yield made
 
 
-def gate_for(socket: zmq.Socket[bytes], directory: Path) -> Gate:
+def gate_for(socket: zmq.Socket[bytes], directory: Path) -> CurveAuth:
     _, secret = keyfiles.write_pair(directory, "broker", replace=False)
     (directory / "clients").mkdir()
-    gate = Gate(socket.context, secret, directory / "clients", Counters())
+    gate = CurveAuth(socket.context, secret, directory / "clients", Counters())
     gate.guard(socket)
     return gate
 

@@ -11,16 +11,16 @@ from statistics import median
 
 import pytest
 
-from kingtask.broker.timerfd import PunctualSelector
+from kingtask.broker.timerfd import TimerfdSelector
 
 
 @pytest.fixture
-def punctual() -> Iterator[PunctualSelector]:
-    with PunctualSelector() as selector:
+def punctual() -> Iterator[TimerfdSelector]:
+    with TimerfdSelector() as selector:
         yield selector
 
 
-def test_it_waits_no_whole_milliseconds(punctual: PunctualSelector) -> None:
+def test_it_waits_no_whole_milliseconds(punctual: TimerfdSelector) -> None:
     """Epoll does, and would end each of these nearly one after its time; what the machine adds is added to both."""
     wait_s = 0.01005
     late: dict[str, list[float]] = {"plain": [], "punctual": []}
@@ -34,7 +34,7 @@ def test_it_waits_no_whole_milliseconds(punctual: PunctualSelector) -> None:
     assert median(late["punctual"]) < median(late["plain"])
 
 
-def test_what_happens_meanwhile_ends_a_wait(punctual: PunctualSelector) -> None:
+def test_what_happens_meanwhile_ends_a_wait(punctual: TimerfdSelector) -> None:
     read, write = os.pipe()
     try:
         punctual.register(read, selectors.EVENT_READ, "data")
@@ -46,7 +46,7 @@ def test_what_happens_meanwhile_ends_a_wait(punctual: PunctualSelector) -> None:
         os.close(write)
 
 
-def test_a_wait_that_was_cut_short_does_not_end_the_next_one(punctual: PunctualSelector) -> None:
+def test_a_wait_that_was_cut_short_does_not_end_the_next_one(punctual: TimerfdSelector) -> None:
     read, write = os.pipe()
     try:
         punctual.register(read, selectors.EVENT_READ)
@@ -62,14 +62,14 @@ def test_a_wait_that_was_cut_short_does_not_end_the_next_one(punctual: PunctualS
 
 
 @pytest.mark.parametrize("wait_s", [0, -1, 1e-12])
-def test_no_wait_is_none(punctual: PunctualSelector, wait_s: float) -> None:
+def test_no_wait_is_none(punctual: TimerfdSelector, wait_s: float) -> None:
     assert punctual.select(wait_s) == []
 
 
 def test_it_leaves_no_descriptor() -> None:
     before = os.listdir("/proc/self/fd")  # noqa: PTH208 - a count, not paths
     for _ in range(20):
-        PunctualSelector().close()
+        TimerfdSelector().close()
     assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
 
 
@@ -83,5 +83,5 @@ def test_a_loop_runs_on_it() -> None:
         await asyncio.to_thread(heard.append, 4)  # wakes the loop from outside
         return heard
 
-    with asyncio.Runner(loop_factory=PunctualSelector.loop) as runner:
+    with asyncio.Runner(loop_factory=TimerfdSelector.loop) as runner:
         assert runner.run(story()) == [1, 2, 3, 4]

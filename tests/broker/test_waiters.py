@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kingtask.broker.waiters import Waits
+from kingtask.broker.waiters import Waiters
 from kingtask.errors import StoreError
 from kingtask.store.store import Store
 
@@ -19,7 +19,7 @@ class _Silent(Store):
 
 def test_who_comes_when_a_broker_has_stopped_is_sent_on_at_once() -> None:
     told: list[Any] = []
-    waits = Waits(_Silent())
+    waits = Waiters(_Silent())
     waits.stop()
     waits.add("6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", 60.0, told.append)
     (answer,) = told

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from kingtask.broker.batch import Batch
+from kingtask.broker.batch import SubmitBatcher
 from kingtask.client.core import Core
 from kingtask.store.functions import Fence
 from kingtask.task import State
@@ -116,13 +116,13 @@ class ForgetsTheSchedule(Model):
 
 
 def acknowledge_before_it_is_stored() -> Any:
-    add = Batch.add
+    add = SubmitBatcher.add
 
-    def add_and_say_so(self: Batch, task: Any, callback: Callable[[Any], None]) -> None:
+    def add_and_say_so(self: SubmitBatcher, task: Any, callback: Callable[[Any], None]) -> None:
         add(self, task, lambda outcome: None)
         callback("ready")
 
-    return mock.patch.object(Batch, "add", add_and_say_so)
+    return mock.patch.object(SubmitBatcher, "add", add_and_say_so)
 
 
 def forget_ends_that_failed_to_arrive() -> Any:
