@@ -31,7 +31,7 @@ class Submits:
         if request.task is not None:
             self._take_one(request.task, now_s, finish, check)
         elif request.tasks is not None:
-            _Many(self, request.tasks, now_s, finish, check)
+            BulkReply(self, request.tasks, now_s, finish, check)
 
     def _take_one(self, value: dict[str, Any], now_s: float, finish: Finish, check: ops.Check | None) -> None:
         task = ops.prepare(value, now_s, "task", self._new_id, check)
@@ -57,7 +57,7 @@ class Submits:
         return self._ack_level()
 
 
-class _Many:
+class BulkReply:
     """One request with several tasks: an outcome each, in their order; a bad one does not hinder the others."""
 
     def __init__(

@@ -50,7 +50,7 @@ RECEIVE_BYTES = 2_048
 FIRST_SWEEP = 1_024
 
 
-class _Line:
+class WakeupPeer:
     """What one connection has said. It is known by the inode of its socket, which no other one has while it lives."""
 
     __slots__ = ("cut", "fd", "idle", "inode", "key", "named", "queues", "second", "stray", "told", "topic", "words")
@@ -100,10 +100,10 @@ class Wakeups:
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._look_again = False
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, WakeupPeer] = {}
         self._numbers = itertools.count(1)
         # By the topic of a queue: who is idle, the longest first, and of how many tasks nobody could be told.
-        self._idle: dict[bytes, dict[_Line, None]] = {}
+        self._idle: dict[bytes, dict[WakeupPeer, None]] = {}
         self._untold: dict[bytes, int] = {}
         self._last = b""
         """Of which queue something was told last."""
@@ -160,7 +160,7 @@ class Wakeups:
         if tasks:
             self._untold[queue] = min(self._untold.get(queue, 0) + tasks, len(self._lines))
 
-    def _longest_idle(self, queue: bytes) -> _Line | None:
+    def _longest_idle(self, queue: bytes) -> WakeupPeer | None:
         """It is idle no longer, for it is told something."""
         idle = self._idle.get(queue)
         while idle:
@@ -170,7 +170,7 @@ class Wakeups:
                 return line
         return None
 
-    def _tell(self, line: _Line, queue: bytes, more: bytes = b"") -> None:
+    def _tell(self, line: WakeupPeer, queue: bytes, more: bytes = b"") -> None:
         line.told = queue + more
         self.told += 1
         self._publish(line.topic, line.told)
@@ -215,7 +215,7 @@ class Wakeups:
         if line is None:
             if len(self._lines) >= self._sweep_at:
                 self._sweep()
-            line = self._lines[inode] = _Line(fd, inode)
+            line = self._lines[inode] = WakeupPeer(fd, inode)
             if self._gate is not None:
                 line.key = self._gate.key_of(frame)
         if line.cut:
@@ -235,7 +235,7 @@ class Wakeups:
         if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or topics > MAX_TOPICS:
             self._end(line, f"words={line.words} topics={topics} stray={line.stray}")
 
-    def _end(self, line: _Line, why: str) -> None:
+    def _end(self, line: WakeupPeer, why: str) -> None:
         line.cut = True
         self._busy(line)
         cut_off(line.fd, line.inode)
@@ -248,7 +248,7 @@ class Wakeups:
             if not line.cut and not self._gate.knows(line.key):
                 self._end(line, "its key was revoked")
 
-    def _said(self, line: _Line, topic: bytes, on: bool) -> bool:
+    def _said(self, line: WakeupPeer, topic: bytes, on: bool) -> bool:
         """False if a worker would not have said so."""
         if topic == protocol.IDLE_TOPIC:
             if on:
@@ -274,7 +274,7 @@ class Wakeups:
             self._became_idle(line)
         return True
 
-    def _became_idle(self, line: _Line) -> None:
+    def _became_idle(self, line: WakeupPeer) -> None:
         if not line.topic:
             line.topic = protocol.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
             self._socket.setsockopt(zmq.SUBSCRIBE, line.topic)
@@ -290,7 +290,7 @@ class Wakeups:
         for queue in line.queues:
             self._idle.setdefault(queue, {})[line] = None
 
-    def _busy(self, line: _Line) -> None:
+    def _busy(self, line: WakeupPeer) -> None:
         if line.idle:
             line.idle = False
             for queue in line.queues:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kingtask.broker.due_heap import CAPACITY, Schedule
+from kingtask.broker.due_heap import CAPACITY, DueHeap
 
 INSTANTS = st.integers(0, 200)
 
@@ -18,7 +18,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.schedule = Schedule(self.capacity)
+        self.schedule = DueHeap(self.capacity)
         self.held: set[int] = set()
 
     @rule(instant_ms=INSTANTS)
@@ -46,7 +46,7 @@ TestSchedule = ScheduleMachine.TestCase
 
 @given(st.lists(INSTANTS))
 def test_instants_come_in_order_once_each(instants: list[int]):
-    schedule = Schedule()
+    schedule = DueHeap()
     for instant in instants:
         schedule.add(instant)
     drained = []
@@ -57,7 +57,7 @@ def test_instants_come_in_order_once_each(instants: list[int]):
 
 
 def test_its_size_does_not_depend_on_how_much_is_scheduled():
-    schedule = Schedule()
+    schedule = DueHeap()
     for instant_ms in range(200_000, 100_000, -1):
         schedule.add(instant_ms)
     assert len(schedule) <= 2 * CAPACITY
@@ -65,7 +65,7 @@ def test_its_size_does_not_depend_on_how_much_is_scheduled():
 
 
 def test_a_tick_before_the_instant_leaves_it():
-    schedule = Schedule()
+    schedule = DueHeap()
     schedule.add(1_000)
     schedule.reached(999)
     assert schedule.next_ms == 1_000

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask import protocol
-from kingtask.broker.authorizer import ANONYMOUS, Permit, Permits, Rate
+from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy, Rate
 from kingtask.config import permissions_file
 from kingtask.config.permissions_file import Rule, compiled
 from kingtask.errors import Busy, ConfigurationError, PermissionDenied
@@ -33,10 +33,10 @@ def load(tmp_path: Path) -> Load:
     return loaded
 
 
-def permit(**rule: object) -> Permit:
+def permit(**rule: object) -> ClientPolicy:
     read = Rule(**rule)  # type: ignore[arg-type]
     rate = Rate(read.submits_per_second, 0.0) if read.submits_per_second else None
-    return Permit("alice", read, "clients.alice", rate)
+    return ClientPolicy("alice", read, "clients.alice", rate)
 
 
 def test_the_shipped_file_is_what_its_comments_say():
@@ -115,7 +115,7 @@ def test_no_pattern_is_no_name():
 
 
 def test_whoever_has_no_entry_may_do_nothing():
-    permits = Permits()
+    permits = Authorizer()
     assert not permits.on
     permits.reload(permissions_file.Permissions(path="", clients={"alice": Rule()}, default=None))
     permits.of("alice", 0.0).request(protocol.Stats())
@@ -181,7 +181,7 @@ def test_how_many_tasks_there_may_be_is_what_the_store_has_to_count():
 
 def test_a_reload_does_not_start_a_rate_anew():
     rules = permissions_file.Permissions(path="", clients={"alice": Rule(submits_per_second=1)}, default=None)
-    permits = Permits()
+    permits = Authorizer()
     for i in range(2):
         permits.reload(rules)
         mine = permits.of("alice", 0.0)
