@@ -36,7 +36,7 @@ WORKER_ALIVE_S = 20.0
 
 
 class Op(NamedTuple):
-    call: Callable[[Any, functions.Policy, functions.Quota | None], functions.Call]
+    call: Callable[[Any, functions.Policy, functions.Quota | None], functions.FunctionCall]
     answer: Callable[[Any, Any], dict[str, Any]]
     writes: bool = True
     confirmed: bool = False
@@ -147,7 +147,9 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
 
-def _list_call(request: protocol.List, _policy: functions.Policy, _quota: functions.Quota | None) -> functions.Call:
+def _list_call(
+    request: protocol.List, _policy: functions.Policy, _quota: functions.Quota | None
+) -> functions.FunctionCall:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:
         raise InvalidRequest("queue: required to list ready tasks (each queue has its own order)", field="queue")

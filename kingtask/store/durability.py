@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.redis.handshake import Server, history_of
-from kingtask.store.redis.supervisor import Link
+from kingtask.store.redis.supervisor import SupervisedConnection
 
 log = logging.getLogger("kingtask.store")
 
@@ -49,16 +49,16 @@ class Ack:
 
 
 class _Asked(NamedTuple):
-    link: Link
+    link: SupervisedConnection
     history: str
     deadline_us: int
     callback: Callable[[bool], None]
 
 
-class Barrier:
+class ReplicaBarrier:
     """One at a time; whoever asks meanwhile shares the next. `mark` makes the command that writes."""
 
-    def __init__(self, link: Link, mark: Callable[[], tuple[Any, ...]], ack: Ack) -> None:
+    def __init__(self, link: SupervisedConnection, mark: Callable[[], tuple[Any, ...]], ack: Ack) -> None:
         self._link = link
         self._mark = mark
         self._ack = ack
@@ -69,7 +69,7 @@ class Barrier:
     def up(self) -> bool:
         return self._link.up
 
-    def confirm(self, link: Link, callback: Callable[[bool], None]) -> None:
+    def confirm(self, link: SupervisedConnection, callback: Callable[[bool], None]) -> None:
         """Tell whether enough replicas have, in time, what this link was answered so far. Raises nothing."""
         if not self._link.up:
             callback(False)

@@ -14,7 +14,7 @@ from kingtask.protocol import pack_raw
 from kingtask.store import codec
 from kingtask.task import Result, State, TaskSpec
 
-Pairs = list[tuple[str, int]]
+QueueGains = list[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Policy:
 T = TypeVar("T")
 
 
-class Call(NamedTuple):
+class FunctionCall(NamedTuple):
     function: str
     arguments: dict[str, Any]
     decode: Callable[[Any], Any]
@@ -64,7 +64,7 @@ class Submitted(NamedTuple):
     now_us: int
     outcomes: list[str]
     """One each: ready, scheduled, exists or conflict; or one of REFUSED, and nothing of the task is stored."""
-    ready: Pairs
+    ready: QueueGains
     due_ms: list[int]
 
 
@@ -79,14 +79,14 @@ class Lost(NamedTuple):
 
 class Ticked(NamedTuple):
     now_us: int
-    ready: Pairs
+    ready: QueueGains
     upcoming_ms: list[int]
     complete: bool
     more: bool
     lost: list[Lost]
 
 
-class Told(NamedTuple):
+class ServerTime(NamedTuple):
     now_us: int
 
 
@@ -108,7 +108,7 @@ class Claims(NamedTuple):
     """The call ended at its bounds (200 tasks or 1 MiB), not because nothing was left: claim again at once."""
 
 
-class Answers(NamedTuple):
+class Statuses(NamedTuple):
     now_us: int
     answers: list[str]
 
@@ -158,17 +158,19 @@ def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepare
     return plain if quota is None else (*plain, quota)
 
 
-def submit(policy: Policy, tasks: Sequence[Prepared]) -> Call:
-    return Call("submit", {**_room(policy), "tasks": tasks}, _submitted)
+def submit(policy: Policy, tasks: Sequence[Prepared]) -> FunctionCall:
+    return FunctionCall("submit", {**_room(policy), "tasks": tasks}, _submitted)
 
 
-def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = None) -> Call:
+def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = None) -> FunctionCall:
     counted = {} if quota is None else {"quota": quota}
     arguments = {**_room(policy), "id": task_id, "new_id": new_id, **counted}
-    return Call("requeue", arguments, lambda r: (r[0].decode(), r[1].decode()))
+    return FunctionCall("requeue", arguments, lambda r: (r[0].decode(), r[1].decode()))
 
 
-def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool) -> Call:
+def tick(
+    policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool
+) -> FunctionCall:
     arguments = {
         **_keep(policy),
         "broker": broker,
@@ -180,12 +182,12 @@ def tick(policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window
         "window": window_ms,
         "housekeep": int(housekeep),
     }
-    return Call("tick", arguments, _ticked)
+    return FunctionCall("tick", arguments, _ticked)
 
 
 def claim(
     policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, nth: int, again: bool = False
-) -> Call:
+) -> FunctionCall:
     """`nth` counts the worker's claims; one that is sent again keeps its number and its token."""
     arguments = {
         **_keep(policy),
@@ -197,7 +199,7 @@ def claim(
         "lease": policy.lease_ms,
         "again": int(again),
     }
-    return Call("claim", arguments, _claims)
+    return FunctionCall("claim", arguments, _claims)
 
 
 def extend(
@@ -208,7 +210,7 @@ def extend(
     heartbeat: bytes = b"",
     *,
     upto: int,
-) -> Call:
+) -> FunctionCall:
     """`upto` is the number of the worker's latest claim: of later ones this call, should it come late, says nothing."""
     arguments = {
         **_keep(policy),
@@ -219,10 +221,10 @@ def extend(
         "upto": upto,
         "heartbeat": heartbeat,
     }
-    return Call("extend", arguments, _answers)
+    return FunctionCall("extend", arguments, _answers)
 
 
-class Wish(NamedTuple):
+class ClaimRequest(NamedTuple):
     """What a worker claims by the call that finishes what has ended; as in `claim`."""
 
     queues: Sequence[str]
@@ -232,71 +234,71 @@ class Wish(NamedTuple):
 
 
 def finish(
-    policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False, claim: Wish | None = None
-) -> Call:
+    policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False, claim: ClaimRequest | None = None
+) -> FunctionCall:
     rows = [(*e.fence, *e[1:]) for e in ended]
     next_ = {} if claim is None else {"lease": policy.lease_ms, "claim": claim._asdict()}
     arguments = {**_keep(policy), "worker": worker, "ended": rows, **next_}
-    return Call("finish_cut" if cut else "finish", arguments, _finished)
+    return FunctionCall("finish_cut" if cut else "finish", arguments, _finished)
 
 
-def release(policy: Policy, worker: str, attempts: Sequence[tuple[Fence, bytes]]) -> Call:
+def release(policy: Policy, worker: str, attempts: Sequence[tuple[Fence, bytes]]) -> FunctionCall:
     rows = [(*fence, packed) for fence, packed in attempts]
-    return Call("release", {**_keep(policy), "worker": worker, "attempts": rows}, _answers)
+    return FunctionCall("release", {**_keep(policy), "worker": worker, "attempts": rows}, _answers)
 
 
-def cancel(policy: Policy, task_id: str) -> Call:
-    return Call("cancel", {**_keep(policy), "id": task_id}, _text)
+def cancel(policy: Policy, task_id: str) -> FunctionCall:
+    return FunctionCall("cancel", {**_keep(policy), "id": task_id}, _text)
 
 
-def pause(policy: Policy, queue: str, paused: bool) -> Call:
-    return Call("pause", {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues}, _text)
+def pause(policy: Policy, queue: str, paused: bool) -> FunctionCall:
+    return FunctionCall("pause", {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues}, _text)
 
 
-def wait(task_id: str) -> Call:
-    return Call("wait", {"id": task_id}, _text)
+def wait(task_id: str) -> FunctionCall:
+    return FunctionCall("wait", {"id": task_id}, _text)
 
 
-def get(task_id: str) -> Call:
+def get(task_id: str) -> FunctionCall:
     def decode(reply: Any) -> Found:
         now_us, due_ms, fields = reply
         return Found(now_us, codec.result_of(task_id, _hash(fields), due_ms) if fields else None)
 
-    return Call("get", {"id": task_id}, decode)
+    return FunctionCall("get", {"id": task_id}, decode)
 
 
-def clock() -> Call:
+def clock() -> FunctionCall:
     """Only the time: a better look at Redis's clock than a write gives, whose reply may wait for the disk."""
-    return Call("clock", {}, lambda reply: Told(*reply))
+    return FunctionCall("clock", {}, lambda reply: ServerTime(*reply))
 
 
-def states(task_ids: Sequence[str]) -> Call:
-    return Call("states", {"ids": task_ids}, lambda reply: [state.decode() for state in reply])
+def states(task_ids: Sequence[str]) -> FunctionCall:
+    return FunctionCall("states", {"ids": task_ids}, lambda reply: [state.decode() for state in reply])
 
 
-def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, limit: int) -> Call:
+def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, limit: int) -> FunctionCall:
     """`first` and `last` are scores as text in reading order; `first` and `rest` (else 0) come from a page's cursor."""
     arguments = {"state": state, "queue": queue, "from": first, "to": last, "rest": rest, "limit": limit}
-    return Call("list", arguments, codec.page_of)
+    return FunctionCall("list", arguments, codec.page_of)
 
 
-def stats() -> Call:
-    return Call("stats", {}, codec.stats_of)
+def stats() -> FunctionCall:
+    return FunctionCall("stats", {}, codec.stats_of)
 
 
-def queues(cursor: str) -> Call:
+def queues(cursor: str) -> FunctionCall:
     """Some hundred of the queues; "0" begins."""
-    return Call("queues", {"cursor": cursor}, codec.queues_of)
+    return FunctionCall("queues", {"cursor": cursor}, codec.queues_of)
 
 
-def open_namespace(schema: int, cluster: str) -> Call:
+def open_namespace(schema: int, cluster: str) -> FunctionCall:
     """Give a new namespace its identity."""
-    return Call("open", {"schema": schema, "new_cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
+    return FunctionCall("open", {"schema": schema, "new_cluster": cluster}, lambda r: (r[0], r[1], r[2].decode()))
 
 
-def mark() -> Call:
+def mark() -> FunctionCall:
     """A write for its own sake: WAIT behind it covers every write before it, whatever connection that came by."""
-    return Call("mark", {}, lambda reply: reply)
+    return FunctionCall("mark", {}, lambda reply: reply)
 
 
 def _keep(policy: Policy) -> dict[str, Any]:
@@ -316,7 +318,7 @@ def _text(reply: Any) -> str:
     return text
 
 
-def _pairs(flat: list[Any]) -> Pairs:
+def _pairs(flat: list[Any]) -> QueueGains:
     return [(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
 
 
@@ -353,6 +355,6 @@ def _finished(reply: Any) -> Finished:
     return Finished(now_us, [answer.decode() for answer in answers], claims)
 
 
-def _answers(reply: Any) -> Answers:
+def _answers(reply: Any) -> Statuses:
     now_us, answers = reply
-    return Answers(now_us, [answer.decode() for answer in answers])
+    return Statuses(now_us, [answer.decode() for answer in answers])

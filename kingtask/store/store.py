@@ -12,8 +12,8 @@ from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, told
 from kingtask.store import functions
-from kingtask.store.durability import Ack, AckLevel, Barrier
-from kingtask.store.functions import Call, Submitted
+from kingtask.store.durability import Ack, AckLevel, ReplicaBarrier
+from kingtask.store.functions import FunctionCall, Submitted
 from kingtask.store.identity import Identity
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
@@ -21,7 +21,7 @@ from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback
 from kingtask.store.redis.handshake import Server, replicas_of
 from kingtask.store.redis.primary import Primary
-from kingtask.store.redis.supervisor import Link
+from kingtask.store.redis.supervisor import SupervisedConnection
 
 log = logging.getLogger("kingtask.store")
 
@@ -58,7 +58,7 @@ class Store:
         `login` reads the address anew, for its user and password.
         """
         self._ack = ack
-        self._links: list[Link] = []
+        self._links: list[SupervisedConnection] = []
         self._primary = Primary(address, self._moved, login)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
@@ -69,13 +69,13 @@ class Store:
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self._link = self._new_link(role, self._went_up, self._went_down, accept=ack.on)
-        self._confirming: Link | None = None
-        self._barrier: Barrier | None = None
+        self._confirming: SupervisedConnection | None = None
+        self._barrier: ReplicaBarrier | None = None
         if ack.level == "replicas":
             self._confirming = self._new_link(
                 "barrier", self._count_replicas, lambda: None, timeout_s=timeout_s + ack.timeout_s
             )
-            self._barrier = Barrier(self._confirming, lambda: self._command(functions.mark()), ack)
+            self._barrier = ReplicaBarrier(self._confirming, lambda: self._command(functions.mark()), ack)
 
     @property
     def up(self) -> bool:
@@ -87,7 +87,7 @@ class Store:
         return self._link.trouble
 
     @property
-    def links(self) -> Sequence[Link]:
+    def links(self) -> Sequence[SupervisedConnection]:
         """Its connections, one for each purpose."""
         return self._links
 
@@ -108,7 +108,7 @@ class Store:
         for link in self._links:
             await link.close()
 
-    def send(self, call: Call, callback: Callback) -> None:
+    def send(self, call: FunctionCall, callback: Callback) -> None:
         """Send a call; `callback` gets what the call decodes to, or a StoreError. Raises nothing."""
         self._send(self._link, call, callback)
 
@@ -121,13 +121,13 @@ class Store:
         """
         self._confirm(self._link, callback)
 
-    def _confirm(self, link: Link, callback: Callable[[bool], None]) -> None:
+    def _confirm(self, link: SupervisedConnection, callback: Callable[[bool], None]) -> None:
         if self._barrier is None or (failpoint.ACTIVE and failpoint.variant("no_barrier") is not None):
             callback(True)  # the answer was the proof
         else:
             self._barrier.confirm(link, callback)
 
-    async def ask(self, call: Call) -> Any:
+    async def ask(self, call: FunctionCall) -> Any:
         """Send a call and wait for its answer; raises StoreError. For what is not hot."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -141,7 +141,7 @@ class Store:
             raise value
         return value
 
-    def _send(self, link: Link, call: Call, callback: Callback) -> None:
+    def _send(self, link: SupervisedConnection, call: FunctionCall, callback: Callback) -> None:
         def answered(reply: Any) -> None:
             if isinstance(reply, StoreError):
                 link.reject(reply)
@@ -164,7 +164,7 @@ class Store:
 
         link.send(self._command(call), answered)
 
-    def _command(self, call: Call) -> tuple[Any, ...]:
+    def _command(self, call: FunctionCall) -> tuple[Any, ...]:
         keys = self._keys
         return (
             "FCALL",
@@ -174,7 +174,7 @@ class Store:
             call.payload(keys.db, self._identity.cluster),
         )
 
-    async def _await_replicas(self, link: Link) -> None:
+    async def _await_replicas(self, link: SupervisedConnection) -> None:
         """Raises ConfigurationError if the primary is there and too few replicas come to it within `ack_timeout`."""
         wanted = self._ack.replicas
         deadline_us = monotonic_us() + round(self._ack.timeout_s * 1e6)
@@ -203,8 +203,8 @@ class Store:
 
     def _new_link(
         self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any
-    ) -> Link:
-        link = Link(
+    ) -> SupervisedConnection:
+        link = SupervisedConnection(
             self._primary,
             self._keys,
             self._library,
@@ -259,7 +259,7 @@ class BrokerStore(Store):
         }
         self._new_link("events", lambda server: on_resubscribed(), lambda: None, channels=channels)
 
-    def submit(self, call: Call, stored: Callback, confirmed: Callable[[bool], None]) -> None:
+    def submit(self, call: FunctionCall, stored: Callback, confirmed: Callable[[bool], None]) -> None:
         """Send a submit; `stored` gets Submitted or a StoreError, and after Submitted `confirmed` as in `confirm`.
 
         The next submit need not wait for `confirmed`.

@@ -283,7 +283,7 @@ class Worker:
     def _finish(self, action: Finish, claim: Claim | None) -> None:
         if failpoint.ACTIVE:
             failpoint.reach("before_complete")
-        wish = None if claim is None else functions.Wish(self._config.queues, claim.n, claim.token, claim.nth)
+        wish = None if claim is None else functions.ClaimRequest(self._config.queues, claim.n, claim.token, claim.nth)
         call = functions.finish(self._policy, self._name, action.ended, cut=action.cut, claim=wish)
         if claim is not None:
             self._asked_for(claim)
@@ -335,7 +335,7 @@ class Worker:
         self._soon()
 
     def _reported(
-        self, what: str, fences: list[Fence], reply: functions.Answers | functions.Finished | StoreError
+        self, what: str, fences: list[Fence], reply: functions.Statuses | functions.Finished | StoreError
     ) -> None:
         if isinstance(reply, StoreError):
             self._slots.not_confirmed(fences, full=reply.kind == "full")
@@ -360,7 +360,7 @@ class Worker:
             self._slots.not_confirmed(fences)
         self._soon()
 
-    def _extended(self, action: Extend, sent_s: float, reply: functions.Answers | StoreError) -> None:
+    def _extended(self, action: Extend, sent_s: float, reply: functions.Statuses | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._slots.extend_failed()
             log.warning("extend=failed held=%d kind=%s error=%r", len(action.held), reply.kind, str(reply))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import StoreError
-from kingtask.store.functions import Call
+from kingtask.store.functions import FunctionCall
 from tests.simulator.faults import Fate, Faults
 from tests.simulator.redis import Redis
 from tests.simulator.world import Loop, here
@@ -32,13 +32,13 @@ class Surroundings(NamedTuple):
 
 
 class _Sent(NamedTuple):
-    call: Call
+    call: FunctionCall
     callback: Callback
     sent_us: int
 
 
 class Connection:
-    def __init__(self, link: Link, loop: Loop, at: Surroundings) -> None:
+    def __init__(self, link: SupervisedConnection, loop: Loop, at: Surroundings) -> None:
         self._link = link
         self._loop = loop
         self._at = at
@@ -50,7 +50,7 @@ class Connection:
         self._watch: Any = None
         self.open = True
 
-    def send(self, call: Call, callback: Callback) -> None:
+    def send(self, call: FunctionCall, callback: Callback) -> None:
         world, faults = self._loop.world, self._at.faults
         sent = _Sent(call, callback, monotonic_us())
         self._pending.append(sent)
@@ -123,7 +123,7 @@ class Connection:
             sent.callback(StoreError("lost", "no answer", stored="unknown"))
 
 
-class Link:
+class SupervisedConnection:
     """One purpose's connection, kept up."""
 
     def __init__(self, at: Surroundings, clock: ServerClock, on_up: Callable[[], None], on_down: Callable[[], None]):
@@ -155,7 +155,7 @@ class Link:
         if connection is not None and not self._loop.dead:
             connection.abort()
 
-    def send(self, call: Call, callback: Callback) -> None:
+    def send(self, call: FunctionCall, callback: Callback) -> None:
         if self._connection is None:
             callback(StoreError("away", "Redis is not reachable"))
         else:
@@ -214,8 +214,8 @@ class WorkerStore:
             lambda: [listener() for listener in list(self.on_up)], lambda: [listener() for listener in self.on_down]
         )
 
-    def link(self, on_up: Callable[[], Any], on_down: Callable[[], Any]) -> Link:
-        return Link(self.at, self.clock, on_up, on_down)
+    def link(self, on_up: Callable[[], Any], on_down: Callable[[], Any]) -> SupervisedConnection:
+        return SupervisedConnection(self.at, self.clock, on_up, on_down)
 
     @property
     def up(self) -> bool:
@@ -227,13 +227,13 @@ class WorkerStore:
     async def close(self) -> None:
         self._link.close()
 
-    def send(self, call: Call, callback: Callback) -> None:
+    def send(self, call: FunctionCall, callback: Callback) -> None:
         self._link.send(call, callback)
 
     def confirm(self, callback: Callable[[bool], None]) -> None:
         self._confirm(self._link, callback)
 
-    def _confirm(self, link: Link, callback: Callable[[bool], None]) -> None:
+    def _confirm(self, link: SupervisedConnection, callback: Callable[[bool], None]) -> None:
         """The replica has it in time, and all is one history: what the link was answered, and what the replica has."""
         redis, loop, life = self.at.redis, here(), link.life
         wait_s = self.at.faults.latency()
@@ -276,7 +276,7 @@ class BrokerStore(WorkerStore):
         self._subscription.close()
         await super().close()
 
-    def submit(self, call: Call, stored: Callback, confirmed: Callable[[bool], None]) -> None:
+    def submit(self, call: FunctionCall, stored: Callback, confirmed: Callable[[bool], None]) -> None:
         def answered(value: Any) -> None:
             stored(value)
             if not isinstance(value, StoreError):

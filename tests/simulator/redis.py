@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
 from kingtask.store import functions
-from kingtask.store.functions import Call, Policy
+from kingtask.store.functions import FunctionCall, Policy
 from kingtask.task import TERMINAL, Result, TaskSpec
 from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World
@@ -140,7 +140,7 @@ class Redis:
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def execute(self, who: str, call: Call) -> Any:
+    def execute(self, who: str, call: FunctionCall) -> Any:
         now_us = self.now_us
         self.model.now = now_us // 1000
         value = getattr(self, f"_{call.function}")(call.arguments, now_us)
@@ -168,8 +168,8 @@ class Redis:
         tasks = self.model.claim(a["worker"], queues, a["n"], a["token"], nth=a["nth"], again=again)
         return functions.Claims(now_us, [_claimed(task) for task in tasks], again and bool(tasks))
 
-    def _extend(self, a: dict[str, Any], now_us: int) -> functions.Answers:
-        return functions.Answers(
+    def _extend(self, a: dict[str, Any], now_us: int) -> functions.Statuses:
+        return functions.Statuses(
             now_us, self.model.extend(a["worker"], list(a["held"]), list(a["claims"]), upto=a["upto"])
         )
 
@@ -183,8 +183,8 @@ class Redis:
 
     _finish_cut = _finish
 
-    def _release(self, a: dict[str, Any], now_us: int) -> functions.Answers:
-        return functions.Answers(now_us, self.model.release([functions.Fence(*row[:3]) for row in a["attempts"]]))
+    def _release(self, a: dict[str, Any], now_us: int) -> functions.Statuses:
+        return functions.Statuses(now_us, self.model.release([functions.Fence(*row[:3]) for row in a["attempts"]]))
 
     def _cancel(self, a: dict[str, Any], now_us: int) -> str:
         return self.model.cancel(a["id"])
@@ -196,8 +196,8 @@ class Redis:
         task = self.model.tasks.get(a["id"])
         return functions.Found(now_us, _result(task) if task else None)
 
-    def _clock(self, a: dict[str, Any], now_us: int) -> functions.Told:
-        return functions.Told(now_us)
+    def _clock(self, a: dict[str, Any], now_us: int) -> functions.ServerTime:
+        return functions.ServerTime(now_us)
 
     def _states(self, a: dict[str, Any], now_us: int) -> list[str]:
         tasks = self.model.tasks
@@ -233,7 +233,7 @@ def _result(task: Task) -> Result:
     )
 
 
-def _shown(call: Call) -> Any:
+def _shown(call: FunctionCall) -> Any:
     """The part of a call that a trace needs."""
     a = call.arguments
     match call.function:
@@ -269,7 +269,7 @@ def _answer(value: Any) -> Any:
             return [f"{task.id[:8]}/{task.number}" for task in value.tasks]
         case functions.Finished():
             return [*value.answers, *([] if value.claims is None else _answer(value.claims))]
-        case functions.Answers():
+        case functions.Statuses():
             return value.answers
         case functions.Found():
             return value.result and value.result.state

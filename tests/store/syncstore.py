@@ -15,7 +15,7 @@ import msgspec
 import redis
 
 from kingtask.store import codec, functions
-from kingtask.store.functions import Call, Claimed, Ended, Fence, Policy, Quota
+from kingtask.store.functions import Claimed, Ended, Fence, FunctionCall, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
 from kingtask.task import Result, TaskSpec
@@ -43,7 +43,7 @@ class SyncStore:
         self.library = library or shipped()
         load(client, self.library)
 
-    def ask(self, call: Call) -> Any:
+    def ask(self, call: FunctionCall) -> Any:
         name = self.library.function(call.function)
         return call.decode(self.client.fcall(name, 1, self.keys.meta, call.payload(self.keys.db)))
 
@@ -146,14 +146,16 @@ class TimedStore(SyncStore):
     def extend(
         self, *held: Fence, worker: str = "w1", claims: Sequence[bytes] = (), heartbeat: bytes = b"", upto: int = 1
     ) -> list[str]:
-        answers: functions.Answers = self.ask(functions.extend(self.policy, worker, held, claims, heartbeat, upto=upto))
+        answers: functions.Statuses = self.ask(
+            functions.extend(self.policy, worker, held, claims, heartbeat, upto=upto)
+        )
         return answers.answers
 
     def finish(self, *ended: Ended, worker: str = "w1", cut: bool = False) -> list[str]:
         return self.finish_and_claim(*ended, worker=worker, cut=cut, claim=None).answers
 
     def finish_and_claim(
-        self, *ended: Ended, claim: functions.Wish | None, worker: str = "w1", cut: bool = False
+        self, *ended: Ended, claim: functions.ClaimRequest | None, worker: str = "w1", cut: bool = False
     ) -> functions.Finished:
         finished: functions.Finished = self.ask(functions.finish(self.policy, worker, ended, cut=cut, claim=claim))
         return finished
@@ -173,7 +175,7 @@ class TimedStore(SyncStore):
         rows = [
             (fence, codec.pack_attempt(fence.number, worker, self.now_ms, self.now_ms, "released")) for fence in fences
         ]
-        answers: functions.Answers = self.ask(functions.release(self.policy, worker, rows))
+        answers: functions.Statuses = self.ask(functions.release(self.policy, worker, rows))
         return answers.answers
 
     def cancel(self, task_id: str) -> str:

@@ -225,7 +225,7 @@ def test_ends_are_counted_although_the_claim_that_came_with_them_fails(store: Ti
     store.put()
     fence = store.take()
     store.client.set(f"{store.keys.prefix}ready:other", "not an index")
-    wish = functions.Wish(["other"], 1, store.new_token(), 2)
+    wish = functions.ClaimRequest(["other"], 1, store.new_token(), 2)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.finish_and_claim(store.ended(fence), claim=wish)
     assert store.end(fence) == "recorded"

@@ -57,19 +57,19 @@ def broker_store(server: RedisServer, timeout_s: float = PATIENCE_S) -> BrokerSt
     return BrokerStore(server.address, "acked", ack=Ack(level="replicas", timeout_s=timeout_s))
 
 
-def some_task() -> tuple[str, functions.Call]:
+def some_task() -> tuple[str, functions.FunctionCall]:
     task_id = str(uuid4())
     return task_id, functions.submit(POLICY, [functions.prepare(task_id, TaskSpec(name="example"))])
 
 
-async def submitted(store: BrokerStore, call: functions.Call) -> bool:
+async def submitted(store: BrokerStore, call: functions.FunctionCall) -> bool:
     """Submit; whether it was confirmed."""
     reached: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     store.submit(call, lambda value: None, reached.set_result)
     return await reached
 
 
-async def until_submitted(store: BrokerStore, call: functions.Call) -> None:
+async def until_submitted(store: BrokerStore, call: functions.FunctionCall) -> None:
     """Submit again and again, as a client does."""
     while not await submitted(store, call):
         pass

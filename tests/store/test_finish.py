@@ -192,7 +192,7 @@ def test_the_same_call_claims_what_is_next(store: TimedStore) -> None:
     first, second, third = (store.put() for _ in range(3))
     fence = store.take()
     token = store.new_token()
-    finished = store.finish_and_claim(store.ended(fence), claim=functions.Wish(["default"], 1, token, 2))
+    finished = store.finish_and_claim(store.ended(fence), claim=functions.ClaimRequest(["default"], 1, token, 2))
     assert finished.answers == ["succeeded"]
     assert finished.claims is not None
     assert [task.id for task in finished.claims.tasks] == [second]
@@ -205,7 +205,9 @@ def test_the_same_call_claims_what_is_next(store: TimedStore) -> None:
 def test_what_is_refused_of_the_ends_does_not_hinder_the_claim(store: TimedStore) -> None:
     store.put()
     stale = store.ended(functions.Fence(store.new_id(), 1, store.new_token()))
-    finished = store.finish_and_claim(stale, claim=functions.Wish(["default"], 5, store.new_token(), 1), cut=True)
+    finished = store.finish_and_claim(
+        stale, claim=functions.ClaimRequest(["default"], 5, store.new_token(), 1), cut=True
+    )
     assert finished.answers == ["fenced"]
     assert finished.claims is not None
     assert len(finished.claims.tasks) == 1

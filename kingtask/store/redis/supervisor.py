@@ -34,7 +34,7 @@ ADVICE = {
 """For each kind that is refused for good."""
 
 
-class Link:
+class SupervisedConnection:
     """One purpose's connection. `accept` may refuse a server (ConfigurationError); `on_up` may send at once."""
 
     def __init__(
