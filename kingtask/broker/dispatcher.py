@@ -129,7 +129,7 @@ class Dispatcher:
             self._submits.take(request, wall_s(), answer.give, lambda spec, place: permit.submit(spec, place, now_s))
         elif isinstance(request, rules.BY_ID) and permit.looks_at(request):
 
-            def looked(found: functions.Found | StoreError) -> None:
+            def looked(found: functions.StoredTask | StoreError) -> None:
                 if isinstance(found, StoreError):
                     answer.give(ops.store_refusal(found, writes=False))
                     return

@@ -121,7 +121,7 @@ def not_found(task_id: str) -> TaskNotFound:
     return TaskNotFound(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
 
 
-def _get(request: protocol.Get, found: functions.Found) -> dict[str, Any]:
+def _get(request: protocol.Get, found: functions.StoredTask) -> dict[str, Any]:
     return task_reply(request.id, found.result)
 
 

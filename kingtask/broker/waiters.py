@@ -119,7 +119,7 @@ class Waiters:
         self._fetch(task_id, waits)
 
     def _fetch(self, task_id: str, waits: list[_Wait]) -> None:
-        def found(reply: functions.Found | StoreError) -> None:
+        def found(reply: functions.StoredTask | StoreError) -> None:
             for wait in waits:
                 wait.answer(reply if isinstance(reply, StoreError) else reply.result)
 

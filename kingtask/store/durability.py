@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store.redis.handshake import Server, history_of
+from kingtask.store.redis.handshake import ServerFacts, history_of
 from kingtask.store.redis.supervisor import SupervisedConnection
 
 log = logging.getLogger("kingtask.store")
@@ -38,7 +38,7 @@ class Ack:
     replicas: int = 1
     timeout_s: float = 5.0
 
-    def on(self, server: Server) -> AckLevel:
+    def on(self, server: ServerFacts) -> AckLevel:
         """The level that an OK has on this server. Raises ConfigurationError if it cannot give the one asked for."""
         if self.level == "fsync" and not server.fsync_always:
             raise ConfigurationError(

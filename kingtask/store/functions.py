@@ -120,12 +120,12 @@ class Finished(NamedTuple):
     """What the same call claimed, if it was to."""
 
 
-class Found(NamedTuple):
+class StoredTask(NamedTuple):
     now_us: int
     result: Result | None
 
 
-class Ended(NamedTuple):
+class EndedTask(NamedTuple):
     """One attempt's end as the worker reports it. `verdict`: succeeded, failed, or final (failed, never retried)."""
 
     fence: Fence
@@ -234,7 +234,7 @@ class ClaimRequest(NamedTuple):
 
 
 def finish(
-    policy: Policy, worker: str, ended: Sequence[Ended], *, cut: bool = False, claim: ClaimRequest | None = None
+    policy: Policy, worker: str, ended: Sequence[EndedTask], *, cut: bool = False, claim: ClaimRequest | None = None
 ) -> FunctionCall:
     rows = [(*e.fence, *e[1:]) for e in ended]
     next_ = {} if claim is None else {"lease": policy.lease_ms, "claim": claim._asdict()}
@@ -260,9 +260,9 @@ def wait(task_id: str) -> FunctionCall:
 
 
 def get(task_id: str) -> FunctionCall:
-    def decode(reply: Any) -> Found:
+    def decode(reply: Any) -> StoredTask:
         now_us, due_ms, fields = reply
-        return Found(now_us, codec.result_of(task_id, _hash(fields), due_ms) if fields else None)
+        return StoredTask(now_us, codec.result_of(task_id, _hash(fields), due_ms) if fields else None)
 
     return FunctionCall("get", {"id": task_id}, decode)
 

@@ -15,7 +15,7 @@ from kingtask.store.redis.connection import Connection
 CLUSTER_PATTERN = r"\A[0-9a-f]{32}\Z"
 
 
-class Identity:
+class DatabaseIdentity:
     """`cluster` is the id that this process works with, None before it has seen one. Only a broker `creates`."""
 
     def __init__(self, cluster: str | None, *, creates: bool) -> None:

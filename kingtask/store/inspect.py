@@ -21,7 +21,7 @@ from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
-from kingtask.store.redis.handshake import OLDEST, Server, release_of
+from kingtask.store.redis.handshake import OLDEST, ServerFacts, release_of
 from kingtask.store.redis.redis_errors import not_permitted_within
 from kingtask.store.redis.sentinel import Asker, Named, tls_options
 from kingtask.store.rights import Lacking, Role, lacking
@@ -42,7 +42,7 @@ SETTINGS = (
 class Inspection:
     """What was found. None or empty: not permitted, or not there."""
 
-    server: Server
+    server: ServerFacts
     """`settings` is empty where CONFIG is not permitted."""
     too_old: bool
     role: str
@@ -175,7 +175,7 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
     version = str(info.get(f"{product}_version", "unknown"))
     schema = _number(asking.ask("HGET", keys.meta, "schema"))
     return Inspection(
-        server=Server(
+        server=ServerFacts(
             product=product,
             version=version,
             settings=_settings(asking),

@@ -14,12 +14,12 @@ from kingtask.errors import ConfigurationError, StoreError, told
 from kingtask.store import functions
 from kingtask.store.durability import Ack, AckLevel, ReplicaBarrier
 from kingtask.store.functions import FunctionCall, Submitted
-from kingtask.store.identity import Identity
+from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback
-from kingtask.store.redis.handshake import Server, replicas_of
+from kingtask.store.redis.handshake import ServerFacts, replicas_of
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.supervisor import SupervisedConnection
 
@@ -62,7 +62,7 @@ class Store:
         self._primary = Primary(address, self._moved, login)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
-        self._identity = Identity(cluster, creates=role == "broker")
+        self._identity = DatabaseIdentity(cluster, creates=role == "broker")
         self._timeout_s = timeout_s
         self.clock = ServerClock()
         self.observer: Observer | None = None
@@ -193,7 +193,7 @@ class Store:
                 " start them, or lower ack_replicas, or set another ack"
             )
 
-    def _count_replicas(self, server: Server) -> None:
+    def _count_replicas(self, server: ServerFacts) -> None:
         if server.replicas < self._ack.replicas:
             log.warning(
                 "ack=replicas wanted=%d attached=%d: until more are, nothing can be confirmed",
@@ -202,7 +202,7 @@ class Store:
             )
 
     def _new_link(
-        self, purpose: str, on_up: Callable[[Server], None], on_down: Callable[[], None], **more: Any
+        self, purpose: str, on_up: Callable[[ServerFacts], None], on_down: Callable[[], None], **more: Any
     ) -> SupervisedConnection:
         link = SupervisedConnection(
             self._primary,
@@ -221,7 +221,7 @@ class Store:
         for link in self._links:
             link.moved(address)
 
-    def _went_up(self, server: Server) -> None:
+    def _went_up(self, server: ServerFacts) -> None:
         for listener in self.on_up:
             listener()
 
@@ -277,7 +277,7 @@ class BrokerStore(Store):
 
         self._send(self._submits, call, answered)
 
-    def _accept(self, server: Server) -> None:
+    def _accept(self, server: ServerFacts) -> None:
         level = self._ack.on(server)
         if self._ack.level is None and level == "stored" and self.ack_level != level:
             log.warning(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kingtask.errors import told as told_of
 from kingtask.store import codec
-from kingtask.store.functions import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import Watch
@@ -301,7 +301,7 @@ class Attempt:
         elif log.isEnabledFor(logging.DEBUG):
             self._tell(logging.DEBUG, "attempt=succeeded")
         self._count(_outcome(verdict, self._stopped), verdict.reason, process)
-        ended = Ended(
+        ended = EndedTask(
             self._fence,
             verdict.verdict,
             verdict.reason,

@@ -9,19 +9,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kingtask.store.functions import CUT_BYTES, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, EndedTask, Fence
 from kingtask.worker.exec.capture import shorten
 
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576
 """Of one call (invariant: no call works on more than about 200 items or 1 MiB); one attempt alone may exceed it."""
 
-Report = Ended | bytes
+Report = EndedTask | bytes
 """How an attempt ended, or the record to hand it back with."""
 
 
 class Finish(NamedTuple):
-    ended: list[Ended]
+    ended: list[EndedTask]
     cut: bool
     """With outputs so short that a full Redis takes them."""
 
@@ -63,7 +63,7 @@ class Outbox:
 
     def add(self, fence: Fence, report: Report, *, queue: str = "", once: bool = False) -> None:
         """`once`: it may be started only once, so its end is settled when it is stored at the level of `ack`."""
-        self._items[fence] = _Item(report, queue=queue, once=once and isinstance(report, Ended))
+        self._items[fence] = _Item(report, queue=queue, once=once and isinstance(report, EndedTask))
         self._due.append(fence)
 
     def look(self) -> None:
@@ -88,7 +88,7 @@ class Outbox:
         """A call failed. `full`: Redis has no memory left; it takes an outcome with short outputs."""
         for fence in fences:
             item = self._items[fence]
-            if full and isinstance(item.report, Ended) and not item.cut:
+            if full and isinstance(item.report, EndedTask) and not item.cut:
                 item.report, item.cut = _cut(item.report), True
                 self._due.append(fence)
             else:
@@ -102,13 +102,13 @@ class Outbox:
         given_back = [(fence, report) for fence in self._due if isinstance(report := self._items[fence].report, bytes)]
         self._due = []
         return [
-            *_finishes([item.report for item in due if isinstance(item.report, Ended) and not item.cut], cut=False),
-            *_finishes([item.report for item in due if isinstance(item.report, Ended) and item.cut], cut=True),
+            *_finishes([item.report for item in due if isinstance(item.report, EndedTask) and not item.cut], cut=False),
+            *_finishes([item.report for item in due if isinstance(item.report, EndedTask) and item.cut], cut=True),
             *(Release(given_back[i : i + MAX_ITEMS]) for i in range(0, len(given_back), MAX_ITEMS)),
         ]
 
 
-def _finishes(reports: list[Ended], *, cut: bool) -> list[Finish]:
+def _finishes(reports: list[EndedTask], *, cut: bool) -> list[Finish]:
     batches: list[Finish] = []
     size = 0
     for report in reports:
@@ -121,7 +121,7 @@ def _finishes(reports: list[Ended], *, cut: bool) -> list[Finish]:
     return batches
 
 
-def _cut(ended: Ended) -> Ended:
+def _cut(ended: EndedTask) -> EndedTask:
     """With outputs of CUT_BYTES together, as much of stderr as stdout leaves room for, and the reverse."""
     half = CUT_BYTES // 2
     stdout = shorten(ended.stdout, max(half, CUT_BYTES - len(ended.stderr)))

@@ -95,7 +95,7 @@ def test_cancel_of_an_ended_task(state: str) -> None:
 def test_what_is_not_there() -> None:
     for request, value in (
         (protocol.Cancel(id=ID), "missing"),
-        (protocol.Get(id=ID), functions.Found(0, None)),
+        (protocol.Get(id=ID), functions.StoredTask(0, None)),
         (protocol.Requeue(id=ID, new_id=OTHER), ("missing", "")),
     ):
         with pytest.raises(TaskNotFound, match=ID):

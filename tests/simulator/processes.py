@@ -14,7 +14,7 @@ import kingtask.worker.worker as worker_module
 from kingtask import clock
 from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.store import codec
-from kingtask.store.functions import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec.outcome import Stop, judge
 from kingtask.worker.outbox import Report
 from tests.simulator.links import BrokerStore, Surroundings, WorkerStore
@@ -248,7 +248,9 @@ class _Attempt:
         verdict = judge(status, b"", 0, keep_stderr=True, stopped=self._stopped, limit_s=0.0)
         packed = codec.pack_attempt(claimed.number, self._at.worker, 0, 0, verdict.reason)
         out = b"%d" % claimed.number
-        self._on_report(self._fence, Ended(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0))
+        self._on_report(
+            self._fence, EndedTask(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0)
+        )
 
 
 class _Os:

@@ -192,9 +192,9 @@ class Redis:
     def _wait(self, a: dict[str, Any], now_us: int) -> str:
         return self.model.wait(a["id"])
 
-    def _get(self, a: dict[str, Any], now_us: int) -> functions.Found:
+    def _get(self, a: dict[str, Any], now_us: int) -> functions.StoredTask:
         task = self.model.tasks.get(a["id"])
-        return functions.Found(now_us, _result(task) if task else None)
+        return functions.StoredTask(now_us, _result(task) if task else None)
 
     def _clock(self, a: dict[str, Any], now_us: int) -> functions.ServerTime:
         return functions.ServerTime(now_us)
@@ -271,7 +271,7 @@ def _answer(value: Any) -> Any:
             return [*value.answers, *([] if value.claims is None else _answer(value.claims))]
         case functions.Statuses():
             return value.answers
-        case functions.Found():
+        case functions.StoredTask():
             return value.result and value.result.state
         case StoreError():
             return value.kind

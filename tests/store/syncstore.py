@@ -15,7 +15,7 @@ import msgspec
 import redis
 
 from kingtask.store import codec, functions
-from kingtask.store.functions import Claimed, Ended, Fence, FunctionCall, Policy, Quota
+from kingtask.store.functions import Claimed, EndedTask, Fence, FunctionCall, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
 from kingtask.task import Result, TaskSpec
@@ -151,11 +151,11 @@ class TimedStore(SyncStore):
         )
         return answers.answers
 
-    def finish(self, *ended: Ended, worker: str = "w1", cut: bool = False) -> list[str]:
+    def finish(self, *ended: EndedTask, worker: str = "w1", cut: bool = False) -> list[str]:
         return self.finish_and_claim(*ended, worker=worker, cut=cut, claim=None).answers
 
     def finish_and_claim(
-        self, *ended: Ended, claim: functions.ClaimRequest | None, worker: str = "w1", cut: bool = False
+        self, *ended: EndedTask, claim: functions.ClaimRequest | None, worker: str = "w1", cut: bool = False
     ) -> functions.Finished:
         finished: functions.Finished = self.ask(functions.finish(self.policy, worker, ended, cut=cut, claim=claim))
         return finished
@@ -166,10 +166,10 @@ class TimedStore(SyncStore):
 
     def ended(
         self, fence: Fence, verdict: str = "succeeded", *, stdout: bytes = b"", stderr: bytes = b"", size: int = 0
-    ) -> Ended:
+    ) -> EndedTask:
         reason = "" if verdict == "succeeded" else "exit"
         packed = codec.pack_attempt(fence.number, "w1", self.now_ms - 1, self.now_ms, reason, exit_code=bool(reason))
-        return Ended(fence, verdict, reason, packed, stdout, stderr, size or len(stdout), size or len(stderr))
+        return EndedTask(fence, verdict, reason, packed, stdout, stderr, size or len(stdout), size or len(stderr))
 
     def release(self, *fences: Fence, worker: str = "w1") -> list[str]:
         rows = [
@@ -193,7 +193,7 @@ class TimedStore(SyncStore):
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, task_id: str) -> Result | None:
-        found: functions.Found = self.ask(functions.get(task_id))
+        found: functions.StoredTask = self.ask(functions.get(task_id))
         return found.result
 
     def get(self, task_id: str) -> Result:

@@ -13,7 +13,7 @@ import pytest
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
 from kingtask.store.durability import Ack
-from kingtask.store.identity import Identity
+from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.connection import connect
@@ -101,7 +101,7 @@ async def test_another_broker_may_begin_it_at_the_same_moment(server: RedisServe
         return reply
 
     connection.ask = interrupted  # type: ignore[method-assign]
-    identity = Identity(None, creates=True)
+    identity = DatabaseIdentity(None, creates=True)
     assert not await identity.check(connection, Keys(namespace)), "it is begun already"
     assert identity.cluster == "other"
     connection.abort("done")

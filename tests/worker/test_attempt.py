@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kingtask.store import codec
-from kingtask.store.functions import Claimed, Ended, Fence
+from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
 from kingtask.worker.exec import environment
@@ -77,9 +77,9 @@ class Trial:
         os.close(self.null)
         return report
 
-    async def ended(self) -> Ended:
+    async def ended(self) -> EndedTask:
         report = await self.report()
-        assert isinstance(report, Ended)
+        assert isinstance(report, EndedTask)
         return report
 
     async def says(self, text: bytes) -> None:
@@ -102,7 +102,7 @@ def nothing_left() -> Iterator[None]:
 
 async def test_the_report_of_a_success(tmp_path: Path) -> None:
     ended = await Trial(tmp_path, "cat; echo $1", args=("x y",), stdin=b"in\n").start().ended()
-    assert ended._replace(record=b"") == Ended(
+    assert ended._replace(record=b"") == EndedTask(
         Fence("t", 3, b"token"), "succeeded", "", b"", b"in\nx y\n", b"", len(b"in\nx y\n"), 0
     )
     attempt = codec.unpack_attempt(ended.record)
@@ -177,7 +177,7 @@ async def test_stopped_between_two_tries_to_start_it(tmp_path: Path, why: str) -
         trial.attempt.stop(why)  # type: ignore[arg-type]
         report = await trial.report()
     if why == "cancelled":
-        assert isinstance(report, Ended)
+        assert isinstance(report, EndedTask)
         assert report.reason == "cancelled"
     else:  # it never ran, so even on_lost: fail may run elsewhere
         assert isinstance(report, bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kingtask.store.functions import CUT_BYTES, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, EndedTask, Fence
 from kingtask.worker.outbox import MAX_BYTES, MAX_ITEMS, Finish, Outbox, Release
 
 
@@ -12,11 +12,11 @@ def fence(number: int) -> Fence:
     return Fence(f"t{number}", 1, b"token")
 
 
-def ended(number: int, stdout: int = 0, stderr: int = 0) -> Ended:
-    return Ended(fence(number), "failed", "exit", b"", b"o" * stdout, b"e" * stderr, stdout, stderr)
+def ended(number: int, stdout: int = 0, stderr: int = 0) -> EndedTask:
+    return EndedTask(fence(number), "failed", "exit", b"", b"o" * stdout, b"e" * stderr, stdout, stderr)
 
 
-def filled(*reports: Ended) -> Outbox:
+def filled(*reports: EndedTask) -> Outbox:
     outbox = Outbox()
     for report in reports:
         outbox.add(report.fence, report)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kingtask.store.functions import CUT_BYTES, Claimed, Ended, Fence
+from kingtask.store.functions import CUT_BYTES, Claimed, EndedTask, Fence
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
 from kingtask.worker.worker_state import (
     LONGEST_SHORTAGE_S,
@@ -46,8 +46,8 @@ def task(name: str, *, number: int = 1, fail_if_lost: bool = False) -> Claimed:
     return Claimed(name, number, "example", b"", "default", 0, fail_if_lost, 0)
 
 
-def ended(fence: Fence, stdout: bytes = b"", stderr: bytes = b"") -> Ended:
-    return Ended(fence, "succeeded", "", b"", stdout, stderr, len(stdout), len(stderr))
+def ended(fence: Fence, stdout: bytes = b"", stderr: bytes = b"") -> EndedTask:
+    return EndedTask(fence, "succeeded", "", b"", stdout, stderr, len(stdout), len(stderr))
 
 
 def apart(actions: Iterable[Any]) -> list[Any]:

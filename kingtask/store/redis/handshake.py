@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
-from kingtask.store.identity import Identity
+from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA, Library
 from kingtask.store.redis.connection import Connection
@@ -19,7 +19,7 @@ REFUSED_FOR_GOOD = frozenset({"auth", "permission"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class ServerFacts:
     """A server that passed the checks. `settings` is empty where CONFIG is not permitted."""
 
     product: str
@@ -46,7 +46,7 @@ class Server:
         return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in names)
 
 
-async def check_server(connection: Connection, keys: Keys, library: Library, identity: Identity) -> Server:
+async def check_server(connection: Connection, keys: Keys, library: Library, identity: DatabaseIdentity) -> ServerFacts:
     """Check version, role and `meta`, and load the library. What is refused has not been written to.
 
     Raises ConfigurationError for what only a person can mend, StoreError for what may pass.
@@ -68,7 +68,7 @@ async def check_server(connection: Connection, keys: Keys, library: Library, ide
         call = functions.open_namespace(SCHEMA, uuid.uuid4().hex)
         await connection.ask("FCALL", library.function(call.function), 1, keys.meta, call.payload(keys.db))
         await identity.check(connection, keys)
-    return Server(
+    return ServerFacts(
         product=product,
         version=version,
         settings=await _settings(connection),

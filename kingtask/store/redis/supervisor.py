@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store.identity import Identity
+from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
-from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Server, check_server
+from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, ServerFacts, check_server
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.redis_errors import RECONNECT_ON
 
@@ -42,13 +42,13 @@ class SupervisedConnection:
         primary: Primary,
         keys: Keys,
         library: Library,
-        identity: Identity,
+        identity: DatabaseIdentity,
         *,
         purpose: str,
         timeout_s: float,
-        on_up: Callable[[Server], None],
+        on_up: Callable[[ServerFacts], None],
         on_down: Callable[[], None],
-        accept: Callable[[Server], object] | None = None,
+        accept: Callable[[ServerFacts], object] | None = None,
         channels: dict[bytes, Callable[[bytes], None]] | None = None,
     ) -> None:
         self._primary = primary
@@ -63,7 +63,7 @@ class SupervisedConnection:
         self._accept = accept
         self._channels = channels
         self._connection: Connection | None = None
-        self._server: Server | None = None
+        self._server: ServerFacts | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()
         self.trouble = ""

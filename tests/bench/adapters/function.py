@@ -32,7 +32,7 @@ class Function(base.Adapter):
         self._submit = shipped().function("submit")
         self.ask(functions.open_namespace(1, uuid.uuid4().hex))
 
-    def ask(self, call: functions.Call) -> Any:
+    def ask(self, call: functions.FunctionCall) -> Any:
         name = shipped().function(call.function)
         return call.decode(self._redis.fcall(name, 1, self._meta, call.payload(0)))
 

@@ -12,7 +12,7 @@ import time
 import uuid
 
 from kingtask.store import codec, functions
-from kingtask.store.functions import Ended, Fence
+from kingtask.store.functions import EndedTask, Fence
 from tests.bench.adapters import base, dealer, echo, function
 
 
@@ -71,7 +71,7 @@ class Hops(base.Adapter):
         task = claims.tasks[0]
         now_ms = int(begin * 1000)
         packed = codec.pack_attempt(task.number, "floor", now_ms, now_ms, "", exit_code=0)
-        ended = Ended(Fence(task.id, task.number, token), "succeeded", "", packed, out, b"", len(out), 0)
+        ended = EndedTask(Fence(task.id, task.number, token), "succeeded", "", packed, out, b"", len(out), 0)
         self._function.ask(functions.finish(self._policy, "floor", [ended]))
         self._echo.submit(prepared[0])
         return int(out) / 1e9 - begin, time.perf_counter() - start
