@@ -10,7 +10,7 @@ import logging
 from typing import Any, NoReturn
 
 from kingtask import protocol
-from kingtask.config.permissions_file import Permissions, Rule, compiled
+from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
 from kingtask.store.functions import Quota
 from kingtask.task import Result, TaskSpec
@@ -137,11 +137,11 @@ class Authorizer:
     def __init__(self) -> None:
         self.on = False
         """There are any; looked at for each request."""
-        self._permissions: Permissions | None = None
+        self._permissions: PermissionsFile | None = None
         self._permits: dict[str, ClientPolicy] = {}
         self._rates: dict[str, Rate] = {}
 
-    def reload(self, permissions: Permissions | None) -> None:
+    def reload(self, permissions: PermissionsFile | None) -> None:
         self._permissions = permissions
         self.on = permissions is not None
         self._permits.clear()

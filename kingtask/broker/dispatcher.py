@@ -22,7 +22,7 @@ from kingtask.broker.submits import Submits
 from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
-from kingtask.config.permissions_file import Permissions
+from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
 from kingtask.metrics.histogram import Histogram
 from kingtask.store import functions
@@ -75,7 +75,7 @@ class Dispatcher:
             except TimeoutError:
                 log.warning("broker=stopping unanswered=%d", self.pending)
 
-    def reconfigure(self, config: BrokerConfig, permissions: Permissions | None) -> None:
+    def reconfigure(self, config: BrokerConfig, permissions: PermissionsFile | None) -> None:
         """Go by these from now on."""
         self._config, self._policy = config, config.policy
         self._permits.reload(permissions)

@@ -15,7 +15,7 @@ T = TypeVar("T")
 MAX_SECRET_BYTES = 4096
 
 
-class Wrong(Exception):
+class InvalidSetting(Exception):
     """A value breaks a rule: its key and what is wrong."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -23,22 +23,22 @@ class Wrong(Exception):
         self.field = field
 
 
-def about(field: str, action: Callable[[], T]) -> T:
+def for_key(field: str, action: Callable[[], T]) -> T:
     """Run `action`; what it has to complain about is about `field`."""
     try:
         return action()
     except ConfigurationError as error:
-        raise Wrong(field, str(error).removeprefix(f"{field}: ")) from None
+        raise InvalidSetting(field, str(error).removeprefix(f"{field}: ")) from None
 
 
 def about_path(field: str, text: str, read: Callable[[Path], object]) -> None:
-    about(field, partial(read, absolute(field, text)))
+    for_key(field, partial(read, absolute(field, text)))
 
 
 def absolute(field: str, text: str) -> Path:
     path = Path(text)
     if not path.is_absolute():
-        raise Wrong(field, f"expected an absolute path, got {text!r} (here that would be {Path.cwd() / path})")
+        raise InvalidSetting(field, f"expected an absolute path, got {text!r} (here that would be {Path.cwd() / path})")
     return path
 
 
@@ -47,15 +47,19 @@ def check_bin_path(field: str, text: str) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise Wrong(field, f"cannot use {text}: {error.strerror}") from None
+        raise InvalidSetting(field, f"cannot use {text}: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
-        raise Wrong(field, f"expected the directory of the executables, but {text} is none")
+        raise InvalidSetting(field, f"expected the directory of the executables, but {text} is none")
     if mode & stat.S_IWOTH:
-        raise Wrong(field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}")
+        raise InvalidSetting(
+            field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}"
+        )
     if not os.access(path, os.R_OK | os.X_OK):
-        raise Wrong(field, f"this user may not read {text}")
+        raise InvalidSetting(field, f"this user may not read {text}")
     if os.statvfs(path).f_flag & os.ST_NOEXEC:
-        raise Wrong(field, f"{text} is mounted noexec, so nothing in it can be executed; name another directory")
+        raise InvalidSetting(
+            field, f"{text} is mounted noexec, so nothing in it can be executed; name another directory"
+        )
 
 
 def secret(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kingtask.config import document
-from kingtask.config.checks import Wrong
+from kingtask.config.checks import InvalidSetting
 from kingtask.config.settings import BrokerConfig, Settings, WorkerConfig
 from kingtask.errors import ConfigurationError, InvalidRequest
 from kingtask.validation import convert, nearest
@@ -38,7 +38,7 @@ def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) ->
         config.check()
     except InvalidRequest as error:
         raise _complaint(file, single, error.field or "", error.message.removeprefix(f"{error.field}: ")) from None
-    except Wrong as error:
+    except InvalidSetting as error:
         raise _complaint(file, single, error.field, str(error)) from None
     return config
 

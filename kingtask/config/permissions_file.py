@@ -40,7 +40,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Permissions:
+class PermissionsFile:
     """The file. `default` is for clients that it does not name; None: nothing."""
 
     path: str
@@ -52,7 +52,7 @@ _LISTS = frozenset({"ops", "queues", "tasks"})
 _KEYS = ("clients", "default")
 
 
-def load(path: str | Path) -> Permissions:
+def load(path: str | Path) -> PermissionsFile:
     """Raises ConfigurationError naming file, line and key."""
     file = document.read(path)
     for key in file.values:
@@ -70,7 +70,7 @@ def load(path: str | Path) -> Permissions:
         if not keyfiles.NAME.match(name):
             raise file.error(f"clients.{name}", f"clients: expected names of {keyfiles.NAMES}, got {show(name)}")
     default = file.values.get("default")
-    return Permissions(
+    return PermissionsFile(
         path=str(path),
         clients={name: _rule(file, f"clients.{name}", value) for name, value in clients.items()},
         default=None if default is None else _rule(file, "default", default),

@@ -12,7 +12,7 @@ from typing import Generic
 
 import msgspec
 
-from kingtask.config.checks import Wrong
+from kingtask.config.checks import InvalidSetting
 from kingtask.config.load import C
 from kingtask.errors import ConfigurationError
 
@@ -81,7 +81,7 @@ class Reload(Generic[C]):
         merged = msgspec.structs.replace(old, **{key: getattr(new, key) for key in changed})
         try:
             merged.check()
-        except Wrong as error:
+        except InvalidSetting as error:
             raise ConfigurationError(f"{error.field}: {error}; some of what changed needs a restart") from None
         self._apply(merged)
         self.config = merged

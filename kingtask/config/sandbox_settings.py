@@ -58,7 +58,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     core: Annotated[int, msgspec.Meta(ge=0, le=2**50)] | None = None
 
 
-class Identity(NamedTuple):
+class UnixIdentity(NamedTuple):
     """A user as the kernel and the environment know it."""
 
     name: str
@@ -70,10 +70,10 @@ class Identity(NamedTuple):
     shell: str
 
 
-def identities(run_as: RunAs) -> list[Identity]:
+def identities(run_as: RunAs) -> list[UnixIdentity]:
     """Look the users up. Raises ConfigurationError that begins with the key."""
     group = None if run_as.group is None else _gid(run_as.group)
-    found: dict[int, Identity] = {}
+    found: dict[int, UnixIdentity] = {}
     for name in run_as.users:
         identity = _identity(name, group)
         if identity.uid == 0:
@@ -84,7 +84,7 @@ def identities(run_as: RunAs) -> list[Identity]:
     return list(found.values())
 
 
-def _identity(name: str, group: int | None) -> Identity:
+def _identity(name: str, group: int | None) -> UnixIdentity:
     try:
         entry = pwd.getpwuid(_number(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
@@ -94,10 +94,10 @@ def _identity(name: str, group: int | None) -> Identity:
             ) from None
         if group is None:
             raise ConfigurationError(f"run_as: {name} has no entry, so its group must be given: `group:`") from None
-        return Identity(name, _number(name), group, (group,), "/", "/bin/sh")
+        return UnixIdentity(name, _number(name), group, (group,), "/", "/bin/sh")
     gid = entry.pw_gid if group is None else group
     groups = tuple(dict.fromkeys((gid, *os.getgrouplist(entry.pw_name, gid))))
-    return Identity(entry.pw_name, entry.pw_uid, gid, groups, entry.pw_dir or "/", entry.pw_shell or "/bin/sh")
+    return UnixIdentity(entry.pw_name, entry.pw_uid, gid, groups, entry.pw_dir or "/", entry.pw_shell or "/bin/sh")
 
 
 def _gid(name: str) -> int:
@@ -121,7 +121,7 @@ def _number(text: str) -> int:
 # ── who may write where ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def writable(directory: Path, identity: Identity, *, depth: int = NAME_PARTS) -> Path | None:
+def writable(directory: Path, identity: UnixIdentity, *, depth: int = NAME_PARTS) -> Path | None:
     """What the user could change to have something else stand in the directory; None if there is nothing such.
 
     Looked at are the directory, all above it, and what is below it as deep as names lead; links lead nowhere else.
@@ -141,7 +141,7 @@ def writable(directory: Path, identity: Identity, *, depth: int = NAME_PARTS) ->
     return next((path for path, entry in _below(real, depth) if _may_write(path, entry, identity)), None)
 
 
-def may_read(path: Path, identity: Identity) -> bool:
+def may_read(path: Path, identity: UnixIdentity) -> bool:
     """Whether its mode lets the user read it; the directories above are not looked at."""
     return _may(path.stat(), identity, stat.S_IRUSR)
 
@@ -160,7 +160,7 @@ def _below(directory: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]
                 yield from _below(Path(each.path), depth - 1)
 
 
-def _may_write(path: Path, entry: os.stat_result, identity: Identity) -> bool:
+def _may_write(path: Path, entry: os.stat_result, identity: UnixIdentity) -> bool:
     # Its owner may change the mode. Behind an access list the group's bits are the most that the list gives to anybody.
     return (
         entry.st_uid == identity.uid
@@ -169,7 +169,7 @@ def _may_write(path: Path, entry: os.stat_result, identity: Identity) -> bool:
     )
 
 
-def _may(entry: os.stat_result, identity: Identity, bit: int) -> bool:
+def _may(entry: os.stat_result, identity: UnixIdentity, bit: int) -> bool:
     if entry.st_uid == identity.uid:
         return bool(entry.st_mode & bit)
     return bool(entry.st_mode & (bit >> 3 if entry.st_gid in identity.groups else bit >> 6))

@@ -18,8 +18,8 @@ from kingtask import keyfiles, task
 from kingtask.clock import duration_ms
 from kingtask.config import permissions_file as rules
 from kingtask.config.address import Address, host_port, parse
-from kingtask.config.checks import Wrong, about, about_path, absolute, check_bin_path, secret
-from kingtask.config.sandbox_settings import Identity, Limits, Mask, RunAs, Variable, identities, may_read, writable
+from kingtask.config.checks import InvalidSetting, about_path, absolute, check_bin_path, for_key, secret
+from kingtask.config.sandbox_settings import Limits, Mask, RunAs, UnixIdentity, Variable, identities, may_read, writable
 from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.durability import Ack, AckLevel
 from kingtask.store.functions import Policy
@@ -113,19 +113,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def check(self) -> None:
         """Check what the types cannot say. Raises Wrong."""
-        address = about("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
+        address = for_key("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
         for key in ("redis_password_file", "redis_sentinel_password_file"):
             if (text := getattr(self, key)) is not None:
-                about(key, partial(secret, absolute(key, text)))
+                for_key(key, partial(secret, absolute(key, text)))
         for key in ("redis_sentinel_user", "redis_sentinel_password_file"):
             if getattr(self, key) is not None and address.sentinels is None:
-                raise Wrong(key, "goes only with `redis: redis+sentinel://…`")
+                raise InvalidSetting(key, "goes only with `redis: redis+sentinel://…`")
         if self.redis_tls is not None:
             self._check_tls(self.redis_tls)
         if self.ack_replicas != 1 and self.ack != "replicas":
-            raise Wrong("ack_replicas", "goes only with `ack: replicas`")
+            raise InvalidSetting("ack_replicas", "goes only with `ack: replicas`")
         if self.metrics_addr is not None:
-            about("metrics_addr", partial(host_port, self.metrics_addr))
+            for_key("metrics_addr", partial(host_port, self.metrics_addr))
 
     def _check_tls(self, tls: RedisTLS) -> None:
         for name in ("ca", "cert", "key"):
@@ -133,9 +133,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if value is not None:
                 path = absolute(f"redis_tls.{name}", value)
                 if not os.access(path, os.R_OK) or not path.is_file():
-                    raise Wrong(f"redis_tls.{name}", f"expected the path of a readable PEM file, got {value!r}")
+                    raise InvalidSetting(
+                        f"redis_tls.{name}", f"expected the path of a readable PEM file, got {value!r}"
+                    )
         if (tls.cert is None) != (tls.key is None):
-            raise Wrong("redis_tls", "cert and key go together; give both or neither")
+            raise InvalidSetting("redis_tls", "cert and key go together; give both or neither")
 
 
 _LIVE = frozenset({"log_path", "log_level", "log_format", "result_keep_time", "failed_keep_time", "max_lost"})
@@ -184,7 +186,7 @@ class BrokerConfig(Settings, frozen=True):
         return [address.endpoint for address in _wakeups(self.addr, self.wakeup)]
 
     @property
-    def permits(self) -> rules.Permissions | None:
+    def permits(self) -> rules.PermissionsFile | None:
         """Reads the file. Raises ConfigurationError."""
         return None if self.permissions is None else rules.load(self.permissions)
 
@@ -205,17 +207,17 @@ class BrokerConfig(Settings, frozen=True):
         seen: set[str] = set()
         for field, address in [*listening, *wakeups]:
             if address.endpoint in seen:
-                raise Wrong(field, f"{address} is taken twice (wakeups use the next port; see `wakeup`)")
+                raise InvalidSetting(field, f"{address} is taken twice (wakeups use the next port; see `wakeup`)")
             seen.add(address.endpoint)
             if address.public and not self.insecure and self.curve is None:
-                raise Wrong(
+                raise InvalidSetting(
                     field,
                     f"{address} can be reached from other machines, and whoever reaches it may run every"
                     " executable: give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or write"
                     " `insecure: true` if everyone in that network may do so",
                 )
         if (figures := self.metrics_address) is not None and figures.endpoint in seen:
-            raise Wrong("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
+            raise InvalidSetting("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
         if self.curve is not None:
             about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
             about_path("curve.authorized_clients", self.curve.authorized_clients, keyfiles.read_directory)
@@ -258,7 +260,7 @@ class WorkerConfig(Settings, frozen=True):
     )
 
     @property
-    def identities(self) -> list[Identity]:
+    def identities(self) -> list[UnixIdentity]:
         """As whom attempts run; empty: as the worker's own user. Raises ConfigurationError."""
         return [] if self.run_as is None else identities(self.run_as)
 
@@ -285,17 +287,17 @@ class WorkerConfig(Settings, frozen=True):
             about_path("curve.secret_key_file", self.curve.secret_key_file, keyfiles.read_pair)
             about_path("curve.server_key_file", self.curve.server_key_file, keyfiles.read_public)
         if self.wakeup is not None and len(self.wakeup) != len(self.broker):
-            raise Wrong("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
+            raise InvalidSetting("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
         for key, values in (("broker", self.broker), ("queues", self.queues), ("bin_path", self.bin_path)):
             for i, value in enumerate(values):
                 if value in values[:i]:
-                    raise Wrong(f"{key}[{i}]", f"{value!r} is listed twice")
+                    raise InvalidSetting(f"{key}[{i}]", f"{value!r} is listed twice")
         for i, directory in enumerate(self.bin_path):
             check_bin_path(f"bin_path[{i}]", directory)
         if self.work_dir is not None and not os.access(absolute("work_dir", self.work_dir) / ".", os.X_OK):
-            raise Wrong("work_dir", f"expected a directory that this user may enter, got {self.work_dir}")
+            raise InvalidSetting("work_dir", f"expected a directory that this user may enter, got {self.work_dir}")
         if self.renew > self.lease / 2:
-            raise Wrong(
+            raise InvalidSetting(
                 "renew",
                 f"expected at most half of lease ({self.lease / 2:g}), so that one lost renewal is harmless,"
                 f" got {self.renew:g}",
@@ -303,9 +305,9 @@ class WorkerConfig(Settings, frozen=True):
         self._check_isolation()
 
     def _check_isolation(self) -> None:
-        users = about("run_as", lambda: self.identities)
+        users = for_key("run_as", lambda: self.identities)
         if 1 < len(users) < self.concurrency:
-            raise Wrong(
+            raise InvalidSetting(
                 "run_as",
                 f"expected one user, or one for each of the {self.concurrency} attempts at once (concurrency),"
                 f" got {len(users)}",
@@ -313,31 +315,33 @@ class WorkerConfig(Settings, frozen=True):
         for user in users:
             for i, directory in enumerate(self.bin_path):
                 if (path := writable(Path(directory), user)) is not None:
-                    raise Wrong(
+                    raise InvalidSetting(
                         f"bin_path[{i}]",
                         f"{user.name} (run_as) may write to {path}, and so decide what the worker runs; let it belong"
                         f" to root: chown root:root {path}; chmod go-w {path}",
                     )
             for key in ("redis_password_file", "redis_sentinel_password_file"):
                 if (text := getattr(self, key)) is not None and may_read(Path(text), user):
-                    raise Wrong(key, f"{user.name} (run_as) may read {text}; chmod 600 {text}, or another group")
+                    raise InvalidSetting(
+                        key, f"{user.name} (run_as) may read {text}; chmod 600 {text}, or another group"
+                    )
         if self.private_dir is not None:
             self._check_private_dir(self.private_dir, users)
         if self.launcher is not None:
             path = absolute("launcher[0]", self.launcher[0])
             if not path.is_file() or not os.access(path, os.X_OK):
-                raise Wrong("launcher[0]", f"expected the path of a program, got {self.launcher[0]!r}")
+                raise InvalidSetting("launcher[0]", f"expected the path of a program, got {self.launcher[0]!r}")
 
-    def _check_private_dir(self, text: str, users: list[Identity]) -> None:
+    def _check_private_dir(self, text: str, users: list[UnixIdentity]) -> None:
         path = absolute("private_dir", text)
         # With effective_ids capabilities count as well.
         if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-            raise Wrong("private_dir", f"expected a directory that this user may write to, got {text}")
+            raise InvalidSetting("private_dir", f"expected a directory that this user may write to, got {text}")
         if path.stat().st_mode & stat.S_IWOTH:
-            raise Wrong("private_dir", f"every user may change what is in {text}; chmod o-w {text}")
+            raise InvalidSetting("private_dir", f"every user may change what is in {text}; chmod o-w {text}")
         for user in users:
             if (place := writable(path, user, depth=0)) is not None:
-                raise Wrong("private_dir", f"{user.name} (run_as) may write to {place}; let it belong to root")
+                raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; let it belong to root")
 
 
 def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:
@@ -345,10 +349,10 @@ def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[
 
 
 def _read_addresses(key: str, texts: tuple[str, ...]) -> list[tuple[str, Address]]:
-    return [(f"{key}[{i}]", about(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
+    return [(f"{key}[{i}]", for_key(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
 
 
 def _read_wakeups(key: str, addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[tuple[str, Address]]:
     if given is not None:
         return _read_addresses("wakeup", given)
-    return [(field, about(field, address.beside)) for field, address in _read_addresses(key, addresses)]
+    return [(field, for_key(field, address.beside)) for field, address in _read_addresses(key, addresses)]

@@ -14,15 +14,15 @@ from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec import environment
 from kingtask.worker.exec.capture import Capture
-from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.exec.oom import KilledForMemory, explained
-from kingtask.worker.exec.outcome import Stop, Verdict, judge
+from kingtask.worker.exec.outcome import AttemptOutcome, Stop, judge
 from kingtask.worker.exec.process import Process
 from kingtask.worker.exec.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatched, input_file, kill, spawn
 from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
-from kingtask.worker.reap.orphans import Children
+from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.sandbox.isolate import Isolation, Place
 
 log = logging.getLogger("kingtask.worker")
@@ -39,8 +39,8 @@ class Conditions:
     """What is the same for all attempts of a worker."""
 
     loop: asyncio.AbstractEventLoop
-    watch: Watch
-    children: Children
+    watch: EpollSet
+    children: Orphans
     worker: str
     bin_path: tuple[str, ...]
     work_dir: str | None
@@ -59,7 +59,7 @@ class Conditions:
     """Where to count, if that is wished."""
 
 
-class Attempt:
+class RunningAttempt:
     """Calls `on_report(fence, report)` once, possibly before `start` returns; or `on_shortage(fence, why)` instead."""
 
     __slots__ = (
@@ -124,21 +124,23 @@ class Attempt:
             if self._tries < BUSY_TRIES:
                 self._timer = self._at.loop.call_later(BUSY_PAUSE_S, self.start)
             else:
-                self._fail(Verdict("failed", "exec", f"cannot execute it: {error}"))
+                self._fail(AttemptOutcome("failed", "exec", f"cannot execute it: {error}"))
         except Shortage as error:
             self._on_shortage(self._fence, f"this host could not start a process: {error}")
         except Unwatched as error:
             self._at.children.look()
             why = f"this host could not watch what it had started, and killed it: {error}"
             if self._claimed.fail_if_lost:
-                self._fail(Verdict("final", "interrupted", why))
+                self._fail(AttemptOutcome("final", "interrupted", why))
             else:
                 self._on_shortage(self._fence, why)
         except Unusable as error:
-            self._fail(Verdict("failed", error.reason, str(error)))
+            self._fail(AttemptOutcome("failed", error.reason, str(error)))
         except Exception as error:  # noqa: BLE001  (whatever is wrong with one task must not cost the worker a slot)
             self._tell(logging.ERROR, "attempt=broken", exc_info=True)
-            self._fail(Verdict("final", "exec", f"the worker could not make sense of this task: {told_of(error)}"))
+            self._fail(
+                AttemptOutcome("final", "exec", f"the worker could not make sense of this task: {told_of(error)}")
+            )
         else:
             at = self._at
             at.children.add(spawned.popen.pid, self._fence.id, self._fence.number)
@@ -165,7 +167,7 @@ class Attempt:
             self._timer.cancel()
             self._timer = None
             if why == "cancelled":
-                self._fail(Verdict("failed", "cancelled", ""))
+                self._fail(AttemptOutcome("failed", "cancelled", ""))
             else:
                 self._on_report(self._fence, release_record(self._at, self._claimed, "the worker was stopping"))
 
@@ -267,7 +269,7 @@ class Attempt:
         )
         self._report(self._explained(verdict, process), process)
 
-    def _explained(self, verdict: Verdict, process: Process) -> Verdict:
+    def _explained(self, verdict: AttemptOutcome, process: Process) -> AttemptOutcome:
         """Say more of a failure, where more is known than how it ended."""
         if verdict.reason not in ("exit", "signal"):
             return verdict
@@ -275,17 +277,17 @@ class Attempt:
         if isolation is not None:
             why = isolation.not_executed(process.returncode, stderr)
             if why:
-                return Verdict("failed", "exec", f"cannot execute {self._claimed.name}: {why}")
+                return AttemptOutcome("failed", "exec", f"cannot execute {self._claimed.name}: {why}")
             if process.returncode == -signal.SIGXCPU and isolation.limits.cpu_time is not None:
                 used = f"it used the {isolation.limits.cpu_time:,} s of CPU time that a process may have"
                 return verdict._replace(message=f"{verdict.message}: {used} (limits.cpu_time)")
         limit = None if isolation is None else isolation.limits.memory
         return explained(verdict, process.returncode, stderr, process.peak_bytes, limit, self._at.killed)
 
-    def _fail(self, verdict: Verdict) -> None:
+    def _fail(self, verdict: AttemptOutcome) -> None:
         self._report(verdict, None)
 
-    def _report(self, verdict: Verdict, process: Process | None) -> None:
+    def _report(self, verdict: AttemptOutcome, process: Process | None) -> None:
         claimed = self._claimed
         nothing = Capture(0)
         message = verdict.message
@@ -330,7 +332,7 @@ class Attempt:
             figures.ran(self._claimed.queue, process.exited_s - self._began_s)
 
 
-def _outcome(verdict: Verdict, stopped: Stop | None) -> str:
+def _outcome(verdict: AttemptOutcome, stopped: Stop | None) -> str:
     """As figures tell it; what was fenced is somebody else's, and has no outcome here."""
     if stopped in ("cancelled", "fenced"):
         return stopped

@@ -20,7 +20,7 @@ from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
 from kingtask.worker import privileges
 from kingtask.worker.reap.cgroup import Cgroup
-from kingtask.worker.reap.reaper import Guard
+from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.worker import Worker
 
@@ -53,7 +53,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     cgroup = Cgroup.make(name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the guard, which has nothing to say
     try:
-        guard = Guard(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", str(dirs.path) if dirs else "")
+        guard = Reaper(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", str(dirs.path) if dirs else "")
     except OSError as error:
         if cgroup is not None:
             cgroup.close()
@@ -77,7 +77,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     return 0
 
 
-def _leave(guard: Guard, cgroup: Cgroup | None) -> None:
+def _leave(guard: Reaper, cgroup: Cgroup | None) -> None:
     if cgroup is not None:
         cgroup.close()
     guard.close()

@@ -28,16 +28,16 @@ from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store
 from kingtask.worker import metrics
-from kingtask.worker.attempt import Attempt, Conditions, release_record
+from kingtask.worker.attempt import Conditions, RunningAttempt, release_record
 from kingtask.worker.exec import environment
-from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.outbox import Finish, Release, Report
-from kingtask.worker.reap.orphans import Children
-from kingtask.worker.reap.reaper import Guard
+from kingtask.worker.reap.orphans import Orphans
+from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.subscriber import Subscriber
-from kingtask.worker.worker_state import Appetite, Claim, Extend, FinishAndClaim, Slots, StopProcess
+from kingtask.worker.worker_state import Claim, Extend, FinishAndClaim, Readiness, StopProcess, WorkerState
 
 log = logging.getLogger("kingtask.worker")
 
@@ -48,7 +48,7 @@ DELIVER_S = 5.0
 class Worker:
     """All of one worker; `serve` once."""
 
-    def __init__(self, config: WorkerConfig, name: str, guard: Guard, isolation: Isolation | None = None) -> None:
+    def __init__(self, config: WorkerConfig, name: str, guard: Reaper, isolation: Isolation | None = None) -> None:
         self._config = config
         self._policy = config.policy
         self._name = name
@@ -62,8 +62,8 @@ class Worker:
             cluster=config.cluster,
             login=lambda: config.redis_address,
         )
-        self._attempts: dict[Fence, Attempt] = {}
-        self._slots = Slots(
+        self._attempts: dict[Fence, RunningAttempt] = {}
+        self._slots = WorkerState(
             config.concurrency,
             config.lease,
             new_token=partial(os.urandom, 16),
@@ -95,11 +95,11 @@ class Worker:
         self._on_stopping = on_stopping
         self._loop = loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = loop.create_future()
-        watch = Watch(loop)
+        watch = EpollSet(loop)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         isolation = self._isolation
         uids = frozenset() if isolation is None else isolation.uids - {os.getuid()}
-        self._children = Children(loop, self._name, self._guard.groups, uids)
+        self._children = Orphans(loop, self._name, self._guard.groups, uids)
         self._children.adopt(self._guard)
         self._conditions = Conditions(
             loop=loop,
@@ -260,9 +260,9 @@ class Worker:
                 case StopProcess():
                     self._stop(action)
         match self._slots.appetite(now_s):
-            case Appetite.IDLE:
+            case Readiness.IDLE:
                 self._subscriber.idle()
-            case Appetite.FULL:
+            case Readiness.FULL:
                 self._subscriber.full()
         if self._slots.draining and self._slots.idle and not self._done.done():
             self._done.set_result(None)
@@ -383,7 +383,7 @@ class Worker:
         fence, claimed = found
         self._spawning = True
         self._loop.call_soon(self._spawn_next)
-        attempt = Attempt(self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._short)
+        attempt = RunningAttempt(self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._short)
         self._attempts[fence] = attempt
         attempt.start()
         if attempt.spawned:

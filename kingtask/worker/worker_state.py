@@ -64,7 +64,7 @@ class StopProcess(NamedTuple):
     why: Stop
 
 
-class Appetite(Enum):
+class Readiness(Enum):
     """Whether hints are of use."""
 
     IDLE = auto()
@@ -77,7 +77,7 @@ class Appetite(Enum):
 Action = Claim | Extend | Finish | FinishAndClaim | Release | StopProcess
 
 
-class Stage(Enum):
+class SlotStage(Enum):
     UNSURE = auto()
     STALE = auto()
     QUEUED = auto()
@@ -90,11 +90,11 @@ class _Held:
     fence: Fence
     renewed_s: float
     """When the last call that renewed the lease was sent: the lease lasts at least from then."""
-    stage: Stage = Stage.QUEUED
+    stage: SlotStage = SlotStage.QUEUED
     stopping: Stop | None = None
 
 
-class Slots:
+class WorkerState:
     """All that a worker holds. `up`, `draining` and `unfit` (why nothing can be started here) are for reading."""
 
     def __init__(
@@ -147,13 +147,13 @@ class Slots:
         """True if nothing is held and nothing is on its way."""
         return not self._held and not self._outbox and self._token is None and not self._unasked
 
-    def appetite(self, now_s: float) -> Appetite:
+    def appetite(self, now_s: float) -> Readiness:
         """What to tell those who give hints, after `decide`."""
         if not self.up or self.draining or self._room(now_s) <= 0:
-            return Appetite.FULL
+            return Readiness.FULL
         if self._claiming or self._hungry:
-            return Appetite.ASKING
-        return Appetite.IDLE if self._token is None else Appetite.FULL
+            return Readiness.ASKING
+        return Readiness.IDLE if self._token is None else Readiness.FULL
 
     def resize(self, slots: int) -> None:
         """Have so many slots. What runs goes on: fewer are there as its slots become free."""
@@ -208,7 +208,7 @@ class Slots:
             if self.draining:
                 self._hand_back(held, "the worker was stopping")
             elif task.fail_if_lost:
-                held.stage = Stage.UNSURE
+                held.stage = SlotStage.UNSURE
                 unsure.append(fence)
             else:
                 self._queue.append(held)
@@ -218,10 +218,10 @@ class Slots:
         """Whether these claims are stored at the level of `ack`; those of which that is not sure are handed back."""
         for fence in fences:
             held = self._held.get(fence)
-            if held is None or held.stage is not Stage.UNSURE:
+            if held is None or held.stage is not SlotStage.UNSURE:
                 continue  # handed back or fenced meanwhile
             if sure:
-                held.stage = Stage.QUEUED
+                held.stage = SlotStage.QUEUED
                 self._queue.append(held)
             else:
                 self._hand_back(held, "its claim was not confirmed in time, and it may be started only once")
@@ -242,10 +242,10 @@ class Slots:
         while self._queue:
             held = self._queue.popleft()
             if now_s - held.renewed_s > self._lease_s / 2:
-                held.stage = Stage.STALE
+                held.stage = SlotStage.STALE
                 self._renew = True
                 continue
-            held.stage = Stage.RUNNING
+            held.stage = SlotStage.RUNNING
             return held.fence, held.claimed
         return None
 
@@ -311,8 +311,8 @@ class Slots:
             held.renewed_s = sent_s
             if answer == "cancel":
                 self._cancel(held)
-            elif held.stage is Stage.STALE:
-                held.stage = Stage.QUEUED
+            elif held.stage is SlotStage.STALE:
+                held.stage = SlotStage.QUEUED
                 self._queue.append(held)
         return lost
 
@@ -328,7 +328,7 @@ class Slots:
         if self._token is not None and not self._claiming:
             self._give_up_claim()
         for held in list(self._held.values()):
-            if held.stage is not Stage.RUNNING:
+            if held.stage is not SlotStage.RUNNING:
                 self._hand_back(held, "the worker was stopping")
 
     def _give_up_claim(self) -> None:
@@ -338,7 +338,7 @@ class Slots:
     def stop_all(self) -> None:
         """Stop what runs, to hand it back; what may not be started again ends as interrupted."""
         for held in self._held.values():
-            if held.stage is Stage.RUNNING and held.stopping is None:
+            if held.stage is SlotStage.RUNNING and held.stopping is None:
                 self._stop(held, "interrupted" if held.claimed.fail_if_lost else "released")
 
     # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -396,7 +396,7 @@ class Slots:
 
     def _drop(self, held: _Held) -> None:
         """It is somebody else's now: stop it at once, report nothing."""
-        if held.stage is Stage.RUNNING:
+        if held.stage is SlotStage.RUNNING:
             self._stop(held, "fenced")
             return
         if held in self._queue:
@@ -404,7 +404,7 @@ class Slots:
         del self._held[held.fence]
 
     def _cancel(self, held: _Held) -> None:
-        if held.stage is not Stage.RUNNING:
+        if held.stage is not SlotStage.RUNNING:
             self._hand_back(held, "cancelled before it was started")
         elif held.stopping is None:
             self._stop(held, "cancelled")

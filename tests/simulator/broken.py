@@ -12,7 +12,7 @@ from kingtask.client.core import Core
 from kingtask.store.functions import Fence
 from kingtask.task import State
 from kingtask.worker.outbox import Outbox
-from kingtask.worker.worker_state import Slots, Stage
+from kingtask.worker.worker_state import SlotStage, WorkerState
 from tests.simulator.links import BrokerStore
 from tests.simulator.world import here
 from tests.store.model import Model, Task, ms
@@ -130,33 +130,33 @@ def forget_ends_that_failed_to_arrive() -> Any:
 
 
 def spawn_whatever_the_lease() -> Any:
-    def next_to_spawn(self: Slots, now_s: float) -> Any:
+    def next_to_spawn(self: WorkerState, now_s: float) -> Any:
         if not self._queue:
             return None
         held = self._queue.popleft()
-        held.stage = Stage.RUNNING
+        held.stage = SlotStage.RUNNING
         return held.fence, held.claimed
 
-    return mock.patch.object(Slots, "next_to_spawn", next_to_spawn)
+    return mock.patch.object(WorkerState, "next_to_spawn", next_to_spawn)
 
 
 def hand_back_what_was_started() -> Any:
-    def stop_all(self: Slots) -> None:
+    def stop_all(self: WorkerState) -> None:
         for held in self._held.values():
-            if held.stage is Stage.RUNNING and held.stopping is None:
+            if held.stage is SlotStage.RUNNING and held.stopping is None:
                 self._stop(held, "released")
 
-    return mock.patch.object(Slots, "stop_all", stop_all)
+    return mock.patch.object(WorkerState, "stop_all", stop_all)
 
 
 def start_what_is_not_confirmed() -> Any:
-    claimed = Slots.claimed
+    claimed = WorkerState.claimed
 
-    def sure(self: Slots, tasks: Any, sent_s: float, *, more: bool = False) -> list[Fence]:
+    def sure(self: WorkerState, tasks: Any, sent_s: float, *, more: bool = False) -> list[Fence]:
         self.stored(claimed(self, tasks, sent_s, more=more), sent_s, sure=True)
         return []
 
-    return mock.patch.object(Slots, "claimed", sure)
+    return mock.patch.object(WorkerState, "claimed", sure)
 
 
 def forget_ends_that_are_not_confirmed() -> Any:

@@ -20,12 +20,12 @@ from kingtask.task import TaskSpec
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
-Load = Callable[[str], permissions_file.Permissions]
+Load = Callable[[str], permissions_file.PermissionsFile]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
-    def loaded(text: str) -> permissions_file.Permissions:
+    def loaded(text: str) -> permissions_file.PermissionsFile:
         path = tmp_path / "permissions.yaml"
         path.write_text(text)
         return permissions_file.load(path)
@@ -56,7 +56,7 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ops=("submit",), queues=("mail",), tasks=("**",)
     )
     assert load("clients: {a: }\n").clients["a"] == Rule()
-    assert load("# nothing\nclients:\n") == permissions_file.Permissions(
+    assert load("# nothing\nclients:\n") == permissions_file.PermissionsFile(
         path=load("# nothing\nclients:\n").path, clients={}, default=None
     )
 
@@ -117,7 +117,7 @@ def test_no_pattern_is_no_name():
 def test_whoever_has_no_entry_may_do_nothing():
     permits = Authorizer()
     assert not permits.on
-    permits.reload(permissions_file.Permissions(path="", clients={"alice": Rule()}, default=None))
+    permits.reload(permissions_file.PermissionsFile(path="", clients={"alice": Rule()}, default=None))
     permits.of("alice", 0.0).request(protocol.Stats())
     for client in ("bob", ANONYMOUS):
         with pytest.raises(PermissionDenied, match=r"op: this client may not stats \(default.ops"):
@@ -180,7 +180,7 @@ def test_how_many_tasks_there_may_be_is_what_the_store_has_to_count():
 
 
 def test_a_reload_does_not_start_a_rate_anew():
-    rules = permissions_file.Permissions(path="", clients={"alice": Rule(submits_per_second=1)}, default=None)
+    rules = permissions_file.PermissionsFile(path="", clients={"alice": Rule(submits_per_second=1)}, default=None)
     permits = Authorizer()
     for i in range(2):
         permits.reload(rules)

@@ -13,12 +13,12 @@ import pytest
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.task import TaskSpec
-from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Attempt, Conditions
+from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Conditions, RunningAttempt
 from kingtask.worker.exec import environment
-from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.outbox import Report
-from kingtask.worker.reap.orphans import Children
+from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
 from tests.processes import descriptors
 from tests.worker.test_process import _turn
@@ -34,7 +34,7 @@ class Trial:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.groups = Groups(1)
-        self.watch = Watch(loop)
+        self.watch = EpollSet(loop)
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.end: asyncio.Future[Report] = loop.create_future()
         self.path = directory / "task"
@@ -43,7 +43,7 @@ class Trial:
         conditions = Conditions(
             loop=loop,
             watch=self.watch,
-            children=Children(loop, "w", self.groups),
+            children=Orphans(loop, "w", self.groups),
             worker="w",
             bin_path=(str(directory),),
             work_dir=None,
@@ -58,7 +58,7 @@ class Trial:
         )
         spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
         claimed = Claimed("t", 3, "task", codec.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
-        self.attempt = Attempt(
+        self.attempt = RunningAttempt(
             conditions,
             Fence("t", 3, b"token"),
             claimed,

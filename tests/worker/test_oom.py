@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.exec.oom import KilledForMemory, explained
-from kingtask.worker.exec.outcome import Verdict
+from kingtask.worker.exec.outcome import AttemptOutcome
 
 MIB = 1_048_576
-EXIT = Verdict("failed", "exit", "")
-SIGNAL = Verdict("failed", "signal", "killed by SIGSEGV (11)")
+EXIT = AttemptOutcome("failed", "exit", "")
+SIGNAL = AttemptOutcome("failed", "signal", "killed by SIGSEGV (11)")
 NEVER = KilledForMemory(None)
 OWN_BYTES = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 LARGE = 4 * OWN_BYTES + 256 * MIB
@@ -56,7 +56,7 @@ def test_the_kernel_counts_whom_it_killed_here_or_above(tmp_path: Path) -> None:
     inner = tmp_path / "worker"
     inner.mkdir()
     killed = KilledForMemory(inner)
-    verdict = Verdict("failed", "signal", "killed by SIGKILL (9)")
+    verdict = AttemptOutcome("failed", "signal", "killed by SIGKILL (9)")
     assert explained(verdict, -signal.SIGKILL, b"", 0, None, killed) == verdict
     events.write_text(events.read_text().replace("oom_kill 2", "oom_kill 3"))
     assert explained(SIGNAL, -11, b"", 0, None, killed) == SIGNAL

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kingtask.worker.exec.outcome import Verdict, judge
+from kingtask.worker.exec.outcome import AttemptOutcome, judge
 
 
 def verdict(
@@ -57,7 +57,7 @@ def test_a_failure_for_stderr_names_the_way_out() -> None:
 def test_messages_name_numbers() -> None:
     assert judge(-9, b"", 0, keep_stderr=False, stopped=None, limit_s=1).message == "killed by SIGKILL (9)"
     assert judge(-40, b"", 0, keep_stderr=False, stopped=None, limit_s=1).message == "killed by signal 40"
-    assert judge(0, b"", 0, keep_stderr=False, stopped="time_limit", limit_s=0.5) == Verdict(
+    assert judge(0, b"", 0, keep_stderr=False, stopped="time_limit", limit_s=0.5) == AttemptOutcome(
         "failed", "time_limit", "ran longer than its limit of 0.5 s"
     )
 

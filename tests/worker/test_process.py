@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Process
 from kingtask.worker.exec.spawn import spawn
-from kingtask.worker.reap.orphans import Children
+from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
 from kingtask.worker.reap.reaper_process import kill_marked
 from tests.processes import alive, descriptors, marked
@@ -30,11 +30,11 @@ class Watched:
         loop = asyncio.get_running_loop()
         self.end: asyncio.Future[Process] = loop.create_future()
         self.groups = Groups(1)
-        self.children = Children(loop, "w", self.groups)
+        self.children = Orphans(loop, "w", self.groups)
         null = os.open(os.devnull, os.O_RDONLY)
         spawned = spawn("/bin/sh", ["-c", text], {**ENV, **(env or {})}, null)
         os.close(null)
-        self.watch = Watch(loop)
+        self.watch = EpollSet(loop)
         self.children.add(spawned.popen.pid, "t", 1)
         self.process = Process(loop, self.watch, self.children, spawned, keep, self._ended)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kingtask.worker.reap import reaper_process
-from kingtask.worker.reap.reaper import Guard
+from kingtask.worker.reap.reaper import Reaper
 
 
 def test_a_guardian_that_is_gone_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Guard("w", 1)
+    guard = Reaper("w", 1)
     try:
         guard.check()
         assert not caplog.records

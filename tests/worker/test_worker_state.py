@@ -19,12 +19,12 @@ from kingtask.worker.worker_state import (
     SHORTAGE_S,
     UNSURE_S,
     Action,
-    Appetite,
     Claim,
     Extend,
     FinishAndClaim,
-    Slots,
+    Readiness,
     StopProcess,
+    WorkerState,
 )
 
 LEASE_S = 15.0
@@ -35,8 +35,8 @@ def tokens() -> Any:
     return lambda: next(numbers).to_bytes(16, "big")
 
 
-def make(slots: int = 2, *, up: bool = True) -> Slots:
-    made = Slots(slots, LEASE_S, new_token=tokens(), release_record=lambda claimed, why: why.encode())
+def make(slots: int = 2, *, up: bool = True) -> WorkerState:
+    made = WorkerState(slots, LEASE_S, new_token=tokens(), release_record=lambda claimed, why: why.encode())
     if up:
         made.went_up()
     return made
@@ -192,30 +192,30 @@ def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
 
 
 def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(story: Story) -> None:
-    def appetite() -> Appetite:
+    def appetite() -> Readiness:
         story.decide()
         return story.slots.appetite(story.now_s)
 
-    assert appetite() is Appetite.IDLE
+    assert appetite() is Readiness.IDLE
     story.claim()
-    assert appetite() is Appetite.ASKING
+    assert appetite() is Readiness.ASKING
     story.claim_gives("a")
-    assert appetite() is Appetite.IDLE, "one slot of two is free"
+    assert appetite() is Readiness.IDLE, "one slot of two is free"
     story.claim()
     story.claim_gives("b")
-    assert appetite() is Appetite.FULL
+    assert appetite() is Readiness.FULL
     (a, _) = story.spawn()
     story.slots.ended(a, ended(a))
-    assert appetite() is Appetite.ASKING, "a slot is free again, and the last claim got all it asked for"
+    assert appetite() is Readiness.ASKING, "a slot is free again, and the last claim got all it asked for"
     story.claim_gives()
-    assert appetite() is Appetite.IDLE
+    assert appetite() is Readiness.IDLE
     story.slots.went_down()
-    assert appetite() is Appetite.FULL
+    assert appetite() is Readiness.FULL
     story.slots.went_up()
-    assert appetite() is Appetite.ASKING
+    assert appetite() is Readiness.ASKING
     story.claim_gives()
     story.slots.drain()
-    assert appetite() is Appetite.FULL
+    assert appetite() is Readiness.FULL
 
 
 def test_more_slots_are_claimed_for_at_once_and_fewer_when_what_holds_them_has_ended() -> None:

@@ -15,7 +15,7 @@ MAX_EVENTS = 64
 """Handled before the loop goes on with something else; the rest stays readable."""
 
 
-class Watch:
+class EpollSet:
     """Calls `act` in the loop while its descriptor is readable or at its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -13,7 +13,7 @@ import resource
 import signal
 from pathlib import Path
 
-from kingtask.worker.exec.outcome import Verdict
+from kingtask.worker.exec.outcome import AttemptOutcome
 from kingtask.worker.reap.cgroup import own_cgroup
 
 REASON = "out_of_memory"
@@ -56,8 +56,8 @@ class KilledForMemory:
 
 
 def explained(
-    verdict: Verdict, returncode: int, stderr: bytes, peak_bytes: int, limit: int | None, killed: KilledForMemory
-) -> Verdict:
+    verdict: AttemptOutcome, returncode: int, stderr: bytes, peak_bytes: int, limit: int | None, killed: KilledForMemory
+) -> AttemptOutcome:
     """The verdict on one that failed by `exit` or `signal`: with the reason `out_of_memory` if that is why."""
     if returncode == -signal.SIGKILL and killed.again():
         return verdict._replace(

@@ -14,7 +14,7 @@ Stop = Literal["time_limit", "cancelled", "released", "interrupted", "fenced"]
 """Why the worker itself stopped an attempt."""
 
 
-class Verdict(NamedTuple):
+class AttemptOutcome(NamedTuple):
     verdict: Literal["succeeded", "failed", "final"]
     """`final`: failed, not to be retried."""
     reason: str
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
 def judge(
     returncode: int, stderr: bytes, stderr_size: int, *, keep_stderr: bool, stopped: Stop | None, limit_s: float
-) -> Verdict:
+) -> AttemptOutcome:
     """`returncode` as subprocess has it (−n: killed by signal n); `stderr` is what was kept of `stderr_size` bytes.
 
     Success is status 0 and nothing on stderr, unless the task keeps its stderr. An attempt that the worker stopped has
@@ -31,30 +31,34 @@ def judge(
     """
     match stopped:
         case "time_limit":
-            return Verdict("failed", "time_limit", f"ran longer than its limit of {limit_s:g} s")
+            return AttemptOutcome("failed", "time_limit", f"ran longer than its limit of {limit_s:g} s")
         case "cancelled":
-            return Verdict("failed", "cancelled", "")
+            return AttemptOutcome("failed", "cancelled", "")
         case "interrupted":
-            return Verdict(
+            return AttemptOutcome(
                 "final", "interrupted", "its worker was stopped; with on_lost: fail it may not be started again"
             )
         case "fenced":  # heard of only where a failover has forgotten that it was lost
-            return Verdict("final", "lost", "its lease was given away; with on_lost: fail it may not be started again")
+            return AttemptOutcome(
+                "final", "lost", "its lease was given away; with on_lost: fail it may not be started again"
+            )
     if returncode < 0:
-        return Verdict("failed", "signal", f"killed by {signal_name(-returncode)}")
+        return AttemptOutcome("failed", "signal", f"killed by {signal_name(-returncode)}")
     if returncode == NO_RETRY_STATUS:
-        return Verdict("final", "no_retry", "" if stderr_size else f"exit status {NO_RETRY_STATUS}: not to be retried")
+        return AttemptOutcome(
+            "final", "no_retry", "" if stderr_size else f"exit status {NO_RETRY_STATUS}: not to be retried"
+        )
     if returncode:
-        return Verdict("failed", "exit", "" if stderr_size else f"exit status {returncode}, nothing on stderr")
+        return AttemptOutcome("failed", "exit", "" if stderr_size else f"exit status {returncode}, nothing on stderr")
     if stderr_size and not keep_stderr:
         shown = stderr[-SHOWN_BYTES:].decode("utf-8", "replace").strip()
-        return Verdict(
+        return AttemptOutcome(
             "failed",
             "stderr",
             f"exit status 0, but it wrote to stderr, which counts as a failure unless the task is submitted with"
             f" stderr: keep (--stderr keep): {shown}",
         )
-    return Verdict("succeeded", "", "")
+    return AttemptOutcome("succeeded", "", "")
 
 
 def signal_name(number: int) -> str:

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from functools import partial
 
 from kingtask.worker.exec.capture import Capture
-from kingtask.worker.exec.epoll import Watch
+from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.spawn import Spawned
 from kingtask.worker.reap import reaper_process
-from kingtask.worker.reap.orphans import Children
+from kingtask.worker.reap.orphans import Orphans
 
 log = logging.getLogger("kingtask.worker")
 
@@ -67,8 +67,8 @@ class Process:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        watch: Watch,
-        children: Children,
+        watch: EpollSet,
+        children: Orphans,
         spawned: Spawned,
         keep_bytes: int,
         on_end: Callable[[Process], None],

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 
 from kingtask.worker.exec.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
-from kingtask.worker.reap.reaper import Groups, Guard
+from kingtask.worker.reap.reaper import Groups, Reaper
 
 log = logging.getLogger("kingtask.worker")
 
@@ -47,7 +47,7 @@ class _Leader:
     over: bool = False
 
 
-class Children:
+class Orphans:
     """Process groups are entered into `groups`, for the guard."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Children:
         self._uids = uids
         self._worker = worker
         self._groups = groups
-        self._guard: Guard | None = None
+        self._guard: Reaper | None = None
         self._leaders: dict[int, _Leader] = {}
         self._list = -1
         self._alone = False
@@ -68,7 +68,7 @@ class Children:
         self._chase: asyncio.TimerHandle | None = None
         self._pause_s = FIRST_PAUSE_S
 
-    def adopt(self, guard: Guard) -> None:
+    def adopt(self, guard: Reaper) -> None:
         """Become the parent of orphans, and kill those that attempts leave.
 
         Orphans that say nothing of where they belong are left alone if they may be others': in a process that has other

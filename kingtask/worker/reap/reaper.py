@@ -60,7 +60,7 @@ class Groups:
         os.close(self.fd)
 
 
-class Guard:
+class Reaper:
     """The worker's end of it. `close` is for a worker that ends in order; else its end alone does what is needed."""
 
     def __init__(self, worker: str, slots: int, cgroup: str = "", private: str = "") -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 from kingtask.config import WorkerConfig
-from kingtask.config.sandbox_settings import Identity, Limits
+from kingtask.config.sandbox_settings import Limits, UnixIdentity
 from kingtask.errors import ConfigurationError
 from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.spawn import Manner
@@ -41,7 +41,7 @@ CANNOT_EXECUTE = (126, 127)
 class Place(NamedTuple):
     """What one attempt has to itself until it is given back."""
 
-    identity: Identity | None
+    identity: UnixIdentity | None
     directory: str | None
 
 
@@ -188,7 +188,7 @@ def _prlimit(limits: Limits) -> list[str]:
     return [_tool("prlimit", "limits"), *words, "--"] if words else []
 
 
-def _setpriv(user: Identity | None) -> Sequence[str]:
+def _setpriv(user: UnixIdentity | None) -> Sequence[str]:
     if user is None:
         return ()
     groups = ",".join(map(str, user.groups))

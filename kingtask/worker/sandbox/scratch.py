@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kingtask.config.sandbox_settings import Identity
+from kingtask.config.sandbox_settings import UnixIdentity
 from kingtask.worker.exec.executable import Shortage
 
 log = logging.getLogger("kingtask.worker")
@@ -40,7 +40,7 @@ class PrivateDirs:
         self._number = itertools.count(1)
         self.remove: Callable[[str], None] = lambda path: None
 
-    def make(self, identity: Identity | None) -> str:
+    def make(self, identity: UnixIdentity | None) -> str:
         """A new directory. Raises Shortage."""
         path = f"{self.path}/{next(self._number)}"
         try:
