@@ -39,7 +39,7 @@ from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
 from kingtask.metrics.family import Family
-from kingtask.metrics.scrape_server import Endpoint
+from kingtask.metrics.scrape_server import ScrapeServer
 from kingtask.store import codec, functions
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
@@ -124,9 +124,9 @@ class Broker:
         )
         self.reload: Reload[BrokerConfig] | None = None
         """Whose outcomes are to be told with the figures."""
-        self._endpoint: Endpoint | None = None
+        self._endpoint: ScrapeServer | None = None
         if (address := config.metrics_address) is not None:
-            self._endpoint = Endpoint(
+            self._endpoint = ScrapeServer(
                 address.host, address.port, public=address.public, families=self._families, trouble=self._trouble
             )
             self._desk.times = metrics.RequestTimes()

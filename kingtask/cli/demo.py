@@ -58,7 +58,7 @@ def demo() -> int:
     The exit status is 0 only if each ended as it should.
     """
     from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.process_tree import Ended, Stopped, Tree
+    from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 
     with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:
         stack = Stack(tree, StackOptions(data=Path(directory), port=0))
@@ -68,7 +68,7 @@ def demo() -> int:
             cases = run(stack.address, tree)
         except Stopped:
             return Exit.INTERRUPTED
-        except Ended as ended:
+        except ProcessEnded as ended:
             console.note(f"kingtask: {ended}")
             return Exit.TASK_FAILED
         finally:

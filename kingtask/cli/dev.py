@@ -53,7 +53,7 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
     production: there, run kingtask-broker and kingtask-worker as services with a Redis of your own.
     """
     from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.process_tree import Ended, Stopped, Tree
+    from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 
     where = (data or default_data()).absolute()
     with Tree() as tree:
@@ -68,7 +68,7 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
             console.note("stopping: worker, broker, Valkey")
             tree.stop()
             return Exit.OK
-        except Ended as ended:
+        except ProcessEnded as ended:
             console.note(f"kingtask: {ended}; stopping the rest")
             return Exit.CONFIGURATION if ended.status == Exit.CONFIGURATION else Exit.TASK_FAILED
         finally:

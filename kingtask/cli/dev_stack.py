@@ -22,7 +22,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from kingtask.cli.examples import install
-from kingtask.cli.process_tree import Ended, Tree
+from kingtask.cli.process_tree import ProcessEnded, Tree
 from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError, KingtaskError
 
@@ -150,7 +150,7 @@ class Stack:
                 if monotonic_s() > deadline:
                     raise ConfigurationError(f"Valkey is not ready after {START_WITHIN_S:.0f} s; its log is {log}")
                 self._tree.watch(POLL_S)
-        except Ended as ended:
+        except ProcessEnded as ended:
             raise ConfigurationError(f"{ended}; its log ({log}) ends with:\n{_tail(log)}") from None
         return endpoint
 

@@ -26,7 +26,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILLED_WITHIN_S = 10.0
 
 
-class Ended(Exception):
+class ProcessEnded(Exception):
     """A child ended although nobody asked it to."""
 
     def __init__(self, name: str, status: int) -> None:
@@ -123,7 +123,7 @@ class Tree:
             if key.data is None:
                 self._drain_wakeups()
             else:
-                raise Ended(key.data.name, key.data.process.wait())
+                raise ProcessEnded(key.data.name, key.data.process.wait())
         if self._signals:
             raise Stopped
 

@@ -11,9 +11,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from kingtask.client import address as addresses
 from kingtask.client import keys
 from kingtask.client.handles import AsyncTask
-from kingtask.client.loop_connection import Line, Lines, Waiter
+from kingtask.client.loop_connection import ConnectionOnLoop, LoopConnection, Waiter
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Flow, Found, Plan
+from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.clock import monotonic_s, wall_s
 
 P = ParamSpec("P")
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def _method(
-    plan: Callable[Concatenate[Operations[AsyncTask], P], Plan[R]],
+    plan: Callable[Concatenate[Operations[AsyncTask], P], Steps[R]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
     @wraps(plan)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,7 +31,7 @@ def _method(
 
 
 def _iterating(
-    flow: Callable[Concatenate[Operations[AsyncTask], P], Flow[R]],
+    flow: Callable[Concatenate[Operations[AsyncTask], P], StepsWithResults[R]],
 ) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[R]]:
     @wraps(flow)
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
@@ -55,7 +55,7 @@ class AsyncClient:
         curve_key: keys.Path | None = None,
         server_key: keys.Path | None = None,
     ) -> None:
-        self._lines = Lines(addresses.endpoints(address), keys.read(curve_key, server_key))
+        self._lines = ConnectionOnLoop(addresses.endpoints(address), keys.read(curve_key, server_key))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
         weakref.finalize(self, self._lines.close).atexit = False
@@ -90,7 +90,7 @@ class AsyncClient:
     def _task(self, task_id: str, name: str | None) -> AsyncTask:
         return AsyncTask(self, task_id, name)
 
-    async def _run(self, plan: Plan[R]) -> R:
+    async def _run(self, plan: Steps[R]) -> R:
         try:
             calls = next(plan)  # what is wrong with the arguments shows before anything is connected
             line, waiter = self._lines.get(), Waiter()
@@ -103,13 +103,13 @@ class AsyncClient:
             value: R = end.value
             return value
 
-    async def _iterate(self, flow: Flow[R]) -> AsyncIterator[R]:
+    async def _iterate(self, flow: StepsWithResults[R]) -> AsyncIterator[R]:
         waiter = Waiter()
-        line: Line | None = None
+        line: LoopConnection | None = None
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Found):
+                if isinstance(step, Yielded):
                     yield step.value
                     step = next(flow)
                 else:

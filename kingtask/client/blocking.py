@@ -13,7 +13,7 @@ from kingtask.client import keys
 from kingtask.client.channel import Channel
 from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Flow, Found, Plan
+from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.client.pool import Pool
 from kingtask.clock import monotonic_s, wall_s
 
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _method(plan: Callable[Concatenate[Operations[Task], P], Plan[R]]) -> Callable[Concatenate[Client, P], R]:
+def _method(plan: Callable[Concatenate[Operations[Task], P], Steps[R]]) -> Callable[Concatenate[Client, P], R]:
     @wraps(plan)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._run(plan(self._operations, *args, **kwargs))
@@ -30,7 +30,7 @@ def _method(plan: Callable[Concatenate[Operations[Task], P], Plan[R]]) -> Callab
 
 
 def _iterating(
-    flow: Callable[Concatenate[Operations[Task], P], Flow[R]],
+    flow: Callable[Concatenate[Operations[Task], P], StepsWithResults[R]],
 ) -> Callable[Concatenate[Client, P], Iterator[R]]:
     @wraps(flow)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
@@ -94,7 +94,7 @@ class Client:
     def _task(self, task_id: str, name: str | None) -> Task:
         return Task(self, task_id, name)
 
-    def _run(self, plan: Plan[R]) -> R:
+    def _run(self, plan: Steps[R]) -> R:
         try:
             calls = next(plan)  # what is wrong with the arguments shows before anything is connected
             channel = self._pool.take()
@@ -107,13 +107,13 @@ class Client:
             value: R = end.value
             return value
 
-    def _iterate(self, flow: Flow[R]) -> Iterator[R]:
+    def _iterate(self, flow: StepsWithResults[R]) -> Iterator[R]:
         """Run a flow; a channel is held only while something is under way on it."""
         channel: Channel | None = None
         try:
             step = next(flow)
             while True:
-                if isinstance(step, Found):
+                if isinstance(step, Yielded):
                     yield step.value
                     step = next(flow)
                     continue

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from kingtask import protocol
 from kingtask.client.call import Call, asked_rest_s, field
 from kingtask.client.handles import AsyncTask, Outcome, Task
-from kingtask.client.plan import Plan, Underway
+from kingtask.client.plan import SendOnly, Steps
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
 from kingtask.task import TaskSpec
 
@@ -66,7 +66,7 @@ class Bulk(Generic[H]):
         self._stopped: NoAnswer | None = None
         """Why nothing more is sent, once a chunk got no answer or none but refusals."""
 
-    def submit(self, tasks: Iterable[TaskSpec | Fields]) -> Plan[list[Outcome[H]]]:
+    def submit(self, tasks: Iterable[TaskSpec | Fields]) -> Steps[list[Outcome[H]]]:
         """Submit them; `tasks` is read only as far ahead as chunks are on their way."""
         source = self._chunks(tasks)
         under_way: dict[Call, Chunk] = {}
@@ -78,7 +78,7 @@ class Bulk(Generic[H]):
             if chunk is not None:
                 call, chunk = self._begin(chunk)
                 under_way[call] = chunk
-                finished = yield Underway((call,))
+                finished = yield SendOnly((call,))
             elif under_way:
                 finished = yield ()
             else:

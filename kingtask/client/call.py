@@ -20,7 +20,7 @@ WRITES = frozenset({"submit", "cancel", "requeue", "pause", "resume"})
 LONGEST_ASKED_REST_S = 60.0
 
 
-class Stage(Enum):
+class CallStage(Enum):
     """Where a call is. A reply ends it at any stage."""
 
     NEW = "not started"
@@ -40,7 +40,7 @@ class Call:
 
     owner: Any = None
     """Whoever is to be told that it is done; the core does not look at it."""
-    stage = Stage.NEW
+    stage = CallStage.NEW
     reply: Reply | None = None
     error: KingtaskError | None = None
     rid = 0
@@ -83,7 +83,7 @@ class Call:
 
     @property
     def done(self) -> bool:
-        return self.stage is Stage.DONE
+        return self.stage is CallStage.DONE
 
     def result(self) -> Reply:
         """The reply of a call that is done. Raises its error."""

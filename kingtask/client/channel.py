@@ -13,7 +13,7 @@ import zmq
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
-from kingtask.client.plan import Underway
+from kingtask.client.plan import SendOnly
 from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
@@ -62,7 +62,7 @@ class Channel:
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
         """Start calls; block until at least one of those under way is done; return all that are.
 
-        If they are `Underway`, no longer than until they are sent; and nothing, if nothing is under way. Raises
+        If they are `SendOnly`, no longer than until they are sent; and nothing, if nothing is under way. Raises
         NoAnswer if the client is closed meanwhile, ClientClosed in a child of the process that began.
         """
         try:
@@ -102,7 +102,7 @@ class Channel:
         quick = True
         while core.pending and not self._finished:
             blocked = self._send(now)
-            if not blocked and isinstance(calls, Underway):
+            if not blocked and isinstance(calls, SendOnly):
                 self._take_in()
                 break
             left_s = core.next_at() - now

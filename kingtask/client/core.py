@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from kingtask import protocol
-from kingtask.client.call import WRITES, Call, Reply, Stage, asked_rest_s
+from kingtask.client.call import WRITES, Call, CallStage, Reply, asked_rest_s
 from kingtask.client.silence import no_answer
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
@@ -95,7 +95,7 @@ class Core:
     def next_to_send(self) -> Call | None:
         queue = self._queue
         while queue:
-            if queue[0].stage is Stage.QUEUED:
+            if queue[0].stage is CallStage.QUEUED:
                 return queue[0]
             queue.popleft()
         return None
@@ -135,7 +135,7 @@ class Core:
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for this call any more."""
-        if call.stage is not Stage.DONE:
+        if call.stage is not CallStage.DONE:
             self._finish(call)
 
     def end(self, error: KingtaskError) -> list[Call]:
@@ -176,10 +176,12 @@ class Core:
         self._index = (self._index + 1) % len(self._endpoints)
         rest = _doubled(RECONNECT_S, (self._failures - 1) // len(self._endpoints), LONGEST_RECONNECT_S)
         self._open_at = now + rest * (0.5 + 0.5 * self._random())
-        sent = sorted((call for call in self._calls.values() if call.stage is Stage.SENT), key=lambda call: -call.rid)
+        sent = sorted(
+            (call for call in self._calls.values() if call.stage is CallStage.SENT), key=lambda call: -call.rid
+        )
         for call in sent:
             call.maybe_stored = call.op in WRITES
-            call.stage = Stage.QUEUED
+            call.stage = CallStage.QUEUED
             call.deadline = min(call.deadline, now + call.silence_s)
             self._queue.appendleft(call)
             self._arm(call, call.deadline)
@@ -187,7 +189,7 @@ class Core:
     def sent(self, now: float) -> None:
         """What `next_to_send` gave is on its way."""
         call = self._queue.popleft()
-        call.stage = Stage.SENT
+        call.stage = CallStage.SENT
         call.sent_at = now
         call.tries += 1
         if not call.overdue:
@@ -218,7 +220,7 @@ class Core:
                 self._complaint = str(refusal)
             return None
         self._refused(call, refusal, now)
-        return call if call.stage is Stage.DONE else None
+        return call if call.stage is CallStage.DONE else None
 
     def tick(self, now: float) -> list[Call]:
         """Do what has become due; return the calls that are done because their deadline passed."""
@@ -236,11 +238,11 @@ class Core:
                 error = self._no_access(call) if denied else no_answer(call, self._endpoints, self._complaint)
                 self._finish(call, error=error)
                 failed.append(call)
-            elif call.stage is Stage.RESTING:
+            elif call.stage is CallStage.RESTING:
                 if self._refuses(call):
                     self.broken(now)
                 self._enqueue(call)
-            elif call.stage is Stage.SENT:
+            elif call.stage is CallStage.SENT:
                 self._overdue(call, now)
             else:
                 self._arm(call, call.deadline)
@@ -266,7 +268,7 @@ class Core:
         if not error.retryable:
             self._finish(call, error=error)
             return
-        if call.stage is not Stage.SENT:
+        if call.stage is not CallStage.SENT:
             return  # a refusal of an earlier try; the next one is decided already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
             call.trouble_at, call.refusals = now, 0
@@ -288,11 +290,11 @@ class Core:
         return len(self._endpoints) > 1 and call.refused_by == self._index and self._served_at < call.sent_at
 
     def _rest(self, call: Call, until: float) -> None:
-        call.stage = Stage.RESTING
+        call.stage = CallStage.RESTING
         self._arm(call, min(until, call.deadline))
 
     def _enqueue(self, call: Call) -> None:
-        call.stage = Stage.QUEUED
+        call.stage = CallStage.QUEUED
         self._queue.append(call)
         self._arm(call, call.deadline)
 
@@ -302,7 +304,7 @@ class Core:
             heappush(self._timers, (at, call.rid))
 
     def _finish(self, call: Call, reply: Reply | None = None, *, error: KingtaskError | None = None) -> None:
-        call.stage = Stage.DONE
+        call.stage = CallStage.DONE
         call.reply = reply
         if error is not None:
             error.id = call.about

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import zmq
 
 from kingtask.client import fork
-from kingtask.client.call import Call, Stage
+from kingtask.client.call import Call, CallStage
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
-from kingtask.client.plan import Underway
+from kingtask.client.plan import SendOnly
 from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
@@ -57,17 +57,17 @@ class Waiter:
             self.future.set_result(None)
 
 
-class Lines:
+class ConnectionOnLoop:
     """The line of one client, on one event loop at a time."""
 
     def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None = None) -> None:
         self._endpoints = endpoints
         self._keys = keys
-        self._line: Line | None = None
+        self._line: LoopConnection | None = None
         self._closed = False
         fork.watch(self)
 
-    def get(self) -> Line:
+    def get(self) -> LoopConnection:
         """The line on the running loop. Raises ClientClosed, and RuntimeError if it is in use on another loop."""
         if self._closed:
             raise ClientClosed("the client is closed")
@@ -78,7 +78,7 @@ class Lines:
             self._line.close()
             self._line = None
         if self._line is None:
-            self._line = Line(loop, self._endpoints, self._keys)
+            self._line = LoopConnection(loop, self._endpoints, self._keys)
         return self._line
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Lines:
         return [line]
 
 
-class Line:
+class LoopConnection:
     """What a client has on one event loop: made and used only there."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Line:
     async def exchange(self, calls: Sequence[Call], waiter: Waiter) -> list[Call]:
         """Start calls; wait until at least one of the waiter's is done; return all that are.
 
-        If they are `Underway`, it waits no longer than until they are sent, and perhaps none is done.
+        If they are `SendOnly`, it waits no longer than until they are sent, and perhaps none is done.
         """
         now = monotonic_s()
         for call in calls:
@@ -127,8 +127,8 @@ class Line:
                 waiter.finished.append(call)
         if waiter.calls:
             self._soon()
-            going = isinstance(calls, Underway)
-            waiter.unsent = {call for call in calls if call.stage is Stage.QUEUED} if going else set()
+            going = isinstance(calls, SendOnly)
+            waiter.unsent = {call for call in calls if call.stage is CallStage.QUEUED} if going else set()
             if not waiter.finished and (waiter.unsent or not going):
                 waiter.future = self.loop.create_future()
                 await waiter.future

@@ -15,7 +15,7 @@ from kingtask.client.bulk import Bulk
 from kingtask.client.call import Reply, field, result_in
 from kingtask.client.handles import AsyncTask, Outcome, Task
 from kingtask.client.options import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
-from kingtask.client.plan import Flow, Found, Plan, ask, collect
+from kingtask.client.plan import Steps, StepsWithResults, Yielded, ask, collect
 from kingtask.client.waiting import Waiting
 from kingtask.errors import InvalidRequest, TaskFailed
 from kingtask.task import Result, State, TaskSpec
@@ -67,7 +67,7 @@ class Operations(Generic[H]):
         tags: Iterable[str] = (),
         id: str | UUID | None = None,  # noqa: A002 - the word for it
         timeout: float | None = None,
-    ) -> Plan[H]:
+    ) -> Steps[H]:
         """Have the executable `name` run with `args`, now or at an instant; return the accepted task.
 
         `at` is an aware datetime or epoch seconds, `delay` seconds or a timedelta from now; `retry` lists the pauses
@@ -97,7 +97,7 @@ class Operations(Generic[H]):
         reply = yield from ask("submit", {"task": fields}, self._limit(timeout), about=chosen)
         return self._accepted(reply, chosen, name, fresh=id is None)
 
-    def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Plan[list[Outcome[H]]]:
+    def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Steps[list[Outcome[H]]]:
         """Submit any number of tasks; return the outcome of each, in their order.
 
         They travel in chunks of up to 1,000, each bounded by `timeout`. A task that is refused does not hinder the
@@ -116,7 +116,7 @@ class Operations(Generic[H]):
         *,
         timeout: float | None = None,
         **options: Unpack[TaskOptions],
-    ) -> Plan[list[Result]]:
+    ) -> Steps[list[Result]]:
         """Run `name` once for each list of arguments; return their results in the same order, however they ended.
 
         `timeout` bounds the waiting (None: without end). Raises the error of the first task that is refused,
@@ -129,20 +129,20 @@ class Operations(Generic[H]):
         by_id = {result.id: result for result in results}
         return [by_id[one] for one in ids]
 
-    def as_completed(self, tasks: Iterable[TaskRef], timeout: float | None = None) -> Flow[Result]:
+    def as_completed(self, tasks: Iterable[TaskRef], timeout: float | None = None) -> StepsWithResults[Result]:
         """Give the result of each task when it ends, the first to end first, each once.
 
         Raises ResultTimeout if some have not ended after `timeout` seconds, TaskNotFound, NoAnswer.
         """
         return self._waiting(timeout).ends([id_of(task) for task in tasks])
 
-    def get(self, task: TaskRef, *, timeout: float | None = None) -> Plan[Result]:
+    def get(self, task: TaskRef, *, timeout: float | None = None) -> Steps[Result]:
         """The task as it stands now. Raises TaskNotFound if it never existed or its record has expired."""
         wanted = id_of(task)
         reply = yield from ask("get", {"id": wanted}, self._limit(timeout), about=wanted)
         return result_in(reply.get("task"), wanted)
 
-    def wait(self, task: TaskRef, timeout: float | None = None) -> Plan[Result]:
+    def wait(self, task: TaskRef, timeout: float | None = None) -> Steps[Result]:
         """Wait until the task has ended, however it did; return its result.
 
         Raises ResultTimeout if it has not ended after `timeout` seconds (None: without end), NoAnswer if no broker
@@ -150,14 +150,14 @@ class Operations(Generic[H]):
         """
         return self._waiting(timeout).end(id_of(task))
 
-    def result(self, task: TaskRef, timeout: float | None = None) -> Plan[str]:
+    def result(self, task: TaskRef, timeout: float | None = None) -> Steps[str]:
         """Wait as `wait` does; return what the task wrote to stdout, as text. Raises TaskFailed unless it succeeded."""
         result = yield from self.wait(task, timeout)
         if not result.success:
             raise TaskFailed(result)
         return result.text
 
-    def cancel(self, task: TaskRef, *, timeout: float | None = None) -> Plan[str]:
+    def cancel(self, task: TaskRef, *, timeout: float | None = None) -> Steps[str]:
         """Cancel: "cancelled" if it had not begun, "cancelling" if it runs and its worker was told to stop it.
 
         Raises WrongState if it has ended otherwise, TaskNotFound.
@@ -166,7 +166,7 @@ class Operations(Generic[H]):
         reply = yield from ask("cancel", {"id": wanted}, self._limit(timeout), about=wanted)
         return str(field(reply, "outcome", str))
 
-    def requeue(self, task: TaskRef, new_id: str | UUID | None = None, *, timeout: float | None = None) -> Plan[H]:
+    def requeue(self, task: TaskRef, new_id: str | UUID | None = None, *, timeout: float | None = None) -> Steps[H]:
         """Make a new task of one that has ended, to run now; return it. Its `origin` is the old one.
 
         Raises WrongState if it has not ended, TaskNotFound.
@@ -176,20 +176,20 @@ class Operations(Generic[H]):
         name = None if isinstance(task, (str, UUID)) else task.name
         return self._accepted(reply, chosen, name, fresh=new_id is None)
 
-    def stats(self, *, timeout: float | None = None) -> Plan[Reply]:
+    def stats(self, *, timeout: float | None = None) -> Steps[Reply]:
         """Queues, workers and brokers, as PROTOCOL.md shows them."""
         reply = yield from ask("stats", {}, self._limit(timeout))
         return _content(reply)
 
-    def pause(self, queue: str, *, timeout: float | None = None) -> Plan[None]:
+    def pause(self, queue: str, *, timeout: float | None = None) -> Steps[None]:
         """Start nothing more from this queue; what runs goes on, and tasks are still accepted."""
         yield from ask("pause", {"queue": queue}, self._limit(timeout))
 
-    def resume(self, queue: str, *, timeout: float | None = None) -> Plan[None]:
+    def resume(self, queue: str, *, timeout: float | None = None) -> Steps[None]:
         """Start tasks from this queue again."""
         yield from ask("resume", {"queue": queue}, self._limit(timeout))
 
-    def ping(self, *, timeout: float | None = None) -> Plan[Reply]:
+    def ping(self, *, timeout: float | None = None) -> Steps[Reply]:
         """What the broker says of itself: version, protocol versions, whether Redis is reachable, limits, its time."""
         reply = yield from ask("ping", {}, self._limit(timeout))
         return _content(reply)
@@ -203,7 +203,7 @@ class Operations(Generic[H]):
         until: Instant | None = None,
         limit: int | None = None,
         timeout: float | None = None,
-    ) -> Flow[Result]:
+    ) -> StepsWithResults[Result]:
         """Give the tasks in a state, at most `limit`, without arguments, outputs and attempts.
 
         `ready` needs a queue. Ended tasks come newest first and `since` and `until` mean when they ended; scheduled
@@ -221,7 +221,7 @@ class Operations(Generic[H]):
             reply = yield from ask("list", dict(fields), self._limit(timeout))
             page = field(reply, "tasks", list)
             for found in page:
-                yield Found(result_in(found))
+                yield Yielded(result_in(found))
             left -= len(page)
             if reply.get("cursor") is None:
                 return

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from kingtask.client.call import Call, result_in
-from kingtask.client.plan import Flow, Found, Plan
+from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.errors import ResultTimeout
 from kingtask.task import Result
 
@@ -39,7 +39,7 @@ class Waiting:
         self._clock = clock
         self._deadline = clock() + self._timeout_s
 
-    def end(self, task_id: str) -> Plan[Result]:
+    def end(self, task_id: str) -> Steps[Result]:
         """The task once it has ended. Raises ResultTimeout."""
         rest_s = 0.0
         while True:
@@ -53,7 +53,7 @@ class Waiting:
                 raise late
             rest_s = self._rest_s(call)
 
-    def ends(self, task_ids: Iterable[str]) -> Flow[Result]:
+    def ends(self, task_ids: Iterable[str]) -> StepsWithResults[Result]:
         """Each task when it ends. Raises ResultTimeout if one has not."""
         backlog = deque((task_id, 0.0) for task_id in dict.fromkeys(task_ids))
         under_way = 0
@@ -68,7 +68,7 @@ class Waiting:
                 under_way -= 1
                 result = _result(call)
                 if result.ended:
-                    yield Found(result)
+                    yield Yielded(result)
                 elif self._over():
                     left = 1 + under_way + len(backlog)
                     raise ResultTimeout(f"{left} tasks have not ended, after {self._timeout_s:g} s of waiting")

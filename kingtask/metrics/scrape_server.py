@@ -42,7 +42,7 @@ Reply = tuple[HTTPStatus, str, bytes]
 """Status, type of content, and the content."""
 
 
-class Endpoint:
+class ScrapeServer:
     """`open` once, `close` at the end."""
 
     def __init__(
@@ -161,7 +161,7 @@ class Endpoint:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: ScrapeServer) -> None:
         self._endpoint = endpoint
         self._transport: asyncio.Transport | None = None
         self._head = bytearray()

@@ -23,7 +23,7 @@ from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
 from kingtask.metrics.family import Family
-from kingtask.metrics.scrape_server import Endpoint
+from kingtask.metrics.scrape_server import ScrapeServer
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store
@@ -78,10 +78,10 @@ class Worker:
         """Hints of tasks that may not be there yet: since the last claim was sent, and before it."""
         self.reload: Reload[WorkerConfig] | None = None
         """Whose outcomes are to be told with the figures."""
-        self._endpoint: Endpoint | None = None
+        self._endpoint: ScrapeServer | None = None
         self._figures: metrics.AttemptFigures | None = None
         if (address := config.metrics_address) is not None:
-            self._endpoint = Endpoint(
+            self._endpoint = ScrapeServer(
                 address.host, address.port, public=address.public, families=self._families, trouble=self._trouble
             )
             self._figures = metrics.AttemptFigures()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kingtask import protocol
 from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
-from kingtask.client.call import Call, Stage
+from kingtask.client.call import Call, CallStage
 from kingtask.client.handles import Outcome, Task
-from kingtask.client.plan import Underway
+from kingtask.client.plan import SendOnly
 from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
 from tests.client.shells import outcomes
 
@@ -39,7 +39,7 @@ class Run:
     def finish(self, *calls: Call) -> None:
         """Go on with these calls done."""
         for call in calls:
-            call.stage = Stage.DONE
+            call.stage = CallStage.DONE
             self.under_way.remove(call)
         self._go(lambda: self._plan.send(calls))
 
@@ -50,7 +50,7 @@ class Run:
     def _go(self, step: Any) -> None:
         try:
             calls = step()
-            while isinstance(calls, Underway):
+            while isinstance(calls, SendOnly):
                 self.under_way += calls
                 calls = self._plan.send(())
             self.under_way += calls

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kingtask import protocol
-from kingtask.client.call import Call, Stage
+from kingtask.client.call import Call, CallStage
 from kingtask.client.core import Core
 from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Found
+from kingtask.client.plan import Yielded
 from kingtask.errors import KingtaskError
 from kingtask.task import TaskSpec
 from tests.client.responder import result
@@ -98,7 +98,7 @@ def test_any_reply_gives_a_value_or_an_exception_of_ours(name: str, data: st.Dat
     try:
         step = next(plan)
         for _ in range(20):
-            if isinstance(step, Found):
+            if isinstance(step, Yielded):
                 step = next(plan)
                 continue
             for call in step:
@@ -115,6 +115,6 @@ def _answer(core: Core, call: Call, reply: dict[str, Any]) -> None:
     if core.next_to_send() is call:
         core.sent(now)
     core.received(protocol.pack({"v": 1, "rid": call.rid, **reply}), now)
-    if call.stage is not Stage.DONE:
+    if call.stage is not CallStage.DONE:
         core.tick(now + 1e6)
-    assert call.stage is Stage.DONE
+    assert call.stage is CallStage.DONE

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kingtask.errors import ConfigurationError
 from kingtask.metrics import scrape_server as module
 from kingtask.metrics.family import Family, counter
-from kingtask.metrics.scrape_server import CONNECTIONS, MAX_HEAD_BYTES, Endpoint
+from kingtask.metrics.scrape_server import CONNECTIONS, MAX_HEAD_BYTES, ScrapeServer
 from tests.metrics.scrape import Figures, ask
 from tests.processes import until
 from tests.servers import free_port
@@ -35,7 +35,7 @@ class Served:
         self.go_on.set()
         self.broken: Exception | None = None
         self.many = 1
-        self.endpoint = Endpoint(
+        self.endpoint = ScrapeServer(
             "127.0.0.1", self.port, public=False, families=self.families, trouble=lambda: self.trouble
         )
         self.loop = asyncio.new_event_loop()
@@ -238,6 +238,6 @@ def test_the_loop_goes_on_while_a_long_text_is_written(served: Served) -> None:
 
 
 def test_an_address_that_is_taken(served: Served) -> None:
-    other = Endpoint("127.0.0.1", served.port, public=False, families=served.families, trouble=list)
+    other = ScrapeServer("127.0.0.1", served.port, public=False, families=served.families, trouble=list)
     with pytest.raises(ConfigurationError, match=r"metrics_addr: cannot listen on 127\.0\.0\.1:\d+: it is in use"):
         asyncio.run(other.open())

@@ -8,7 +8,7 @@ from typing import Any
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Call
-from kingtask.client.plan import Underway
+from kingtask.client.plan import SendOnly
 from kingtask.errors import NoAnswer, RequestRefused
 from kingtask.store import functions
 from kingtask.store.functions import Fence
@@ -193,7 +193,7 @@ class _Many:
     def _start(self, step: Callable[[], Any]) -> None:
         try:
             starting = step()
-            while isinstance(starting, Underway):
+            while isinstance(starting, SendOnly):
                 self._begin(starting)
                 starting = self._plan.send(())
         except StopIteration as end:
