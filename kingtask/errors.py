@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Stored = Literal["no", "unknown"]
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error of somebody else's in words; its repr may hold all that was read (UnicodeDecodeError's does)."""
     return f"{type(error).__name__}: {error}"
 

@@ -23,7 +23,7 @@ from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
-from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, told
+from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
 from kingtask.metrics.histogram import Histogram
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
@@ -261,7 +261,7 @@ def _revoked() -> PermissionDenied:
 
 
 def _fault(error: Exception) -> RequestRefused:
-    log.error("request=failed error=%r", told(error), exc_info=error)
+    log.error("request=failed error=%r", describe_error(error), exc_info=error)
     return RequestRefused("the broker failed at this request; its log says why")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
-from kingtask.errors import ConfigurationError, StoreError, told
+from kingtask.errors import ConfigurationError, StoreError, describe_error
 from kingtask.store import functions
 from kingtask.store.durability import Ack, AckLevel, ReplicaBarrier
 from kingtask.store.functions import FunctionCall, Submitted
@@ -154,8 +154,12 @@ class Store:
             try:
                 value = call.decode(reply)
             except Exception as error:  # noqa: BLE001  (whatever a damaged record makes of it)
-                log.warning("record=damaged call=%s error=%r", call.function, told(error))
-                callback(StoreError("damaged", f"a record in Redis cannot be read ({told(error)})", stored="unknown"))
+                log.warning("record=damaged call=%s error=%r", call.function, describe_error(error))
+                callback(
+                    StoreError(
+                        "damaged", f"a record in Redis cannot be read ({describe_error(error)})", stored="unknown"
+                    )
+                )
                 return
             now_us = getattr(value, "now_us", None)
             if now_us is not None:

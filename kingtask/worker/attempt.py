@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kingtask.errors import told as told_of
+from kingtask.errors import describe_error as told_of
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec import environment

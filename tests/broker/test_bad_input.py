@@ -196,7 +196,7 @@ def broker(rig: Rig) -> Daemon:
     return rig.start_broker()
 
 
-def told(row: Row, reply: list[bytes]) -> tuple[Any, ...]:
+def describe_error(row: Row, reply: list[bytes]) -> tuple[Any, ...]:
     """What is to be compared of a reply."""
     envelope = protocol.decode_reply(reply[-1])
     error = envelope["error"]
@@ -225,8 +225,8 @@ def test_every_bad_message_is_refused_once_and_does_nothing(rig: Rig, broker: Da
                 False,
                 row.field,
             )
-            if told(row, reply) != expected:
-                wrong[row.name] = told(row, reply)
+            if describe_error(row, reply) != expected:
+                wrong[row.name] = describe_error(row, reply)
     assert wrong == {}
     assert not dealer.poll(0), "one answer each"
     other.send(protocol.encode_request(2, "ping", {}))

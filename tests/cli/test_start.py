@@ -70,7 +70,7 @@ def refused(words: list[str], daemon: str, status: int = 3) -> str:
     return last.removeprefix(f"kingtask-{daemon}: ")
 
 
-def told(place: Place, daemon: str, key: str, value: Any, **more: Any) -> str:
+def describe_error(place: Place, daemon: str, key: str, value: Any, **more: Any) -> str:
     """The complaint about a key, behind its place in the file."""
     path = place.write(daemon, {key: value, **more})
     text = refused(command(daemon, path), daemon)
@@ -148,25 +148,31 @@ def test_numbers_are_among_the_keys():
 
 
 def test_an_address_of_another_host(place: Place):
-    text = told(place, "broker", "addr", "192.0.2.1:9595", insecure=True)  # RFC 5737: nobody has it
+    text = describe_error(place, "broker", "addr", "192.0.2.1:9595", insecure=True)  # RFC 5737: nobody has it
     assert text == "addr: cannot listen on tcp://192.0.2.1:9595: this host has no such address"
 
 
 def test_a_port_that_is_taken_and_so_for_wakeups(place: Place):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert "it is in use; is another broker running?" in told(place, "broker", "addr", f"127.0.0.1:{port}")
-        assert "it is in use; is another broker running?" in told(place, "broker", "wakeup", f"127.0.0.1:{port}")
+        assert "it is in use; is another broker running?" in describe_error(
+            place, "broker", "addr", f"127.0.0.1:{port}"
+        )
+        assert "it is in use; is another broker running?" in describe_error(
+            place, "broker", "wakeup", f"127.0.0.1:{port}"
+        )
 
 
 def test_a_file_where_the_socket_should_be_is_left_alone(place: Place):
     precious = place.directory / "precious"
     precious.write_text("data")
-    assert "it is there and no socket; name another" in told(place, "broker", "addr", f"ipc://{precious}")
-    assert "it is there and no socket; name another" in told(place, "broker", "wakeup", f"ipc://{precious}")
+    assert "it is there and no socket; name another" in describe_error(place, "broker", "addr", f"ipc://{precious}")
+    assert "it is there and no socket; name another" in describe_error(place, "broker", "wakeup", f"ipc://{precious}")
     assert precious.read_text() == "data"
-    assert "it is there and no socket" in told(place, "broker", "addr", f"ipc://{place.directory}/bin")
-    assert "directory does not exist; make it" in told(place, "broker", "addr", f"ipc://{place.directory}/no/socket")
+    assert "it is there and no socket" in describe_error(place, "broker", "addr", f"ipc://{place.directory}/bin")
+    assert "directory does not exist; make it" in describe_error(
+        place, "broker", "addr", f"ipc://{place.directory}/no/socket"
+    )
 
 
 @pytest.fixture
@@ -214,13 +220,13 @@ def test_the_socket_of_a_broker_that_runs_is_not_taken_over(running: tuple[Place
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
 def test_a_database_that_the_server_has_not(place: Place, server: RedisServer, daemon: str):
-    text = told(place, daemon, "redis", f"{server.url}?db=99")
+    text = describe_error(place, daemon, "redis", f"{server.url}?db=99")
     assert text.startswith("redis: the server has no database 99 (ERR DB index is out of range); name another")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:x", "redis://h:0", "redis://u:hush@h/x"])
 def test_an_address_of_redis_that_cannot_be_read(place: Place, url: str):
-    text = told(place, "worker", "redis", url)
+    text = describe_error(place, "worker", "redis", url)
     assert "expected one of: host:port, host:port/db, redis://" in text
     assert "hush" not in text
 
@@ -266,15 +272,17 @@ def test_executables_in_no_directory_to_be_trusted(place: Place, value: str):
     (place.directory / "open").mkdir()
     (place.directory / "open").chmod(0o777)
     value = str(place.directory / "open") if value == "OPEN" else value
-    assert re.match("bin_path: (expected|cannot use|every user may)", told(place, "worker", "bin_path", value))
+    assert re.match(
+        "bin_path: (expected|cannot use|every user may)", describe_error(place, "worker", "bin_path", value)
+    )
 
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
 def test_a_log_that_cannot_be_written(place: Place, daemon: str):
     (place.directory / "log").mkdir()
     (place.directory / "log" / f"{daemon}.log").mkdir()
-    assert "log_path: expected a directory" in told(place, daemon, "log_path", "/nowhere")
-    assert "Is a directory" in told(place, daemon, "log_path", str(place.directory / "log"))
+    assert "log_path: expected a directory" in describe_error(place, daemon, "log_path", "/nowhere")
+    assert "Is a directory" in describe_error(place, daemon, "log_path", str(place.directory / "log"))
 
 
 @pytest.mark.parametrize("sink", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])

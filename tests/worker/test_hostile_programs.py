@@ -115,17 +115,17 @@ def test_what_the_kernel_does_not_execute_has_its_reason(rig: Rig) -> None:
         worker = rig.start()
         before = descriptors(worker.pid)
         found = {name: rig.run(name) for name in expected}
-    wrong = {name: told(result) for name, result in found.items() if not matches(result, *expected[name])}
+    wrong = {name: describe_error(result) for name, result in found.items() if not matches(result, *expected[name])}
     assert wrong == {}
     until(lambda: descriptors(worker.pid) == before, "no descriptor more")
 
 
-def told(result: Result) -> tuple[str, str, str]:
+def describe_error(result: Result) -> tuple[str, str, str]:
     return result.state, result.reason, result.attempts[-1].message
 
 
 def matches(result: Result, reason: str, words: str) -> bool:
-    state, found, message = told(result)
+    state, found, message = describe_error(result)
     return (state, found) == ("failed", reason) and words in message and bool(message)
 
 
@@ -149,8 +149,8 @@ def test_arguments_that_the_host_has_no_room_for(rig: Rig) -> None:
     rig.script("count", "echo $#")
     worker = rig.start(program=["/bin/sh", "-c", 'ulimit -s 512; exec "$@"', "sh", sys.executable])
     result = rig.run("count", *["x" * 100_000] * 10)
-    assert told(result)[:2] == ("failed", "exec")
-    assert "too long for this system" in told(result)[2]
+    assert describe_error(result)[:2] == ("failed", "exec")
+    assert "too long for this system" in describe_error(result)[2]
     assert rig.run("count", "1", "2").stdout == b"2\n"
     assert worker.stop() == 0
 
