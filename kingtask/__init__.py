@@ -26,23 +26,30 @@ if TYPE_CHECKING:
     from kingtask.errors import TaskNotFound as TaskNotFound
     from kingtask.errors import Unavailable as Unavailable
     from kingtask.errors import WrongState as WrongState
-    from kingtask.task import Attempt as Attempt
-    from kingtask.task import Result as Result
-    from kingtask.task import State as State
+    from kingtask.result import Attempt as Attempt
+    from kingtask.result import Result as Result
+    from kingtask.states import State as State
     from kingtask.task import TaskSpec as TaskSpec
 
 __version__ = "1.0.0"
 
 _HOMES = {
-    "client.aio": "AsyncClient",
-    "client.blocking": "Client",
-    "client.tasks": "AsyncTask Outcome Task",
-    "errors": "Busy ClientClosed ConfigurationError IdConflict InvalidRequest KingtaskError NoAnswer NotConfirmed"
-    " PermissionDenied RequestRefused ResultTimeout TaskFailed TaskNotFound Unavailable WrongState",
-    "task": "Attempt Result State TaskSpec",
+    name: home
+    for home, names in {
+        "client.aio": "AsyncClient",
+        "client.blocking": "Client",
+        "client.handles": "AsyncTask Outcome Task",
+        "errors": "Busy ClientClosed ConfigurationError IdConflict InvalidRequest KingtaskError NoAnswer NotConfirmed"
+        " PermissionDenied RequestRefused ResultTimeout TaskFailed TaskNotFound Unavailable WrongState",
+        "result": "Attempt Result",
+        "states": "State",
+        "task": "TaskSpec",
+    }.items()
+    for name in names.split()
 }
+"""Each public name and its module."""
 
-__all__ = [name for names in _HOMES.values() for name in names.split()]
+__all__ = list(_HOMES)
 
 
 def __dir__() -> list[str]:
@@ -50,8 +57,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Import what is public when it is first asked for: the command line and the daemons start without the rest."""
-    for home, names in _HOMES.items():
-        if name in names.split():
-            return getattr(import_module(f"{__name__}.{home}"), name)
+    """Import a public name at its first use, so that the command line and the daemons start without the rest."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

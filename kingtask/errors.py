@@ -24,7 +24,7 @@ import copyreg
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from kingtask.task import Result
+    from kingtask.result import Result
 
 Stored = Literal["no", "unknown"]
 

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 import msgpack
 import msgspec
 
-from kingtask import task
+from kingtask import result, task
 from kingtask.errors import REFUSALS, InvalidRequest, RequestRefused
-from kingtask.task import QueueName, State, TaskId, TaskSpec
+from kingtask.states import State
+from kingtask.task import QueueName, TaskId, TaskSpec
 from kingtask.validation import convert, show
 
 VERSION = 1
@@ -391,15 +392,15 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def result_fields(result: task.Result) -> dict[str, Any]:
+def result_fields(result: result.Result) -> dict[str, Any]:
     """A Result as the `task` map of a reply."""
     fields: dict[str, Any] = msgspec.to_builtins(result, builtin_types=(bytes,))
     return fields
 
 
-def result_from(fields: Mapping[str, Any]) -> task.Result:
+def result_from(fields: Mapping[str, Any]) -> result.Result:
     """The `task` map of a reply as a Result; fields of a newer broker are ignored."""
-    return convert(dict(fields), task.Result, "task")
+    return convert(dict(fields), result.Result, "task")
 
 
 # ── wakeups (broker's XPUB to workers): hints, never delivery ────────────────────────────────────────────────────────

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 from kingtask import protocol
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
+from kingtask.result import Result
 from kingtask.store.functions import Quota
-from kingtask.task import Result, TaskSpec
+from kingtask.task import TaskSpec
 
 log = logging.getLogger("kingtask.audit")
 

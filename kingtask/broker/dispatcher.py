@@ -25,9 +25,9 @@ from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
 from kingtask.metrics.histogram import Histogram
+from kingtask.result import Result
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
-from kingtask.task import Result
 
 log = logging.getLogger("kingtask.broker")
 

@@ -15,10 +15,10 @@ from kingtask.broker import counters as kinds
 from kingtask.errors import REFUSALS, StoreError
 from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
 from kingtask.metrics.histogram import CALL_S, Histogram
+from kingtask.states import TERMINAL
 from kingtask.store import functions
 from kingtask.store.codec import QueueFigures, QueuesPage
 from kingtask.store.store import Store
-from kingtask.task import TERMINAL
 
 log = logging.getLogger("kingtask.broker")
 

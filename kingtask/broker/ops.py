@@ -23,9 +23,11 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
+from kingtask.result import Result
+from kingtask.states import TERMINAL, State
 from kingtask.store import functions
 from kingtask.store.codec import Page, StoreStats
-from kingtask.task import TERMINAL, Result, State, TaskSpec
+from kingtask.task import TaskSpec
 
 BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0

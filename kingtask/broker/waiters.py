@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kingtask.errors import StoreError
+from kingtask.result import Result
+from kingtask.states import TERMINAL
 from kingtask.store import functions
 from kingtask.store.store import Store
-from kingtask.task import TERMINAL, Result
 
 LOOK_S = 1.0
 CHUNK = 200

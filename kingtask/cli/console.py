@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
-from kingtask.task import Result, State
+from kingtask.result import Result
+from kingtask.states import State
 
 if TYPE_CHECKING:
-    from kingtask.task import Attempt
+    from kingtask.result import Attempt
 
 LIST_FIELDS = (
     "id",

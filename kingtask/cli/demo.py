@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kingtask.cli.process_tree import Tree
     from kingtask.client import Client
-    from kingtask.task import Result
+    from kingtask.result import Result
 
 AHEAD_S = 2.0
 PATIENCE_S = 60.0

@@ -13,7 +13,8 @@ from kingtask.cli.exit import Exit
 from kingtask.cli.param_types import QUEUE, WHEN
 from kingtask.cli.times import When, local_time
 from kingtask.clock import wall_s
-from kingtask.task import TERMINAL, Result, State
+from kingtask.result import Result
+from kingtask.states import TERMINAL, State
 
 if TYPE_CHECKING:
     from kingtask.client import Client

@@ -15,7 +15,7 @@ from kingtask.cli.param_types import QUEUE, TASK_ID, WHEN
 from kingtask.cli.tasks import each
 from kingtask.cli.times import When
 from kingtask.clock import wall_s
-from kingtask.task import TERMINAL, State
+from kingtask.states import TERMINAL, State
 
 if TYPE_CHECKING:
     from kingtask.client.handles import Task

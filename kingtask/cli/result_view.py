@@ -11,7 +11,7 @@ from kingtask.errors import ResultTimeout
 
 if TYPE_CHECKING:
     from kingtask.client import Client
-    from kingtask.task import Result
+    from kingtask.result import Result
 
 SIGNALLED = 128
 """A shell's exit status for a program that a signal ended: 128 + its number."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from kingtask import protocol
 from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
-from kingtask.task import Result
+from kingtask.result import Result
 
 Reply = dict[str, Any]
 

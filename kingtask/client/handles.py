@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 import msgspec
 
 from kingtask.errors import KingtaskError
-from kingtask.task import Result
+from kingtask.result import Result
 
 if TYPE_CHECKING:
     from kingtask.client.aio import AsyncClient

@@ -18,7 +18,9 @@ from kingtask.client.options import Duration, Instant, TaskOptions, TaskRef, epo
 from kingtask.client.plan import Steps, StepsWithResults, Yielded, ask, collect
 from kingtask.client.waiting import Waiting
 from kingtask.errors import InvalidRequest, TaskFailed
-from kingtask.task import Result, State, TaskSpec
+from kingtask.result import Result
+from kingtask.states import State
+from kingtask.task import TaskSpec
 
 H = TypeVar("H", bound=Task | AsyncTask)
 

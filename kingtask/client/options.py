@@ -9,7 +9,7 @@ from uuid import UUID
 
 from kingtask.client.handles import AsyncTask, Task
 from kingtask.errors import InvalidRequest
-from kingtask.task import Result
+from kingtask.result import Result
 
 Instant = float | datetime
 """Epoch seconds, or a datetime that has a time zone."""

@@ -9,7 +9,7 @@ from math import inf
 from kingtask.client.call import Call, result_in
 from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.errors import ResultTimeout
-from kingtask.task import Result
+from kingtask.result import Result
 
 SLICE_S = 30.0
 """How long the broker is asked to wait at a time."""

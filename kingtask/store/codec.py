@@ -10,7 +10,9 @@ import msgspec
 
 from kingtask.clock import duration_ms, start_ms
 from kingtask.protocol import pack, pack_raw, unpack_raw
-from kingtask.task import Attempt, Result, State, TaskSpec
+from kingtask.result import Attempt, Result
+from kingtask.states import State
+from kingtask.task import TaskSpec
 
 STDERR_TAIL_BYTES = 1024
 MESSAGE_BYTES = 512

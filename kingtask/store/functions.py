@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from kingtask.protocol import pack_raw
+from kingtask.result import Result
+from kingtask.states import State
 from kingtask.store import codec
-from kingtask.task import Result, State, TaskSpec
+from kingtask.task import TaskSpec
 
 QueueGains = list[tuple[str, int]]
 

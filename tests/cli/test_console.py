@@ -9,7 +9,8 @@ import pytest
 
 from kingtask.cli import console, result_view
 from kingtask.cli.tasks import description
-from kingtask.task import Attempt, Result, State
+from kingtask.result import Attempt, Result
+from kingtask.states import State
 from kingtask.worker.exec.outcome import judge
 
 RESULT = Result(

@@ -7,7 +7,8 @@ import pytest
 from kingtask import errors
 from kingtask.cli.exit import MEANINGS, Exit, exit_for, first_failure
 from kingtask.cli.result_view import status_of
-from kingtask.task import Attempt, Result, State
+from kingtask.result import Attempt, Result
+from kingtask.states import State
 
 
 def result(state: State, **ending: object) -> Result:

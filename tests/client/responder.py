@@ -16,7 +16,8 @@ import zmq
 
 from kingtask import protocol
 from kingtask.errors import RequestRefused, TaskNotFound
-from kingtask.task import Result, State
+from kingtask.result import Result
+from kingtask.states import State
 
 PATIENCE_S = 20.0
 """How long a condition may take on a loaded machine before a test gives up."""

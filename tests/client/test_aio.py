@@ -9,7 +9,7 @@ import pytest
 
 from kingtask import AsyncClient, AsyncTask
 from kingtask.errors import ClientClosed, NoAnswer, TaskNotFound
-from kingtask.task import State
+from kingtask.states import State
 from tests.client.processes import in_child, leaves_something
 from tests.client.responder import PATIENCE_S, SILENCE, Responder, result, task_reply
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from kingtask.errors import IdConflict, InvalidRequest, TaskFailed, TaskNotFound, WrongState
-from kingtask.task import State, TaskSpec
+from kingtask.states import State
+from kingtask.task import TaskSpec
 from tests.client.responder import PATIENCE_S
 from tests.client.shells import Shell, outcomes
 from tests.integration.rig import Rig

@@ -28,7 +28,8 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
-from kingtask.task import State, TaskSpec
+from kingtask.states import State
+from kingtask.task import TaskSpec
 from tests.client.responder import PATIENCE_S, SILENCE, Responder, result, task_reply
 from tests.client.shells import Shell, outcomes
 

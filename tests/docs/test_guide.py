@@ -15,7 +15,7 @@ from kingtask import Client, Result, State, TaskSpec, errors
 from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
 from kingtask.config.sandbox_settings import PASSED
-from kingtask.task import Attempt
+from kingtask.result import Attempt
 from kingtask.worker.exec import environment
 
 GUIDE = (Path(kingtask.__file__).parent / "GUIDE.md").read_text("utf-8")

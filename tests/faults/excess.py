@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kingtask.task import Result, TaskSpec
+from kingtask.result import Result
+from kingtask.task import TaskSpec
 from kingtask.worker.reap import cgroup
 from tests.processes import descriptors, until
 from tests.servers import RedisServer

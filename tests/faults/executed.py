@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from kingtask.task import State
+from kingtask.states import State
 from tests.faults.history import Asked, Reading, Tried
 from tests.faults.story import Ran, Story
 from tests.faults.view import View

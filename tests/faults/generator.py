@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from kingtask.task import TERMINAL
+from kingtask.states import TERMINAL
 from tests.faults.history import (
     Clock,
     Exit,

@@ -30,7 +30,8 @@ import msgspec
 
 from kingtask.clock import duration_ms, start_ms
 from kingtask.errors import KingtaskError
-from kingtask.task import Result, TaskSpec
+from kingtask.result import Result
+from kingtask.task import TaskSpec
 
 LEDGER = "ledger"
 

@@ -19,8 +19,8 @@ import redis
 from kingtask import Client, TaskSpec, keyfiles
 from kingtask.errors import KingtaskError
 from kingtask.failpoint import VARIABLE
+from kingtask.result import Result
 from kingtask.store.keys import Keys
-from kingtask.task import Result
 from tests.faults import variants
 from tests.faults.chronicle import Chronicle
 from tests.faults.client import Orders

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from kingtask.states import TERMINAL
 from kingtask.store.keys import KEY_PATTERNS
-from kingtask.task import TERMINAL
 from tests.faults.history import Key
 from tests.faults.story import Story
 from tests.faults.view import View

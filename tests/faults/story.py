@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from kingtask.task import TERMINAL
+from kingtask.states import TERMINAL
 from tests.faults.history import (
     LEDGER,
     Asked,

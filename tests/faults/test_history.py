@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from kingtask.errors import Busy, NoAnswer
-from kingtask.task import Attempt, Result, State, TaskSpec
+from kingtask.result import Attempt, Result
+from kingtask.states import State
+from kingtask.task import TaskSpec
 from tests.faults.history import (
     LEDGER,
     Asked,

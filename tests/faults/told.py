@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from kingtask.task import TERMINAL, State
+from kingtask.states import TERMINAL, State
 from tests.faults.history import Reading, digest
 from tests.faults.story import Story
 from tests.faults.view import View

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from time import monotonic_ns
 
-from kingtask.task import Result
+from kingtask.result import Result
 from tests.faults.history import Final, Sample, read
 from tests.faults.play import TICK_S, Steps
 from tests.faults.stage import Stage

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["kingtask.protocol", "kingtask.task", "kingtask.validation"]):
+with atheris.instrument_imports(include=["kingtask.protocol", "kingtask.task", "kingtask.wire", "kingtask.validation"]):
     from kingtask import protocol, task, validation  # noqa: F401
 
 import zmq

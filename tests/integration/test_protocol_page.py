@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from kingtask import protocol
-from kingtask.task import Attempt, Result
+from kingtask.result import Attempt, Result
 from tests.docs.blocks import blocks, promised_output
 from tests.integration.rig import Rig
 from tests.processes import PATIENCE_S, until

@@ -9,7 +9,8 @@ import pytest
 
 from kingtask import errors, protocol
 from kingtask.errors import InvalidRequest
-from kingtask.task import Attempt, Result, TaskSpec
+from kingtask.result import Attempt, Result
+from kingtask.task import TaskSpec
 from tests.interop.vectors import VECTORS, Message, Vector, frozen, without_text
 
 NOW_S = 1_800_000_000.0

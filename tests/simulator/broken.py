@@ -9,8 +9,8 @@ from unittest import mock
 
 from kingtask.broker.batch import SubmitBatcher
 from kingtask.client.core import Core
+from kingtask.states import State
 from kingtask.store.functions import Fence
-from kingtask.task import State
 from kingtask.worker.outbox import Outbox
 from kingtask.worker.worker_state import SlotStage, WorkerState
 from tests.simulator.links import BrokerStore

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
+from kingtask.result import Result
+from kingtask.states import TERMINAL
 from kingtask.store import functions
 from kingtask.store.functions import FunctionCall, Policy
-from kingtask.task import TERMINAL, Result, TaskSpec
+from kingtask.task import TaskSpec
 from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World
 from tests.store.model import Model, Task

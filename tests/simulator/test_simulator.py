@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kingtask.task import TERMINAL
+from kingtask.states import TERMINAL
 from tests.simulator import broken
 from tests.simulator.faults import Fate
 from tests.simulator.run import digest, failure, many

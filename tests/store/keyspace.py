@@ -15,10 +15,10 @@ from typing import Any
 
 import redis
 
+from kingtask.states import TERMINAL
 from kingtask.store import codec
 from kingtask.store.functions import Policy
 from kingtask.store.keys import KEY_PATTERNS, Keys
-from kingtask.task import TERMINAL
 
 LIVING = {"scheduled", "ready", "running"}
 FINISHED_CAP = 10_000

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from kingtask.states import TERMINAL, State
 from kingtask.store.functions import Fence, Policy, Quota
-from kingtask.task import TERMINAL, State, TaskSpec
+from kingtask.task import TaskSpec
 
 OUTAGE_MS = 3000
 MAX_GRACED = 3

@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 import redis
 
+from kingtask.result import Result
 from kingtask.store import codec, functions
 from kingtask.store.functions import Claimed, EndedTask, Fence, FunctionCall, Policy, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
-from kingtask.task import Result, TaskSpec
+from kingtask.task import TaskSpec
 
 START_MS = 1_800_000_000_000
 """Where every timed test begins (January 2027)."""

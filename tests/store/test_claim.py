@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kingtask.states import State
 from kingtask.store import codec, functions
 from kingtask.store.functions import Fence, Policy
-from kingtask.task import State
 from tests.store.syncstore import START_MS, TimedStore
 
 LEASE_MS = Policy().lease_ms

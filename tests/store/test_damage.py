@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
+from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.functions import Fence, Quota
-from kingtask.task import State
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.library import SCHEMA
-from kingtask.task import State
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import TimedStore

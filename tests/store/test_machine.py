@@ -20,9 +20,10 @@ from hypothesis.stateful import (
 )
 
 from kingtask.protocol import unpack_raw
+from kingtask.states import TERMINAL, State
 from kingtask.store import codec, functions
 from kingtask.store.functions import Fence, Policy, Quota
-from kingtask.task import TERMINAL, State, TaskSpec
+from kingtask.task import TaskSpec
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.listener import Listener

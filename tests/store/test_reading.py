@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from kingtask.result import Result
+from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.codec import Page
-from kingtask.task import Result, State
 from tests.store.syncstore import START_MS, TimedStore
 
 

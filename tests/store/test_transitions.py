@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kingtask.states import TRANSITIONS, State
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.library import shipped
-from kingtask.task import TRANSITIONS, State, TaskSpec
+from kingtask.task import TaskSpec
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore, with_id
 

@@ -11,7 +11,8 @@ import pytest
 
 from kingtask import errors
 from kingtask.errors import KingtaskError, RequestRefused
-from kingtask.task import Result, State
+from kingtask.result import Result
+from kingtask.states import State
 
 CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, KingtaskError)]
 RESULT = Result(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kingtask import errors, protocol
 from kingtask.errors import InvalidRequest
-from kingtask.task import MAX_ARGS, MAX_ENV, MAX_RETRIES, MAX_TAGS, Result, TaskSpec
+from kingtask.result import Result
+from kingtask.task import MAX_ARGS, MAX_ENV, MAX_RETRIES, MAX_TAGS, TaskSpec
 from tests.unit.values import NOW_S, anything, results, specs
 
 SUBMIT = protocol.encode_request(

@@ -12,8 +12,10 @@ import pytest
 from kingtask import errors, protocol, task
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.errors import InvalidRequest
+from kingtask.result import Attempt, Result
+from kingtask.states import State
 from kingtask.store import codec
-from kingtask.task import Attempt, Result, State, TaskSpec
+from kingtask.task import TaskSpec
 from kingtask.validation import describe
 from kingtask.worker.exec import environment
 from tests.unit.page import TEXT, documented, section

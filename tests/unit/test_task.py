@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from kingtask.task import TERMINAL, TRANSITIONS, Attempt, Result, State
+from kingtask.result import Attempt, Result
+from kingtask.states import TERMINAL, TRANSITIONS, State
 from tests.unit.values import results
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from kingtask import task
-from kingtask.task import Attempt, Result, State, TaskSpec
+from kingtask.result import Attempt, Result
+from kingtask.states import State
+from kingtask.task import TaskSpec
 
 NOW_S = 1_800_000_000.0
 

@@ -22,10 +22,11 @@ from kingtask import protocol
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import is_still
 from kingtask.broker.wakeups import Wakeups
+from kingtask.result import Result
 from kingtask.store import functions
 from kingtask.store.functions import Policy
 from kingtask.store.library import SCHEMA
-from kingtask.task import Result, TaskSpec
+from kingtask.task import TaskSpec
 from tests.processes import PATIENCE_S, name_of, until
 from tests.servers import RedisServer, die_with_parent
 from tests.store.syncstore import SyncStore

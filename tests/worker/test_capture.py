@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kingtask.task import cut_at
+from kingtask.result import cut_at
 from kingtask.worker.exec.capture import Capture, shorten
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.task import Result
+from kingtask.result import Result
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker
 

@@ -10,7 +10,8 @@ import stat
 import sys
 from pathlib import Path
 
-from kingtask.task import Result, TaskSpec
+from kingtask.result import Result
+from kingtask.task import TaskSpec
 from tests.processes import descriptors, until
 from tests.worker.rig import Rig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kingtask.task import head_bytes
+from kingtask.result import head_bytes
 
 
 class Capture:

@@ -1,0 +1,128 @@
+"""The result of a task: its state, its outputs and the attempts that have ended, for people and for the wire.
+
+Instants are epoch seconds (`*_at`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kingtask.states import TERMINAL, State
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt that has ended. `reason` is empty for a success.
+
+    Reasons of a failure: `exit` (non-zero status), `signal`, `time_limit`, `stderr` (wrote to it, and the task does
+    not keep it), `missing`, `not_executable`, `exec` (the kernel refused it), `no_retry` (exit status 100), `lost`,
+    `interrupted`, `cancelled`, `out_of_memory`, `released` (handed back, not counted).
+    """
+
+    number: int
+    worker: str
+    started_at: float
+    ended_at: float
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    message: str = ""
+    stderr_tail: bytes = b""
+
+
+def head_bytes(kept: int) -> int:
+    """How many of `kept` bytes are the beginning of an output that was too long; the others are its end."""
+    return kept - kept // 2
+
+
+def cut_at(kept: bytes, size: int) -> int | None:
+    """Where in `kept` something is missing of an output of `size` bytes; None if nothing is."""
+    return head_bytes(len(kept)) if size > len(kept) else None
+
+
+def readable(kept: bytes, size: int) -> str:
+    """An output for people: as text, with a line that says how much is missing where something is."""
+    cut = cut_at(kept, size)
+    if cut is None:
+        return kept.decode("utf-8", "replace")
+    head, tail = kept[:cut].decode("utf-8", "replace"), kept[cut:].decode("utf-8", "replace")
+    return f"{head}\n[… {size - len(kept):,} bytes were not kept …]\n{tail}"
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task as its record says: where it stands and, once it has ended, what came out.
+
+    `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` what the program really wrote. `dropped`:
+    they were kept, and then dropped to make room for those of later tasks (`max_result_bytes`).
+    """
+
+    id: str
+    name: str
+    queue: str
+    priority: int
+    state: State
+    created_at: float
+    due_at: float
+    args: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    origin: str | None = None
+    reason: str = ""
+    cancelling: bool = False
+    worker: str | None = None
+    attempt: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_size: int = 0
+    stderr_size: int = 0
+    dropped: bool = False
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def success(self) -> bool:
+        return self.state is State.SUCCEEDED
+
+    @property
+    def text(self) -> str:
+        """stdout as text: bytes that are not UTF-8 as replacement characters, a line where some are missing."""
+        return readable(self.stdout, self.stdout_size)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit status of the last attempt, None if it had none."""
+        return self.attempts[-1].exit_code if self.attempts else None
+
+    @property
+    def signal(self) -> int | None:
+        """Number of the signal that ended the last attempt, None if none did."""
+        return self.attempts[-1].signal if self.attempts else None
+
+    @property
+    def truncated(self) -> bool:
+        """True if stdout or stderr was longer than what is kept: head and tail, or nothing if it was `dropped`."""
+        return self.stdout_size > len(self.stdout) or self.stderr_size > len(self.stderr)
+
+    @property
+    def stdout_cut(self) -> int | None:
+        """Where in `stdout` the bytes are missing that were not kept; None if it is whole."""
+        return cut_at(self.stdout, self.stdout_size)
+
+    @property
+    def stderr_cut(self) -> int | None:
+        return cut_at(self.stderr, self.stderr_size)
+
+    def describe(self) -> str:
+        """One line for people: how the task stands or ended, and why."""
+        verb = "was" if self.state is State.CANCELLED else "has" if self.ended else "is"
+        text = f"task {self.id} ({self.name}) {verb} {self.state}"
+        if self.reason and self.reason != self.state:
+            text += f": {self.reason}"
+        last = self.attempts[-1] if self.attempts else None
+        if last is not None and not self.success:
+            tail = last.message or last.stderr_tail.decode("utf-8", "replace").strip()[-300:]
+            text += f" (attempt {last.number}{f': {tail}' if tail else ''})"
+        return text

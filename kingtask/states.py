@@ -1,0 +1,36 @@
+"""The seven states of a task, and TRANSITIONS, the only table of moves between them.
+
+    scheduled ─▶ ready ─▶ running ─▶ succeeded | failed
+        ▲                   │  │        (a failure with retries left goes back to scheduled,
+        └───────────────────┘  └─▶ ready   a lost or released attempt goes back to ready)
+    scheduled, ready ─▶ cancelled | expired;   running ─▶ cancelled
+
+The Lua library holds the same table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    SCHEDULED = "scheduled"
+    READY = "ready"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.READY, State.CANCELLED, State.EXPIRED}),
+    State.READY: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.SCHEDULED, State.READY, State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
