@@ -1,40 +1,24 @@
-"""Wire protocol v1, implemented once: bytes to typed requests, values to replies, and every limit (PROTOCOL.md).
-
-Pure: no socket, no clock. The only module that knows msgpack; the store packs its arguments through it.
-Every frame is hostile: one decode per message with every length capped, ext types, duplicate and non-string keys
-refused; whatever else a decoder may raise is one `malformed`.
-"""
+"""Wire protocol v1: typed requests and replies, and every limit (PROTOCOL.md). Pure: no socket, no clock."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import msgpack
 import msgspec
 
-from kingtask import result, task
+from kingtask import task
 from kingtask.errors import REFUSALS, InvalidRequest, RequestRefused
+from kingtask.result import Result
 from kingtask.states import State
 from kingtask.task import QueueName, TaskId, TaskSpec
 from kingtask.validation import convert, show
+from kingtask.wire import MAX_BATCH, MAX_DEPTH, MAX_MESSAGE_BYTES, pack, unpack
 
 VERSION = 1
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_BATCH = 1000
-MAX_DEPTH = 8
 MAX_WAIT_S = 3600.0
 MAX_PAGE = 200
 MAX_RID_LENGTH = 64
-MAX_STRING_BYTES = 2 * 1024 * 1024
-"""Over it nothing is decoded at all; below it the limits of each field decide, and name the field."""
-MAX_LENGTH = 4096
-"""Of one array or map; likewise."""
-MAX_CONTAINERS = 8 * MAX_BATCH
-"""Arrays and maps in one message; a full batch has 5 a task. 4 MiB of empty maps would take 300 MB and a second."""
-MAX_VALUES = 500_000
-"""Entries of all of them; a full batch of tasks with every field full has 432,000."""
 
 LIMITS: dict[str, int | float] = {
     "message_bytes": MAX_MESSAGE_BYTES,
@@ -132,110 +116,6 @@ REQUESTS: dict[str, type[Request]] = {
     "pause": Pause,
     "resume": Resume,
 }
-
-
-# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-def pack(value: Any) -> bytes:
-    """msgpack with the bin type, as on the wire."""
-    return _encoder.encode(value)
-
-
-def pack_raw(value: Any) -> bytes:
-    """msgpack without the bin type: what Redis's cmsgpack reads; str and bytes both become raw strings."""
-    packed: bytes = msgpack.packb(value, use_bin_type=False)
-    return packed
-
-
-def unpack_raw(packed: bytes) -> Any:
-    """The inverse of pack_raw for data of our own making; raw strings come as bytes."""
-    return msgpack.unpackb(packed, raw=True, strict_map_key=False)
-
-
-def decode(message: bytes) -> dict[str, Any]:
-    """One message as a map. Raises InvalidRequest (`too_big`, `malformed`, `too_deep`, `invalid_request`)."""
-    size = len(message)
-    if size > MAX_MESSAGE_BYTES:
-        raise InvalidRequest(f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {size:,}", code="too_big")
-    containers = values = 0
-
-    def take(items: list[Any]) -> list[Any]:
-        nonlocal containers, values
-        containers += 1
-        values += len(items)
-        if containers > MAX_CONTAINERS or values > MAX_VALUES:
-            raise InvalidRequest("the message holds more arrays, maps or values than any request needs", code="too_big")
-        return items
-
-    def take_map(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-        found = {}
-        for key, value in take(pairs):
-            if type(key) is not str:
-                raise InvalidRequest(f"expected strings as keys of a map, got {show(key)}", code="malformed")
-            found[key] = value
-        if len(found) != len(pairs):
-            raise InvalidRequest("a map holds the same key twice", code="malformed")
-        return found
-
-    try:
-        value = msgpack.unpackb(
-            message, object_pairs_hook=take_map, list_hook=take, ext_hook=_refuse_ext, strict_map_key=False, **_LENGTHS
-        )
-    except InvalidRequest:
-        raise
-    except msgpack.StackError:
-        raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep") from None
-    except Exception as error:  # noqa: BLE001  (the decoder raises seven kinds; all mean the same to the sender)
-        raise _undecodable(error) from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"expected a map, got {show(value)}")
-    if containers > MAX_DEPTH and not _within(value, MAX_DEPTH):
-        raise InvalidRequest(f"expected at most {MAX_DEPTH} levels of nesting", code="too_deep")
-    return value
-
-
-_LENGTHS = {
-    "max_str_len": MAX_STRING_BYTES,
-    "max_bin_len": MAX_STRING_BYTES,
-    "max_array_len": MAX_LENGTH,
-    "max_map_len": MAX_LENGTH,
-    "max_ext_len": MAX_LENGTH,
-}
-
-
-def _refuse_ext(code: int, _: bytes) -> Any:
-    raise InvalidRequest(f"msgpack's ext types are not part of the protocol, got type {code}", code="malformed")
-
-
-def _undecodable(error: Exception) -> InvalidRequest:
-    text = str(error) or type(error).__name__
-    if "exceeds max_" in text:
-        return InvalidRequest(
-            f"expected arrays and maps of at most {MAX_LENGTH:,} entries and strings of at most"
-            f" {MAX_STRING_BYTES:,} bytes",
-            code="too_big",
-        )
-    return InvalidRequest(f"the message is not msgpack: {text}", code="malformed")
-
-
-def _within(value: Any, depth: int) -> bool:
-    """True if arrays and maps nest no deeper than `depth` levels."""
-    level = [value]
-    while level:
-        if not depth:
-            return False
-        depth -= 1
-        level = [
-            item
-            for container in level
-            for item in (container.values() if type(container) is dict else container)
-            if type(item) is dict or type(item) is list
-        ]
-    return True
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -372,10 +252,7 @@ def encode_request(rid: Rid, op: str, fields: Mapping[str, Any]) -> bytes:
 
 def decode_reply(message: bytes) -> dict[str, Any]:
     """A broker's reply as a map (`rid`, `ok`, …). Raises InvalidRequest (`malformed`) if it is none."""
-    try:
-        reply = msgpack.unpackb(message)
-    except Exception as error:  # noqa: BLE001  (as in decode)
-        raise _undecodable(error) from None
+    reply = unpack(message)
     if not isinstance(reply, dict) or "ok" not in reply:
         raise InvalidRequest("the reply is not one of protocol v1", code="malformed")
     return reply
@@ -392,57 +269,12 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def result_fields(result: result.Result) -> dict[str, Any]:
+def result_fields(result: Result) -> dict[str, Any]:
     """A Result as the `task` map of a reply."""
     fields: dict[str, Any] = msgspec.to_builtins(result, builtin_types=(bytes,))
     return fields
 
 
-def result_from(fields: Mapping[str, Any]) -> result.Result:
+def result_from(fields: Mapping[str, Any]) -> Result:
     """The `task` map of a reply as a Result; fields of a newer broker are ignored."""
-    return convert(dict(fields), result.Result, "task")
-
-
-# ── wakeups (broker's XPUB to workers): hints, never delivery ────────────────────────────────────────────────────────
-
-# A topic is a number made of a name, not the name: libzmq keeps what peers subscribe to in a tree with a node for each
-# byte, and looks through all of it whenever a connection ends (60 ns a node). Of these there are few, whoever asks. Two
-# names may share one: a hint too many.
-
-
-READY_TOPIC_BYTES = 3
-
-
-def ready_topic(queue: str) -> bytes:
-    """What a worker subscribes to once, to say that it serves the queue; nothing is published under it."""
-    return b"r" + (zlib.crc32(queue.encode()) & 0x0FFF).to_bytes(2, "big")
-
-
-IDLE_TOPIC = b"i"
-"""What a worker subscribes to whenever it has room and found nothing to claim.
-
-Published as [this and four bytes of the broker's choice, the ready_topic] to one such worker for each task that became
-ready, and now and then for none: a worker that has just looked is quicker at what comes next. A worker that was told is
-told no more before it subscribes again. If it has no room for what it is told, it unsubscribes, and somebody else is
-told.
-"""
-
-SOON = b"+"
-"""Behind the ready_topic: the task is only on its way to Redis. A worker that finds nothing looks once more, twice
-SOON_US later; the broker tells of it again if it was stored later than SOON_US."""
-SOON_US = 5_000
-
-
-def cancel_topic(worker: str) -> bytes:
-    """Published as [topic, task id] when a task that this worker runs is to be cancelled."""
-    return b"c" + (zlib.crc32(worker.encode()) & 0xFF).to_bytes(1, "big")
-
-
-def is_topic(topic: bytes) -> bool:
-    """True for what a worker may subscribe to; anything else is ignored."""
-    kind, size = topic[:1], len(topic)
-    return (
-        (kind == b"r" and size == READY_TOPIC_BYTES and topic[1] < 0x10)
-        or (kind == b"c" and size == 2)
-        or topic == IDLE_TOPIC
-    )
+    return convert(dict(fields), Result, "task")

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.broker import authorizer as rules
 from kingtask.broker import ops
 from kingtask.broker.auth import CurveAuth, Known
@@ -90,7 +90,7 @@ class Dispatcher:
                 return
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
-                envelope = protocol.decode(message)
+                envelope = wire.decode(message)
                 rid = protocol.rid_of(envelope)
                 request = protocol.parse(envelope)
             rid = request.rid
@@ -119,7 +119,7 @@ class Dispatcher:
 
     def _turn_away(self, peer: Peer, message: bytes) -> None:
         """Its key was revoked: nothing of the message is looked at but which answer it waits for."""
-        rid = protocol.rid_of(protocol.decode(message))
+        rid = protocol.rid_of(wire.decode(message))
         self.refuse(peer, rid, _revoked())
 
     def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: ClientPolicy) -> None:

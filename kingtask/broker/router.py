@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.backend
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import PartialMessageGuard
@@ -38,7 +38,7 @@ NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _send = zmq.backend.Socket.send
 """Without the wrapper that serializes and routes by keyword: it costs more than sending does (1.5 against 0.5 µs)."""
 
-MAX_FRAME_BYTES = protocol.MAX_MESSAGE_BYTES + 65_536
+MAX_FRAME_BYTES = wire.MAX_MESSAGE_BYTES + 65_536
 """A message a little over the limit is answered, one far over it costs the sender the connection."""
 DRAIN_MESSAGES = 256
 DRAIN_FRAMES = 2_048

@@ -19,7 +19,7 @@ from typing import Any
 
 import zmq
 
-from kingtask import __version__, failpoint, openfiles, protocol
+from kingtask import __version__, failpoint, openfiles, protocol, topics
 from kingtask import log as logs
 from kingtask.broker import metrics
 from kingtask.broker.auth import CurveAuth
@@ -220,7 +220,7 @@ class Broker:
         return monotonic_us()
 
     def _stored(self, reply: functions.Submitted, told_us: int | None) -> None:
-        told = told_us is not None and monotonic_us() - told_us < protocol.SOON_US
+        told = told_us is not None and monotonic_us() - told_us < topics.EARLY_US
         for queue, tasks in reply.ready:
             if tasks > told:
                 self._wakeups.ready(queue, tasks - told)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from kingtask import protocol
+from kingtask import topics
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import cut_off, is_still
@@ -134,14 +134,14 @@ class Wakeups:
         self._socket.close(0)
 
     def ready(self, queue: str, tasks: int) -> None:
-        self._ready(protocol.ready_topic(queue), tasks)
+        self._ready(topics.ready_topic(queue), tasks)
 
     def soon(self, queue: str) -> bool:
         """Tell of a task that is on its way to Redis; False if nobody is idle: it is to be told when it is there."""
-        topic = self._last = protocol.ready_topic(queue)
+        topic = self._last = topics.ready_topic(queue)
         line = self._longest_idle(topic)
         if line is not None:
-            self._tell(line, topic, protocol.SOON)
+            self._tell(line, topic, topics.EARLY)
         return line is not None
 
     def rehearse(self) -> None:
@@ -176,7 +176,7 @@ class Wakeups:
         self._publish(line.topic, line.told)
 
     def cancel(self, worker: str, task_id: str) -> None:
-        self._publish(protocol.cancel_topic(worker), task_id.encode())
+        self._publish(topics.cancel_topic(worker), task_id.encode())
 
     def _publish(self, topic: bytes, body: bytes) -> None:
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
@@ -228,7 +228,7 @@ class Wakeups:
             line.second, line.words = second, 0
         line.words += 1
         word = frame.bytes
-        if not (word and word[0] <= 1 and protocol.is_topic(word[1:]) and self._said(line, word[1:], word[0] == 1)):
+        if not (word and word[0] <= 1 and topics.is_topic(word[1:]) and self._said(line, word[1:], word[0] == 1)):
             line.stray += 1
             self._counters.count(counters.UNKNOWN_TOPIC, repr(word))
         topics = len(line.queues) + len(line.named)
@@ -250,25 +250,25 @@ class Wakeups:
 
     def _said(self, line: WakeupPeer, topic: bytes, on: bool) -> bool:
         """False if a worker would not have said so."""
-        if topic == protocol.IDLE_TOPIC:
+        if topic == topics.IDLE_TOPIC:
             if on:
                 self._became_idle(line)
             elif line.told:
                 told, line.told = line.told, b""
-                self._ready(told[: protocol.READY_TOPIC_BYTES], 1, told[protocol.READY_TOPIC_BYTES :])
+                self._ready(told[: topics.READY_TOPIC_BYTES], 1, told[topics.READY_TOPIC_BYTES :])
             else:
                 self._busy(line)
             return True
-        topics = line.queues if topic[:1] == b"r" else line.named
-        if on == (topic in topics):
+        subscribed = line.queues if topic[:1] == b"r" else line.named
+        if on == (topic in subscribed):
             return on
         idle = line.idle  # libzmq says all again, sorted, after a lost connection: "idle" comes before the queues
         self._busy(line)
         if on:
-            topics.add(topic)
+            subscribed.add(topic)
         else:
-            topics.remove(topic)
-        if topics is line.named:
+            subscribed.remove(topic)
+        if subscribed is line.named:
             self._socket.setsockopt(zmq.SUBSCRIBE if on else zmq.UNSUBSCRIBE, topic)
         if idle:
             self._became_idle(line)
@@ -276,7 +276,7 @@ class Wakeups:
 
     def _became_idle(self, line: WakeupPeer) -> None:
         if not line.topic:
-            line.topic = protocol.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
+            line.topic = topics.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
             self._socket.setsockopt(zmq.SUBSCRIBE, line.topic)
         line.told = b""
         for queue in line.queues:

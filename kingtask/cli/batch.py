@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import click
 import msgspec
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.cli import console, result_view
 from kingtask.cli.connect import connect
 from kingtask.cli.exit import Exit, exit_for
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kingtask.client import Client
 
 READ_BYTES = 1_048_576
-LONGEST_LINE_BYTES = 8 * protocol.MAX_MESSAGE_BYTES
+LONGEST_LINE_BYTES = 8 * wire.MAX_MESSAGE_BYTES
 """A message in JSON: each byte may take several."""
 
 

@@ -7,7 +7,7 @@ from copy import copy
 from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client.call import Call, asked_rest_s, field
 from kingtask.client.handles import AsyncTask, Outcome, Task
 from kingtask.client.plan import SendOnly, Steps
@@ -22,7 +22,7 @@ more a second), and long ones in few."""
 IN_FLIGHT = 4
 """Chunks on their way at a time: enough that broker and client work at once, and one busy reply costs little."""
 
-CHUNK_BYTES = protocol.MAX_MESSAGE_BYTES * 3 // 4
+CHUNK_BYTES = wire.MAX_MESSAGE_BYTES * 3 // 4
 """Where a chunk ends by estimate; the exact size is known when it is packed, and one that is too big is halved."""
 
 TASK_BYTES = 128
@@ -93,7 +93,7 @@ class Bulk(Generic[H]):
             weight = _weight(task)
             if entries and (len(entries) == most or size + weight > CHUNK_BYTES):
                 yield from self._chunk(entries)
-                entries, size, most = [], 0, min(2 * most, protocol.MAX_BATCH)
+                entries, size, most = [], 0, min(2 * most, wire.MAX_BATCH)
             entries.append(Entry(len(self._outcomes), task))
             self._outcomes.append(Outcome(self._make(*_named(task)), "created"))
             size += weight

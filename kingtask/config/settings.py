@@ -20,12 +20,12 @@ from kingtask.config import permissions_file as rules
 from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import InvalidSetting, about_path, absolute, check_bin_path, for_key, secret
 from kingtask.config.sandbox_settings import Limits, Mask, RunAs, UnixIdentity, Variable, identities, may_read, writable
-from kingtask.protocol import MAX_MESSAGE_BYTES
 from kingtask.store.durability import Ack, AckLevel
 from kingtask.store.functions import Policy
 from kingtask.store.identity import CLUSTER_PATTERN
 from kingtask.store.keys import NAMESPACE_PATTERN
 from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
+from kingtask.wire import MAX_MESSAGE_BYTES
 
 MAX_OUTPUT_BYTES = 1_048_576
 """Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kingtask.clock import duration_ms, start_ms
-from kingtask.protocol import pack, pack_raw, unpack_raw
 from kingtask.result import Attempt, Result
 from kingtask.states import State
 from kingtask.task import TaskSpec
+from kingtask.wire import pack, pack_raw, unpack_raw
 
 STDERR_TAIL_BYTES = 1024
 MESSAGE_BYTES = 512

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from kingtask.protocol import pack_raw
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import codec
 from kingtask.task import TaskSpec
+from kingtask.wire import pack_raw
 
 QueueGains = list[tuple[str, int]]
 

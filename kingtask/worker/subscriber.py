@@ -20,7 +20,7 @@ from enum import Enum, auto
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from kingtask import protocol
+from kingtask import topics
 from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError
 from kingtask.keyfiles import ClientKeys
@@ -114,7 +114,7 @@ class Subscriber:
 
     def _topics(self, queues: Sequence[str]) -> set[bytes]:
         """Two queues may share one, and libzmq would count it twice."""
-        return {protocol.cancel_topic(self._worker), *(protocol.ready_topic(queue) for queue in queues)}
+        return {topics.cancel_topic(self._worker), *(topics.ready_topic(queue) for queue in queues)}
 
     @property
     def connected(self) -> dict[str, bool]:
@@ -176,7 +176,7 @@ class _Line:
         for topic in self._topics:
             self._socket.subscribe(topic)
         if self._word is not _Word.FULL:
-            self._socket.subscribe(protocol.IDLE_TOPIC)
+            self._socket.subscribe(topics.IDLE_TOPIC)
         self._monitor = self._socket.get_monitor_socket(_SEEN)
         try:
             self._socket.connect(self.endpoint)
@@ -211,10 +211,10 @@ class _Line:
 
     def idle(self) -> None:
         if self._word is _Word.FULL:
-            self._socket.subscribe(protocol.IDLE_TOPIC)
+            self._socket.subscribe(topics.IDLE_TOPIC)
         elif self._word is _Word.ASKED:  # libzmq counts: the broker hears the first of these only
-            self._socket.subscribe(protocol.IDLE_TOPIC)
-            self._socket.unsubscribe(protocol.IDLE_TOPIC)
+            self._socket.subscribe(topics.IDLE_TOPIC)
+            self._socket.unsubscribe(topics.IDLE_TOPIC)
         else:
             return
         self._word = _Word.IDLE
@@ -225,15 +225,15 @@ class _Line:
 
     def full(self) -> None:
         if self._word is _Word.TOLD:
-            self._socket.unsubscribe(protocol.IDLE_TOPIC)
+            self._socket.unsubscribe(topics.IDLE_TOPIC)
             self._word = _Word.FULL
 
     def _heard(self, frames: list[bytes]) -> None:
-        if not frames[0].startswith(protocol.IDLE_TOPIC):
+        if not frames[0].startswith(topics.IDLE_TOPIC):
             self._on_cancel(frames)
         elif self._word is not _Word.FULL:
             self._word = _Word.TOLD
-            self._on_ready(frames[-1][protocol.READY_TOPIC_BYTES :] == protocol.SOON)
+            self._on_ready(frames[-1][topics.READY_TOPIC_BYTES :] == topics.EARLY)
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from kingtask import __version__, failpoint, protocol
+from kingtask import __version__, failpoint, topics
 from kingtask import log as logs
 from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import Reload, WorkerConfig
@@ -323,7 +323,7 @@ class Worker:
             if reply.tasks and not self._spawning:
                 self._spawn_next()
             if len(reply.tasks) < self._expected and "again" not in self._timers:
-                self._timers["again"] = self._loop.call_later(2 * protocol.SOON_US / 1e6, self._look_again)
+                self._timers["again"] = self._loop.call_later(2 * topics.EARLY_US / 1e6, self._look_again)
         self._soon()
 
     def _stored(self, fences: list[Fence], sure: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.broker import router
 from tests.broker.conftest import Sockets
 from tests.integration.rig import Daemon, Rig
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 def asked(name: str, code: str, field: str | None = None, repeated: Any = 1, /, **fields: Any) -> Row:
     """A `ping` with other fields, or without those that are None."""
     envelope = {"v": 1, "rid": 1, "op": "ping", **fields}
-    message = protocol.pack({key: value for key, value in envelope.items() if value is not None})
+    message = wire.pack({key: value for key, value in envelope.items() if value is not None})
     return Row(name, [message], code, repeated, field)
 
 
@@ -89,14 +89,14 @@ def no_messages() -> Iterator[Row]:
         submit = b"\x84\xa1v\x01\xa3rid\x01\xa2op\xa6submit\xa4task"
         yield bytes_(f"{depth} arrays as a task", submit + b"\x91" * (depth - 1) + b"\xc0", "too_deep")
     for name, value in {"int": 5, "array": [SUBMIT], "nil": None, "string": "ping", "true": True}.items():
-        yield bytes_(f"top level {name}", protocol.pack(value), "invalid_request")
+        yield bytes_(f"top level {name}", wire.pack(value), "invalid_request")
     yield bytes_("a key twice", SUBMIT[:1] + SUBMIT[1:].replace(b"\xa3rid\x01", b"\xa1v\x01"))
     yield bytes_("a key of a task twice", SUBMIT.replace(b"\xa4args\x91\xa212", b"\xa4name\xa212"))
     for name, key in {"int": b"\x05", "nil": b"\xc0", "NaN": b"\xcb\x7f\xf8" + b"\0" * 6, "array": b"\x91\x01"}.items():
         yield bytes_(f"key {name}", b"\x81" + key + b"\x01")
     yield bytes_("ext type", SUBMIT.replace(b"\xa3rid\x01", b"\xa3rid\xd4\x01\x01"))
     yield bytes_(
-        "more than a message may have", protocol.pack({"v": 1, "rid": 1, "op": "submit", **MORE_THAN_ALL}), "too_big"
+        "more than a message may have", wire.pack({"v": 1, "rid": 1, "op": "submit", **MORE_THAN_ALL}), "too_big"
     )
     yield bytes_(
         "as long as a frame may be",

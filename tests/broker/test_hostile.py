@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kingtask import openfiles, protocol
+from kingtask import openfiles, protocol, topics
 from kingtask.broker import router, wakeups
 from kingtask.broker.counters import Counters
 from kingtask.broker.router import Peer
@@ -262,11 +262,11 @@ def word(topic: bytes, on: int = 1) -> bytes:
     return zmtp.frame(bytes([on]) + topic)
 
 
-DEFAULT = protocol.ready_topic("default")
+DEFAULT = topics.ready_topic("default")
 STORMS = {
     "random topics": b"".join(word(os.urandom(60)) for _ in range(3_000)),
-    "known topics": b"".join(word(protocol.ready_topic(f"queue-{n}")) for n in range(3_000)),
-    "on and off": (word(protocol.IDLE_TOPIC) + word(protocol.IDLE_TOPIC, 0)) * 20_000,
+    "known topics": b"".join(word(topics.ready_topic(f"queue-{n}")) for n in range(3_000)),
+    "on and off": (word(topics.IDLE_TOPIC) + word(topics.IDLE_TOPIC, 0)) * 20_000,
     "only off": word(DEFAULT, 0) * 3_000,
     "messages": zmtp.frame(b"hello") * 3_000,
     "a message of many frames": zmtp.frame(b"\1" + DEFAULT, zmtp.MORE) * 40_000 + word(DEFAULT),
@@ -279,7 +279,7 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
     async def story(scene: Scene) -> None:
         worker = sockets.new(zmq.SUB, f"tcp://127.0.0.1:{scene.port}")
         worker.subscribe(DEFAULT)
-        worker.subscribe(protocol.IDLE_TOPIC)
+        worker.subscribe(topics.IDLE_TOPIC)
         await scene.until(lambda: worker.poll(0))
         with scene.connect() as connection:
             left = storm
@@ -291,7 +291,7 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
 
             await scene.until(over)
         worker.recv_multipart()
-        worker.subscribe(protocol.IDLE_TOPIC)
+        worker.subscribe(topics.IDLE_TOPIC)
         await scene.until(lambda: worker.poll(0))
         assert worker.recv_multipart()[1] == DEFAULT
 

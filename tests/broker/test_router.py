@@ -9,7 +9,7 @@ import threading
 import pytest
 import zmq
 
-from kingtask import protocol
+from kingtask import protocol, topics, wire
 from kingtask.broker.counters import Counters
 from kingtask.broker.router import Peer, bind
 from kingtask.broker.wakeups import Wakeups
@@ -66,7 +66,7 @@ def test_garbage_on_the_port_hinders_nobody(sockets: Sockets, served: Served, ga
 
 def test_a_message_far_over_the_limit_costs_the_connection(sockets: Sockets, served: Served) -> None:
     dealer = sockets.new(zmq.DEALER, served.endpoint)
-    dealer.send(b"x" * (protocol.MAX_MESSAGE_BYTES + 1_000_000))
+    dealer.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1_000_000))
     other = sockets.new(zmq.DEALER, served.endpoint)
     other.send(b"still here")
     assert other.recv() == b"still here"
@@ -108,7 +108,7 @@ def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
         wakeups = Wakeups(serving, (endpoint,), counters := Counters())
         wakeups.start()
         known, unknown = sockets.new(zmq.SUB, endpoint), sockets.new(zmq.SUB, endpoint)
-        for topic in (protocol.ready_topic("default"), protocol.IDLE_TOPIC):
+        for topic in (topics.ready_topic("default"), topics.IDLE_TOPIC):
             known.subscribe(topic)
         for topic in (b"", b"r", b"ready:default/"):
             unknown.subscribe(topic)
@@ -118,8 +118,8 @@ def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
             wakeups.ready("default", 3)
             await asyncio.sleep(0.005)
         topic, queue = known.recv_multipart()
-        assert topic.startswith(protocol.IDLE_TOPIC)
-        assert queue == protocol.ready_topic("default")
+        assert topic.startswith(topics.IDLE_TOPIC)
+        assert queue == topics.ready_topic("default")
         assert not unknown.poll(0)
         wakeups.stop()
         serving.term()

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import zmq
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.errors import RequestRefused, TaskNotFound
 from kingtask.result import Result
 from kingtask.states import State
@@ -145,7 +145,7 @@ class Responder:
 
     def _take(self, router: zmq.Socket[bytes]) -> None:
         peer, message = router.recv_multipart()
-        request = protocol.decode(message)
+        request = wire.decode(message)
         with self._changed:
             self._peers.append(peer)
             self.messages.append(message)

@@ -14,7 +14,7 @@ from math import inf
 from random import Random
 from typing import Any
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.errors import Busy, NotConfirmed
@@ -127,7 +127,7 @@ class World:
         if mood is Mood.DEAD:
             return
         broker.seen.append(message)
-        envelope = protocol.decode(message)
+        envelope = wire.decode(message)
         rid = envelope["rid"]
         reply = protocol.ok(rid, {"echo": envelope.get("id"), "id": envelope.get("id")})
         delays = [0.001 + 0.004 * self.random.random()]

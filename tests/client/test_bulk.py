@@ -9,7 +9,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
 from kingtask.client.call import Call, CallStage
 from kingtask.client.handles import Outcome, Task
@@ -84,7 +84,7 @@ def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_i
     while run.found is None:
         assert 0 < len(run.under_way) <= IN_FLIGHT
         call = data.draw(st.sampled_from(run.under_way))
-        assert len(tasks_of(call)) <= protocol.MAX_BATCH
+        assert len(tasks_of(call)) <= wire.MAX_BATCH
         protocol.encode_request(1, call.op, call.fields)
         sent += [one["id"] for one in tasks_of(call)]
         run.store(call)

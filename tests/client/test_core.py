@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.errors import Busy, InvalidRequest, NoAnswer, NotConfirmed, RequestRefused, Unavailable
@@ -66,7 +66,7 @@ def test_every_call_ends_once_in_time_with_its_own_reply_and_says_truly_what_is_
     for broker in world.brokers:
         by_rid: dict[int, set[bytes]] = {}
         for message in broker.seen:
-            by_rid.setdefault(protocol.decode(message)["rid"], set()).add(message)
+            by_rid.setdefault(wire.decode(message)["rid"], set()).add(message)
         assert all(len(messages) == 1 for messages in by_rid.values()), "every try has the same bytes"
     assert world.core.pending == 0
     assert world.core.next_at() == inf, "nothing is left to do"
@@ -317,9 +317,9 @@ def test_replies_to_nobody_change_nothing():
         protocol.ok(999, {}),
         protocol.ok("1", {}),
         protocol.ok(None, {}),
-        protocol.pack({"v": 1, "rid": [1], "ok": True}),
+        wire.pack({"v": 1, "rid": [1], "ok": True}),
         reply[:-1],
-        protocol.pack([1, 2]),
+        wire.pack([1, 2]),
         b"",
         b"HTTP/1.1 400 Bad Request",
     ]

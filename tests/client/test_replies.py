@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client.call import Call, CallStage
 from kingtask.client.core import Core
 from kingtask.client.handles import Task
@@ -114,7 +114,7 @@ def _answer(core: Core, call: Call, reply: dict[str, Any]) -> None:
     core.tick(now)
     if core.next_to_send() is call:
         core.sent(now)
-    core.received(protocol.pack({"v": 1, "rid": call.rid, **reply}), now)
+    core.received(wire.pack({"v": 1, "rid": call.rid, **reply}), now)
     if call.stage is not CallStage.DONE:
         core.tick(now + 1e6)
     assert call.stage is CallStage.DONE

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.client import waiting
 from kingtask.client.bulk import CHUNK_TASKS
 from kingtask.errors import (
@@ -521,7 +521,7 @@ def test_tasks_that_have_no_room_in_one_message_share_it_out(shell: Shell, broke
     found = shell.client(broker.endpoint).submit_many(specs)
 
     assert outcomes(found) == ["created"] * 9
-    assert max(map(len, broker.messages)) <= protocol.MAX_MESSAGE_BYTES
+    assert max(map(len, broker.messages)) <= wire.MAX_MESSAGE_BYTES
     assert len(broker.requests) == 3
 
 

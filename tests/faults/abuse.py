@@ -17,6 +17,7 @@ from random import Random
 import zmq
 
 from kingtask import keyfiles, protocol
+from kingtask.topics import ready_topic
 from tests import zmtp
 from tests.integration.keyed import Recorder
 
@@ -179,9 +180,7 @@ def stopped(target: Target) -> int:
         for _ in range(50):
             connection = stack.enter_context(target.connect())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.sendall(
-                zmtp.GREETING + zmtp.ready("SUB") + zmtp.frame(b"\x01" + protocol.ready_topic("default"))
-            )
+            connection.sendall(zmtp.GREETING + zmtp.ready("SUB") + zmtp.frame(b"\x01" + ready_topic("default")))
         for _ in target.turns():
             time.sleep(0.1)
     return 50

@@ -10,7 +10,7 @@ from time import monotonic, monotonic_ns
 
 import zmq
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from tests.faults.history import Ping, Sample, read
 from tests.faults.play import TICK_S, FaultStory, Steps
 from tests.faults.stage import Stage
@@ -76,12 +76,12 @@ def memory_is_flat(stage: Stage) -> None:
 
 
 REFUSED = {
-    "another version": (protocol.pack({"v": 2, "rid": 1, "op": "ping"}), "unsupported_version"),
-    "no version": (protocol.pack({"rid": 1, "op": "ping"}), "unsupported_version"),
-    "an unknown field": (protocol.pack({"v": 1, "rid": 1, "op": "ping", "new": 1}), "invalid_request"),
-    "an unknown op": (protocol.pack({"v": 1, "rid": 1, "op": "teleport"}), "unknown_op"),
+    "another version": (wire.pack({"v": 2, "rid": 1, "op": "ping"}), "unsupported_version"),
+    "no version": (wire.pack({"rid": 1, "op": "ping"}), "unsupported_version"),
+    "an unknown field": (wire.pack({"v": 1, "rid": 1, "op": "ping", "new": 1}), "invalid_request"),
+    "an unknown op": (wire.pack({"v": 1, "rid": 1, "op": "teleport"}), "unknown_op"),
     "an unknown field of a task": (
-        protocol.pack({"v": 1, "rid": 1, "op": "submit", "task": {"name": "work", "colour": "red"}}),
+        wire.pack({"v": 1, "rid": 1, "op": "submit", "task": {"name": "work", "colour": "red"}}),
         "invalid_request",
     ),
 }

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kingtask import protocol
+from kingtask import protocol, topics, wire
 from tests import zmtp
 
 ID = str(uuid.UUID(int=0x6F1C2B8E4C1D4D1E9A520C6D5B0A7F11))
@@ -82,7 +82,7 @@ def _value(chance: random.Random, depth: int = 0) -> object:
 
 def _fields(chance: random.Random) -> list[bytes]:
     fields = {chance.choice(("id", "task", "tasks", "state", "queue", "limit", "x")): _value(chance) for _ in range(3)}
-    return [protocol.pack({"v": 1, "rid": 1, "op": chance.choice(list(protocol.REQUESTS)), **fields})]
+    return [wire.pack({"v": 1, "rid": 1, "op": chance.choice(list(protocol.REQUESTS)), **fields})]
 
 
 def _frames(chance: random.Random) -> list[bytes]:
@@ -98,7 +98,7 @@ _MESSAGES: tuple[Callable[[random.Random], list[bytes]], ...] = (
     *(_cut,) * 3,
     *(_fields,) * 4,
     lambda chance: [chance.randbytes(chance.randint(1, 300))],
-    lambda chance: [protocol.pack(_value(chance))],
+    lambda chance: [wire.pack(_value(chance))],
     lambda chance: [_head(chance)],
     _frames,
     _nested,
@@ -149,7 +149,7 @@ def after_handshake(chance: random.Random) -> bytes:
 
 def words(chance: random.Random) -> Iterator[bytes]:
     """Bursts of 1,000 words for the wakeup socket: topics random, known and far too long; on and off; messages."""
-    on, off = (zmtp.frame(bytes([switch]) + protocol.ready_topic("default")) for switch in (1, 0))
+    on, off = (zmtp.frame(bytes([switch]) + topics.ready_topic("default")) for switch in (1, 0))
     while True:
         yield b"".join(zmtp.frame(b"\1" + chance.randbytes(45)) for _ in range(1_000))
         yield b"".join(zmtp.frame(b"\1r" + chance.randrange(4096).to_bytes(2, "big")) for _ in range(1_000))

@@ -26,7 +26,7 @@ from typing import Any
 
 import zmq
 
-from kingtask import protocol
+from kingtask import protocol, topics
 from tests import zmtp
 from tests.faults import garbage
 from tests.integration.rig import Daemon, Rig
@@ -244,7 +244,7 @@ class Siege:
 
     def stopped(self, seconds: float) -> Part:
         """Subscribers that never read, but answer heartbeats, at WAKEUPS_A_SECOND."""
-        subscribed = zmtp.frame(b"\1" + protocol.ready_topic("default"))
+        subscribed = zmtp.frame(b"\1" + topics.ready_topic("default"))
         pong = zmtp.frame(b"\4PONG", zmtp.COMMAND)
         with self._part("stopped subscribers") as part, self._rig.client() as client, ExitStack() as stack:
             stuck = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.errors import InvalidRequest, RequestRefused
 from kingtask.task import TaskSpec
 
@@ -29,7 +29,7 @@ def decide(message: bytes) -> str:
 
 
 def _as_broker(message: bytes) -> str:
-    envelope = protocol.decode(message)
+    envelope = wire.decode(message)
     request = protocol.parse(envelope)
     quick = protocol.read_submit(message)
     if not isinstance(request, protocol.Submit):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kingtask import Client, protocol
+from kingtask import Client, protocol, topics, wire
 from tests import zmtp
 from tests.integration.rig import Daemon, Rig
 from tests.processes import PATIENCE_S, until
@@ -27,7 +27,7 @@ def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
     """One of frames without number, many that are large and stop short of their end; the others are served."""
     with Rig() as rig, ExitStack() as stack:
         rig.executable("example", "#!/bin/sh\necho $1\n")
-        broker = rig.start_broker(max_pending_bytes=protocol.MAX_MESSAGE_BYTES)
+        broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()
         client = rig.client()
         port = int(broker.config["addr"].rpartition(":")[2])
@@ -46,7 +46,7 @@ def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
 def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_connection() -> None:
     with Rig() as rig:
         rig.executable("example", "#!/bin/sh\necho $1\n")
-        broker = rig.start_broker(max_pending_bytes=protocol.MAX_MESSAGE_BYTES)
+        broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()
         port = int(broker.config["addr"].rpartition(":")[2])
         ping = zmtp.frame(protocol.encode_request(1, "ping", {}))
@@ -62,9 +62,9 @@ def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_c
 def test_a_word_without_an_end_costs_a_subscriber_its_connection() -> None:
     with Rig() as rig:
         rig.executable("example", "#!/bin/sh\necho $1\n")
-        broker = rig.start_broker(max_pending_bytes=protocol.MAX_MESSAGE_BYTES)
+        broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()
-        words = zmtp.frame(b"\1" + protocol.ready_topic("default"), zmtp.MORE) * 100_000
+        words = zmtp.frame(b"\1" + topics.ready_topic("default"), zmtp.MORE) * 100_000
         with zmtp.connect(int(broker.config["wakeup"].rpartition(":")[2]), "SUB") as connection:
             attackers = [threading.Thread(target=pour, args=([connection], words, 500))]
             most_mb = served_under(attackers, broker, rig.client())

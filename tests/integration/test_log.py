@@ -12,7 +12,7 @@ import msgpack
 import pytest
 import zmq
 
-from kingtask import Client, KingtaskError, RequestRefused, TaskFailed, protocol
+from kingtask import Client, KingtaskError, RequestRefused, TaskFailed, protocol, wire
 from kingtask.broker import ops
 from kingtask.broker.counters import Counters
 from tests.integration.rig import Daemon, Rig
@@ -140,7 +140,7 @@ def test_a_refusal_is_written_down_without_the_value(request_: Any, caplog: pyte
 
 
 def _take(message: bytes) -> None:
-    submit = protocol.parse(protocol.decode(message))
+    submit = protocol.parse(wire.decode(message))
     assert isinstance(submit, protocol.Submit)
     ops.prepare(submit.task, 0.0, "task", lambda: "x")
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import zmq
 
-from kingtask import protocol
+from kingtask import wire
 
 Requests = list[dict[str, Any]]
 
@@ -30,9 +30,9 @@ class ScriptedBroker:
         while not self._end.is_set():
             if self._socket.poll(20):
                 sender, message = self._socket.recv_multipart()
-                self.requests.append(protocol.decode(message))
+                self.requests.append(wire.decode(message))
                 for reply in self._answer(self.requests):
-                    self._socket.send_multipart([sender, protocol.pack({"v": 1, **reply})])
+                    self._socket.send_multipart([sender, wire.pack({"v": 1, **reply})])
 
     def __enter__(self) -> Self:
         self._thread.start()

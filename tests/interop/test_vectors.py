@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kingtask import errors, protocol
+from kingtask import errors, protocol, wire
 from kingtask.errors import InvalidRequest
 from kingtask.result import Attempt, Result
 from kingtask.task import TaskSpec
@@ -63,21 +63,21 @@ def test_there_is_a_vector_for_everything():
 @each([vector for vector in VECTORS if vector.request.value is not None])
 def test_a_request_is_these_bytes(vector: Vector):
     request = vector.request
-    assert same(protocol.decode(request.body), request.value)
-    assert not request.canonical or protocol.pack(request.value) == request.body
+    assert same(wire.decode(request.body), request.value)
+    assert not request.canonical or wire.pack(request.value) == request.body
 
 
 @each(VECTORS)
 def test_a_reply_is_these_bytes(vector: Vector):
     reply = vector.reply
     assert same(protocol.decode_reply(reply.body), reply.value)
-    assert protocol.pack(reply.value) == reply.body
+    assert wire.pack(reply.value) == reply.body
     assert reply.frames[:-1] == vector.request.frames[:-1] or "frames" in vector.name
 
 
 @each(GOOD)
 def test_a_good_request_is_taken(vector: Vector):
-    envelope = protocol.decode(vector.request.body)
+    envelope = wire.decode(vector.request.body)
     specs = specs_of(protocol.parse(envelope))
     fast = protocol.read_submit(vector.request.body)
     assert fast is None or specs_of(fast) == specs
@@ -96,12 +96,12 @@ def test_a_bad_request_is_refused_with_this_error(vector: Vector):
 
 
 def read(message: bytes) -> None:
-    specs_of(protocol.parse(protocol.decode(message)))
+    specs_of(protocol.parse(wire.decode(message)))
 
 
 @each([vector for vector in BAD if vector.request.value is not None])
 def test_an_error_carries_the_rid_that_can_be_read(vector: Vector):
-    assert protocol.rid_of(protocol.decode(vector.request.body)) == vector.reply.value["rid"]
+    assert protocol.rid_of(wire.decode(vector.request.body)) == vector.reply.value["rid"]
 
 
 def refused_later(vector: Vector) -> bool:
@@ -116,7 +116,7 @@ def test_a_record_is_understood(vector: Vector):
     if "task" in vector.reply.value:
         record = vector.reply.value["task"]
         known = {name: value for name, value in record.items() if name in Result.__struct_fields__}
-        assert protocol.pack(protocol.result_fields(protocol.result_from(record))) == protocol.pack(known)
+        assert wire.pack(protocol.result_fields(protocol.result_from(record))) == wire.pack(known)
 
 
 @each([vector for vector in VECTORS if vector.error])

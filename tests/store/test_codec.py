@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from hypothesis import example, given
 
-from kingtask.protocol import pack_raw
 from kingtask.result import Attempt, Result
 from kingtask.states import State
 from kingtask.store import codec
 from kingtask.task import TaskSpec
+from kingtask.wire import pack_raw
 
 words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
 seconds = st.floats(0, 30 * 86_400, allow_nan=False)

@@ -19,11 +19,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kingtask.protocol import unpack_raw
 from kingtask.states import TERMINAL, State
 from kingtask.store import codec, functions
 from kingtask.store.functions import Fence, Policy, Quota
 from kingtask.task import TaskSpec
+from kingtask.wire import unpack_raw
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.listener import Listener

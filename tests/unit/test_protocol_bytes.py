@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kingtask import errors, protocol
+from kingtask import errors, protocol, topics, wire
 from kingtask.errors import InvalidRequest
 from kingtask.result import Result
 from kingtask.task import MAX_ARGS, MAX_ENV, MAX_RETRIES, MAX_TAGS, TaskSpec
@@ -23,14 +23,14 @@ SUBMIT = protocol.encode_request(
 
 def refused(message: bytes) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        protocol.decode(message)
+        wire.decode(message)
     return caught.value
 
 
 @given(specs(), st.integers(0, 2**64 - 1) | st.text(max_size=protocol.MAX_RID_LENGTH))
 def test_a_task_arrives_as_it_was_sent(spec: TaskSpec, rid: protocol.Rid):
     message = protocol.encode_request(rid, "submit", {"task": protocol.task_fields(spec)})
-    envelope = protocol.decode(message)
+    envelope = wire.decode(message)
     request = protocol.parse(envelope)
     assert protocol.rid_of(envelope) == rid
     assert isinstance(request, protocol.Submit)
@@ -70,7 +70,7 @@ def test_an_error_code_of_a_newer_broker_is_kept():
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_map_or_are_refused(message: bytes):
     try:
-        assert isinstance(protocol.decode(message), dict)
+        assert isinstance(wire.decode(message), dict)
     except InvalidRequest as error:
         assert error.code in ("malformed", "too_big", "too_deep", "invalid_request")
         assert error.message.isprintable()
@@ -79,7 +79,7 @@ def test_any_bytes_are_a_map_or_are_refused(message: bytes):
 @given(anything)
 def test_any_msgpack_is_a_request_or_is_refused(value: object):
     try:
-        protocol.parse(protocol.decode(msgpack.packb(value)))
+        protocol.parse(wire.decode(msgpack.packb(value)))
     except InvalidRequest as error:
         assert error.message.isprintable()
 
@@ -90,7 +90,7 @@ def test_any_msgpack_is_a_request_or_is_refused(value: object):
 def test_any_fields_of_any_op_are_a_request_or_are_refused(fields: dict[str, object]):
     for op in protocol.REQUESTS:
         try:
-            protocol.parse(protocol.decode(protocol.pack({"v": 1, "rid": 1, "op": op, **fields})))
+            protocol.parse(wire.decode(wire.pack({"v": 1, "rid": 1, "op": op, **fields})))
         except InvalidRequest as error:
             assert error.message.isprintable()
 
@@ -113,7 +113,7 @@ def test_a_damaged_request_is_a_request_or_is_refused(data: st.DataObject):
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     try:
-        request = protocol.parse(protocol.decode(bytes(message)))
+        request = protocol.parse(wire.decode(bytes(message)))
         if isinstance(request, protocol.Submit):
             protocol.parse_task(request.task, NOW_S, "task")
     except InvalidRequest as error:
@@ -162,7 +162,7 @@ def test_what_is_not_a_map_in_msgpack_is_refused(message: bytes, code: str):
 
 
 def test_a_timestamp_is_no_value_of_any_field():
-    envelope = protocol.decode(b"\x84\xa1v\x01\xa3rid\x01\xa2op\xa4list\xa5since\xd6\xff\0\0\0\0")
+    envelope = wire.decode(b"\x84\xa1v\x01\xa3rid\x01\xa2op\xa4list\xa5since\xd6\xff\0\0\0\0")
     with pytest.raises(InvalidRequest):
         protocol.parse(envelope)
 
@@ -177,7 +177,7 @@ def nested(depth: int, *, of: str) -> bytes:
 
 
 @pytest.mark.parametrize("of", ["arrays", "maps"])
-@pytest.mark.parametrize("depth", [protocol.MAX_DEPTH + 1, 1025, 1_000_000])
+@pytest.mark.parametrize("depth", [wire.MAX_DEPTH + 1, 1025, 1_000_000])
 def test_what_nests_too_deep_is_refused(depth: int, of: str):
     error = refused(nested(depth, of=of))
     assert (error.code, error.message) == ("too_deep", "expected at most 8 levels of nesting")
@@ -185,22 +185,22 @@ def test_what_nests_too_deep_is_refused(depth: int, of: str):
 
 @pytest.mark.parametrize("of", ["arrays", "maps"])
 def test_eight_levels_are_allowed(of: str):
-    assert "a" in protocol.decode(nested(protocol.MAX_DEPTH, of=of))
+    assert "a" in wire.decode(nested(wire.MAX_DEPTH, of=of))
 
 
 def test_depth_is_seen_behind_many_others():
     inner: object = "x"
-    for _ in range(protocol.MAX_DEPTH):
+    for _ in range(wire.MAX_DEPTH):
         inner = [inner]
-    assert refused(protocol.pack({"a": [[], [], {}, inner]})).code == "too_deep"
+    assert refused(wire.pack({"a": [[], [], {}, inner]})).code == "too_deep"
 
 
 def test_a_message_of_exactly_the_limit_is_read_and_one_more_byte_is_not():
-    room = protocol.MAX_MESSAGE_BYTES - len(protocol.pack({"a": b"0" * 70_000, "b": b"0" * 70_000})) + 140_000
-    exact = protocol.pack({"a": b"0" * (room // 2), "b": b"0" * (room - room // 2)})
-    assert len(exact) == protocol.MAX_MESSAGE_BYTES
-    assert set(protocol.decode(exact)) == {"a", "b"}
-    error = refused(protocol.pack({"a": b"0" * (room // 2), "b": b"0" * (room - room // 2 + 1)}))
+    room = wire.MAX_MESSAGE_BYTES - len(wire.pack({"a": b"0" * 70_000, "b": b"0" * 70_000})) + 140_000
+    exact = wire.pack({"a": b"0" * (room // 2), "b": b"0" * (room - room // 2)})
+    assert len(exact) == wire.MAX_MESSAGE_BYTES
+    assert set(wire.decode(exact)) == {"a", "b"}
+    error = refused(wire.pack({"a": b"0" * (room // 2), "b": b"0" * (room - room // 2 + 1)}))
     assert error.code == "too_big"
     assert str(error) == "expected a message of at most 4,194,304 bytes, got 4,194,305"
 
@@ -208,9 +208,9 @@ def test_a_message_of_exactly_the_limit_is_read_and_one_more_byte_is_not():
 @pytest.mark.parametrize("small", [b"\x80", b"\x90", b"\x01", b"\xa0"], ids=["maps", "arrays", "integers", "strings"])
 def test_four_megabytes_of_small_values_are_refused_unread(small: bytes):
     """Each empty map would cost 64 bytes of memory for its one byte."""
-    row = b"\xdc" + struct.pack(">H", protocol.MAX_LENGTH) + small * protocol.MAX_LENGTH
+    row = b"\xdc" + struct.pack(">H", wire.MAX_LENGTH) + small * wire.MAX_LENGTH
     message = b"\x81\xa1a\xdc" + struct.pack(">H", 1000) + row * 1000
-    assert len(message) <= protocol.MAX_MESSAGE_BYTES
+    assert len(message) <= wire.MAX_MESSAGE_BYTES
     assert refused(message).code == "too_big"
 
 
@@ -222,13 +222,13 @@ def test_the_fullest_batch_is_read():
         "env": {f"{n}": "" for n in range(MAX_ENV)},
         "tags": ["x"] * MAX_TAGS,
     }
-    message = protocol.pack({"v": 1, "rid": 1, "op": "submit", "tasks": [full] * protocol.MAX_BATCH})
-    assert len(protocol.decode(message)["tasks"]) == protocol.MAX_BATCH
+    message = wire.pack({"v": 1, "rid": 1, "op": "submit", "tasks": [full] * wire.MAX_BATCH})
+    assert len(wire.decode(message)["tasks"]) == wire.MAX_BATCH
 
 
 @pytest.mark.parametrize("rid", [None, True, 1.5, b"r", [1], {}, "r" * 65, "r" * 1_000_000])
 def test_an_unusable_rid_is_not_repeated(rid: object):
-    envelope = protocol.decode(protocol.pack({"v": 1, "rid": rid, "op": "ping"}))
+    envelope = wire.decode(wire.pack({"v": 1, "rid": rid, "op": "ping"}))
     assert protocol.rid_of(envelope) is None
     with pytest.raises(InvalidRequest) as caught:
         protocol.parse(envelope)
@@ -246,7 +246,7 @@ def test_a_missing_rid_is_named():
 
 def test_a_request_over_the_limit_is_refused_before_it_is_sent():
     with pytest.raises(InvalidRequest) as caught:
-        protocol.encode_request(1, "submit", {"task": {"stdin": b"0" * protocol.MAX_MESSAGE_BYTES}})
+        protocol.encode_request(1, "submit", {"task": {"stdin": b"0" * wire.MAX_MESSAGE_BYTES}})
     assert caught.value.code == "too_big"
 
 
@@ -267,34 +267,34 @@ def test_a_reply_that_is_none_is_malformed(message: bytes):
 
 @given(st.lists(st.integers(-(2**63), 2**64 - 1) | st.binary() | st.lists(st.binary())))
 def test_raw_packing_is_undone(values: list[object]):
-    packed = protocol.pack_raw(values)
-    assert protocol.unpack_raw(packed) == values
+    packed = wire.pack_raw(values)
+    assert wire.unpack_raw(packed) == values
 
 
 def test_raw_packing_knows_no_bin_type():
-    assert protocol.pack_raw([b"a", "b"]) == b"\x92\xa1a\xa1b"
+    assert wire.pack_raw([b"a", "b"]) == b"\x92\xa1a\xa1b"
 
 
 # Topics of the wakeup socket.
 
 
 def test_topics_are_few_and_short():
-    ready = {protocol.ready_topic(f"queue-{n}") for n in range(100_000)}
-    cancel = {protocol.cancel_topic(f"worker-{n}") for n in range(10_000)}
+    ready = {topics.ready_topic(f"queue-{n}") for n in range(100_000)}
+    cancel = {topics.cancel_topic(f"worker-{n}") for n in range(10_000)}
     assert {len(topic) for topic in ready} == {3}
     assert {len(topic) for topic in cancel} == {2}
     assert (len(ready), len(cancel)) == (4096, 256)
-    assert all(map(protocol.is_topic, ready | cancel))
-    assert protocol.ready_topic("default") == b"r\x00\xdf", "as every other broker and worker has it"
+    assert all(map(topics.is_topic, ready | cancel))
+    assert topics.ready_topic("default") == b"r\x00\xdf", "as every other broker and worker has it"
 
 
 @pytest.mark.parametrize(
     "topic", [b"", b"r", b"c", b"rr", b"r\x10\x00", b"rrrr", b"ccc", b"x\0\0", b"x1", b"ready:default/"]
 )
 def test_other_topics_are_not(topic: bytes):
-    assert not protocol.is_topic(topic)
+    assert not topics.is_topic(topic)
 
 
 def test_no_topic_begins_with_another():
     """A subscription is a prefix."""
-    assert not protocol.ready_topic("a").startswith(protocol.cancel_topic("a"))
+    assert not topics.ready_topic("a").startswith(topics.cancel_topic("a"))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kingtask import errors, protocol, task
+from kingtask import errors, protocol, task, wire
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.errors import InvalidRequest
 from kingtask.result import Attempt, Result
@@ -199,9 +199,7 @@ def shown_session() -> str:
     parts = []
     for messages in exchanges():
         for arrow, message in zip("→←", messages, strict=True):
-            words = json.dumps(
-                protocol.decode_reply(message) if arrow == "←" else protocol.decode(message), default=binary
-            )
+            words = json.dumps(protocol.decode_reply(message) if arrow == "←" else wire.decode(message), default=binary)
             dump = "\n".join(message[i : i + 32].hex(" ") for i in range(0, len(message), 32))
             parts.append(f"{arrow} {words}\n\n{dump}\n")
     return "```text\n" + "\n".join(parts) + "```\n"
@@ -219,7 +217,7 @@ def test_the_session_is_what_would_be_sent():
 
 def test_the_bytes_of_the_session_are_understood():
     for request, reply in exchanges():
-        asked, answered = protocol.decode(request), protocol.decode_reply(reply)
+        asked, answered = wire.decode(request), protocol.decode_reply(reply)
         protocol.parse(asked)
         assert asked["rid"] == answered["rid"]
     assert protocol.result_from(protocol.decode_reply(exchanges()[1][1])["task"]) == RESULT

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kingtask import protocol, task
+from kingtask import protocol, task, wire
 from kingtask.errors import InvalidRequest
 from kingtask.task import TaskSpec
 from tests.unit.values import NOW_S
@@ -27,7 +27,7 @@ INFINITY = float("inf")
 
 def refused(request: dict[str, Any]) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        protocol.parse(protocol.decode(protocol.pack({"v": 1, "rid": 1, **request})))
+        protocol.parse(wire.decode(wire.pack({"v": 1, "rid": 1, **request})))
     return caught.value
 
 
@@ -123,7 +123,7 @@ def test_one_bad_task_of_a_hundred_is_refused_alone():
     message = protocol.encode_request(
         1, "submit", {"tasks": [{"name": "x"}] * 40 + [{"name": "/x"}] + [{"name": "x"}] * 59}
     )
-    request = protocol.parse(protocol.decode(message))
+    request = protocol.parse(wire.decode(message))
     assert isinstance(request, protocol.Submit)
     assert request.tasks is not None
     outcomes: list[TaskSpec | InvalidRequest] = []
@@ -352,7 +352,7 @@ def test_a_name_that_no_environment_can_hold(name: str):
 )
 def test_an_argument_has_no_meaning_but_its_characters(arg: str):
     message = protocol.encode_request(1, "submit", {"task": {"name": "x", "args": [arg]}})
-    request = protocol.parse(protocol.decode(message))
+    request = protocol.parse(wire.decode(message))
     assert isinstance(request, protocol.Submit)
     assert protocol.parse_task(request.task, NOW_S, "task").args == (arg,)
 
@@ -381,5 +381,5 @@ def test_no_letter_of_any_alphabet_passes_for_a_hexadecimal_digit():
 
 
 def test_every_limit_is_told_by_ping():
-    assert protocol.LIMITS["message_bytes"] == protocol.MAX_MESSAGE_BYTES
+    assert protocol.LIMITS["message_bytes"] == wire.MAX_MESSAGE_BYTES
     assert all(isinstance(value, (int, float)) and value > 0 for value in protocol.LIMITS.values())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kingtask import protocol
+from kingtask import protocol, wire
 from kingtask.errors import InvalidRequest
 from kingtask.task import TaskSpec
 from kingtask.validation import convert
@@ -19,11 +19,11 @@ TASK: dict[str, Any] = {"name": "example", "args": ["12", "45"], "retry": [5, 8.
 
 
 def message(**fields: Any) -> bytes:
-    return protocol.pack({"v": 1, "rid": 7, "op": "submit", **fields})
+    return wire.pack({"v": 1, "rid": 7, "op": "submit", **fields})
 
 
 def the_long_way(packed: bytes) -> list[TaskSpec]:
-    request = protocol.parse(protocol.decode(packed))
+    request = protocol.parse(wire.decode(packed))
     assert isinstance(request, protocol.Submit)
     values = request.tasks if request.tasks is not None else [request.task]
     return [convert(value, TaskSpec) for value in values]
@@ -73,9 +73,9 @@ TWICE_IN_TASK = b"\x83\xa4name\xa1a\xa8priority\x05\xa8priority\x05"
         message(task={"name": "x", "args": ["a"]}).replace(b"\x91\xa1a", b"\x91" * 1_000_000),
         message(task={"name": "x", "args": ["a"]}).replace(b"\x91\xa1a", b"\xdd\xff\xff\xff\xff"),
         message(tasks=["x"]).replace(b"\x91\xa1x", b"\xdd\xff\xff\xff\xff"),
-        protocol.pack({"v": 1, "rid": 7, "op": "get", "task": TASK}),
-        protocol.pack({"v": 2, "rid": 7, "op": "submit", "task": TASK}),
-        protocol.pack({"v": 1, "rid": True, "op": "submit", "task": TASK}),
+        wire.pack({"v": 1, "rid": 7, "op": "get", "task": TASK}),
+        wire.pack({"v": 2, "rid": 7, "op": "submit", "task": TASK}),
+        wire.pack({"v": 1, "rid": True, "op": "submit", "task": TASK}),
     ],
 )
 def test_anything_unusual_goes_the_long_way(packed: bytes) -> None:

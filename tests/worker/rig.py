@@ -18,7 +18,7 @@ from uuid import uuid4
 import yaml
 import zmq
 
-from kingtask import protocol
+from kingtask import topics
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import is_still
 from kingtask.broker.wakeups import Wakeups
@@ -211,7 +211,7 @@ class Worker:
             )
         line = until(self._started, f"the worker's start: {self.log}")
         self.name = line.partition("name=")[2].split()[0]
-        self._rig.bell.heard(protocol.cancel_topic(self.name))
+        self._rig.bell.heard(topics.cancel_topic(self.name))
         return self
 
     def _started(self) -> str:

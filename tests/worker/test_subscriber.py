@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import zmq
 
-from kingtask import protocol
+from kingtask import topics
 from kingtask.errors import ConfigurationError
 from kingtask.worker.subscriber import Subscriber
 from tests.processes import PATIENCE_S, descriptors, until
@@ -70,8 +70,8 @@ def bell(tmp_path: Path) -> Iterator[Bell]:
     made.close()
 
 
-async def subscribed(bell: Bell, *topics: bytes) -> None:
-    for topic in (protocol.cancel_topic("w.1"), *topics):
+async def subscribed(bell: Bell, *wanted: bytes) -> None:
+    for topic in (topics.cancel_topic("w.1"), *wanted):
         await asyncio.to_thread(bell.heard, topic)
 
 
@@ -83,7 +83,7 @@ async def idle(listener: Listener, bell: Bell) -> None:
 
 async def test_only_what_concerns_this_worker(listen: type[Listener], bell: Bell) -> None:
     listener = listen(bell.endpoint, queues=("a", "b"))
-    await subscribed(bell, protocol.ready_topic("a"), protocol.ready_topic("b"))
+    await subscribed(bell, topics.ready_topic("a"), topics.ready_topic("b"))
     await idle(listener, bell)
     bell.ready("ab")
     bell.ready("c")
@@ -99,7 +99,7 @@ async def test_one_that_is_full_hands_back_what_it_is_told_and_is_left_alone_the
     listen: type[Listener], bell: Bell
 ) -> None:
     listener = listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     await idle(listener, bell)
     listener.subscriber.full()
     bell.ready()
@@ -130,11 +130,11 @@ async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
         listener.subscriber.idle()
         listener.subscriber.asked()
         listener.subscriber.full()
-    deaf.send_multipart([protocol.cancel_topic("w.1"), b"heard all"])
+    deaf.send_multipart([topics.cancel_topic("w.1"), b"heard all"])
     while not listener.cancelled:
         await listener.heard()
     assert await asyncio.to_thread(deaf.poll, int(1000 * PATIENCE_S))
-    assert deaf.recv() == b"\1" + protocol.IDLE_TOPIC
+    assert deaf.recv() == b"\1" + topics.IDLE_TOPIC
     assert not await asyncio.to_thread(deaf.poll, 200)
     deaf.close(0)
     context.term()
@@ -142,7 +142,7 @@ async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
 
 async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[Listener], bell: Bell) -> None:
     listener = listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     await idle(listener, bell)
     for number in range(5):
         bell.ready()
@@ -157,7 +157,7 @@ async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[L
 
 async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Listener], bell: Bell) -> None:
     listener = listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     assert not bell.soon(), "nobody is idle: it is to be told when it is there"
     await idle(listener, bell)
     assert not bell.soon("other")
@@ -175,7 +175,7 @@ async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Liste
 
 async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(listen: type[Listener], bell: Bell) -> None:
     first, second = listen(bell.endpoint), listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     await idle(first, bell)
     bell.ready()
     await first.heard()
@@ -188,7 +188,7 @@ async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(listen: 
 
 async def test_what_one_has_asked_for_is_told_to_nobody_else(listen: type[Listener], bell: Bell) -> None:
     first, second = listen(bell.endpoint), listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     await idle(first, bell)
     bell.ready()
     await first.heard()
@@ -220,7 +220,7 @@ async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener]
     endpoint = f"ipc://{tmp_path}/bell"
     first = Bell(endpoint)
     listener = listen(endpoint)
-    await subscribed(first, protocol.ready_topic("default"))
+    await subscribed(first, topics.ready_topic("default"))
     await idle(listener, first)
     first.close()
     second = Bell(endpoint)
@@ -244,10 +244,10 @@ async def test_a_flood_is_read_to_its_end(listen: type[Listener], bell: Bell) ->
 
 async def test_nonsense_does_no_harm(listen: type[Listener], bell: Bell) -> None:
     listener = listen(bell.endpoint)
-    await subscribed(bell, protocol.ready_topic("default"))
+    await subscribed(bell, topics.ready_topic("default"))
     await idle(listener, bell)
     (topic,) = {line.topic for line in bell.wakeups._lines.values()}
-    cancel = protocol.cancel_topic("w.1")
+    cancel = topics.cancel_topic("w.1")
     hostile: list[list[bytes]] = [
         [topic],
         [topic, b"", b""],
