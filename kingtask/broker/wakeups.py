@@ -231,9 +231,9 @@ class Wakeups:
         if not (word and word[0] <= 1 and topics.is_topic(word[1:]) and self._said(line, word[1:], word[0] == 1)):
             line.stray += 1
             self._counters.count(counters.UNKNOWN_TOPIC, repr(word))
-        topics = len(line.queues) + len(line.named)
-        if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or topics > MAX_TOPICS:
-            self._end(line, f"words={line.words} topics={topics} stray={line.stray}")
+        subscribed = len(line.queues) + len(line.named)
+        if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or subscribed > MAX_TOPICS:
+            self._end(line, f"words={line.words} topics={subscribed} stray={line.stray}")
 
     def _end(self, line: WakeupPeer, why: str) -> None:
         line.cut = True
