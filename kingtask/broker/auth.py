@@ -18,7 +18,7 @@ from pathlib import Path
 import zmq
 import zmq.auth
 
-from kingtask import failpoint, keyfiles
+from kingtask import curve, failpoint
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.errors import ConfigurationError
@@ -58,8 +58,8 @@ class CurveAuth:
         self._context = context
         self._counters = counters
         self._directory = authorized
-        self._pair = keyfiles.read_pair(secret_key_file)
-        self._names = keyfiles.read_directory(authorized)
+        self._pair = curve.read_pair(secret_key_file)
+        self._names = curve.read_directory(authorized)
         self._sockets: list[Socket] = []
         self._monitors: list[Socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +118,7 @@ class CurveAuth:
 
     def _is_open(self, endpoint: str, kind: int) -> bool:
         public, secret = zmq.curve_keypair()
-        keys = keyfiles.ClientKeys(own=keyfiles.Pair(public=public, secret=secret), server=self._pair.public)
+        keys = curve.ClientKeys(own=curve.Pair(public=public, secret=secret), server=self._pair.public)
         context: zmq.Context[Socket] = zmq.Context()
         try:
             with context.socket(kind) as socket:
@@ -148,7 +148,7 @@ class CurveAuth:
 
     def read(self) -> dict[str, str]:
         """What `reload` takes. Raises ConfigurationError."""
-        return keyfiles.read_directory(self._directory)
+        return curve.read_directory(self._directory)
 
     def key_of(self, frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))

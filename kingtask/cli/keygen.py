@@ -26,8 +26,8 @@ def keygen(name: str, directory: Path, replace: bool) -> int:
     directory that the broker calls authorized_clients, where NAME is what the client is called; the broker's goes to
     every client and worker.
     """
-    from kingtask import keyfiles
+    from kingtask import curve
 
-    for file in keyfiles.write_pair(directory, name, replace=replace):
+    for file in curve.write_pair(directory, name, replace=replace):
         click.echo(file)
     return Exit.OK

@@ -19,7 +19,7 @@ from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
 
 if TYPE_CHECKING:
-    from kingtask.keyfiles import ClientKeys
+    from kingtask.curve import ClientKeys
 
 QUICK_S = 0.1
 """Nearly every reply comes within this, and one plain receive is the cheapest way to wait for it. No longer, because a

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 if TYPE_CHECKING:
-    from kingtask.keyfiles import ClientKeys
+    from kingtask.curve import ClientKeys
 
 OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from kingtask.keyfiles import ClientKeys
+    from kingtask.curve import ClientKeys
 
 CURVE_KEY = "KINGTASK_CURVE_KEY"
 SERVER_KEY = "KINGTASK_SERVER_KEY"
@@ -29,6 +29,6 @@ def read(curve_key: Path | None, server_key: Path | None) -> ClientKeys | None:
             f"keys: this client has {there} key, but not the {missing} one; name both"
             f" (curve_key and server_key, --curve-key and --server-key, or {CURVE_KEY} and {SERVER_KEY})"
         )
-    keyfiles = import_module("kingtask.keyfiles")  # and zmq.auth with it, which most clients do without
+    keyfiles = import_module("kingtask.curve")  # and zmq.auth with it, which most clients do without
     keys: ClientKeys = keyfiles.read_client(own, server)
     return keys

@@ -23,7 +23,7 @@ from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
 
 if TYPE_CHECKING:
-    from kingtask.keyfiles import ClientKeys
+    from kingtask.curve import ClientKeys
 
 BATCH = 256
 """Messages received in a row before the loop's other callbacks have their turn."""

@@ -14,7 +14,7 @@ from kingtask.client.dealer import Context
 from kingtask.errors import ClientClosed
 
 if TYPE_CHECKING:
-    from kingtask.keyfiles import ClientKeys
+    from kingtask.curve import ClientKeys
 
 MAX_IDLE = 16
 """Connections kept while nobody uses them; each costs a few descriptors here and a heartbeat a second."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kingtask import keyfiles, task
+from kingtask import curve, task
 from kingtask.config import document
 from kingtask.errors import InvalidRequest
 from kingtask.validation import convert, nearest, show
@@ -67,8 +67,8 @@ def load(path: str | Path) -> PermissionsFile:
     if not isinstance(clients, dict):
         raise file.error("clients", f"clients: expected a map of names, got {show(clients)}")
     for name in clients:
-        if not keyfiles.NAME.match(name):
-            raise file.error(f"clients.{name}", f"clients: expected names of {keyfiles.NAMES}, got {show(name)}")
+        if not curve.NAME.match(name):
+            raise file.error(f"clients.{name}", f"clients: expected names of {curve.NAMES}, got {show(name)}")
     default = file.values.get("default")
     return PermissionsFile(
         path=str(path),

@@ -22,8 +22,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from kingtask import topics
 from kingtask.clock import monotonic_s
+from kingtask.curve import ClientKeys
 from kingtask.errors import ConfigurationError
-from kingtask.keyfiles import ClientKeys
 
 log = logging.getLogger("kingtask.worker")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kingtask import keyfiles
+from kingtask import curve
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.errors import ConfigurationError
@@ -23,7 +23,7 @@ def socket(request: pytest.FixtureRequest) -> Iterator[zmq.Socket[bytes]]:
 
 
 def gate_for(socket: zmq.Socket[bytes], directory: Path) -> CurveAuth:
-    _, secret = keyfiles.write_pair(directory, "broker", replace=False)
+    _, secret = curve.write_pair(directory, "broker", replace=False)
     (directory / "clients").mkdir()
     gate = CurveAuth(socket.context, secret, directory / "clients", Counters())
     gate.guard(socket)

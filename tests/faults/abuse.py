@@ -16,7 +16,7 @@ from random import Random
 
 import zmq
 
-from kingtask import keyfiles, protocol
+from kingtask import curve, protocol
 from kingtask.topics import ready_topic
 from tests import zmtp
 from tests.integration.keyed import Recorder
@@ -220,17 +220,17 @@ def _bent(good: bytes, random: Random) -> bytes:
 
 def strangers(target: Target) -> int:
     """Handshakes without a key, with one that nobody knows, and for another server; fails if one succeeds."""
-    known = keyfiles.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
+    known = curve.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
     with zmq.Context() as context:
         for number in target.turns():
             own, other = (
-                keyfiles.Pair(public=public, secret=secret)
+                curve.Pair(public=public, secret=secret)
                 for public, secret in (zmq.curve_keypair(), zmq.curve_keypair())
             )
             keys = (
                 None,
-                keyfiles.ClientKeys(own=own, server=known.server),
-                keyfiles.ClientKeys(own=known.own, server=other.public),
+                curve.ClientKeys(own=own, server=known.server),
+                curve.ClientKeys(own=known.own, server=other.public),
             )[number % 3]
             with context.socket(zmq.DEALER) as dealer:
                 dealer.linger = 0
@@ -251,7 +251,7 @@ def strangers(target: Target) -> int:
 
 def replays(target: Target) -> int:
     """What a client with a key said, again and again, whole and from some point on; fails if it is answered."""
-    known = keyfiles.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
+    known = curve.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
     with ExitStack() as stack, Recorder(target.port) as wire:
         context = stack.enter_context(zmq.Context())
         dealer = stack.enter_context(context.socket(zmq.DEALER))

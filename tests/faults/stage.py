@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 import redis
 
-from kingtask import Client, TaskSpec, keyfiles
+from kingtask import Client, TaskSpec, curve
 from kingtask.errors import KingtaskError
 from kingtask.failpoint import VARIABLE
 from kingtask.result import Result
@@ -87,7 +87,7 @@ class Stage(Chronicle):
     def _make_keys(self) -> None:
         (self.directory / "authorized").mkdir()
         for name in ("broker", "peer", "stranger"):
-            keyfiles.write_pair(self.directory, name, replace=False)
+            curve.write_pair(self.directory, name, replace=False)
         shutil.copy(self.directory / "peer.key", self.directory / "authorized")
         self.keys = {"curve_key": self.directory / "peer.key_secret", "server_key": self.directory / "broker.key"}
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import zmq
 
-from kingtask import keyfiles
+from kingtask import curve
 from tests.integration.rig import Daemon, Rig
 
 
@@ -28,7 +28,7 @@ class Keyed(Rig):
         self.keys = self.keys_of("alice")
 
     def pair(self, name: str) -> str:
-        keyfiles.write_pair(self.private, name, replace=False)
+        curve.write_pair(self.private, name, replace=False)
         return name
 
     def admit(self, name: str) -> None:
@@ -63,7 +63,7 @@ class Keyed(Rig):
         made.linger = 0
         if name is not None:
             keys = self.keys_of(name)
-            keyfiles.read_client(keys["curve_key"], keys["server_key"]).put_on(made)
+            curve.read_client(keys["curve_key"], keys["server_key"]).put_on(made)
         return made
 
 

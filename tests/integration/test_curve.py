@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kingtask import AsyncClient, Client, keyfiles, protocol
+from kingtask import AsyncClient, Client, curve, protocol
 from kingtask.errors import ConfigurationError, KingtaskError, NoAnswer, PermissionDenied
 from tests.integration.keyed import Keyed, Recorder
 from tests.integration.rig import Daemon
@@ -173,7 +173,7 @@ def test_no_secret_key_is_written_down(keyed: Keyed):
     secret = keyed.private / "bob.key_secret"
     (keyed.authorized / "bob.key").write_bytes(secret.read_bytes())
     assert "bob.key holds a secret key" in reloaded(broker, "refused")
-    keys = [keyfiles.read_pair(path).secret.decode() for path in keyed.private.glob("*.key_secret")]
+    keys = [curve.read_pair(path).secret.decode() for path in keyed.private.glob("*.key_secret")]
     assert len(keys) == 4
     for daemon in (broker, worker):
         assert daemon.text()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kingtask import keyfiles
+from kingtask import curve
 from kingtask.errors import TaskNotFound
 from tests.integration.keyed import Keyed
 from tests.interop.driver import Driver, Told
@@ -35,7 +35,7 @@ def rig() -> Iterator[Keyed]:
 
 def keys(rig: Keyed, name: str, server: str = "broker") -> dict[str, str]:
     files = rig.keys_of(name, server)
-    read = keyfiles.read_client(files["curve_key"], files["server_key"])
+    read = curve.read_client(files["curve_key"], files["server_key"])
     return {"server": read.server.decode(), "public": read.own.public.decode(), "secret": read.own.secret.decode()}
 
 

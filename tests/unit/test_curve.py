@@ -10,21 +10,21 @@ import pytest
 import zmq
 import zmq.auth
 
-from kingtask import keyfiles
+from kingtask import curve
 from kingtask.errors import ConfigurationError
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    return keyfiles.write_pair(tmp_path, "alice", replace=False)
+    return curve.write_pair(tmp_path, "alice", replace=False)
 
 
 def test_a_pair_is_what_zmq_auth_reads_and_only_its_owner_may_read_the_secret(pair: tuple[Path, Path]):
     public, secret = pair
     assert (public.name, secret.name) == ("alice.key", "alice.key_secret")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert zmq.auth.load_certificate(public) == (keyfiles.read_public(public), None)
-    read = keyfiles.read_pair(secret)
+    assert zmq.auth.load_certificate(public) == (curve.read_public(public), None)
+    read = curve.read_pair(secret)
     assert zmq.auth.load_certificate(secret) == (read.public, read.secret)
     assert read.secret.decode() not in repr(read)
     assert sorted(file.name for file in public.parent.iterdir()) == ["alice.key", "alice.key_secret"]
@@ -35,35 +35,35 @@ def test_a_pair_that_is_there_is_kept_unless_it_is_said(tmp_path: Path, pair: tu
     before = [file.read_bytes() for file in pair]
     (tmp_path / ({"alice.key", "alice.key_secret"} - {there}).pop()).unlink()
     with pytest.raises(ConfigurationError, match=f"{there} is there already.*--replace"):
-        keyfiles.write_pair(tmp_path, "alice", replace=False)
+        curve.write_pair(tmp_path, "alice", replace=False)
     assert (tmp_path / there).read_bytes() in before
-    keyfiles.write_pair(tmp_path, "alice", replace=True)
-    assert keyfiles.read_pair(pair[1]).public == keyfiles.read_public(pair[0])
+    curve.write_pair(tmp_path, "alice", replace=True)
+    assert curve.read_pair(pair[1]).public == curve.read_public(pair[0])
     assert (tmp_path / there).read_bytes() not in before
 
 
 @pytest.mark.parametrize("name", ["", "..", "../bob", "a/b", "-x", ".x", "a b", "x" * 65, "é"])
 def test_a_name_is_one_file_name(tmp_path: Path, name: str):
     with pytest.raises(ConfigurationError, match="NAME: expected 1 to 64 letters"):
-        keyfiles.write_pair(tmp_path, name, replace=True)
+        curve.write_pair(tmp_path, name, replace=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ConfigurationError, match=r"cannot write into .*nowhere: No such file"):
-        keyfiles.write_pair(tmp_path / "nowhere", "alice", replace=False)
+        curve.write_pair(tmp_path / "nowhere", "alice", replace=False)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o644, 0o601])
 def test_a_secret_that_others_may_read_is_refused(pair: tuple[Path, Path], mode: int):
     pair[1].chmod(mode)
     with pytest.raises(ConfigurationError, match=r"every user may read or change .*; chmod 600 "):
-        keyfiles.read_pair(pair[1])
+        curve.read_pair(pair[1])
 
 
 def test_the_group_may_read_a_secret(pair: tuple[Path, Path]):
     pair[1].chmod(0o640)
-    assert keyfiles.read_pair(pair[1])
+    assert curve.read_pair(pair[1])
 
 
 # Always the same: they are in the names of tests, which all processes that run these have to agree about.
@@ -93,7 +93,7 @@ def test_what_is_no_secret_key_file_is_refused_by_name(tmp_path: Path, text: str
     path.write_text(text)
     path.chmod(0o600)
     with pytest.raises(ConfigurationError, match=told) as refused:
-        keyfiles.read_pair(path)
+        curve.read_pair(path)
     assert str(path) in str(refused.value)
 
 
@@ -103,7 +103,7 @@ def test_how_a_line_ends_does_not_matter(tmp_path: Path, end: str):
     text = f'curve\n    public-key = "{PUBLIC}"\n    secret-key = "{SECRET}"'
     path.write_bytes((text.replace("\n", "\r\n" if "\r" in end else "\n") + end).encode())
     path.chmod(0o600)
-    assert keyfiles.read_pair(path) == keyfiles.Pair(public=PUBLIC.encode(), secret=SECRET.encode())
+    assert curve.read_pair(path) == curve.Pair(public=PUBLIC.encode(), secret=SECRET.encode())
 
 
 @pytest.mark.parametrize("kind", ["directory", "missing", "fifo"])
@@ -114,43 +114,43 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str):
     elif kind == "fifo":
         os.mkfifo(path, 0o600)
     with pytest.raises(ConfigurationError, match=r"not a regular file|No such file"):
-        keyfiles.read_pair(path)
+        curve.read_pair(path)
 
 
 def test_a_secret_is_not_taken_for_a_public_key(pair: tuple[Path, Path]):
     with pytest.raises(ConfigurationError, match="holds a secret key"):
-        keyfiles.read_public(pair[1])
+        curve.read_public(pair[1])
 
 
 def test_a_directory_says_who_is_let_in(tmp_path: Path):
     for name in ("alice", "bob"):
-        keyfiles.write_pair(tmp_path, name, replace=False)
+        curve.write_pair(tmp_path, name, replace=False)
     (tmp_path / "README").write_text("not a key")
-    expected = {keyfiles.read_public(tmp_path / f"{name}.key").decode(): name for name in ("alice", "bob")}
-    assert keyfiles.read_directory(tmp_path) == expected
+    expected = {curve.read_public(tmp_path / f"{name}.key").decode(): name for name in ("alice", "bob")}
+    assert curve.read_directory(tmp_path) == expected
 
 
 def test_who_is_let_in_is_not_for_everybody_to_decide(tmp_path: Path, pair: tuple[Path, Path]):
     pair[0].chmod(0o646)
     with pytest.raises(ConfigurationError, match=r"every user may put another key into .*alice.key; chmod o-w"):
-        keyfiles.read_directory(tmp_path)
+        curve.read_directory(tmp_path)
     pair[0].chmod(0o644)
     tmp_path.chmod(0o777)
     with pytest.raises(ConfigurationError, match=r"every user may put keys into .*; chmod o-w"):
-        keyfiles.read_directory(tmp_path)
+        curve.read_directory(tmp_path)
     tmp_path.chmod(0o755)
-    assert list(keyfiles.read_directory(tmp_path).values()) == ["alice"]
+    assert list(curve.read_directory(tmp_path).values()) == ["alice"]
 
 
 def test_a_directory_with_something_wrong_in_it_is_refused(tmp_path: Path, pair: tuple[Path, Path]):
     (tmp_path / "bob.key").write_bytes(pair[0].read_bytes())
     with pytest.raises(ConfigurationError, match=r"bob.key holds the same key as alice.key"):
-        keyfiles.read_directory(tmp_path)
+        curve.read_directory(tmp_path)
     (tmp_path / "bob.key").write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"bob.key is empty"):
-        keyfiles.read_directory(tmp_path)
+        curve.read_directory(tmp_path)
     (tmp_path / "bob.key").rename(tmp_path / "b ob.key")
     with pytest.raises(ConfigurationError, match=r"b ob.key: what stands before .key names a client"):
-        keyfiles.read_directory(tmp_path)
+        curve.read_directory(tmp_path)
     with pytest.raises(ConfigurationError, match="cannot read the directory"):
-        keyfiles.read_directory(tmp_path / "nowhere")
+        curve.read_directory(tmp_path / "nowhere")
