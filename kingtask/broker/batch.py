@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kingtask import failpoint
+from kingtask import failpoint, policy
 from kingtask.errors import StoreError
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
@@ -34,7 +34,7 @@ class SubmitBatcher:
     def __init__(
         self,
         store: BrokerStore,
-        policy: functions.Policy,
+        policy: policy.Policy,
         *,
         on_sent: Callable[[functions.Prepared], int | None],
         on_stored: Callable[[functions.Submitted, int | None], None],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kingtask import protocol
+from kingtask import policy, protocol
 from kingtask.errors import (
     Busy,
     IdConflict,
@@ -38,7 +38,7 @@ WORKER_ALIVE_S = 20.0
 
 
 class Op(NamedTuple):
-    call: Callable[[Any, functions.Policy, functions.Quota | None], functions.FunctionCall]
+    call: Callable[[Any, policy.Policy, functions.Quota | None], functions.FunctionCall]
     answer: Callable[[Any, Any], dict[str, Any]]
     writes: bool = True
     confirmed: bool = False
@@ -150,7 +150,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
 
 
 def _list_call(
-    request: protocol.List, _policy: functions.Policy, _quota: functions.Quota | None
+    request: protocol.List, _policy: policy.Policy, _quota: functions.Quota | None
 ) -> functions.FunctionCall:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from kingtask import policy
 from kingtask.broker.due_heap import WINDOW_MS, DueHeap
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
@@ -39,7 +40,7 @@ class Ticker:
     def __init__(
         self,
         store: Store,
-        policy: functions.Policy,
+        policy: policy.Policy,
         broker: str,
         *,
         heartbeat: Callable[[], bytes],

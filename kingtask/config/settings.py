@@ -14,16 +14,14 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from kingtask import curve, task
+from kingtask import task
 from kingtask.clock import duration_ms
 from kingtask.config import permissions_file as rules
 from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import InvalidSetting, about_path, absolute, check_bin_path, for_key, secret
 from kingtask.config.sandbox_settings import Limits, Mask, RunAs, UnixIdentity, Variable, identities, may_read, writable
-from kingtask.store.durability import Ack, AckLevel
-from kingtask.store.functions import Policy
-from kingtask.store.identity import CLUSTER_PATTERN
-from kingtask.store.keys import NAMESPACE_PATTERN
+from kingtask.curve import ClientKeys, read_client, read_directory, read_pair, read_public
+from kingtask.policy import CLUSTER_PATTERN, NAMESPACE_PATTERN, Ack, AckLevel, Policy
 from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
 from kingtask.wire import MAX_MESSAGE_BYTES
 
@@ -219,8 +217,8 @@ class BrokerConfig(Settings, frozen=True):
         if (figures := self.metrics_address) is not None and figures.endpoint in seen:
             raise InvalidSetting("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
         if self.curve is not None:
-            about_path("curve.secret_key_file", self.curve.secret_key_file, curve.read_pair)
-            about_path("curve.authorized_clients", self.curve.authorized_clients, curve.read_directory)
+            about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
+            about_path("curve.authorized_clients", self.curve.authorized_clients, read_directory)
         if self.permissions is not None:
             about_path("permissions", self.permissions, rules.load)
 
@@ -269,11 +267,11 @@ class WorkerConfig(Settings, frozen=True):
         return [parse(text).endpoint for text in self.broker]
 
     @property
-    def keys(self) -> curve.ClientKeys | None:
+    def keys(self) -> ClientKeys | None:
         """Reads the key files. Raises ConfigurationError."""
         if self.curve is None:
             return None
-        return curve.read_client(self.curve.secret_key_file, self.curve.server_key_file)
+        return read_client(self.curve.secret_key_file, self.curve.server_key_file)
 
     @property
     def wakeup_endpoints(self) -> list[str]:
@@ -284,8 +282,8 @@ class WorkerConfig(Settings, frozen=True):
         _read_addresses("broker", self.broker)
         _read_wakeups("broker", self.broker, self.wakeup)
         if self.curve is not None:
-            about_path("curve.secret_key_file", self.curve.secret_key_file, curve.read_pair)
-            about_path("curve.server_key_file", self.curve.server_key_file, curve.read_public)
+            about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
+            about_path("curve.server_key_file", self.curve.server_key_file, read_public)
         if self.wakeup is not None and len(self.wakeup) != len(self.broker):
             raise InvalidSetting("wakeup", f"expected one for each broker ({len(self.broker)}), got {len(self.wakeup)}")
         for key, values in (("broker", self.broker), ("queues", self.queues), ("bin_path", self.bin_path)):

@@ -14,38 +14,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.policy import Ack, AckLevel
 from kingtask.store.redis.handshake import ServerFacts, history_of
 from kingtask.store.redis.supervisor import SupervisedConnection
 
 log = logging.getLogger("kingtask.store")
 
-AckLevel = Literal["stored", "fsync", "replicas"]
-
 SHORTEST_WAIT_MS = 10
 """Of one WAIT: requests whose time is up at different moments share the look that ends them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
-    """What an OK must mean. `level` None: `fsync` where the server gives it, else `stored`."""
-
-    level: AckLevel | None = None
-    replicas: int = 1
-    timeout_s: float = 5.0
-
-    def on(self, server: ServerFacts) -> AckLevel:
-        """The level that an OK has on this server. Raises ConfigurationError if it cannot give the one asked for."""
-        if self.level == "fsync" and not server.fsync_always:
-            raise ConfigurationError(
-                "ack: fsync needs a server with appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"
-                f" (this one says: {server.persistence}); change redis.conf (deploy/redis/ has one), or set ack: stored"
-            )
-        return self.level or ("fsync" if server.fsync_always else "stored")
+def level_on(ack: Ack, server: ServerFacts) -> AckLevel:
+    """Return the level that an OK has on this server. Raises ConfigurationError if it cannot give the level asked for."""
+    if ack.level == "fsync" and not server.fsync_always:
+        raise ConfigurationError(
+            "ack: fsync needs a server with appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"
+            f" (this one says: {server.persistence}); change redis.conf (deploy/redis/ has one), or set ack: stored"
+        )
+    return ack.level or ("fsync" if server.fsync_always else "stored")
 
 
 class _Asked(NamedTuple):

@@ -7,9 +7,9 @@ The asyncio store sends them; tests send the same ones over a blocking client. T
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import codec
@@ -17,20 +17,6 @@ from kingtask.task import TaskSpec
 from kingtask.wire import pack_raw
 
 QueueGains = list[tuple[str, int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the configuration decides about tasks; every process that can end one passes its own."""
-
-    keep_ms: int = 86_400_000
-    failed_keep_ms: int = 7 * 86_400_000
-    lease_ms: int = 15_000
-    max_lost: int = 3
-    max_queues: int = 1_000
-    max_queue_length: int = 10_000_000
-    max_tasks: int = 20_000_000
-    max_result_bytes: int = 1024 * 1024 * 1024
 
 
 T = TypeVar("T")

@@ -12,8 +12,6 @@ from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.connection import Connection
 
-CLUSTER_PATTERN = r"\A[0-9a-f]{32}\Z"
-
 
 class DatabaseIdentity:
     """`cluster` is the id that this process works with, None before it has seen one. Only a broker `creates`."""

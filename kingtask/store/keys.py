@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-NAMESPACE_PATTERN = r"\A[A-Za-z0-9_.-]{1,32}\Z"
-
 KEY_PATTERNS = {
     "task": re.compile(r"task:[0-9a-f-]{36}"),
     "schedule": re.compile(r"schedule"),

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, describe_error
+from kingtask.policy import Ack, AckLevel
 from kingtask.store import functions
-from kingtask.store.durability import Ack, AckLevel, ReplicaBarrier
+from kingtask.store.durability import ReplicaBarrier, level_on
 from kingtask.store.functions import FunctionCall, Submitted
 from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
@@ -68,7 +70,7 @@ class Store:
         self.observer: Observer | None = None
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
-        self._link = self._new_link(role, self._went_up, self._went_down, accept=ack.on)
+        self._link = self._new_link(role, self._went_up, self._went_down, accept=partial(level_on, ack))
         self._confirming: SupervisedConnection | None = None
         self._barrier: ReplicaBarrier | None = None
         if ack.level == "replicas":
@@ -282,7 +284,7 @@ class BrokerStore(Store):
         self._send(self._submits, call, answered)
 
     def _accept(self, server: ServerFacts) -> None:
-        level = self._ack.on(server)
+        level = level_on(self._ack, server)
         if self._ack.level is None and level == "stored" and self.ack_level != level:
             log.warning(
                 "ack=stored persistence=%r: an OK means that Redis has the task in memory; what it has not written to"

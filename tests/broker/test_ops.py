@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kingtask import protocol
+from kingtask import policy, protocol
 from kingtask.broker import ops
 from kingtask.errors import (
     Busy,
@@ -25,7 +25,7 @@ from kingtask.store.codec import Page, Peer, QueueStats, StoreStats
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
-POLICY = functions.Policy()
+POLICY = policy.Policy()
 
 
 def answer(request: protocol.Request, value: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from kingtask.policy import Policy
 from kingtask.states import TERMINAL, TRANSITIONS, State
-from kingtask.store.functions import Fence, Policy
+from kingtask.store.functions import Fence
 from kingtask.task import TaskSpec
 from tests.store.model import Model, Task, ms
 

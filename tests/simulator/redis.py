@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kingtask.errors import StoreError
+from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import TERMINAL
 from kingtask.store import functions
-from kingtask.store.functions import FunctionCall, Policy
+from kingtask.store.functions import FunctionCall
 from kingtask.task import TaskSpec
 from tests.simulator.ledger import Ledger, Snapshot, twin
 from tests.simulator.world import START_MS, World

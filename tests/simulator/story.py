@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kingtask.policy import Policy
 from kingtask.states import TERMINAL
-from kingtask.store.functions import Policy
 from tests.simulator.cast import Cast
 from tests.simulator.client import Client, Switchboard
 from tests.simulator.faults import Faults

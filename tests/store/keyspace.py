@@ -15,9 +15,9 @@ from typing import Any
 
 import redis
 
+from kingtask.policy import Policy
 from kingtask.states import TERMINAL
 from kingtask.store import codec
-from kingtask.store.functions import Policy
 from kingtask.store.keys import KEY_PATTERNS, Keys
 
 LIVING = {"scheduled", "ready", "running"}

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from kingtask.policy import Policy
 from kingtask.states import TERMINAL, State
-from kingtask.store.functions import Fence, Policy, Quota
+from kingtask.store.functions import Fence, Quota
 from kingtask.task import TaskSpec
 
 OUTAGE_MS = 3000

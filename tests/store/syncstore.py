@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import redis
 
+from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.store import codec, functions
-from kingtask.store.functions import Claimed, EndedTask, Fence, FunctionCall, Policy, Quota
+from kingtask.store.functions import Claimed, EndedTask, Fence, FunctionCall, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
 from kingtask.task import TaskSpec

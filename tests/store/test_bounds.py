@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import functions
-from kingtask.store.functions import Policy, Quota
+from kingtask.store.functions import Quota
 from tests.store import keyspace
 from tests.store.syncstore import TimedStore
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import functions
-from kingtask.store.functions import Policy
 from tests.store.listener import ANSWER_S, Listener
 from tests.store.syncstore import START_MS, TimedStore
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import codec, functions
-from kingtask.store.functions import Fence, Policy
+from kingtask.store.functions import Fence
 from tests.store.syncstore import START_MS, TimedStore
 
 LEASE_MS = Policy().lease_ms

@@ -11,16 +11,17 @@ from uuid import uuid4
 import pytest
 import redis
 
+from kingtask import policy
 from kingtask.errors import ConfigurationError
+from kingtask.policy import Ack
 from kingtask.store import functions
-from kingtask.store.durability import Ack
 from kingtask.store.store import BrokerStore, Store
 from kingtask.task import TaskSpec
 from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer
 from tests.store.syncstore import SyncStore
 
-POLICY = functions.Policy()
+POLICY = policy.Policy()
 SOON_S = 0.3
 """The `ack_timeout` of what is not going to be confirmed."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import functions
-from kingtask.store.functions import Policy
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
 

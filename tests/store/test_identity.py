@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 
+from kingtask import policy
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.policy import Ack
 from kingtask.store import functions
-from kingtask.store.durability import Ack
 from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
@@ -114,8 +115,8 @@ async def test_what_was_emptied_under_it_is_left_alone_until_it_is_back(
     async with opened(broker(own, namespace)), opened(make(own, namespace)) as store:
         identity: Any = own.client().hgetall(Keys(namespace).meta)
         own.client().flushall()
-        claim = functions.claim(functions.Policy(), "w1", ["default"], 1, bytes(16), nth=1)
-        for call in (functions.pause(functions.Policy(), "default", True), claim, functions.stats()):
+        claim = functions.claim(policy.Policy(), "w1", ["default"], 1, bytes(16), nth=1)
+        for call in (functions.pause(policy.Policy(), "default", True), claim, functions.stats()):
             with pytest.raises(StoreError) as caught:
                 await store.ask(call)
             assert caught.value.kind in ("foreign", "away")
@@ -171,7 +172,7 @@ async def test_who_starts_on_a_full_server_can_drain_it(own: RedisServer, namesp
         own.client().config_set("maxmemory", 1)
         async with opened(make(own, namespace)) as late:
             assert late.up
-            assert await late.ask(functions.pause(functions.Policy(), "default", True)) == "ok"
+            assert await late.ask(functions.pause(policy.Policy(), "default", True)) == "ok"
 
 
 async def test_functions_that_a_full_server_has_no_room_for_are_loaded_later(own: RedisServer, namespace: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kingtask.store.functions import Policy, Quota
+from kingtask.policy import Policy
+from kingtask.store.functions import Quota
 from kingtask.store.keys import KEY_PATTERNS
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore

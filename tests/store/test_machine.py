@@ -19,9 +19,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from kingtask.policy import Policy
 from kingtask.states import TERMINAL, State
 from kingtask.store import codec, functions
-from kingtask.store.functions import Fence, Policy, Quota
+from kingtask.store.functions import Fence, Quota
 from kingtask.task import TaskSpec
 from kingtask.wire import unpack_raw
 from tests.servers import RedisServer

@@ -14,10 +14,11 @@ from uuid import uuid4
 import pytest
 import redis
 
+from kingtask import policy
 from kingtask.broker.ops import store_refusal
 from kingtask.errors import StoreError
+from kingtask.policy import Ack
 from kingtask.store import functions
-from kingtask.store.durability import Ack
 from kingtask.store.redis import redis_errors
 from kingtask.store.redis.connection import connect
 from kingtask.store.redis.redis_errors import store_error
@@ -41,7 +42,7 @@ def broker_store(server: RedisServer, **options: Any) -> BrokerStore:
 async def submit(store: BrokerStore) -> functions.Submitted | StoreError:
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     task = functions.prepare(str(uuid4()), TaskSpec(name="example"))
-    store.submit(functions.submit(functions.Policy(), [task]), answer.set_result, lambda reached: None)
+    store.submit(functions.submit(policy.Policy(), [task]), answer.set_result, lambda reached: None)
     return await answer
 
 

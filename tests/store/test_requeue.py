@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kingtask.policy import Policy
 from kingtask.states import State
-from kingtask.store.functions import Policy
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import codec
-from kingtask.store.functions import Policy
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import functions
-from kingtask.store.functions import Policy
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
 

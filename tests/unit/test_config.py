@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kingtask.config import BrokerConfig, WorkerConfig, load_broker, load_worker
 from kingtask.errors import ConfigurationError
-from kingtask.store.functions import Policy
+from kingtask.policy import Policy
 from kingtask.store.redis.address import RedisAddress, RedisTLS
 
 Write = Callable[[str | bytes], Path]

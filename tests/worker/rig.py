@@ -22,9 +22,9 @@ from kingtask import topics
 from kingtask.broker.counters import Counters
 from kingtask.broker.descriptors import is_still
 from kingtask.broker.wakeups import Wakeups
+from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.store import functions
-from kingtask.store.functions import Policy
 from kingtask.store.library import SCHEMA
 from kingtask.task import TaskSpec
 from tests.processes import PATIENCE_S, name_of, until

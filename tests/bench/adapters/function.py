@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from kingtask import TaskSpec
+from kingtask import TaskSpec, policy
 from kingtask.store import functions
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
@@ -77,4 +77,4 @@ def _packed(argvs: list[list[str]], at: float) -> bytes:
         start_at = at + i / 1000 if at else 0.0
         spec = TaskSpec(name="probe", id=task, args=tuple(argv[1:]), retry=(5, 8, 9), start_at=start_at)
         tasks.append(functions.prepare(task, spec))
-    return functions.submit(functions.Policy(), tasks).payload(0)
+    return functions.submit(policy.Policy(), tasks).payload(0)

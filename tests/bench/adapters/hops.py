@@ -11,6 +11,7 @@ import random
 import time
 import uuid
 
+from kingtask import policy
 from kingtask.store import codec, functions
 from kingtask.store.functions import EndedTask, Fence
 from tests.bench.adapters import base, dealer, echo, function
@@ -23,7 +24,7 @@ class Hops(base.Adapter):
     def __init__(self) -> None:
         self._echo = echo.Echo()
         self._function = function.Function()
-        self._policy = functions.Policy()
+        self._policy = policy.Policy()
         self._claims = 0
 
     def servers(self) -> list[list[str]]:
