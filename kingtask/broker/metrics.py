@@ -17,7 +17,7 @@ from kingtask.metrics.family import Family, Kind, counter, counters, facts, gaug
 from kingtask.metrics.histogram import CALL_S, Histogram
 from kingtask.states import TERMINAL
 from kingtask.store import functions
-from kingtask.store.codec import QueueFigures, QueuesPage
+from kingtask.store.stats import QueueFigures, QueuesPage
 from kingtask.store.store import Store
 
 log = logging.getLogger("kingtask.broker")

@@ -26,7 +26,8 @@ from kingtask.errors import (
 from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 from kingtask.store import functions
-from kingtask.store.codec import Page, StoreStats
+from kingtask.store.codec import Page
+from kingtask.store.stats import StoreStats
 from kingtask.task import TaskSpec
 
 BUSY_AGAIN_S = 0.5

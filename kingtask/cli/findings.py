@@ -16,11 +16,11 @@ from kingtask.cli.times import short_duration
 from kingtask.config.address import parse
 from kingtask.errors import StoreError
 from kingtask.protocol import Stats
-from kingtask.store.codec import StoreStats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.sentinel import Named
 from kingtask.store.rights import Lacking
+from kingtask.store.stats import StoreStats
 
 if TYPE_CHECKING:
     from kingtask.config import BrokerConfig, WorkerConfig

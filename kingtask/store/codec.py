@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import msgspec
-
 from kingtask.clock import duration_ms, start_ms
 from kingtask.result import Attempt, Result
 from kingtask.states import State
@@ -221,126 +219,9 @@ def _row(row: list[Any]) -> Result:
     )
 
 
-NO_TOTAL = frozenset({"touched", "scheduled", "running"})
-"""Of a queue's numbers, those that are no counts of what has happened."""
-
-
-class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
-    """`totals` since the queue was first used; `rates` per second over the last one to two minutes."""
-
-    name: str
-    paused: bool
-    scheduled: int
-    ready: int
-    running: int
-    oldest_waiting_s: float
-    totals: dict[str, int]
-    rates: dict[str, float]
-
-
-class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker or broker and what its heartbeat says; `seen_s` ago."""
-
-    name: str
-    seen_s: float
-    facts: dict[str, Any]
-
-
-class StoreStats(NamedTuple):
-    queues: list[QueueStats]
-    workers: list[Peer]
-    brokers: list[Peer]
-
-
-def stats_of(reply: Any) -> StoreStats:
-    now_us, rows, workers, brokers = reply
-    queues = [_queue_of(row, now_us / 1_000_000) for row in rows]
-    return StoreStats(sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us))
-
-
-def _queue_of(row: list[Any], now_s: float) -> QueueStats:
-    name, paused, ready, oldest_ms, numbers = row
-    counts = _counts(numbers)
-    rates = _rates(counts, _hash(numbers), now_s)
-    return QueueStats(
-        name=name.decode(),
-        paused=bool(paused),
-        scheduled=counts.pop("scheduled", 0),
-        ready=ready,
-        running=counts.pop("running", 0),
-        oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
-        totals={key: n for key, n in counts.items() if key != "touched"},
-        rates=rates,
-    )
-
-
-def _rates(counts: dict[str, int], fields: dict[str, bytes], now_s: float) -> dict[str, float]:
-    """What happened a second, in this minute and the one before it: the totals less what they were when that began."""
-    ago = int(now_s // 60) - counts.get("touched", 0) // 60_000
-    then = "before" if ago == 0 else "began" if ago == 1 else None
-    if then is None:
-        return {}
-    totals = unpack_raw(fields[then]) if then in fields else {}
-    were = {key.decode(): n for key, n in totals.items()} if totals else {}  # Lua packs an empty map as an array
-    span_s = 60 + now_s % 60
-    happened = {key: n - were.get(key, 0) for key, n in counts.items() if key not in NO_TOTAL}
-    return {key: round(n / span_s, 3) for key, n in sorted(happened.items()) if n}
-
-
-class QueueFigures(NamedTuple):
-    """A queue as whoever looks often sees it: without rates."""
-
-    name: str
-    paused: bool
-    ready: int
-    oldest_ready_s: float
-    counts: dict[str, int]
-    """`scheduled` and `running` now, all others since the queue was first used."""
-
-
-class QueuesPage(NamedTuple):
-    now_us: int
-    cursor: str
-    """Where the next page begins; "0": there is none."""
-    queues: list[QueueFigures]
-    names: int
-    """Of queues, on all pages."""
-    live: int
-    """Tasks that have not ended."""
-    kept_bytes: int
-    """Of outputs."""
-    workers: int
-    brokers: int
-
-
-def queues_of(reply: Any) -> QueuesPage:
-    now_us, cursor, rows, *totals = reply
-    return QueuesPage(now_us, cursor.decode(), [_figures_of(row, now_us / 1_000_000) for row in rows], *totals)
-
-
-def _figures_of(row: list[Any], now_s: float) -> QueueFigures:
-    name, paused, ready, oldest_ms, counts = row
-    waited_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0
-    numbers = _counts(counts)
-    numbers.pop("touched", None)
-    return QueueFigures(name.decode(), bool(paused), ready, waited_s, numbers)
-
-
-def _counts(flat: list[Any]) -> dict[str, int]:
-    """The numbers of a queue, without what they were before (`began`, `before`)."""
-    return {key: int(value) for key, value in _hash(flat).items() if key not in ("began", "before")}
-
-
-def _hash(flat: list[Any]) -> dict[str, bytes]:
+def hash_of(flat: list[Any]) -> dict[str, bytes]:
+    """Return a flat reply (field, value, …) as a dict."""
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
-
-
-def _peers(flat: list[Any], now_us: int) -> list[Peer]:
-    peers = []
-    for i in range(0, len(flat), 2):
-        seen_ms, facts = int(flat[i + 1][:13]), msgspec.json.decode(flat[i + 1][13:] or b"{}")
-        peers.append(Peer(name=flat[i].decode(), seen_s=max(0.0, now_us / 1e6 - seen_ms / 1e3), facts=facts))
-    return sorted(peers, key=lambda peer: peer.name)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -29,7 +29,7 @@ SHORTEST_WAIT_MS = 10
 
 
 def level_on(ack: Ack, server: ServerFacts) -> AckLevel:
-    """Return the level that an OK has on this server. Raises ConfigurationError if it cannot give the level asked for."""
+    """Return the level that an OK has on this server. Raises ConfigurationError if the server cannot give it."""
     if ack.level == "fsync" and not server.fsync_always:
         raise ConfigurationError(
             "ack: fsync needs a server with appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"

@@ -13,6 +13,8 @@ from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import codec
+from kingtask.store.codec import hash_of
+from kingtask.store.stats import queues_of, stats_of
 from kingtask.task import TaskSpec
 from kingtask.wire import pack_raw
 
@@ -250,7 +252,7 @@ def wait(task_id: str) -> FunctionCall:
 def get(task_id: str) -> FunctionCall:
     def decode(reply: Any) -> StoredTask:
         now_us, due_ms, fields = reply
-        return StoredTask(now_us, codec.result_of(task_id, _hash(fields), due_ms) if fields else None)
+        return StoredTask(now_us, codec.result_of(task_id, hash_of(fields), due_ms) if fields else None)
 
     return FunctionCall("get", {"id": task_id}, decode)
 
@@ -271,12 +273,12 @@ def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, li
 
 
 def stats() -> FunctionCall:
-    return FunctionCall("stats", {}, codec.stats_of)
+    return FunctionCall("stats", {}, stats_of)
 
 
 def queues(cursor: str) -> FunctionCall:
     """Some hundred of the queues; "0" begins."""
-    return FunctionCall("queues", {"cursor": cursor}, codec.queues_of)
+    return FunctionCall("queues", {"cursor": cursor}, queues_of)
 
 
 def open_namespace(schema: int, cluster: str) -> FunctionCall:
@@ -308,10 +310,6 @@ def _text(reply: Any) -> str:
 
 def _pairs(flat: list[Any]) -> QueueGains:
     return [(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
-
-
-def _hash(flat: list[Any]) -> dict[str, bytes]:
-    return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
 def _submitted(reply: Any) -> Submitted:

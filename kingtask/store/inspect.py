@@ -17,7 +17,6 @@ from redis.retry import Retry
 from kingtask.clock import wall_s
 from kingtask.errors import StoreError
 from kingtask.store import functions
-from kingtask.store.codec import StoreStats
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
@@ -25,6 +24,7 @@ from kingtask.store.redis.handshake import OLDEST, ServerFacts, release_of
 from kingtask.store.redis.redis_errors import not_permitted_within
 from kingtask.store.redis.sentinel import Asker, Named, tls_options
 from kingtask.store.rights import Lacking, Role, lacking
+from kingtask.store.stats import StoreStats
 
 SETTINGS = (
     "appendonly",

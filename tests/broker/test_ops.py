@@ -21,7 +21,8 @@ from kingtask.errors import (
 )
 from kingtask.states import State
 from kingtask.store import functions
-from kingtask.store.codec import Page, Peer, QueueStats, StoreStats
+from kingtask.store.codec import Page
+from kingtask.store.stats import Peer, QueueStats, StoreStats
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"

@@ -10,7 +10,7 @@ import pytest
 
 from kingtask import TaskNotFound
 from kingtask.broker import metrics
-from kingtask.store.codec import QueueFigures, QueuesPage
+from kingtask.store.stats import QueueFigures, QueuesPage
 from tests.integration.rig import Rig
 from tests.metrics.conftest import Metered
 from tests.metrics.scrape import ask, scrape

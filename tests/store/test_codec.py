@@ -12,7 +12,7 @@ from hypothesis import example, given
 
 from kingtask.result import Attempt, Result
 from kingtask.states import State
-from kingtask.store import codec
+from kingtask.store import codec, stats
 from kingtask.task import TaskSpec
 from kingtask.wire import pack_raw
 
@@ -191,9 +191,9 @@ def test_peers_and_queues_of_stats_come_sorted() -> None:
         [b"w2", beat + b'{"slots":4}', b"w1", beat],
         [],
     ]
-    stats = codec.stats_of(reply)
-    assert [(queue.name, queue.totals) for queue in stats.queues] == [("a", {"submitted": 3}), ("b", {"submitted": 3})]
-    assert [(peer.name, peer.seen_s, peer.facts) for peer in stats.workers] == [
+    found = stats.stats_of(reply)
+    assert [(queue.name, queue.totals) for queue in found.queues] == [("a", {"submitted": 3}), ("b", {"submitted": 3})]
+    assert [(peer.name, peer.seen_s, peer.facts) for peer in found.workers] == [
         ("w1", 5.0, {}),
         ("w2", 5.0, {"slots": 4}),
     ]

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from kingtask import policy
+from kingtask.policy import Policy
 from kingtask.store import functions
 from kingtask.store.library import Library, shipped
 from tests.servers import RedisServer
@@ -66,7 +66,7 @@ def test_two_versions_work_side_by_side_on_one_namespace(server: RedisServer, st
 def test_the_shipped_library_reads_the_servers_clock(server: RedisServer) -> None:
     """All other tests set the clock; this one lets the server's run."""
     store = SyncStore(server.client(), uuid4().hex)
-    policy = policy.Policy()
+    policy = Policy()
     timed = TimedStore(store.client, store.keys.namespace)
     before_s, before_us = store.client.time()
     spec = timed.spec()
