@@ -16,12 +16,11 @@ from kingtask.policy import Ack, AckLevel
 from kingtask.store import functions
 from kingtask.store.durability import ReplicaBarrier, level_on
 from kingtask.store.functions import FunctionCall, Submitted
-from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback
-from kingtask.store.redis.handshake import ServerFacts, replicas_of
+from kingtask.store.redis.handshake import DatabaseIdentity, ServerFacts, replicas_of
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.supervisor import SupervisedConnection
 

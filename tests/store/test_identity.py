@@ -14,10 +14,10 @@ from kingtask import policy
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.policy import Ack
 from kingtask.store import functions
-from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.connection import connect
+from kingtask.store.redis.handshake import DatabaseIdentity
 from kingtask.store.store import BrokerStore, Store
 from tests.processes import PATIENCE_S
 from tests.servers import RedisServer

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kingtask.errors import ConfigurationError, StoreError
-from kingtask.store.identity import DatabaseIdentity
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
-from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, ServerFacts, check_server
+from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, DatabaseIdentity, ServerFacts, check_server
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.redis_errors import RECONNECT_ON
 
