@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kingtask.errors import describe_error as told_of
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
-from kingtask.worker.exec import environment
+from kingtask.worker import environment
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out

@@ -27,9 +27,8 @@ from kingtask.metrics.scrape_server import ScrapeServer
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store
-from kingtask.worker import metrics
+from kingtask.worker import environment, metrics
 from kingtask.worker.attempt import Conditions, RunningAttempt, release_record
-from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.outbox import Finish, Release, Report

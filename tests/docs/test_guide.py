@@ -16,7 +16,7 @@ from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.result import Attempt
-from kingtask.worker.exec import environment
+from kingtask.worker import environment
 
 GUIDE = (Path(kingtask.__file__).parent / "GUIDE.md").read_text("utf-8")
 

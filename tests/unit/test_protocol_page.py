@@ -17,7 +17,7 @@ from kingtask.states import State
 from kingtask.store import codec
 from kingtask.task import TaskSpec
 from kingtask.validation import describe
-from kingtask.worker.exec import environment
+from kingtask.worker import environment
 from tests.unit.page import TEXT, documented, section
 
 

@@ -13,8 +13,8 @@ import pytest
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.task import TaskSpec
+from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Conditions, RunningAttempt
-from kingtask.worker.exec import environment
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import KilledForMemory
 from kingtask.worker.outbox import Report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kingtask.worker.exec import environment
+from kingtask.worker import environment
 
 COMMON = environment.base(
     {"PATH": "/opt/bin", "LANG": "de_DE.UTF-8", "SECRET": "s", "PYTHONPATH": "/x", "TZ": "", "LD_PRELOAD": "/x.so"},

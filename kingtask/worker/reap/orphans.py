@@ -20,7 +20,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from kingtask.worker.exec.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
+from kingtask.worker.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
 from kingtask.worker.reap.reaper import Groups, Reaper
 
 log = logging.getLogger("kingtask.worker")

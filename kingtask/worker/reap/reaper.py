@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 
-from kingtask.worker.exec.environment import WORKER_MARK
+from kingtask.worker.environment import WORKER_MARK
 from kingtask.worker.reap import reaper_process
 
 log = logging.getLogger("kingtask.worker")
