@@ -2,7 +2,7 @@
 
     scheduled ─▶ ready ─▶ running ─▶ succeeded | failed
         ▲                   │  │        (a failure with retries left goes back to scheduled,
-        └───────────────────┘  └─▶ ready   a lost or released attempt goes back to ready)
+        └───────────────────┘  └─▶ ready   a lost or released attempt back to ready)
     scheduled, ready ─▶ cancelled | expired;   running ─▶ cancelled
 
 The Lua library holds the same table; a test compares the two.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kingtask import errors, protocol, task, wire
+from kingtask import errors, protocol, states, task, wire
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.errors import InvalidRequest
 from kingtask.result import Attempt, Result
@@ -120,9 +120,9 @@ def test_the_limits():
 def test_the_states():
     diagram = re.findall(r"[a-z]+", section("States").split("```")[1])
     assert set(State) <= set(diagram)
-    assert task.__doc__ is not None
+    assert states.__doc__ is not None
     for line in section("States").split("```")[1].strip().splitlines():
-        assert line.strip() in task.__doc__
+        assert line.strip() in states.__doc__
 
 
 def test_the_environment_of_an_executable():
