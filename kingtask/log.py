@@ -1,8 +1,8 @@
 """The daemons' log: one line per event, `key=value` pairs or JSON, to stderr and, if wished, to a file.
 
-    time=2026-03-01T12:00:00.123Z level=warning program=broker from=kingtask.store redis=away address=…
+    time=2026-03-01T12:00:00.123Z level=warning program=broker from=kingtask.store redis=unreachable address=…
     {"time":"2026-03-01T12:00:00.123Z","level":"warning","program":"broker","from":"kingtask.store",
-     "event":"redis=away","address":"…"}
+     "event":"redis=unreachable","address":"…"}
 
 Modules log through `logging.getLogger("kingtask.…")` and write their pairs as the message, the event first and words
 for people behind a colon at the end; `event` makes fields of it. Whatever a message holds (a peer's bytes, a traceback)

@@ -37,7 +37,7 @@ class Notifier:
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         elif address:
-            log.warning("systemd=silent address=%r: expected a path, or a name behind @", address)
+            log.warning("notify=failed address=%r: expected a path, or a name behind @", address)
         self._unsent: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -95,7 +95,7 @@ class Notifier:
             if self._alive():
                 lines.append("WATCHDOG=1")
             else:
-                log.error("watchdog=starved: the loop runs, but what it is for does not")
+                log.error("watchdog=withheld: the loop runs, but what it is for does not")
         self._send(*lines if not self._unsent else ())
 
     def _new_status(self) -> list[str]:
@@ -121,5 +121,5 @@ class Notifier:
         except BlockingIOError:
             return
         except OSError as error:
-            log.warning("systemd=silent error=%r", str(error))
+            log.warning("notify=failed error=%r", str(error))
         self._unsent = []

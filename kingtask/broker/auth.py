@@ -94,7 +94,7 @@ class CurveAuth:
             self._look(monitor)
         log.info("curve=on clients=%d directory=%s", len(self._names), self._directory)
         if not self._names:
-            log.warning("curve=closed: there is no *.key in %s, so nobody is let in", self._directory)
+            log.warning("curve=no_clients: there is no *.key in %s, so nobody is let in", self._directory)
 
     def stop(self) -> None:
         """After the sockets have been closed. Idempotent."""

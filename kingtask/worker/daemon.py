@@ -45,7 +45,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     raise_open_files(config.concurrency)
     if not PROC.exists():
         log.warning(
-            "proc=missing: what a task leaves behind in another session is neither found nor ended; mount /proc"
+            "procfs=unavailable: what a task leaves behind in another session is neither found nor ended; mount /proc"
         )
     name = worker_name(config.name)
     isolation = Isolation.make(config, name)

@@ -295,7 +295,7 @@ class _Line:
         assert self._loop is not None
         if not self._refused:
             log.warning(
-                "wakeup=deaf endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint
+                "wakeup=stalled endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint
             )
         self.close()
         self._connect()

@@ -327,7 +327,7 @@ class Worker:
 
     def _stored(self, fences: list[Fence], sure: bool) -> None:
         if not sure:
-            log.warning("claim=unsure tasks=%d: handed back; they may be started only once", len(fences))
+            log.warning("claim=unconfirmed tasks=%d: handed back; they may be started only once", len(fences))
         self._slots.stored(fences, monotonic_s(), sure=sure)
         if not self._spawning:
             self._spawn_next()
@@ -401,7 +401,7 @@ class Worker:
         queue = self._attempts.pop(fence).queue
         self._slots.shortage(fence, monotonic_s(), why)
         log.error(
-            "spawn=impossible task=%s attempt=%d queue=%s worker=%s error=%r: handed back; claiming pauses",
+            "spawn=failed task=%s attempt=%d queue=%s worker=%s error=%r: handed back; claiming pauses",
             fence.id,
             fence.number,
             queue,

@@ -247,7 +247,7 @@ def test_what_listens_there_is_no_redis(place: Place):
             with connection:
                 connection.recv(100)
                 connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-                line = next(line for line in process.stderr if "redis=away" in line)
+                line = next(line for line in process.stderr if "redis=unreachable" in line)
             process.terminate()
             process.stderr.read()
         assert "is this address a Redis server?" in line
@@ -331,7 +331,7 @@ def test_without_proc_a_worker_says_what_it_cannot_do(place: Place):
     words = namespaced(f"mount -t tmpfs none /proc; exec {shlex.join(command('worker', path))}")
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent) as process:  # noqa: PLW1509
         assert process.stderr is not None
-        assert any("proc=missing" in line and "mount /proc" in line for line in process.stderr)
+        assert any("procfs=unavailable" in line and "mount /proc" in line for line in process.stderr)
         process.kill()
 
 

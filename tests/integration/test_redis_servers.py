@@ -106,7 +106,7 @@ def test_tls_with_a_client_certificate_from_end_to_end(rig: Rig, tmp_path: Path)
         told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert (told.returncode, "fail" in told.stdout) == (0, False), told.stdout
         stranger = rig.start_broker(ready=False, **{**settings, "redis_tls": {"ca": certificates["ca"]}})
-        stranger.until_logged("redis=away")
+        stranger.until_logged("redis=unreachable")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_certificate_that_is_not_to_be_trusted_is_named_and_tried_again(
         subprocess.run(command, check=True, capture_output=True)
     with tls_server(offered, tls_auth_clients="no") as (_, address):
         broker = rig.start_broker(ready=False, redis=address, redis_tls={"ca": trusted["ca"]})
-        text = broker.until_logged("redis=away")
+        text = broker.until_logged("redis=unreachable")
         assert told in text
         assert "redis_tls" in text
         assert broker.process is not None
@@ -238,13 +238,13 @@ def test_whoever_starts_first_waits_for_the_others(rig: Rig) -> None:
     rig.redis.stop()
     address, wakeup = (f"127.0.0.1:{free_port()}" for _ in range(2))
     worker = rig.start_worker(broker=address, wakeup=wakeup, ready=False)
-    worker.until_logged("redis=away")
+    worker.until_logged("redis=unreachable")
     rig.redis.start()
     worker.until_logged("is new: a broker has to begin it")
     assert rig.redis.client().keys() == []
     rig.redis.stop()
     broker = rig.start_broker(addr=address, wakeup=wakeup, ready=False)
-    broker.until_logged("redis=away")
+    broker.until_logged("redis=unreachable")
     rig.redis.start()
     client = rig.client(timeout=PATIENCE_S)
     assert client.submit("ledger", env=rig.env).wait(PATIENCE_S).success

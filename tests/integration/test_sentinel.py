@@ -142,7 +142,7 @@ def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
 def test_sentinels_that_come_later_are_waited_for(rig: Rig, watched: Watched) -> None:
     watched.sentinel.stop()
     broker = rig.start_broker(redis=watched.url, ready=False)
-    assert "no sentinel of redis+sentinel://" in broker.until_logged("redis=away")
+    assert "no sentinel of redis+sentinel://" in broker.until_logged("redis=unreachable")
     watched.sentinel.start()
     client = rig.client()
     until(lambda: client.ping(timeout=PATIENCE_S)["ready"], "it has found the primary")

@@ -45,10 +45,10 @@ def to_text(level: str = "info", log_path: Path | None = None) -> io.StringIO:
 
 def test_a_line_says_when_how_bad_who_and_what():
     stream = to_text()
-    LOGGER.warning("redis=away address=%s", "127.0.0.1:6379")
+    LOGGER.warning("redis=unreachable address=%s", "127.0.0.1:6379")
     assert re.fullmatch(
         r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=warning program=broker from=kingtask\.test"
-        r" redis=away address=127\.0\.0\.1:6379\n",
+        r" redis=unreachable address=127\.0\.0\.1:6379\n",
         stream.getvalue(),
     )
 

@@ -117,7 +117,7 @@ async def test_a_loop_without_its_chores_does_not_feed_it(supervisor, address, c
     alive = False
     notifier = Notifier(address, WATCHDOG_S)
     notifier.start(status=str, alive=lambda: alive)
-    while "watchdog=starved" not in caplog.text:  # noqa: ASYNC110 - the log has no event
+    while "watchdog=withheld" not in caplog.text:  # noqa: ASYNC110 - the log has no event
         await asyncio.sleep(0)
     alive = True
     assert lines(supervisor) == ["READY=1"]

@@ -156,7 +156,7 @@ def test_one_that_is_not_there_is_refused_and_one_that_goes_is_this_hosts_fault(
     worker = rig.start(launcher=[str(launcher)], period=0.05)
     away = launcher.rename(rig.directory / "away")
     task = rig.put("fine")
-    worker.logged("spawn=impossible")
+    worker.logged("spawn=failed")
     away.rename(launcher)
     assert rig.result(task).state == "succeeded"
 

@@ -190,7 +190,7 @@ def test_what_may_be_started_only_once_waits_for_the_replicas(tmp_path: Path) ->
         worker = rig.start(ack="replicas", ack_timeout=0.2, period=0.1)
         replica.pause()
         once = rig.put("hello", "once", on_lost="fail")
-        worker.logged("claim=unsure")
+        worker.logged("claim=unconfirmed")
         again = rig.result(rig.put("hello", "again"))
         assert again.state == "succeeded"
         assert "once" not in (rig.bin / "hello.ran").read_text()
@@ -221,7 +221,7 @@ def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: Rig, fault: str
     tasks = rig.put_all([TaskSpec(name="copy", stdin=b"x") for _ in range(36)])
     results = [rig.result(task) for task in tasks]
     assert {(result.state, result.stdout) for result in results} == {("succeeded", b"x")}
-    worker.logged("spawn=impossible")
+    worker.logged("spawn=failed")
     assert {attempt.reason for result in results for attempt in result.attempts} == {"released", ""}
 
 
@@ -231,7 +231,7 @@ def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) ->
     limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     task = rig.put("hello")
-    worker.logged("spawn=impossible")
+    worker.logged("spawn=failed")
     until(lambda: rig.get(task).state == "ready", "the task handed back")
     until(lambda: "Too many open files" in unfit(rig), "a sign of life that says so")
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
@@ -277,7 +277,7 @@ def test_redis_may_come_later_than_the_worker(own_rig: Rig) -> None:
     task = rig.put("hello", ring=False)
     rig.server.stop()
     worker = rig.start()
-    worker.logged("redis=away")
+    worker.logged("redis=unreachable")
     rig.server.start()
     assert rig.result(task).stdout == b"hello\n"
     assert rig.store.ask(functions.stats()).workers[0].name == worker.name

@@ -20,7 +20,7 @@ def test_a_guardian_that_is_gone_is_told_once(
             guard.check()
             guard.check()
         assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-            "guard=helpless missing=/gone/guardian.py"
+            "reaper=unusable missing=/gone/guardian.py"
         ]
         guard.check()
         assert len(caplog.records) == 1

@@ -183,7 +183,7 @@ def test_one_that_cannot_be_made_is_this_hosts_fault(rig: Rig) -> None:
     place = rig.directory / "dirs" / f"kingtask.{worker.name}"
     place.rename(rig.directory / "away")
     task = rig.put("fine")
-    worker.logged("spawn=impossible")
+    worker.logged("spawn=failed")
     (rig.directory / "away").rename(place)
     result = rig.result(task)
     assert (result.state, [attempt.reason for attempt in result.attempts][-1]) == ("succeeded", "")

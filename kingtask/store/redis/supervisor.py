@@ -195,7 +195,7 @@ class SupervisedConnection:
         kind = error.kind if isinstance(error, StoreError) else ""
         log.log(
             LEVELS.get(kind, logging.WARNING),
-            "redis=away address=%s purpose=%s error=%r retrying=yes",
+            "redis=unreachable address=%s purpose=%s error=%r retrying=yes",
             self._address,
             self.purpose,
             self.trouble,

@@ -99,7 +99,7 @@ class Reaper:
         """Start another guard if this one is gone; tell if it lacks what it needs. To be called now and then."""
         missing = next((path for path in (sys.executable, reaper_process.__file__) if not os.access(path, os.R_OK)), "")
         if missing and not self._helpless:
-            log.error("guard=helpless missing=%s: restart this worker, or what it runs may outlive it", missing)
+            log.error("reaper=unusable missing=%s: restart this worker, or what it runs may outlive it", missing)
         self._helpless = missing != ""
         status = self._process.poll()
         if status is not None:
