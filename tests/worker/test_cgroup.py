@@ -95,7 +95,7 @@ def test_a_guard_that_took_the_place_of_another_removes_the_cgroup_too(rig: Rig)
     worker = rig.start(renew=0.1)
     path, pid = cgroup_of(worker), leave(rig, worker)
     os.kill(worker.guard, signal.SIGKILL)
-    worker.logged("guard=lost")
+    worker.logged("reaper=lost")
     assert worker.guard
     worker.kill()
     until(lambda: not alive(pid) and not path.exists(), "the end of everything")

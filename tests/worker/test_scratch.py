@@ -166,7 +166,7 @@ def test_a_guard_that_is_lost_or_stopped_keeps_nobody_waiting(rig: Rig) -> None:
     for _ in range(5):
         assert rig.run("leave").state == "succeeded"
     os.kill(worker.guard, signal.SIGKILL)
-    worker.logged("guard=lost")
+    worker.logged("reaper=lost")
     empty(rig, worker)
 
 

@@ -241,7 +241,7 @@ def test_a_lost_guard_is_replaced(rig: Rig) -> None:
     ((_, first),) = park(rig, "before").items()
     lost = worker.guard
     os.kill(lost, signal.SIGKILL)
-    worker.logged("guard=lost")
+    worker.logged("reaper=lost")
     assert worker.guard != lost
     escaped = rig.run("escape").id
     until(lambda: not any(alive(pid) for pid in marked(f"KINGTASK_ID={escaped}")), "the end of the one that got away")

@@ -103,11 +103,11 @@ class Reaper:
         self._helpless = missing != ""
         status = self._process.poll()
         if status is not None:
-            log.error("guard=lost status=%d: starting another", status)
+            log.error("reaper=lost status=%d: starting another", status)
             try:
                 self._process = self._start()
             except OSError as error:  # this host is short of something; the next check tries again
-                log.warning("guard=missing error=%r: trying again", str(error))
+                log.warning("reaper=missing error=%r: trying again", str(error))
 
     def remove(self, path: str) -> None:
         """Have it remove this tree, some time soon; at the worker's end, if it cannot keep up."""
