@@ -94,8 +94,8 @@ FIRES: dict[str, dict[str, str]] = {
     "KingtaskStoreFull": {f'kingtask_broker_refusals_total{{{BROKER}, code="store_full"}}': rising(1)},
     "KingtaskNotConfirmed": {f'kingtask_broker_refusals_total{{{BROKER}, code="not_confirmed"}}': rising(1)},
     "KingtaskClockOff": {f"kingtask_redis_clock_offset_seconds{{{BROKER}}}": flat(-2)},
-    "KingtaskTasksWait": {f"kingtask_queue_oldest_ready_seconds{{{QUEUE}}}": rising(60)},
-    "KingtaskQueueStands": {f"kingtask_queue_started_total{{{QUEUE}}}": flat(60)},
+    "KingtaskBacklog": {f"kingtask_queue_oldest_ready_seconds{{{QUEUE}}}": rising(60)},
+    "KingtaskQueueStalled": {f"kingtask_queue_started_total{{{QUEUE}}}": flat(60)},
     "KingtaskQueuePaused": {f"kingtask_queue_paused{{{QUEUE}}}": flat(1)},
     "KingtaskTasksFail": {f'kingtask_queue_finished_total{{{QUEUE}, outcome="failed"}}': rising(30)},
     "KingtaskAttemptsLost": {f"kingtask_queue_lost_total{{{QUEUE}}}": rising(0.2)},
@@ -105,15 +105,15 @@ FIRES: dict[str, dict[str, str]] = {
     "KingtaskBusy": {f'kingtask_broker_refusals_total{{{BROKER}, code="busy"}}': rising(1)},
     "KingtaskFaults": {f'kingtask_log_lines_total{{{BROKER}, level="error"}}': rising(1)},
     "KingtaskWorkerUnfit": {f"kingtask_worker_unfit{{{WORKER}}}": flat(1)},
-    "KingtaskWorkerDeaf": {f'kingtask_worker_broker_up{{{WORKER}, endpoint="e"}}': flat(0)},
-    "KingtaskEndsUnconfirmed": {f"kingtask_worker_ends_unconfirmed{{{WORKER}}}": flat(2)},
+    "KingtaskWorkerMissesWakeups": {f'kingtask_worker_broker_up{{{WORKER}, endpoint="e"}}': flat(0)},
+    "KingtaskResultsUnconfirmed": {f"kingtask_worker_ends_unconfirmed{{{WORKER}}}": flat(2)},
     "KingtaskSlotsTaken": {f"kingtask_queue_oldest_ready_seconds{{{QUEUE}}}": flat(90)},
     "KingtaskDescriptors": {f"process_open_fds{{{BROKER}}}": flat(60000)},
     "KingtaskVersionsDiffer": {f'kingtask_build_info{{{WORKER}, program="worker", version="2"}}': flat(1)},
 }
 """What is different when an alert fires; each alone, so that no other one does, but for ALSO."""
 
-ALSO = {"KingtaskTasksWait": {"KingtaskSlotsTaken"}}
+ALSO = {"KingtaskBacklog": {"KingtaskSlotsTaken"}}
 MINUTES_OF = {"KingtaskQueuePaused": 250, "KingtaskVersionsDiffer": 370}
 
 
