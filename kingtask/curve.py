@@ -2,6 +2,8 @@
 
 A pair is two files: `NAME.key_secret`, which holds both keys and stays where it is used, and `NAME.key` with the public
 one alone, which goes to the other side. A key is 32 bytes, written as 40 characters (Z85, ZeroMQ's RFC 32).
+
+zmq is imported inside the functions: a configuration without keys is checked without loading a socket library.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import zmq
-import zmq.auth
-from zmq.utils import z85
+from typing import TYPE_CHECKING
 
 from kingtask.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import zmq
 
 SECRET_SUFFIX = ".key_secret"  # noqa: S105 - of a file name
 PUBLIC_SUFFIX = ".key"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
-"""Of a pair, and so of a client."""
+"""The name of a pair, and so of a client."""
 NAMES = "1 to 64 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
 KEY_LENGTH = 40
 MAX_BYTES = 65_536
@@ -36,25 +38,29 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientKeys:
-    """What a client or a worker needs: its own pair, and the broker's public key, without which it speaks to nobody."""
+    """The keys of a client or worker: its own pair, and the public key of the brokers that it trusts."""
 
     own: Pair
     server: bytes
 
     def put_on(self, socket: zmq.Socket[bytes]) -> None:
-        """Before it connects."""
+        """Set the keys; to be called before the socket connects."""
+        import zmq
+
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self.own.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.own.secret)
         socket.setsockopt(zmq.CURVE_SERVERKEY, self.server)
 
 
 def read_client(secret_key_file: str | os.PathLike[str], server_key_file: str | os.PathLike[str]) -> ClientKeys:
-    """Raises ConfigurationError that names the file and what to do."""
+    """Read both files. Raises ConfigurationError that names the file and the remedy."""
     return ClientKeys(own=read_pair(Path(secret_key_file)), server=read_public(Path(server_key_file)))
 
 
 def read_pair(path: Path) -> Pair:
-    """The pair in a secret key file, which only its owner and group may read. Raises ConfigurationError."""
+    """Read a secret key file, which only its owner and group may read. Raises ConfigurationError."""
+    import zmq
+
     mode = _look(path)
     public, secret = _keys(path)
     if secret is None:
@@ -62,12 +68,12 @@ def read_pair(path: Path) -> Pair:
     if mode & stat.S_IRWXO:
         raise ConfigurationError(f"every user may read or change {path}, a secret key; chmod 600 {path}")
     if zmq.curve_public(secret) != public:
-        raise ConfigurationError(f"the keys in {path} are no pair; make a new one with kingtask keygen")
+        raise ConfigurationError(f"the keys in {path} are not a pair; make a new one with kingtask keygen")
     return Pair(public=public, secret=secret)
 
 
 def read_public(path: Path) -> bytes:
-    """The public key in a file. Raises ConfigurationError."""
+    """Read a public key file. Raises ConfigurationError."""
     _look(path)
     public, secret = _keys(path)
     if secret is not None:
@@ -78,7 +84,7 @@ def read_public(path: Path) -> bytes:
 
 
 def read_directory(path: Path) -> dict[str, str]:
-    """Who is let in: public key to name, of every `NAME.key` in a directory. Raises ConfigurationError."""
+    """Read every `NAME.key` in a directory; return a dict of public key to name. Raises ConfigurationError."""
     try:
         mode = path.stat().st_mode
         files = sorted(file for file in path.iterdir() if file.suffix == PUBLIC_SUFFIX)
@@ -89,7 +95,7 @@ def read_directory(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in files:
         if not NAME.match(file.stem):
-            raise ConfigurationError(f"{file}: what stands before {PUBLIC_SUFFIX} names a client: expected {NAMES}")
+            raise ConfigurationError(f"{file}: the part before {PUBLIC_SUFFIX} names a client: expected {NAMES}")
         other = found.setdefault(read_public(file).decode(), file.stem)
         if other != file.stem:
             raise ConfigurationError(f"{file} holds the same key as {other}{PUBLIC_SUFFIX}: one client, one key")
@@ -99,7 +105,9 @@ def read_directory(path: Path) -> dict[str, str]:
 
 
 def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path]:
-    """Make a pair; returns the public and the secret file. Raises ConfigurationError, e.g. if there is one already."""
+    """Make a pair; return the public and the secret file. Raises ConfigurationError, e.g. if one of them exists."""
+    import zmq.auth
+
     if not NAME.match(name):
         raise ConfigurationError(f"NAME: expected {NAMES}, got {name!r}")
     public, secret = directory / f"{name}{PUBLIC_SUFFIX}", directory / f"{name}{SECRET_SUFFIX}"
@@ -110,7 +118,7 @@ def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path
             made[1].chmod(0o600)
             for file in made:
                 _sync(file)
-            # The secret first: without it the other is of no use, and neither takes the place of one that is there.
+            # The secret key first: the public key is useless without it. Without `replace` an existing file stays.
             for source, target in ((made[1], secret), (made[0], public)):
                 if replace:
                     source.replace(target)
@@ -118,8 +126,8 @@ def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path
                     target.hardlink_to(source)
     except FileExistsError as error:
         raise ConfigurationError(
-            f"{error.filename2 or public} is there already, and whoever uses that key would be locked out;"
-            " choose another name, or say --replace"
+            f"{error.filename2 or public} exists, and its owner would be locked out;"
+            " choose another name, or pass --replace"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"cannot write into {directory}: {error.strerror}") from None
@@ -146,6 +154,8 @@ def _look(path: Path) -> int:
 
 
 def _keys(path: Path) -> tuple[bytes, bytes | None]:
+    import zmq.auth
+
     try:
         public, secret = zmq.auth.load_certificate(path)
     except OSError as error:
@@ -161,9 +171,11 @@ def _keys(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def _is_key(key: bytes) -> bool:
+    from zmq.utils import z85
+
     if len(key) != KEY_LENGTH:
         return False
     try:
         return bool(z85.encode(z85.decode(key)) == key)
-    except Exception:  # noqa: BLE001  (each release of pyzmq has another for a character that does not belong there)
+    except Exception:  # noqa: BLE001  (releases of pyzmq raise different errors for a wrong character)
         return False

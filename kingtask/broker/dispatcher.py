@@ -51,7 +51,7 @@ class Dispatcher:
         pong: Callable[[], dict[str, Any]],
     ) -> None:
         self._permits = Authorizer()
-        self.reconfigure(config, config.permits)
+        self.reconfigure(config, config.load_permissions())
         self.times: RequestTimes | None = None
         self.pending = 0
         self.pending_bytes = 0

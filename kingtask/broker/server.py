@@ -69,11 +69,11 @@ class Broker:
             key, clients = Path(config.curve.secret_key_file), Path(config.curve.authorized_clients)
             self._gate = CurveAuth(self._context, key, clients, self._counters)
         self._store = BrokerStore(
-            config.redis_address,
+            config.load_redis_address(),
             config.namespace,
-            ack=config.level,
+            ack=config.ack_policy,
             cluster=config.cluster,
-            login=lambda: config.redis_address,
+            login=config.load_redis_address,
         )
         self._waits = Waiters(self._store)
         self._store.listen(
@@ -172,7 +172,7 @@ class Broker:
 
     def reconfigure(self, config: BrokerConfig) -> None:
         """Go by this configuration from now on, which differs in `live` keys only. Raises ConfigurationError."""
-        keys, permits = None if self._gate is None else self._gate.read(), config.permits
+        keys, permits = None if self._gate is None else self._gate.read(), config.load_permissions()
         logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
         if self._gate is not None and keys is not None:
             self._gate.reload(keys)

@@ -118,7 +118,7 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
     from kingtask.store.inspect import inspect
 
     try:
-        address = settings.redis_address
+        address = settings.load_redis_address()
         found = inspect(address, settings.namespace, timeout_s=timeout)
     except ConfigurationError as error:
         yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")
@@ -146,7 +146,7 @@ def _worker(path: Path, broker: BrokerConfig | None, timeout: float) -> Iterator
         return
     yield from findings.bin_paths(settings.bin_path)
     try:
-        address = settings.redis_address
+        address = settings.load_redis_address()
         yield from findings.rights(rights(address, settings.namespace, "worker", timeout_s=timeout), "worker")
     except ConfigurationError as error:
         yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")

@@ -1,8 +1,8 @@
 """Configuration of the broker and the worker: YAML files, read once, checked, then frozen values.
 
-`document` reads a file and knows on which line each value stands; `address` reads `host:port` and `ipc://…`;
-`settings` has the keys, their ranges and what must hold between them, by the `checks` of paths; `load` puts these
-together; `reload` reads them anew while the daemon runs.
+`document` reads a file and records the line of each value. `settings` has the keys, their ranges and the rules between
+them; `checks` has the rules for paths. `load` combines these modules, and `reload` applies a changed file to a running
+daemon.
 """
 
 from kingtask.config.document import located

@@ -1,4 +1,4 @@
-"""What the checks of a configuration share: whose key is wrong, and what of the file system must hold."""
+"""Checks of paths in a configuration, and the exception that names the wrong key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SECRET_BYTES = 4096
 
 
 class InvalidSetting(Exception):
-    """A value breaks a rule: its key and what is wrong."""
+    """A value breaks a rule; `field` is its key."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class InvalidSetting(Exception):
 
 
 def for_key(field: str, action: Callable[[], T]) -> T:
-    """Run `action`; what it has to complain about is about `field`."""
+    """Run `action`; its ConfigurationError becomes an InvalidSetting of `field`."""
     try:
         return action()
     except ConfigurationError as error:
@@ -49,7 +49,7 @@ def check_bin_path(field: str, text: str) -> None:
     except OSError as error:
         raise InvalidSetting(field, f"cannot use {text}: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
-        raise InvalidSetting(field, f"expected the directory of the executables, but {text} is none")
+        raise InvalidSetting(field, f"expected the directory of the executables, but {text} is not a directory")
     if mode & stat.S_IWOTH:
         raise InvalidSetting(
             field, f"every user may put programs into {text}, which the worker would run; chmod o-w {text}"
@@ -63,7 +63,7 @@ def check_bin_path(field: str, text: str) -> None:
 
 
 def secret(path: Path) -> str:
-    """The one line of a file that only its owner and group may read. Raises ConfigurationError."""
+    """Read the single line of a file that only its owner and group may read. Raises ConfigurationError."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):

@@ -1,7 +1,7 @@
-"""A YAML file as values, with the line of each, so that every complaint names file, line and key.
+"""Read a YAML file with the line of each value, so that every error names file, line and key.
 
-Only plain YAML is accepted: no tags that build objects, no aliases (a few lines of them expand without bound), no key
-twice.
+Only plain YAML is accepted: no tags that build objects, no aliases (a few lines of them expand without bound), no
+duplicate keys.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from kingtask.errors import ConfigurationError
 from kingtask.validation import show
 
 MAX_BYTES = 1_048_576
-"""A configuration file has a few hundred lines; what is larger was named by mistake."""
+"""A configuration file has a few hundred lines; a larger file was named by mistake."""
 
 
 def located(path: str | Path, error: ConfigurationError) -> ConfigurationError:
-    """The same complaint with file and line, for what was noticed only in use; its text begins with the key."""
+    """Add file and line to an error that was found only in use; its text begins with the key."""
     message = str(error)
     key = message.partition(":")[0]
     try:
@@ -40,7 +40,7 @@ class Document:
         self._lines = lines
 
     def error(self, field: str | None, message: str) -> ConfigurationError:
-        """The complaint `message` (which names the key) about `field` (`key`, `key[1]`, `key.inner`)."""
+        """Return an error about `field` (`key`, `key[1]`, `key.inner`); `message` names the key already."""
         place = field or ""
         while place and place not in self._lines:
             place = re.sub(r"(\[[^\[]*\]|\.?[^.\[]+)\Z", "", place)
@@ -110,7 +110,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _index(name: str, node: yaml.Node, path: str, lines: dict[str, int]) -> None:
-    """Note the line of everything below `node`. Raises on a key that is not text or stands there twice."""
+    """Record the line of every value below `node`. Raises on a key that is not text or appears twice."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":

@@ -1,4 +1,4 @@
-"""From a file to a checked configuration, or to an error that names file, line and key."""
+"""Turn a file into a checked configuration, or into an error that names file, line and key."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ C = TypeVar("C", BrokerConfig, WorkerConfig)
 
 
 def load_broker(path: str | Path) -> BrokerConfig:
-    """The broker's configuration. Raises ConfigurationError naming file, line and key."""
+    """Load the broker's configuration. Raises ConfigurationError naming file, line and key."""
     return _load(path, BrokerConfig, {"worker": WorkerConfig})
 
 
 def load_worker(path: str | Path) -> WorkerConfig:
-    """The worker's configuration. Raises ConfigurationError naming file, line and key."""
+    """Load the worker's configuration. Raises ConfigurationError naming file, line and key."""
     return _load(path, WorkerConfig, {"broker": BrokerConfig})
 
 
@@ -31,7 +31,7 @@ def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) ->
         if key not in known:
             raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
     single = {key for key in kind.lists if not isinstance(file.values.get(key, []), list)}
-    # A key without a value means its default.
+    # A key without a value has its default.
     values = {key: [value] if key in single else value for key, value in file.values.items() if value is not None}
     try:
         config = convert(values, kind)
@@ -52,6 +52,6 @@ def _complaint(file: document.Document, single: set[str], field: str, message: s
 def _hint(key: str, known: tuple[str, ...], others: dict[str, type[Settings]]) -> str:
     for daemon, kind in others.items():
         if key in kind.__struct_fields__:
-            return f"it belongs into the configuration of the {daemon}"
+            return f"it belongs in the configuration of the {daemon}"
     meant = nearest(key, known)
     return f"did you mean {meant}?" if meant else f"expected one of {', '.join(sorted(known))}"

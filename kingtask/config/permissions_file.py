@@ -1,4 +1,4 @@
-"""permissions.yaml: what each client may do. `etc/permissions.yaml` explains it to people."""
+"""permissions.yaml: the rights of each client. `etc/permissions.yaml` documents the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=1_000)]
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one client may do; None: without that bound."""
+    """The rights of one client; None: no such bound."""
 
     ops: tuple[Op, ...] | None = None
     queues: Patterns | None = None
@@ -41,7 +41,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionsFile:
-    """The file. `default` is for clients that it does not name; None: nothing."""
+    """The content of the file. `default` applies to clients without an entry; None: they have no rights."""
 
     path: str
     clients: dict[str, Rule]
@@ -53,7 +53,7 @@ _KEYS = ("clients", "default")
 
 
 def load(path: str | Path) -> PermissionsFile:
-    """Raises ConfigurationError naming file, line and key."""
+    """Read and check the file. Raises ConfigurationError naming file, line and key."""
     file = document.read(path)
     for key in file.values:
         if key not in _KEYS:
@@ -79,25 +79,25 @@ def load(path: str | Path) -> PermissionsFile:
 
 def _rule(file: document.Document, place: str, value: Any) -> Rule:
     single = {key for key in _LISTS if isinstance(value, dict) and isinstance(value.get(key), str)}
-    if isinstance(value, dict):  # a key without a value means its default
+    if isinstance(value, dict):  # a key without a value has its default
         value = {key: [item] if key in single else item for key, item in value.items() if item is not None}
     try:
         return convert({} if value is None else value, Rule, place)
     except InvalidRequest as error:
-        field, told = error.field or place, error.message.replace("unknown field", "unknown key")
+        field, message = error.field or place, error.message.replace("unknown field", "unknown key")
         key = field.removesuffix("[0]")
         if key.removeprefix(f"{place}.") in single:
-            field, told = key, told.replace(f"{key}[0]:", f"{key}:", 1)
-        raise file.error(field, told) from None
+            field, message = key, message.replace(f"{key}[0]:", f"{key}:", 1)
+        raise file.error(field, message) from None
 
 
 def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """One pattern for all of them; it is to match the whole name."""
+    """Join patterns into one expression, for `fullmatch` against a name."""
     return re.compile("|".join(_regex(pattern) for pattern in patterns) or r"(?!)")
 
 
 def _regex(pattern: str) -> str:
-    """`**/` and `/**` also stand for nothing: `reports/**` has `reports` too."""
+    """`**/` and `/**` also match nothing: `reports/**` matches `reports` too."""
     text = "/".join("**" if part == "**" else re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("/"))
     if text == "**":
         return ".*"

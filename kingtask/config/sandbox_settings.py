@@ -1,7 +1,7 @@
-"""What keeps executables apart from the worker and from each other: as whom they run, what they may use and write.
+"""Settings that isolate executables from the worker and from each other: users, limits, directories.
 
-`worker/isolation.py` does what is said here. The users are looked up when the file is read, so that `--check`, `doctor`
-and the start of a worker complain about the same things.
+`worker/sandbox` applies them. Users are looked up when the file is read, so that `--check`, `doctor` and the start of a
+worker report the same errors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import msgspec
 from kingtask.errors import ConfigurationError
 
 PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""Of the worker's environment, unless `environment` says otherwise."""
+"""Variables of the worker's environment that tasks get, unless `environment` lists others."""
 NAME_PARTS = 4
-"""So deep below bin_path a task's name may lead."""
+"""Levels of directories that a task's name may have below bin_path."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Variable = Annotated[
@@ -37,7 +37,7 @@ Mask = Annotated[
 
 
 class RunAs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names or numbers. With several users no two attempts at a time have the same one."""
+    """Names or numbers. With several users, attempts that run at the same time have different ones."""
 
     user: Name | Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
     group: Name | None = None
@@ -48,7 +48,7 @@ class RunAs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of each process, but for `processes`, which is of all that run as the user (setrlimit(2))."""
+    """Limits of each process; `processes` counts all processes of the user (setrlimit(2))."""
 
     memory: Annotated[int, msgspec.Meta(ge=16_777_216, le=2**50)] | None = None
     cpu_time: Annotated[int, msgspec.Meta(ge=1, le=31_536_000)] | None = None
@@ -71,7 +71,7 @@ class UnixIdentity(NamedTuple):
 
 
 def identities(run_as: RunAs) -> list[UnixIdentity]:
-    """Look the users up. Raises ConfigurationError that begins with the key."""
+    """Look up the users. Raises ConfigurationError that begins with the key."""
     group = None if run_as.group is None else _gid(run_as.group)
     found: dict[int, UnixIdentity] = {}
     for name in run_as.users:
@@ -90,7 +90,7 @@ def _identity(name: str, group: int | None) -> UnixIdentity:
     except (KeyError, OverflowError):
         if not name.isdecimal():
             raise ConfigurationError(
-                f"run_as: there is no user {name!a} on this host; useradd --system {name}, or mend the name"
+                f"run_as: there is no user {name!a} on this host; useradd --system {name}, or correct the name"
             ) from None
         if group is None:
             raise ConfigurationError(f"run_as: {name} has no entry, so its group must be given: `group:`") from None
@@ -107,14 +107,14 @@ def _gid(name: str) -> int:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         raise ConfigurationError(
-            f"run_as: there is no group {name!a} on this host; groupadd --system {name}, or mend the name"
+            f"run_as: there is no group {name!a} on this host; groupadd --system {name}, or correct the name"
         ) from None
 
 
 def _number(text: str) -> int:
     number = int(text)
     if number >= 2**32 - 1:
-        raise ConfigurationError(f"run_as: {text[:64]} is no number of a user or a group")
+        raise ConfigurationError(f"run_as: {text[:64]} is not the number of a user or group")
     return number
 
 
@@ -122,9 +122,9 @@ def _number(text: str) -> int:
 
 
 def writable(directory: Path, identity: UnixIdentity, *, depth: int = NAME_PARTS) -> Path | None:
-    """What the user could change to have something else stand in the directory; None if there is nothing such.
+    """Return a path by which the user could change the content of the directory; None if there is none.
 
-    Looked at are the directory, all above it, and what is below it as deep as names lead; links lead nowhere else.
+    Checks the directory, its parents, and its entries down to `depth` levels; follows no links below it.
     """
     real = Path(os.path.realpath(directory))
     entry = real.stat()
@@ -133,7 +133,7 @@ def writable(directory: Path, identity: UnixIdentity, *, depth: int = NAME_PARTS
     below = entry
     for parent in real.parents:
         entry = parent.stat()
-        # In a sticky directory, such as /tmp, only its owner may replace what is there.
+        # In a sticky directory, such as /tmp, only the owner of an entry may replace it.
         kept = entry.st_mode & stat.S_ISVTX and identity.uid not in (entry.st_uid, below.st_uid)
         if not kept and _may_write(parent, entry, identity):
             return parent
@@ -142,7 +142,7 @@ def writable(directory: Path, identity: UnixIdentity, *, depth: int = NAME_PARTS
 
 
 def may_read(path: Path, identity: UnixIdentity) -> bool:
-    """Whether its mode lets the user read it; the directories above are not looked at."""
+    """True if the file's mode lets the user read it; the directories above are not checked."""
     return _may(path.stat(), identity, stat.S_IRUSR)
 
 
@@ -151,7 +151,7 @@ def _below(directory: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]
         return
     try:
         entries = list(os.scandir(directory))
-    except OSError:  # gone meanwhile, or not for us
+    except OSError:  # removed meanwhile, or not readable for this user
         return
     for each in entries:
         if not each.is_symlink():
@@ -161,7 +161,7 @@ def _below(directory: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]
 
 
 def _may_write(path: Path, entry: os.stat_result, identity: UnixIdentity) -> bool:
-    # Its owner may change the mode. Behind an access list the group's bits are the most that the list gives to anybody.
+    # The owner may change the mode. With an access list the group bits are the upper bound of its entries.
     return (
         entry.st_uid == identity.uid
         or _may(entry, identity, stat.S_IWUSR)

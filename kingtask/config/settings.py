@@ -1,6 +1,7 @@
-"""Every key of broker.yaml and worker.yaml: its type, range and default, and what must hold between keys.
+"""Every key of broker.yaml and worker.yaml: its type, range and default, and the rules between keys.
 
-`etc/broker.yaml` and `etc/worker.yaml` explain them to people (a test compares the two). All durations are seconds.
+`etc/broker.yaml` and `etc/worker.yaml` document the keys; a test compares both. All durations are seconds. Properties
+do no I/O; a method `load_…` reads files or asks the system.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
 from kingtask.wire import MAX_MESSAGE_BYTES
 
 MAX_OUTPUT_BYTES = 1_048_576
-"""Of each of stdout and stderr: with the largest arguments a task's record still fits into one message."""
+"""Limit of stdout and of stderr. With the largest arguments a task's record still fits into one message."""
 
 MAX_CONCURRENCY = 1024
 
@@ -44,11 +45,11 @@ WorkerName = Annotated[
         pattern=r"\A[A-Za-z0-9._-]{1,100}\Z", description="1 to 100 letters, digits, dots, dashes and underscores"
     ),
 ]
-"""Short enough for what the worker puts behind it."""
+"""Short enough for the suffixes that the worker adds."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both daemons need."""
+    """Keys of both daemons."""
 
     lists: ClassVar[frozenset[str]] = frozenset()
     """Keys that take one value or a list of them."""
@@ -76,12 +77,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def metrics_address(self) -> Address | None:
-        """Where to tell figures; None: nowhere."""
+        """Address of the metrics; None: off."""
         return None if self.metrics_addr is None else host_port(self.metrics_addr)
 
-    @property
-    def redis_address(self) -> RedisAddress:
-        """Where Redis is and how to log in; reads the password files. Raises ConfigurationError."""
+    def load_redis_address(self) -> RedisAddress:
+        """Read the password files; return the address and login of Redis. Raises ConfigurationError."""
         password, sentinel_password = (
             None if path is None else secret(Path(path))
             for path in (self.redis_password_file, self.redis_sentinel_password_file)
@@ -95,13 +95,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     @property
-    def level(self) -> Ack:
-        """The level that what is written to Redis has to reach."""
+    def ack_policy(self) -> Ack:
+        """The level that a write to Redis must reach before it is acknowledged."""
         return Ack(level=self.ack, replicas=self.ack_replicas, timeout_s=self.ack_timeout)
 
     @property
     def policy(self) -> Policy:
-        """What is passed to Redis with each call."""
+        """Values that each call passes to Redis."""
         return Policy(
             keep_ms=duration_ms(self.result_keep_time),
             failed_keep_ms=duration_ms(self.failed_keep_time),
@@ -110,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     def check(self) -> None:
-        """Check what the types cannot say. Raises Wrong."""
+        """Check the rules that types cannot express. Raises InvalidSetting."""
         address = for_key("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
         for key in ("redis_password_file", "redis_sentinel_password_file"):
             if (text := getattr(self, key)) is not None:
@@ -142,14 +142,14 @@ _LIVE = frozenset({"log_path", "log_level", "log_format", "result_keep_time", "f
 
 
 class BrokerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker's own pair, and the directory with a `NAME.key` for each client and worker that is let in."""
+    """The broker's key pair, and the directory with a `NAME.key` for each client and worker that may connect."""
 
     secret_key_file: str
     authorized_clients: str
 
 
 class WorkerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The worker's own pair, and the brokers' public key, which is the same for all of them."""
+    """The worker's key pair, and the public key that all brokers share."""
 
     secret_key_file: str
     server_key_file: str
@@ -183,9 +183,8 @@ class BrokerConfig(Settings, frozen=True):
     def wakeup_endpoints(self) -> list[str]:
         return [address.endpoint for address in _wakeups(self.addr, self.wakeup)]
 
-    @property
-    def permits(self) -> rules.PermissionsFile | None:
-        """Reads the file. Raises ConfigurationError."""
+    def load_permissions(self) -> rules.PermissionsFile | None:
+        """Read permissions.yaml, if there is one. Raises ConfigurationError."""
         return None if self.permissions is None else rules.load(self.permissions)
 
     @property
@@ -210,12 +209,12 @@ class BrokerConfig(Settings, frozen=True):
             if address.public and not self.insecure and self.curve is None:
                 raise InvalidSetting(
                     field,
-                    f"{address} can be reached from other machines, and whoever reaches it may run every"
-                    " executable: give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or write"
-                    " `insecure: true` if everyone in that network may do so",
+                    f"{address} can be reached from other machines, and every peer that reaches it may run"
+                    " every executable: give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or set"
+                    " `insecure: true` if every host in that network may do so",
                 )
-        if (figures := self.metrics_address) is not None and figures.endpoint in seen:
-            raise InvalidSetting("metrics_addr", f"{figures} is taken by addr or wakeup; choose another port")
+        if (metrics := self.metrics_address) is not None and metrics.endpoint in seen:
+            raise InvalidSetting("metrics_addr", f"{metrics} is taken by addr or wakeup; choose another port")
         if self.curve is not None:
             about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
             about_path("curve.authorized_clients", self.curve.authorized_clients, read_directory)
@@ -257,18 +256,16 @@ class WorkerConfig(Settings, frozen=True):
         None
     )
 
-    @property
-    def identities(self) -> list[UnixIdentity]:
-        """As whom attempts run; empty: as the worker's own user. Raises ConfigurationError."""
+    def load_identities(self) -> list[UnixIdentity]:
+        """Look up the users that attempts run as; empty: the worker's own user. Raises ConfigurationError."""
         return [] if self.run_as is None else identities(self.run_as)
 
     @property
     def endpoints(self) -> list[str]:
         return [parse(text).endpoint for text in self.broker]
 
-    @property
-    def keys(self) -> ClientKeys | None:
-        """Reads the key files. Raises ConfigurationError."""
+    def load_keys(self) -> ClientKeys | None:
+        """Read the key files, if keys are configured. Raises ConfigurationError."""
         if self.curve is None:
             return None
         return read_client(self.curve.secret_key_file, self.curve.server_key_file)
@@ -303,7 +300,7 @@ class WorkerConfig(Settings, frozen=True):
         self._check_isolation()
 
     def _check_isolation(self) -> None:
-        users = for_key("run_as", lambda: self.identities)
+        users = for_key("run_as", self.load_identities)
         if 1 < len(users) < self.concurrency:
             raise InvalidSetting(
                 "run_as",
@@ -315,8 +312,8 @@ class WorkerConfig(Settings, frozen=True):
                 if (path := writable(Path(directory), user)) is not None:
                     raise InvalidSetting(
                         f"bin_path[{i}]",
-                        f"{user.name} (run_as) may write to {path}, and so decide what the worker runs; let it belong"
-                        f" to root: chown root:root {path}; chmod go-w {path}",
+                        f"{user.name} (run_as) may write to {path}, and so decide what the worker runs; make root the"
+                        f" owner: chown root:root {path}; chmod go-w {path}",
                     )
             for key in ("redis_password_file", "redis_sentinel_password_file"):
                 if (text := getattr(self, key)) is not None and may_read(Path(text), user):
@@ -336,10 +333,10 @@ class WorkerConfig(Settings, frozen=True):
         if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             raise InvalidSetting("private_dir", f"expected a directory that this user may write to, got {text}")
         if path.stat().st_mode & stat.S_IWOTH:
-            raise InvalidSetting("private_dir", f"every user may change what is in {text}; chmod o-w {text}")
+            raise InvalidSetting("private_dir", f"every user may change the content of {text}; chmod o-w {text}")
         for user in users:
             if (place := writable(path, user, depth=0)) is not None:
-                raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; let it belong to root")
+                raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; make root its owner")
 
 
 def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:

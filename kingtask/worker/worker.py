@@ -54,12 +54,12 @@ class Worker:
         self._guard = guard
         self._isolation = isolation
         self._store = Store(
-            config.redis_address,
+            config.load_redis_address(),
             config.namespace,
             "worker",
-            ack=config.level,
+            ack=config.ack_policy,
             cluster=config.cluster,
-            login=lambda: config.redis_address,
+            login=config.load_redis_address,
         )
         self._attempts: dict[Fence, RunningAttempt] = {}
         self._slots = WorkerState(
@@ -123,7 +123,7 @@ class Worker:
             loop.add_signal_handler(number, self._signalled)
         self._subscriber = Subscriber(
             config.wakeup_endpoints,
-            config.keys,
+            config.load_keys(),
             queues=config.queues,
             worker=self._name,
             on_ready=self._woken,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,9 +53,9 @@ def complaint(load: Callable[[str | Path], object], path: str | Path) -> str:
 def test_the_originals_broker_file_gets_told_the_ways_on(write: Write, tmp_path: Path):
     original = f"addr: 0.0.0.0:9595\nredis: 127.0.0.1:6379\nlog_path: {tmp_path}\nlog_level: debug\n"
     assert complaint(load_broker, write(original)) == (
-        "1: addr: 0.0.0.0:9595 can be reached from other machines, and whoever reaches it may run every executable:"
-        " give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or write `insecure: true` if everyone in"
-        " that network may do so"
+        "1: addr: 0.0.0.0:9595 can be reached from other machines, and every peer that reaches it may run every"
+        " executable: give clients keys (`curve`), listen on 127.0.0.1 or on ipc:///path, or set `insecure: true` if"
+        " every host in that network may do so"
     )
     config = load_broker(write(original + "insecure: true\n"))
     assert config.endpoints == ["tcp://0.0.0.0:9595"]
@@ -70,7 +72,7 @@ def test_the_originals_worker_file_loads_with_its_paths_changed(write: Write, tm
         )
     )
     assert config.endpoints == ["tcp://127.0.0.1:9595"]
-    assert config.redis_address == RedisAddress(host="127.0.0.1", port=6379)
+    assert config.load_redis_address() == RedisAddress(host="127.0.0.1", port=6379)
     assert config.bin_path == (str(tmp_path / "bin"),)
     assert (config.period, config.result_keep_time, config.task_run_time) == (1.0, 1000.0, 30.0)
 
@@ -147,11 +149,11 @@ def test_redis_with_everything(write: Write, tmp_path: Path):
         )
     )
     tls = RedisTLS(ca=f"{tmp_path}/ca.pem", cert=f"{tmp_path}/cert.pem", key=f"{tmp_path}/key.pem")
-    assert config.redis_address == RedisAddress(
+    assert config.load_redis_address() == RedisAddress(
         host="db.example", port=6380, db=2, user="kingtask", password="hush", tls=tls
     )
     assert "hush" not in repr(config)
-    assert "hush" not in repr(config.redis_address)
+    assert "hush" not in repr(config.load_redis_address())
 
 
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -163,7 +165,7 @@ FORMS = "expected one of host:port, tcp://host:port, ipc:///path/of/socket, got 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bin_path: /x", "1: bin_path: unknown key; it belongs into the configuration of the worker"),
+        ("bin_path: /x", "1: bin_path: unknown key; it belongs in the configuration of the worker"),
         ("\n\nlog_levl: info", "3: log_levl: unknown key; did you mean log_level?"),
         ("flavour: blue", "1: flavour: unknown key; expected one of ack, ack_replicas, ack_timeout, addr, "),
         ("addr: 127.0.0.1", f"1: addr: {FORMS}'127.0.0.1'"),
@@ -236,14 +238,14 @@ def test_a_mistake_in_the_brokers_file(write: Write, text: str, message: str):
     ("text", "message"),
     [
         ("period: 1", " bin_path: this field is required"),
-        ("addr: 127.0.0.1:1\nbin_path: BIN", "1: addr: unknown key; it belongs into the configuration of the broker"),
+        ("addr: 127.0.0.1:1\nbin_path: BIN", "1: addr: unknown key; it belongs in the configuration of the broker"),
         ("bin_path: bin", "1: bin_path: expected an absolute path, got 'bin'"),
         ("bin_path: /nowhere", "1: bin_path: cannot use /nowhere: No such file or directory"),
         ("bin_path: [BIN, /nowhere]", "1: bin_path[1]: cannot use /nowhere: No such file or directory"),
         ("bin_path: [BIN, BIN]", "1: bin_path[1]: '…/bin' is listed twice"),
         (
             "bin_path: /etc/hostname",
-            "1: bin_path: expected the directory of the executables, but /etc/hostname is none",
+            "1: bin_path: expected the directory of the executables, but /etc/hostname is not a directory",
         ),
         ("bin_path: BIN\nperiod: 0", "2: period: expected a number from 0.01 to 3,600, got 0"),
         ("bin_path: BIN\nbroker: 127.0.0.1:x", f"2: broker: {FORMS}'127.0.0.1:x'"),
@@ -392,8 +394,11 @@ def test_a_configuration_cannot_be_changed(config: Any):
         ("run_as: {user: no-such-user}", "run_as: there is no user 'no-such-user' on this host; useradd --system"),
         ("run_as: {user: nobody, group: no-such}", "run_as: there is no group 'no-such' on this host; groupadd"),
         ("run_as: {user: '61999'}", "run_as: 61999 has no entry, so its group must be given: `group:`"),
-        ("run_as: {user: '4294967295', group: '1'}", "run_as: 4294967295 is no number of a user"),
-        ("run_as: {user: '99999999999999999999', group: '1'}", "run_as: 99999999999999999999 is no number of a user"),
+        ("run_as: {user: '4294967295', group: '1'}", "run_as: 4294967295 is not the number of a user or group"),
+        (
+            "run_as: {user: '99999999999999999999', group: '1'}",
+            "run_as: 99999999999999999999 is not the number of a user or group",
+        ),
         ("run_as: {user: [nobody, nobody]}", "run_as: nobody is the same user as nobody"),
         (
             "concurrency: 3\nrun_as: {user: [nobody, daemon]}",
@@ -441,7 +446,7 @@ def test_what_the_tasks_user_could_change_or_read_is_refused(open_place: Path):
         f"bin_path: {open_place}/bin\nprivate_dir: {open_place}/dirs\nredis_password_file: {open_place}/secret\n"
         "run_as: {user: '61999', group: '61999'}\n"
     )
-    assert load_worker(path).identities[0].uid == 61_999
+    assert load_worker(path).load_identities()[0].uid == 61_999
     (open_place / "dirs" / "left").mkdir()
     os.chown(open_place / "dirs" / "left", 61_999, 61_999)
     load_worker(path)
@@ -466,3 +471,12 @@ def test_what_the_tasks_user_could_change_or_read_is_refused(open_place: Path):
     load_worker(path)
     os.chown(open_place / "secret", 0, 61_999)
     assert "redis_password_file: 61999 (run_as) may read …/secret; chmod 600" in complaint(load_worker, path)
+
+
+def test_the_configuration_is_checked_without_socket_tls_or_redis():
+    code = (
+        "import sys, kingtask.config;"
+        "print({'socket', 'ssl', 'asyncio', 'zmq', 'redis', 'hiredis'} & {name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

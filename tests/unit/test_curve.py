@@ -34,7 +34,7 @@ def test_a_pair_is_what_zmq_auth_reads_and_only_its_owner_may_read_the_secret(pa
 def test_a_pair_that_is_there_is_kept_unless_it_is_said(tmp_path: Path, pair: tuple[Path, Path], there: str):
     before = [file.read_bytes() for file in pair]
     (tmp_path / ({"alice.key", "alice.key_secret"} - {there}).pop()).unlink()
-    with pytest.raises(ConfigurationError, match=f"{there} is there already.*--replace"):
+    with pytest.raises(ConfigurationError, match=f"{there} exists.*--replace"):
         curve.write_pair(tmp_path, "alice", replace=False)
     assert (tmp_path / there).read_bytes() in before
     curve.write_pair(tmp_path, "alice", replace=True)
@@ -83,8 +83,8 @@ PUBLIC, OTHER = (zmq.curve_public(key.encode()).decode() for key in (SECRET, OTH
         (f'public-key = "{PUBLIC[:-1]}é"\nsecret-key = "{SECRET}"\n', "public-key in .* 40 characters"),
         (f'public-key = "{PUBLIC[:-1]}~"\nsecret-key = "{SECRET}"\n', "public-key in .* 40 characters"),
         (f'public-key = "{PUBLIC}"\nsecret-key = ""\n', "secret-key in .* 40 characters .*got 0"),
-        (f'public-key = "{OTHER}"\nsecret-key = "{SECRET}"\n', "are no pair"),
-        (f'public-key = "{PUBLIC}"\nsecret-key = "{PUBLIC}"\n', "are no pair"),
+        (f'public-key = "{OTHER}"\nsecret-key = "{SECRET}"\n', "are not a pair"),
+        (f'public-key = "{PUBLIC}"\nsecret-key = "{PUBLIC}"\n', "are not a pair"),
         ("x" * 70_000, "longer than 65,536 bytes"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_directory_with_something_wrong_in_it_is_refused(tmp_path: Path, pair:
     with pytest.raises(ConfigurationError, match=r"bob.key is empty"):
         curve.read_directory(tmp_path)
     (tmp_path / "bob.key").rename(tmp_path / "b ob.key")
-    with pytest.raises(ConfigurationError, match=r"b ob.key: what stands before .key names a client"):
+    with pytest.raises(ConfigurationError, match=r"b ob.key: the part before .key names a client"):
         curve.read_directory(tmp_path)
     with pytest.raises(ConfigurationError, match="cannot read the directory"):
         curve.read_directory(tmp_path / "nowhere")

@@ -90,5 +90,5 @@ def test_what_does_not_fit_to_what_stays_is_refused(make: Any):
     reloaded.start()
     reloaded.to(base(reloaded) + "concurrency: 3\nrun_as: {user: ['61001', '61002', '61003'], group: '61001'}\n")
     assert "run_as: expected one user, or one for each of the 3 attempts at once" in reloaded.reload.note
-    assert "needs a restart" in reloaded.reload.note
+    assert "need a restart" in reloaded.reload.note
     assert not reloaded.applied

@@ -53,7 +53,7 @@ class Isolation:
         self.limits = config.limits or Limits()
         self.launcher = config.launcher or ()
         self.umask = -1 if config.umask is None else int(config.umask, 8)
-        users = config.identities
+        users = config.load_identities()
         self.uids = frozenset(user.uid for user in users)
         self._users = deque(users)
         self._shared = len(users) < 2
