@@ -1,7 +1,7 @@
 """Clocks: the wall clock and the monotonic clock of this host, and what is known of Redis's.
 
-Redis TIME decides when anything is due (invariant 4). Brokers and workers arm timers on their own monotonic clock;
-`ServerClock` maps between the two from the `now` that every reply carries.
+Redis TIME decides when anything is due (invariant 4 in ARCHITECTURE.md). Brokers and workers arm timers on their own
+monotonic clock; `ServerClock` maps between the two from the `now` that every reply carries.
 """
 
 from __future__ import annotations

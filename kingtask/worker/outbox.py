@@ -14,7 +14,7 @@ from kingtask.worker.exec.capture import shorten
 
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576
-"""Of one call (invariant: no call works on more than about 200 items or 1 MiB); one attempt alone may exceed it."""
+"""Bounds of one call, which blocks the server while it runs. One attempt alone may exceed them."""
 
 Report = EndedTask | bytes
 """How an attempt ended, or the record to hand it back with."""

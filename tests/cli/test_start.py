@@ -79,7 +79,7 @@ def describe_error(place: Place, daemon: str, key: str, value: Any, **more: Any)
     return text.removeprefix(where)
 
 
-# ── the file (61 to 64, 69) ──────────────────────────────────────────────────────────────────────────────────────────
+# ── the file (B2.61 to B2.64, B2.69) ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
@@ -144,7 +144,7 @@ def test_numbers_are_among_the_keys():
     assert MAX_OUTPUT_BYTES == 1_048_576
 
 
-# ── addresses (65) ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── addresses (B2.65) ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_address_of_another_host(place: Place):
@@ -215,7 +215,7 @@ def test_the_socket_of_a_broker_that_runs_is_not_taken_over(running: tuple[Place
         assert again.wait(PATIENCE_S) == 0
 
 
-# ── Redis (66) ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Redis (B2.66) ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
@@ -253,7 +253,7 @@ def test_what_listens_there_is_no_redis(place: Place):
         assert "is this address a Redis server?" in line
 
 
-# ── directories (67, 68) ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── directories (B2.67, B2.68) ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_executables_where_nothing_can_be_executed(place: Place):
@@ -300,7 +300,7 @@ def test_a_stderr_that_takes_nothing_stops_nobody(place: Place, daemon: str, sin
         assert f"{daemon}=stopped" in file.read_text()
 
 
-# ── the environment (74) ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the environment (B2.74) ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
@@ -335,7 +335,7 @@ def test_without_proc_a_worker_says_what_it_cannot_do(place: Place):
         process.kill()
 
 
-# ── the command line of the daemons (76, 77, 84) ─────────────────────────────────────────────────────────────────────
+# ── the command line of the daemons (B3.76, B3.77, B3.84) ─────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("daemon", ["broker", "worker"])

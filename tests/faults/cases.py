@@ -1,4 +1,4 @@
-"""The cases: what is started, what is asked, what happens meanwhile. Names are those of the fault catalogue."""
+"""The cases: what is started, what is asked, what happens meanwhile. CATALOGUE.md defines each name."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from tests.processes import descriptors, until
 from tests.servers import die_with_parent
 
 GROWTH_BYTES = 48 * 2**20
-"""The catalogue's 32 MiB, and what ordinary work takes meanwhile."""
+"""32 MiB for the attack, and 16 MiB for the ordinary work beside it."""
 PING_P90_MS = 1_000.0
-"""The catalogue says 50 on a machine of its own; here attackers, broker and workers share two cores."""
+"""50 ms would do on an idle machine; here attackers, broker and workers share two cores."""
 
 
 def attack(kind: str, for_s: float, *, wakeups: bool = False, peers: int = 1) -> FaultStory:

@@ -1,4 +1,4 @@
-"""What a case holds its history to: which invariants of the catalogue, and what its faults excuse."""
+"""What a case holds its history to: which invariants of CATALOGUE.md, and what its faults excuse."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def refusal(client: Client) -> str:
 
 
 def test_a_server_that_comes_back_empty_is_not_begun_anew(rig: Rig) -> None:
-    """F55, case 41: nobody writes to it until the data are back, or somebody says that they will not be."""
+    """F55: nobody writes to it until the data are back, or somebody says that they will not be."""
     rig.redis.options["appendonly"] = "no"
     rig.redis.restart()
     broker, worker = rig.start_broker(), rig.start_worker()

@@ -160,7 +160,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
 def test_a_wrong_file_changes_nothing_and_is_told_with_its_line(rig: Rig, text: str):
-    """BADINPUT row 72."""
+    """Bad input B2.72."""
     broker = rig.start_broker(max_queue_length=1)
     client = rig.client()
     client.submit("ledger", queue="long")

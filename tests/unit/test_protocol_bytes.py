@@ -120,7 +120,7 @@ def test_a_damaged_request_is_a_request_or_is_refused(data: st.DataObject):
         assert error.message.isprintable()
 
 
-# Rows of the catalogue of bad input, by what a decoder meets first.
+# Bad input B1.12 to B1.22 (tests/faults/BADINPUT.md).
 
 
 def test_a_message_cut_at_any_byte_is_malformed():
