@@ -83,7 +83,7 @@ def test_every_fault_case_and_row_that_is_cited_is_defined() -> None:
     assert sorted((name, found) for name, found in cited if found not in known) == []
 
 
-@pytest.mark.parametrize("page", ["tests/faults/BADINPUT.md", "tests/faults/CATALOGUE.md"])
+@pytest.mark.parametrize("page", ["tests/README.md", "tests/faults/BADINPUT.md", "tests/faults/CATALOGUE.md"])
 def test_every_file_that_a_page_of_tests_names_exists(page: str) -> None:
     path = ROOT / page
     text = path.read_text("utf-8")
@@ -91,3 +91,14 @@ def test_every_file_that_a_page_of_tests_names_exists(page: str) -> None:
     names = {*links, *re.findall(r"(?:[\w.-]+/)*test_\w+\.py", re.sub(r"\[[^]]*\]\(", "(", text))}
     bases = (ROOT, ROOT / "tests", path.parent)
     assert sorted(name for name in names if not any((base / name).exists() for base in bases)) == []
+
+
+def test_the_index_names_every_directory_of_tests_and_every_test_file() -> None:
+    text = (ROOT / "tests" / "README.md").read_text("utf-8")
+    files = {str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").glob("*/test_*.py")}
+    directories = {path.split("/")[0] for path in files}
+    assert sorted(name for name in directories if f"| `{name}/` |" not in text) == []
+    index = text.partition("## Behaviour and file")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+/test_\w+\.py)`", index))
+    unindexed = {"bench", "interop", "faults"}  # they have pages of their own
+    assert sorted(name for name in files - named if name.split("/")[0] not in unindexed) == []
