@@ -14,11 +14,11 @@ import pytest
 
 from kingtask.cli.dev_stack import free_ports
 from tests.docs.blocks import Block, blocks, matches, promised_output, steps
+from tests.docs.venv import ROOT, make
 from tests.faults.cases import CASES
 from tests.processes import until
 from tests.servers import die_with_parent
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "kingtask" / "GUIDE.md"]
 PATIENCE_S = 60
 
@@ -29,10 +29,11 @@ class Desk:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         (directory / "tasks").mkdir()
+        make(directory)
         port = free_ports()
         self.env = {
             **os.environ,
-            "PATH": f"{_scripts(directory)}:{os.environ['PATH']}",
+            "PATH": f"{directory}/.venv/bin:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "KINGTASK_BROKER": f"127.0.0.1:{port}",
             "COLUMNS": "120",
@@ -76,18 +77,6 @@ class Desk:
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(PATIENCE_S)
-
-
-def _scripts(directory: Path) -> Path:
-    """Where `kingtask` is: beside this Python or, if it is not installed, a stand-in that runs these sources."""
-    beside = Path(sys.executable).parent
-    if (beside / "kingtask").exists():
-        return beside
-    made = directory / "bin"
-    made.mkdir()
-    (made / "kingtask").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kingtask "$@"\n')
-    (made / "kingtask").chmod(0o755)
-    return made
 
 
 @pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.name)
