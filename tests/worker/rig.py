@@ -1,4 +1,4 @@
-"""A worker process on a private Redis, without a broker: the test submits, ticks and rings the bell itself."""
+"""A worker process on a private Redis, without a broker: the test submits, ticks and sends the hints itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.store.syncstore import SyncStore
 T = TypeVar("T")
 
 
-class Bell:
+class WakeupSocket:
     """The wakeup socket of a broker that is not there, in a thread of its own."""
 
     def __init__(self, endpoint: str) -> None:
@@ -91,7 +91,7 @@ class Bell:
 
 
 class Rig:
-    """`period` is an hour unless a test says otherwise: what happens, happens because of the bell or an end."""
+    """`period` is an hour unless a test sets it, so a worker polls only after a hint or the end of an attempt."""
 
     def __init__(self, directory: Path, server: RedisServer) -> None:
         self.directory = directory
@@ -102,13 +102,13 @@ class Rig:
         self.store.ask(functions.open_namespace(SCHEMA, self.namespace))  # else a worker waits for a broker to do that
         self.bin = directory / "bin"
         self.bin.mkdir()
-        self.bell = Bell(f"ipc://{directory}/bell")
+        self.wakeups = WakeupSocket(f"ipc://{directory}/wakeups")
         self.workers: list[Worker] = []
 
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
-        self.bell.close()
+        self.wakeups.close()
 
     def script(self, name: str, text: str, *, shebang: str = "#!/bin/sh") -> Path:
         """An executable in bin_path."""
@@ -119,10 +119,10 @@ class Rig:
         return path
 
     def start(self, *command: str, program: Sequence[str] = (sys.executable,), **config: Any) -> Worker:
-        """A worker that is up and hears the bell. `command` takes the place of `-m tests.worker.launch`."""
+        """Start a worker and wait until it hears hints. `command` takes the place of `-m tests.worker.launch`."""
         settings = {
             "broker": f"ipc://{self.directory}/broker",
-            "wakeup": self.bell.endpoint,
+            "wakeup": self.wakeups.endpoint,
             "redis": self.server.url,
             "namespace": self.namespace,
             "bin_path": str(self.bin),
@@ -146,7 +146,7 @@ class Rig:
             assert set(submitted.outcomes) == {"ready"}
         if ring:
             for queue, tasks in Counter(spec.queue for spec in specs).items():
-                self.bell.ready(queue, tasks)
+                self.wakeups.ready(queue, tasks)
         return ids
 
     def tick(self) -> None:
@@ -177,7 +177,7 @@ class Rig:
 
     def cancel(self, worker: Worker, task_id: str) -> None:
         self.store.ask(functions.cancel(self.policy, task_id))
-        self.bell.cancel(worker.name, task_id)
+        self.wakeups.cancel(worker.name, task_id)
 
     def exists(self, name: str) -> str:
         """Wait until a program has made this file; returns its text, which ends with a newline."""
@@ -211,7 +211,7 @@ class Worker:
             )
         line = until(self._started, f"the worker's start: {self.log}")
         self.name = line.partition("name=")[2].split()[0]
-        self._rig.bell.heard(topics.cancel_topic(self.name))
+        self._rig.wakeups.heard(topics.cancel_topic(self.name))
         return self
 
     def _started(self) -> str:

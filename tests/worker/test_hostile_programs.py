@@ -138,7 +138,7 @@ def test_a_missing_program_is_tried_again_as_the_list_says_and_may_come_later(ri
 
     def ticked() -> bool:
         rig.tick()
-        rig.bell.ready()
+        rig.wakeups.ready()
         return rig.get(task).ended
 
     until(ticked, "its end")

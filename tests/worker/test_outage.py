@@ -50,7 +50,7 @@ def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
         assert [attempt.number for attempt in rig.get(task).attempts] == [1]
 
 
-def test_after_an_outage_it_claims_without_a_bell(own_rig: Rig) -> None:
+def test_after_an_outage_it_claims_without_a_hint(own_rig: Rig) -> None:
     rig = own_rig
     rig.script("hello", "echo hello")
     worker = rig.start()
@@ -68,7 +68,7 @@ def test_a_redis_that_hangs_and_executes_late_what_was_given_up(own_rig: Rig) ->
     worker = rig.start(concurrency=2)
     tasks = rig.put_all([TaskSpec(name="note") for _ in range(3)], ring=False)
     os.kill(rig.server.pid, signal.SIGSTOP)
-    rig.bell.ready()
+    rig.wakeups.ready()
     worker.logged("claim=failed kind=lost")
     os.kill(rig.server.pid, signal.SIGCONT)
     assert {rig.result(task).state for task in tasks} == {"succeeded"}
@@ -120,7 +120,7 @@ def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: Rig) -> None
     rig.tick()
     worker.logged(f"attempt=fenced task={task} attempt=1")
     until(lambda: not alive(pid), "the end of the first process")
-    rig.bell.ready()
+    rig.wakeups.ready()
     (rig.directory / "gate.x").touch()
     result = rig.result(task)
     assert (result.state, [attempt.reason for attempt in result.attempts]) == ("succeeded", ["lost", ""])
@@ -138,7 +138,7 @@ def test_a_worker_that_was_stopped_for_long_learns_what_it_lost(rig: Rig) -> Non
     rig.store.client.zadd(f"{rig.store.keys.prefix}running", {runs: 1, ends: 1})
     rig.tick()
     other = rig.start()
-    rig.bell.ready()
+    rig.wakeups.ready()
     assert rig.result(ends).attempts[-1].worker == other.name
     until(lambda: rig.get(runs).attempt == 2, "another attempt")
     worker.signal(signal.SIGCONT)
@@ -163,7 +163,7 @@ def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: Rig) -> N
     (rig.directory / "gate.x").touch()
     worker.logged(f"finish=fenced task={task} attempt=1")
     assert rig.get(task).stdout == b""
-    rig.bell.ready()
+    rig.wakeups.ready()
     result = rig.result(task)
     assert [attempt.reason for attempt in result.attempts] == ["lost", ""]
 

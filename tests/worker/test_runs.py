@@ -19,7 +19,7 @@ from tests.worker.rig import Rig
 from tests.worker.test_spawn import HOSTILE_ARGUMENTS
 
 
-def test_a_task_from_bell_to_result(rig: Rig) -> None:
+def test_a_task_from_hint_to_result(rig: Rig) -> None:
     rig.script("sum", 'echo $(($1 + $2)); echo "adding" >&2')
     worker = rig.start()
     task = rig.put("sum", "12", "-45", stderr="keep")
@@ -31,7 +31,7 @@ def test_a_task_from_bell_to_result(rig: Rig) -> None:
     assert result.due_at <= attempt.started_at <= attempt.ended_at
 
 
-def test_without_a_bell_the_worker_looks_by_itself(rig: Rig) -> None:
+def test_without_a_hint_the_worker_polls_after_period(rig: Rig) -> None:
     rig.script("hello", "echo hello")
     rig.start(period=0.05)
     for _ in range(3):
@@ -41,11 +41,11 @@ def test_without_a_bell_the_worker_looks_by_itself(rig: Rig) -> None:
 def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
     """The broker may tell of a task before Redis has it."""
     rig.start()
-    rig.bell.idle()
+    rig.wakeups.idle()
     with Calls(rig.server.client()) as calls:
-        assert rig.bell.soon()
+        assert rig.wakeups.soon()
         until(lambda: calls.made()["claim"] >= 2, "a second look")
-        rig.bell.idle()
+        rig.wakeups.idle()
         assert calls.made()["claim"] == 2
 
 
@@ -184,7 +184,7 @@ def test_a_failure_is_tried_again_as_the_list_says_and_100_is_not(rig: Rig) -> N
 
     def ticked() -> bool:
         rig.tick()
-        rig.bell.ready()
+        rig.wakeups.ready()
         return all(rig.get(task).ended for task in (first, second))
 
     until(ticked, "both ends")
@@ -233,7 +233,7 @@ def test_a_record_that_makes_no_sense_costs_one_failure(rig: Rig) -> None:
     rig.start()
     task = rig.put("fine", ring=False)
     rig.store.client.hset(rig.store.keys.task(task), "s", b"\xc1garbage")
-    rig.bell.ready()
+    rig.wakeups.ready()
     reason = until(lambda: rig.store.client.hget(rig.store.keys.task(task), "reason"), "an end")
     assert reason == b"exec"
     assert rig.run("fine").stdout == b"fine\n"
@@ -342,12 +342,12 @@ def test_a_task_wakes_one_worker(rig: Rig) -> None:
     rig.script("quick", "")
     for _ in range(3):
         rig.start(concurrency=2)
-    rig.bell.idle(3)
+    rig.wakeups.idle(3)
     claims = 0
     with rig.server.client().monitor() as monitor:
         for _ in range(10):
             rig.run("quick")
-            rig.bell.idle(3)
+            rig.wakeups.idle(3)
         rig.server.client().ping()
         for seen in monitor.listen():
             claims += bool(re.match(r"FCALL \w*claim", seen["command"], re.IGNORECASE))

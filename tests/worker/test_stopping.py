@@ -32,7 +32,7 @@ def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
     text = "sleep 300 & echo $! > {0}/child; echo $$ > {0}/parked.$1; wait"
     ((task, pid),) = park(rig, "a", text=text).items()
     rig.store.ask(functions.cancel(rig.policy, task))
-    rig.bell.cancel(worker.name, task)
+    rig.wakeups.cancel(worker.name, task)
     result = rig.result(task)
     assert (result.state, result.reason, result.attempts[0].signal) == ("cancelled", "cancelled", signal.SIGTERM)
     assert not alive(pid)
@@ -40,7 +40,7 @@ def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
     until(lambda: not alive(child), "the end of the child")
 
 
-def test_cancel_without_a_bell_is_seen_at_the_next_renewal(rig: Rig) -> None:
+def test_cancel_without_a_hint_is_seen_at_the_next_renewal(rig: Rig) -> None:
     rig.start(renew=0.1)
     ((task, _),) = park(rig, "a").items()
     rig.store.ask(functions.cancel(rig.policy, task))
@@ -52,8 +52,8 @@ def test_a_false_hint_stops_nothing(rig: Rig) -> None:
     rig.script("long", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done; echo whole")
     task = rig.put("long")
     rig.exists("up")
-    rig.bell.cancel(worker.name, task)
-    rig.bell.cancel(worker.name, "no such task")
+    rig.wakeups.cancel(worker.name, task)
+    rig.wakeups.cancel(worker.name, "no such task")
     other = rig.run("missing")  # the hints are dealt with: they came before this
     assert other.ended
     (rig.directory / "on").touch()
@@ -227,7 +227,7 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> N
     )
     worker = rig.start("-c", program)
     ((task, pid),) = park(rig, "a").items()
-    rig.bell.cancel(worker.name, task)
+    rig.wakeups.cancel(worker.name, task)
     assert worker.wait() == 1
     until(lambda: not alive(pid), "the end of what it ran")
     assert "worker=broken error=\"RuntimeError('a bug')\"" in worker.log

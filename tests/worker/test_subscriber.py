@@ -1,4 +1,4 @@
-"""The bell: heard from any broker, again after its restart, and never a way to do harm."""
+"""Wakeup hints: heard from any broker, again after its restart, and never a way to do harm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kingtask import topics
 from kingtask.errors import ConfigurationError
 from kingtask.worker.subscriber import Subscriber
 from tests.processes import PATIENCE_S, descriptors, until
-from tests.worker.rig import Bell
+from tests.worker.rig import WakeupSocket
 
 
 class Listener:
@@ -47,9 +47,9 @@ class Listener:
         await asyncio.wait_for(self._something.wait(), PATIENCE_S)
         self._something.clear()
 
-    async def cancel(self, bell: Bell, mark: str) -> None:
+    async def cancel(self, wakeups: WakeupSocket, mark: str) -> None:
         """Ring through a last hint: what was sent before it has arrived when it is heard."""
-        bell.cancel("w.1", mark)
+        wakeups.cancel("w.1", mark)
         while mark not in self.cancelled:
             await self.heard()
 
@@ -64,50 +64,50 @@ def listen() -> Iterator[type[Listener]]:
 
 
 @pytest.fixture
-def bell(tmp_path: Path) -> Iterator[Bell]:
-    made = Bell(f"ipc://{tmp_path}/bell")
+def wakeups(tmp_path: Path) -> Iterator[WakeupSocket]:
+    made = WakeupSocket(f"ipc://{tmp_path}/wakeups")
     yield made
     made.close()
 
 
-async def subscribed(bell: Bell, *wanted: bytes) -> None:
+async def subscribed(wakeups: WakeupSocket, *wanted: bytes) -> None:
     for topic in (topics.cancel_topic("w.1"), *wanted):
-        await asyncio.to_thread(bell.heard, topic)
+        await asyncio.to_thread(wakeups.heard, topic)
 
 
-async def idle(listener: Listener, bell: Bell) -> None:
+async def idle(listener: Listener, wakeups: WakeupSocket) -> None:
     """Say so, once the broker has all else that was said."""
     listener.subscriber.idle()
-    await asyncio.to_thread(bell.idle)
+    await asyncio.to_thread(wakeups.idle)
 
 
-async def test_only_what_concerns_this_worker(listen: type[Listener], bell: Bell) -> None:
-    listener = listen(bell.endpoint, queues=("a", "b"))
-    await subscribed(bell, topics.ready_topic("a"), topics.ready_topic("b"))
-    await idle(listener, bell)
-    bell.ready("ab")
-    bell.ready("c")
-    bell.cancel("w.10", "another worker's")
-    await listener.cancel(bell, "first")
+async def test_only_what_concerns_this_worker(listen: type[Listener], wakeups: WakeupSocket) -> None:
+    listener = listen(wakeups.endpoint, queues=("a", "b"))
+    await subscribed(wakeups, topics.ready_topic("a"), topics.ready_topic("b"))
+    await idle(listener, wakeups)
+    wakeups.ready("ab")
+    wakeups.ready("c")
+    wakeups.cancel("w.10", "another worker's")
+    await listener.cancel(wakeups, "first")
     assert (listener.ready, listener.cancelled) == (0, ["first"])
-    bell.ready("b")
-    await listener.cancel(bell, "second")
+    wakeups.ready("b")
+    await listener.cancel(wakeups, "second")
     assert (listener.ready, listener.cancelled) == (1, ["first", "second"])
 
 
 async def test_one_that_is_full_hands_back_what_it_is_told_and_is_left_alone_then(
-    listen: type[Listener], bell: Bell
+    listen: type[Listener], wakeups: WakeupSocket
 ) -> None:
-    listener = listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    await idle(listener, bell)
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(listener, wakeups)
     listener.subscriber.full()
-    bell.ready()
+    wakeups.ready()
     await listener.heard()
     listener.subscriber.full()
-    await asyncio.to_thread(bell.handed_back)
-    bell.ready()
-    await listener.cancel(bell, "until now")
+    await asyncio.to_thread(wakeups.handed_back)
+    wakeups.ready()
+    await listener.cancel(wakeups, "until now")
     assert listener.ready == 1
     listener.subscriber.idle()
     while listener.ready < 2:
@@ -140,13 +140,15 @@ async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
     context.term()
 
 
-async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[Listener], bell: Bell) -> None:
-    listener = listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    await idle(listener, bell)
+async def test_told_once_it_is_told_again_only_after_it_has_asked(
+    listen: type[Listener], wakeups: WakeupSocket
+) -> None:
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(listener, wakeups)
     for number in range(5):
-        bell.ready()
-        await listener.cancel(bell, f"round {number}")
+        wakeups.ready()
+        await listener.cancel(wakeups, f"round {number}")
         assert listener.ready == 1
         listener.subscriber.idle()  # it has not asked: nothing is said
     listener.subscriber.asked()
@@ -155,59 +157,61 @@ async def test_told_once_it_is_told_again_only_after_it_has_asked(listen: type[L
         await listener.heard()
 
 
-async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Listener], bell: Bell) -> None:
-    listener = listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    assert not bell.soon(), "nobody is idle: it is to be told when it is there"
-    await idle(listener, bell)
-    assert not bell.soon("other")
-    assert bell.soon()
-    assert not bell.soon()
+async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Listener], wakeups: WakeupSocket) -> None:
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    assert not wakeups.soon(), "nobody is idle: it is to be told when it is there"
+    await idle(listener, wakeups)
+    assert not wakeups.soon("other")
+    assert wakeups.soon()
+    assert not wakeups.soon()
     await listener.heard()
     assert (listener.ready, listener.soon) == (1, 1)
     listener.subscriber.asked()
     listener.subscriber.idle()
-    await asyncio.to_thread(bell.idle)
-    bell.ready()
+    await asyncio.to_thread(wakeups.idle)
+    wakeups.ready()
     await listener.heard()
     assert (listener.ready, listener.soon) == (2, 1)
 
 
-async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(listen: type[Listener], bell: Bell) -> None:
-    first, second = listen(bell.endpoint), listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    await idle(first, bell)
-    bell.ready()
+async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(
+    listen: type[Listener], wakeups: WakeupSocket
+) -> None:
+    first, second = listen(wakeups.endpoint), listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(first, wakeups)
+    wakeups.ready()
     await first.heard()
     second.subscriber.idle()
-    await asyncio.to_thread(bell.idle)
+    await asyncio.to_thread(wakeups.idle)
     first.subscriber.full()
     await second.heard()
     assert (first.ready, second.ready) == (1, 1)
 
 
-async def test_what_one_has_asked_for_is_told_to_nobody_else(listen: type[Listener], bell: Bell) -> None:
-    first, second = listen(bell.endpoint), listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    await idle(first, bell)
-    bell.ready()
+async def test_what_one_has_asked_for_is_told_to_nobody_else(listen: type[Listener], wakeups: WakeupSocket) -> None:
+    first, second = listen(wakeups.endpoint), listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(first, wakeups)
+    wakeups.ready()
     await first.heard()
     second.subscriber.idle()
-    await asyncio.to_thread(bell.idle)
+    await asyncio.to_thread(wakeups.idle)
     first.subscriber.asked()
     first.subscriber.full()
     first.subscriber.idle()
-    await asyncio.to_thread(bell.idle, 2)
+    await asyncio.to_thread(wakeups.idle, 2)
     assert (first.ready, second.ready) == (1, 0)
 
 
-async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, bell: Bell) -> None:
-    other = Bell(f"ipc://{tmp_path}/other")
-    listener = listen(bell.endpoint, f"ipc://{tmp_path}/not-there", other.endpoint)
-    await subscribed(bell)
+async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, wakeups: WakeupSocket) -> None:
+    other = WakeupSocket(f"ipc://{tmp_path}/other")
+    listener = listen(wakeups.endpoint, f"ipc://{tmp_path}/not-there", other.endpoint)
+    await subscribed(wakeups)
     await subscribed(other)
     listener.subscriber.idle()
-    for number, one in enumerate((bell, other), 1):
+    for number, one in enumerate((wakeups, other), 1):
         await listener.cancel(one, one.endpoint)
         await asyncio.to_thread(one.idle)
         one.ready()
@@ -217,13 +221,13 @@ async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, bell: 
 
 
 async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener], tmp_path: Path) -> None:
-    endpoint = f"ipc://{tmp_path}/bell"
-    first = Bell(endpoint)
+    endpoint = f"ipc://{tmp_path}/wakeups"
+    first = WakeupSocket(endpoint)
     listener = listen(endpoint)
     await subscribed(first, topics.ready_topic("default"))
     await idle(listener, first)
     first.close()
-    second = Bell(endpoint)
+    second = WakeupSocket(endpoint)
     await asyncio.to_thread(second.idle)
     second.ready()
     await listener.heard()
@@ -231,22 +235,22 @@ async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener]
     second.close()
 
 
-async def test_a_flood_is_read_to_its_end(listen: type[Listener], bell: Bell) -> None:
+async def test_a_flood_is_read_to_its_end(listen: type[Listener], wakeups: WakeupSocket) -> None:
     """The descriptor is edge-triggered: what is not read now would never be."""
-    listener = listen(bell.endpoint)
-    await subscribed(bell)
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups)
     for number in range(900):
-        bell.cancel("w.1", str(number))
-    await listener.cancel(bell, "the last")
+        wakeups.cancel("w.1", str(number))
+    await listener.cancel(wakeups, "the last")
     assert len(listener.cancelled) == 901
-    await listener.cancel(bell, "and it goes on")
+    await listener.cancel(wakeups, "and it goes on")
 
 
-async def test_nonsense_does_no_harm(listen: type[Listener], bell: Bell) -> None:
-    listener = listen(bell.endpoint)
-    await subscribed(bell, topics.ready_topic("default"))
-    await idle(listener, bell)
-    (topic,) = {line.topic for line in bell.wakeups._lines.values()}
+async def test_nonsense_does_no_harm(listen: type[Listener], wakeups: WakeupSocket) -> None:
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(listener, wakeups)
+    (topic,) = {line.topic for line in wakeups.wakeups._lines.values()}
     cancel = topics.cancel_topic("w.1")
     hostile: list[list[bytes]] = [
         [topic],
@@ -256,25 +260,25 @@ async def test_nonsense_does_no_harm(listen: type[Listener], bell: Bell) -> None
         [cancel, b"\xff\0"],
     ]
     for frames in hostile:
-        bell.say(*frames)
-    await listener.cancel(bell, "still here")
+        wakeups.say(*frames)
+    await listener.cancel(wakeups, "still here")
     assert listener.cancelled[-1] == "still here"
     # Too long for a hint: libzmq closes the connection, and would leave it at that.
-    bell.say(topic, b"x" * 100_000)
+    wakeups.say(topic, b"x" * 100_000)
     while "again" not in listener.cancelled:
-        bell.cancel("w.1", "again")
+        wakeups.cancel("w.1", "again")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.02):
                 await listener.heard()
 
 
-async def test_closing_leaves_nothing(listen: type[Listener], bell: Bell) -> None:
+async def test_closing_leaves_nothing(listen: type[Listener], wakeups: WakeupSocket) -> None:
     before = descriptors()
     for _ in range(3):
-        listener = listen(bell.endpoint, "tcp://127.0.0.1:9")
+        listener = listen(wakeups.endpoint, "tcp://127.0.0.1:9")
         listener.subscriber.close()
         listener.subscriber.close()
-    until(lambda: descriptors() == before, "the end of all connections, of which the bell has the other side")
+    until(lambda: descriptors() == before, "the end of all connections, whose other side is the wakeup socket")
 
 
 def test_what_is_no_endpoint_is_said_at_once() -> None:

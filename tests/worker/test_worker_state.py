@@ -149,7 +149,7 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_fre
     assert claim.n == 1
     story.slots.claimed([], story.now_s)
     story.slots.ended(second, ended(second))
-    assert [type(action) for action in story.decide()] == [Finish]  # it came back empty: the bell will ring
+    assert [type(action) for action in story.decide()] == [Finish]  # it came back empty: a hint will follow
 
 
 def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> None:
