@@ -29,7 +29,11 @@ def ready(kind: str = "DEALER", identity: bytes = b"") -> bytes:
 
 def connect(port: int, kind: str = "DEALER", timeout_s: float = 20.0, identity: bytes = b"") -> socket.socket:
     """A connection to 127.0.0.1 that has shaken hands."""
-    made = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
+    return shaken(socket.create_connection(("127.0.0.1", port), timeout=timeout_s), kind, identity)
+
+
+def shaken(made: socket.socket, kind: str = "DEALER", identity: bytes = b"") -> socket.socket:
+    """This connection, once it has shaken hands."""
     made.sendall(GREETING + ready(kind, identity))
     received = b""
     while len(received) < len(GREETING) + 2 or len(received) < len(GREETING) + 2 + received[len(GREETING) + 1]:
