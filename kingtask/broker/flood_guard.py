@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import resource
 import socket
 import stat
 import struct
@@ -24,7 +25,7 @@ import zmq
 
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
-from kingtask.broker.descriptors import cut_off, is_still
+from kingtask.broker.descriptors import cut_off, held, is_still
 
 BASE_BYTES = 256 * 1024 * 1024
 """What a broker may take, beside requests under way, before connections are looked at; 10,000 idle ones take 50 MB."""
@@ -65,13 +66,18 @@ class PartialMessageGuard:
         self._first_pass = True
         self._has_cut = False
         self._timer: asyncio.TimerHandle | None = None
+        self._statm = -1
+        """/proc/self/statm, kept open: peers can use up all descriptors."""
 
     def start(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._look_later()
 
     def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+            os.close(self._statm)
 
     def heard(self, frame: zmq.Frame) -> None:
         """A message has come up, of which this is a frame."""
@@ -84,16 +90,21 @@ class PartialMessageGuard:
         self._timer = asyncio.get_running_loop().call_later(pause_s, self._look)
 
     def _look(self) -> None:
-        resident = resident_bytes()
-        large = resident > self._limit_bytes
-        if not large:
-            self._forget()
-        elif not self.wary:
-            self.wary = True
-            self._begin()
-        if large:
-            self._count()
-        self._look_later(NEAR_S if resident > self._limit_bytes / 2 else EVERY_S)
+        pause_s = EVERY_S
+        try:
+            resident = int(os.pread(self._statm, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            if resident > self._limit_bytes / 2:
+                pause_s = NEAR_S
+            large = resident > self._limit_bytes
+            if not large:
+                self._forget()
+            elif not self.wary:
+                self.wary = True
+                self._begin()
+            if large:
+                self._count()
+        finally:
+            self._look_later(pause_s)
 
     def _forget(self) -> None:
         self.wary, self._first_pass = False, True
@@ -101,7 +112,10 @@ class PartialMessageGuard:
         self._senders.clear()
 
     def _begin(self) -> None:
-        self._left = iter([int(name) for name in os.listdir("/proc/self/fd")])  # noqa: PTH208
+        try:
+            self._left = iter([int(name) for name in os.listdir("/proc/self/fd")])  # noqa: PTH208
+        except OSError:  # none is free: all numbers are in use
+            self._left = iter(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
         self._seen = set()
 
     def _count(self) -> None:
@@ -126,7 +140,7 @@ class PartialMessageGuard:
             status = os.fstat(fd)
             if not stat.S_ISSOCK(status.st_mode):
                 return
-            with socket.socket(fileno=os.dup(fd)) as connection:
+            with held(fd, status.st_ino) as connection:
                 if connection.type != socket.SOCK_STREAM or connection.family not in (socket.AF_INET, socket.AF_INET6):
                     return
                 if connection.getsockname()[1] not in self._ports:
@@ -158,11 +172,6 @@ class PartialMessageGuard:
             too_much -= sender.held
             if too_much <= 0:
                 return
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _taken(connection: socket.socket) -> int:

@@ -121,19 +121,22 @@ class Ticker:
         self._timer = asyncio.get_running_loop().call_at(max(at_s, self._last_s + APART_S), act)
 
     def _rehearse(self) -> None:
-        self._on_soon()
-        self._store.send(functions.clock(), lambda told: None)
-        self._arm()
+        try:
+            self._on_soon()
+            self._store.send(functions.clock(), lambda told: None)
+        finally:
+            self._arm()
 
     def _tick(self) -> None:
+        if self._in_flight:
+            return
         self._last_s = monotonic_s()
         housekeep = self._last_s - self._housekept_s >= IDLE_S
         if housekeep:
             self._housekept_s = self._last_s
+        self._arm(at_s=self._last_s + IDLE_S)  # also for the case that what follows raises
         if not self._store.up:
-            self._arm(at_s=self._last_s + IDLE_S)
             return
-        self._in_flight = True
         self.ticks += 1
         call = functions.tick(
             self.policy,
@@ -143,6 +146,7 @@ class Ticker:
             window_ms=WINDOW_MS,
             housekeep=housekeep,
         )
+        self._in_flight = True
         self._store.send(call, self._ticked)
 
     def _ticked(self, reply: functions.Ticked | StoreError) -> None:
@@ -155,6 +159,7 @@ class Ticker:
         self._schedule.reached(reply.now_us // 1000)
         for instant_ms in reply.upcoming_ms:
             self._schedule.add(instant_ms)
+        self._arm(at_s=0.0 if reply.more else None)
         for queue, tasks in reply.ready:
             self._on_ready(queue, tasks)
         for lost in reply.lost:
@@ -164,4 +169,3 @@ class Ticker:
             # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does
             # what is sent with it): without this ticks were 0.7 ms later.
             self._store.send(functions.clock(), lambda told: None)
-        self._arm(at_s=0.0 if reply.more else None)

@@ -101,9 +101,9 @@ class Waiters:
         self._timer = None
         if not self._by_id or self._stopped:
             return
+        self._look_later()
         if self._store.up:
             self.look()
-        self._look_later()
 
     def _overdue(self, wait: _Wait) -> None:
         if self._remove(wait):

@@ -114,7 +114,10 @@ class Connection(asyncio.Protocol):
         pending, self._pending = self._pending, deque()
         self._on_lost(self, self._why)
         for callback, _ in pending:
-            callback(StoreError("lost", f"no answer from Redis: {self._why}", stored="unknown"))
+            try:
+                callback(StoreError("lost", f"no answer from Redis: {self._why}", stored="unknown"))
+            except Exception:
+                log.exception("reply=failed")
 
     def _check_overdue(self) -> None:
         self._watch = None
