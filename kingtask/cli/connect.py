@@ -54,7 +54,7 @@ def broker_option(command: Decorated) -> Decorated:
         envvar="KINGTASK_BROKER",
         callback=_split,
         help="Broker's address (host:port, tcp://…, ipc://…); more with commas or again."
-        f" [default: ipc:///run/kingtask/broker.sock if it is there, 127.0.0.1:{DEFAULT_PORT}]",
+        f" [default: ipc:///run/kingtask/broker.sock if /run/kingtask exists, else 127.0.0.1:{DEFAULT_PORT}]",
     )(command)
 
 

@@ -77,7 +77,9 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
 
 
 def _ready(stack: Stack, data: Path) -> str:
-    broker = "" if stack.port == DEFAULT_PORT else f" --broker {stack.address}"
+    from kingtask.client.address import endpoint, nearest
+
+    broker = "" if nearest() == (endpoint(stack.address),) else f" --broker {stack.address}"
     name = "example 12 45" if (stack.bin_paths[0] / "example").is_file() else "NAME [ARGS…]"
     return (
         f"ready: broker {stack.address}, executables {', '.join(map(str, stack.bin_paths))}, data {data}\n"

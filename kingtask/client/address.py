@@ -11,7 +11,7 @@ from kingtask.errors import ConfigurationError
 VARIABLE = "KINGTASK_BROKER"
 """Names the brokers of whoever names none: also in what a worker runs, so that one task can submit the next."""
 SOCKET = "/run/kingtask/broker.sock"
-"""Where the packaged broker listens (deploy/)."""
+"""Where the packaged broker listens (deploy/); its directory exists where the package is installed."""
 DEFAULT = "tcp://127.0.0.1:9595"
 DEFAULT_PORT = 9595
 
@@ -39,8 +39,11 @@ def endpoints(address: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def nearest() -> tuple[str, ...]:
-    """Of this machine: the packaged broker's socket if it is there, and DEFAULT."""
-    return (f"ipc://{SOCKET}", DEFAULT) if os.path.exists(SOCKET) else (DEFAULT,)  # noqa: PTH110 - as fast as can be
+    """On this machine: the packaged broker's socket if its directory exists, else DEFAULT.
+
+    Never both: any local user may listen on DEFAULT while the packaged broker is away.
+    """
+    return (f"ipc://{SOCKET}",) if os.path.isdir(os.path.dirname(SOCKET)) else (DEFAULT,)  # noqa: PTH112, PTH120 - fast
 
 
 def endpoint(address: str) -> str:

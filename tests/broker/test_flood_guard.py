@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import zmq
 
+from kingtask.broker import flood_guard
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import PartialMessageGuard
 from tests import zmtp

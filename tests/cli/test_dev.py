@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from kingtask.cli import dev as module
 from kingtask.cli.dev import default_data
+from kingtask.cli.dev_stack import Stack, StackOptions
+from kingtask.cli.process_tree import Tree
+from kingtask.client import address
 from tests.cli.tree import KINGTASK, PATIENCE_S, Dev, Watch, children, descendants, environment, kingtask
 
 
@@ -210,3 +214,12 @@ def test_interrupted_demo_leaves_nothing(tmp_path):
     assert b"Traceback" not in err
     assert not tree.survivors()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_says_to_try_names_its_broker_where_clients_would_use_another(tmp_path, monkeypatch):
+    with Tree() as tree:
+        stack = Stack(tree, StackOptions(data=tmp_path, bin_paths=[tmp_path], port=address.DEFAULT_PORT))
+        monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/none/broker.sock")
+        assert "kingtask submit --wait" in module._ready(stack, tmp_path)
+        monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/broker.sock")
+        assert "kingtask submit --broker 127.0.0.1:9595 --wait" in module._ready(stack, tmp_path)

@@ -83,11 +83,14 @@ def test_without_an_address_the_environment_names_the_brokers(monkeypatch: pytes
     assert endpoints(None) == ("tcp://a:1", "tcp://b:2")
 
 
-def test_without_anything_the_packaged_brokers_socket_comes_first_if_it_is_there(
+def test_without_anything_the_packaged_brokers_socket_is_the_only_one_where_its_directory_exists(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The socket may be away: others may listen on the port meanwhile."""
     monkeypatch.delenv("KINGTASK_BROKER", raising=False)
-    monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/broker.sock")
+    monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/kingtask/broker.sock")
     assert endpoints(None) == ("tcp://127.0.0.1:9595",)
-    (tmp_path / "broker.sock").touch()
-    assert endpoints(None) == (f"ipc://{tmp_path}/broker.sock", "tcp://127.0.0.1:9595")
+    (tmp_path / "kingtask").mkdir()
+    assert endpoints(None) == (f"ipc://{tmp_path}/kingtask/broker.sock",)
+    (tmp_path / "kingtask" / "broker.sock").touch()
+    assert endpoints(None) == (f"ipc://{tmp_path}/kingtask/broker.sock",)
