@@ -10,19 +10,13 @@ The tables go to standard output, what is being done to standard error. tests/be
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import kingtask
-from tests import servers
-from tests.bench import contestants, install, probe, run, scenarios
+from tests.bench import contestants, install, machine, probe, run, scenarios
 from tests.bench.report import Report
 from tests.bench.sizes import FULL, TINY
 from tests.bench.stage import FSYNC, STORED, Setting
@@ -31,7 +25,7 @@ from tests.bench.stage import FSYNC, STORED, Setting
 def main() -> int:
     """Run what was asked for. The exit status is 1 if a part of kingtask or of a floor failed."""
     options = _options()
-    _choose_server(options.server)
+    machine.choose_server(options.server)
     asked = [one for one in (options.peers.split(",") if options.peers != "none" else []) if one]
     chosen = [one for one in contestants.ALL.values() if one.kind != "peer" or one.name in asked]
     if options.contestants:
@@ -43,7 +37,7 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
         setting = Setting(Path(directory) / "probe", places)
-        machine = _machine(probe.build(setting.probe))
+        about = {"kingtask": kingtask.__version__, **machine.describe(probe.build(setting.probe))}
         rows: list[run.Row] = []
         names = options.only.split(",") if options.only else [*scenarios.ALL]
         try:
@@ -51,11 +45,11 @@ def main() -> int:
             for row in run.collect(wanted, chosen, durabilities, options.rounds, sizes, setting):
                 rows.append(row)
                 if options.json:
-                    Report(machine=machine, missing=missing, rows=rows).save(options.json)
+                    Report(machine=about, missing=missing, rows=rows).save(options.json)
         except KeyboardInterrupt:
             print("interrupted: the tables are of what was measured so far", file=sys.stderr)
-    machine["took"] = f"{(time.monotonic() - started) / 60:.0f} min"
-    report = Report(machine=machine, missing=missing, rows=rows)
+    about["took"] = f"{(time.monotonic() - started) / 60:.0f} min"
+    report = Report(machine=about, missing=missing, rows=rows)
     if options.json:
         report.save(options.json)
     print(report.markdown(), end="")
@@ -90,12 +84,6 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _choose_server(path: Path | None) -> None:
-    found = path or os.environ.get("KINGTASK_TEST_REDIS") or shutil.which("redis-server")
-    if found:
-        os.environ["KINGTASK_TEST_REDIS"] = str(found)
-
-
 def _install(names: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
     """Where each peer is, and why some are nowhere."""
     places, missing = {}, {}
@@ -106,24 +94,6 @@ def _install(names: list[str]) -> tuple[dict[str, Path], dict[str, str]]:
             missing[name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
     return places, missing
-
-
-def _machine(probe_kind: str) -> dict[str, str]:
-    version = subprocess.run([servers.binary(), "--version"], capture_output=True, text=True, check=True).stdout
-    processors = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in processors if line.startswith("model name")]
-    model = models[0] if models else platform.machine()
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "kingtask": kingtask.__version__,
-        "server": " ".join(version.split()[:3]),
-        "Python": platform.python_version(),
-        "Linux": platform.release(),
-        "machine": f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gb:.0f} GB",
-        "probe": probe_kind,
-        "load before": f"{os.getloadavg()[0]:.2f}",
-    }
 
 
 if __name__ == "__main__":

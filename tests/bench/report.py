@@ -56,7 +56,7 @@ class Report:
             lines.append([name, contestants.ALL[name].kind, versions or "–", found[name].config])
         for name, why in self.missing.items():
             lines.append([name, "missing", "–", why.replace("|", "/")])
-        return _markdown(["contestant", "kind", "versions", "configuration"], lines)
+        return markdown_table(["contestant", "kind", "versions", "configuration"], lines)
 
     def _tables(self) -> list[tuple[str, str]]:
         present = dict.fromkeys((row.scenario, row.durability) for row in self.rows)
@@ -73,7 +73,7 @@ class Report:
         rounds = len({row.round for row in rows})
         title = f"### {scenario}: {durability}"
         told = f"{scenarios.ALL[scenario].about} {rounds} round{'s' * (rounds > 1)} at most."
-        return f"{title}\n\n{told}\n\n{_markdown(['', *found.figures], lines)}"
+        return f"{title}\n\n{told}\n\n{markdown_table(['', *found.figures], lines)}"
 
     def _by_durability(self) -> dict[str, dict[str, Found]]:
         found: dict[str, dict[str, Found]] = {}
@@ -93,10 +93,11 @@ class Report:
             if value is None:
                 continue
             bound = f"{'≥' if target.least else '≤'} {target.bound:g}"
-            lines.append([target.what, bound, _short(value), "yes" if target.reached(found) else "**no**"])
+            lines.append([target.what, bound, short(value), "yes" if target.reached(found) else "**no**"])
         if not lines:
             return ""
-        return f"### What kingtask must reach: {durability}\n\n" + _markdown(["", "bound", "found", "reached"], lines)
+        table = markdown_table(["", "bound", "found", "reached"], lines)
+        return f"### What kingtask must reach: {durability}\n\n{table}"
 
 
 def _cell(found: Found, name: str, figure: str) -> str:
@@ -104,21 +105,21 @@ def _cell(found: Found, name: str, figure: str) -> str:
     median = found.median(name, figure)
     if median is None:
         return "–"
-    text = _short(median)
-    low, high = _short(min(values)), _short(max(values))
+    text = short(median)
+    low, high = short(min(values)), short(max(values))
     if low != high:
         text += f" ({low} – {high})"
     reference = next((one for one in REFERENCES if found.has(one, figure)), "kingtask")
     ratio = found.ratio(name, figure, reference)
     if ratio is not None and name != reference and figure.endswith(RATED):
-        text += f" [{_short(ratio)}×]"
+        text += f" [{short(ratio)}×]"
     return text
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -76,6 +76,10 @@ class Client:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def begin(self, section: str, **args: Any) -> None:
         assert self._process.stdin is not None
         try:
