@@ -3,6 +3,7 @@
     python -m tests.bench                                         # everything: under 25 minutes on 2 cores
     python -m tests.bench --only latency --rounds 5 --peers huey
     python -m tests.bench --peers none --json out.json > tables.md
+    python -m tests.bench compare OTHER_CHECKOUT                  # two builds; has options of its own
 
 The tables go to standard output, what is being done to standard error. tests/bench/README.md says how to read them.
 """
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import kingtask
-from tests.bench import contestants, install, machine, probe, run, scenarios
+from tests.bench import compare, contestants, install, machine, probe, run, scenarios
 from tests.bench.report import Report
 from tests.bench.sizes import FULL, TINY
 from tests.bench.stage import FSYNC, STORED, Setting
@@ -24,6 +25,8 @@ from tests.bench.stage import FSYNC, STORED, Setting
 
 def main() -> int:
     """Run what was asked for. The exit status is 1 if a part of kingtask or of a floor failed."""
+    if sys.argv[1:2] == ["compare"]:
+        return compare.main(sys.argv[2:])
     options = _options()
     machine.choose_server(options.server)
     asked = [one for one in (options.peers.split(",") if options.peers != "none" else []) if one]

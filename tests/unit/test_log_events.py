@@ -37,7 +37,7 @@ def as_before() -> Iterator[None]:
     ours.setLevel(levels[1])
 
 
-def logged(message: str, *args: Any, exc_info: bool = False) -> dict[str, Any]:
+def describe_error(message: str, *args: Any, exc_info: bool = False) -> dict[str, Any]:
     """One event as it comes out, read again."""
     stream = io.StringIO()
     log.setup("worker", log_format="json", stream=stream)
@@ -51,7 +51,7 @@ def logged(message: str, *args: Any, exc_info: bool = False) -> dict[str, Any]:
 
 
 def test_pairs_become_fields_and_numbers_stay_numbers() -> None:
-    assert logged("attempt=failed task=%s attempt=%d code=%s message=%r", "6f1c", 3, -9, "it's\nhere") == {
+    assert describe_error("attempt=failed task=%s attempt=%d code=%s message=%r", "6f1c", 3, -9, "it's\nhere") == {
         "event": "attempt=failed",
         "task": "6f1c",
         "attempt": 3,
@@ -61,34 +61,34 @@ def test_pairs_become_fields_and_numbers_stay_numbers() -> None:
 
 
 def test_words_behind_a_colon_are_the_message() -> None:
-    assert logged("%s=fenced task=%s: its lease was given away", "finish", "6f1c") == {
+    assert describe_error("%s=fenced task=%s: its lease was given away", "finish", "6f1c") == {
         "event": "finish=fenced",
         "task": "6f1c",
         "message": "its lease was given away",
     }
-    assert logged("redis=up server=%s-%s retrying=yes", "valkey", "9.1") == {
+    assert describe_error("redis=up server=%s-%s retrying=yes", "valkey", "9.1") == {
         "event": "redis=up",
         "server": "valkey-9.1",
         "retrying": "yes",
     }
-    assert logged("failpoints=%s: under test", "a,b") == {"event": "failpoints=a,b", "message": "under test"}
+    assert describe_error("failpoints=%s: under test", "a,b") == {"event": "failpoints=a,b", "message": "under test"}
 
 
 @pytest.mark.parametrize("args", [(), ("x",), ({"a": 1},)])
 def test_what_is_no_event_of_ours_is_a_message(args: tuple[Any, ...]) -> None:
     message = "Task was destroyed" if not args else "%(a)d left" if isinstance(args[0], dict) else "gone: %s"
-    assert logged(message, *args) == {
+    assert describe_error(message, *args) == {
         "message": message % (args[0] if isinstance(args[0], dict) else args) if args else message
     }
 
 
 def test_an_event_may_not_change_who_says_it() -> None:
-    assert logged("a=b level=%s time=%s", "critical", "never") == {"event": "a=b"}
+    assert describe_error("a=b level=%s time=%s", "critical", "never") == {"event": "a=b"}
 
 
 @given(st.text(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_value_comes_through(text: str, number: int, fraction: float) -> None:
-    assert logged("a=b text=%s shown=%r number=%d fraction=%g", text, text, number, fraction) == {
+    assert describe_error("a=b text=%s shown=%r number=%d fraction=%g", text, text, number, fraction) == {
         "event": "a=b",
         "text": text,
         "shown": text,
@@ -101,7 +101,7 @@ def test_a_traceback_is_a_field() -> None:
     try:
         int("first\nsecond")
     except ValueError:
-        fields = logged("loop=broken", exc_info=True)
+        fields = describe_error("loop=broken", exc_info=True)
     assert fields["event"] == "loop=broken"
     assert "ValueError: invalid literal for int()" in fields["traceback"]
 
