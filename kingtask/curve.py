@@ -1,4 +1,4 @@
-"""CURVE keys in files: the certificate format of ZeroMQ, which zmq.auth writes and reads.
+"""CURVE keys in files, in the certificate format of ZeroMQ, and where clients find them.
 
 A pair is two files: `NAME.key_secret`, which holds both keys and stays where it is used, and `NAME.key` with the public
 one alone, which goes to the other side. A key is 32 bytes, written as 40 characters (Z85, ZeroMQ's RFC 32).
@@ -29,6 +29,11 @@ NAMES = "1 to 64 letters, digits, dots, dashes and underscores, not beginning wi
 KEY_LENGTH = 40
 MAX_BYTES = 65_536
 
+CURVE_KEY = "KINGTASK_CURVE_KEY"
+SERVER_KEY = "KINGTASK_SERVER_KEY"
+
+KeyFile = str | os.PathLike[str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
@@ -52,9 +57,27 @@ class ClientKeys:
         socket.setsockopt(zmq.CURVE_SERVERKEY, self.server)
 
 
-def read_client(secret_key_file: str | os.PathLike[str], server_key_file: str | os.PathLike[str]) -> ClientKeys:
+def read_client(secret_key_file: KeyFile, server_key_file: KeyFile) -> ClientKeys:
     """Read both files. Raises ConfigurationError that names the file and the remedy."""
     return ClientKeys(own=read_pair(Path(secret_key_file)), server=read_public(Path(server_key_file)))
+
+
+def client_keys(curve_key: KeyFile | None, server_key: KeyFile | None) -> ClientKeys | None:
+    """Read the two key files of a client, by default those that the environment names; None if there are none.
+
+    "" names no file. Raises ConfigurationError naming the wrong or missing file.
+    """
+    own = os.environ.get(CURVE_KEY) if curve_key is None else curve_key
+    server = os.environ.get(SERVER_KEY) if server_key is None else server_key
+    if not own and not server:
+        return None
+    if not own or not server:
+        missing, there = ("own secret", "the broker's public") if not own else ("broker's public", "its secret")
+        raise ConfigurationError(
+            f"keys: this client has {there} key, but not the {missing} one; name both"
+            f" (curve_key and server_key, --curve-key and --server-key, or {CURVE_KEY} and {SERVER_KEY})"
+        )
+    return read_client(own, server)
 
 
 def read_pair(path: Path) -> Pair:

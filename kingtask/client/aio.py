@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
-from kingtask.client import keys
+from kingtask.client.call import Steps, StepsWithResults, Yielded
 from kingtask.client.handles import AsyncTask
 from kingtask.client.loop_connection import ConnectionOnLoop, LoopConnection, Waiter
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.clock import monotonic_s, wall_s
+from kingtask.curve import KeyFile, client_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,10 +52,10 @@ class AsyncClient:
         address: str | Sequence[str] | None = None,
         *,
         timeout: float = 10.0,
-        curve_key: keys.Path | None = None,
-        server_key: keys.Path | None = None,
+        curve_key: KeyFile | None = None,
+        server_key: KeyFile | None = None,
     ) -> None:
-        self._lines = ConnectionOnLoop(addresses.endpoints(address), keys.read(curve_key, server_key))
+        self._lines = ConnectionOnLoop(addresses.endpoints(address), client_keys(curve_key, server_key))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
         weakref.finalize(self, self._lines.close).atexit = False

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
-from kingtask.client import keys
+from kingtask.client.call import Steps, StepsWithResults, Yielded
 from kingtask.client.channel import Channel
 from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Steps, StepsWithResults, Yielded
 from kingtask.client.pool import Pool
 from kingtask.clock import monotonic_s, wall_s
+from kingtask.curve import KeyFile, client_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,10 +56,10 @@ class Client:
         address: str | Sequence[str] | None = None,
         *,
         timeout: float = 10.0,
-        curve_key: keys.Path | None = None,
-        server_key: keys.Path | None = None,
+        curve_key: KeyFile | None = None,
+        server_key: KeyFile | None = None,
     ) -> None:
-        self._pool = Pool(addresses.endpoints(address), keys.read(curve_key, server_key))
+        self._pool = Pool(addresses.endpoints(address), client_keys(curve_key, server_key))
         self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
         # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
         weakref.finalize(self, self._pool.close).atexit = False

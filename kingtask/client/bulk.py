@@ -8,9 +8,8 @@ from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kingtask import protocol, wire
-from kingtask.client.call import Call, asked_rest_s, field
+from kingtask.client.call import Call, SendOnly, Steps, asked_rest_s, field
 from kingtask.client.handles import AsyncTask, Outcome, Task
-from kingtask.client.plan import SendOnly, Steps
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
 from kingtask.task import TaskSpec
 

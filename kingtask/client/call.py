@@ -1,66 +1,73 @@
-"""A call: one request on its way to its one reply, with one deadline."""
+"""A call is one request on its way to its reply, with one deadline. Steps are a method of the client as a generator.
+Pure.
+
+Steps leave sending and waiting to the shell that runs them. They yield the calls to start (none: go on waiting). The
+shell sends back the calls that are done: at least one while any is in progress, or after `SendOnly` as soon as its
+calls are sent, and perhaps none. StepsWithResults also yield results, as `Yielded`, and are sent None for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from enum import Enum
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kingtask import protocol
-from kingtask.errors import InvalidRequest, KingtaskError, RequestRefused
+from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
 from kingtask.result import Result
+
+R = TypeVar("R")
 
 Reply = dict[str, Any]
 
 WRITES = frozenset({"submit", "cancel", "requeue", "pause", "resume"})
 """Ops after whose failure it matters whether they took effect."""
 
-
 LONGEST_ASKED_REST_S = 60.0
 
 
 class CallStage(Enum):
-    """Where a call is. A reply ends it at any stage."""
+    """The stage of a call. A reply ends the call at any stage."""
 
     NEW = "not started"
-    QUEUED = "to be sent as soon as the connection takes it"
-    SENT = "on its way"
-    RESTING = "to be sent again, or for the first time, at its wake_at"
+    QUEUED = "waits for the connection"
+    SENT = "waits for the reply"
+    RESTING = "waits until its wake_at to be sent, perhaps again"
     DONE = "has its reply or error"
 
 
 class Call:
     """One request and, once it is `done`, its reply or error.
 
-    `timeout_s` bounds it as a whole. An op that the broker answers late by design (`wait`) says so by `answer_s`, and
-    by `silence_s` how much longer than that no broker may be heard. `delay_s` is a rest before it is first sent.
-    `about` is the id of the task concerned, for error messages. The other attributes belong to the core.
+    `timeout_s` bounds the call as a whole. `answer_s` is the time that a broker takes by design (`wait`), `silence_s`
+    the longest time without any sign of a broker. `delay_s` is a pause before the first try. `about` is the id of the
+    task concerned, for error messages. All other attributes belong to the core.
     """
 
     owner: Any = None
-    """Whoever is to be told that it is done; the core does not look at it."""
+    """The shell's own reference; the core ignores it."""
     stage = CallStage.NEW
     reply: Reply | None = None
     error: KingtaskError | None = None
     rid = 0
     message = b""
     hard = inf
-    """When it ends at the latest."""
+    """The latest end of the call."""
     deadline = inf
-    """When it ends unless something is heard before."""
+    """The end of the call unless a broker answers before."""
     wake_at = inf
     sent_at = 0.0
     tries = 0
     overdue = 0
-    """Times that no reply came when one was due."""
+    """Number of tries whose reply was overdue."""
     refusals = 0
     refused_by: int | None = None
-    """Index of the address whose broker refused it last."""
+    """Index of the address whose broker refused the call last."""
     trouble_at: float | None = None
-    """When the current row of refusals began."""
+    """Start of the current series of refusals."""
     maybe_stored = False
-    """A try may have taken effect although its reply was lost or says that it is not known."""
+    """True if a try may have taken effect: its reply was lost, or says that the effect is unknown."""
 
     def __init__(
         self,
@@ -86,14 +93,52 @@ class Call:
         return self.stage is CallStage.DONE
 
     def result(self) -> Reply:
-        """The reply of a call that is done. Raises its error."""
+        """Return the reply of a call that is done, or raise its error."""
         if self.reply is None:
             raise self.error if self.error is not None else RuntimeError(f"call {self.rid} ({self.op}) is not done")
         return self.reply
 
 
+Calls = Sequence[Call]
+Steps = Generator[Calls, Calls, R]
+
+
+class SendOnly(tuple[Call, ...]):
+    """Calls to send without waiting for their replies, since the steps can make further calls meanwhile."""
+
+    __slots__ = ()
+
+
+class Yielded(NamedTuple, Generic[R]):
+    value: R
+
+
+StepsWithResults = Generator[Calls | Yielded[R], Calls, None]
+
+
+def ask(op: str, fields: Mapping[str, Any], timeout_s: float, *, about: str | None = None) -> Steps[Reply]:
+    """Make one request and return its reply. Raises its error."""
+    (call,) = yield (Call(op, fields, timeout_s, about=about),)
+    return call.result()
+
+
+def collect(steps: StepsWithResults[R]) -> Steps[list[R]]:
+    """Turn steps with results into steps that return the list of them."""
+    found: list[R] = []
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, Yielded):
+                found.append(step.value)
+                step = next(steps)
+            else:
+                step = steps.send((yield step))
+    except StopIteration:
+        return found
+
+
 def asked_rest_s(error: RequestRefused) -> float:
-    """How long the broker asks to be left alone; 0 if it does not say so, or says nonsense."""
+    """Return the pause that the broker asks for; 0 without one, or for a value that makes no sense."""
     asked = error.retry_after_s
     if not isinstance(asked, (int, float)) or not isfinite(asked):
         return 0.0
@@ -101,15 +146,58 @@ def asked_rest_s(error: RequestRefused) -> float:
 
 
 def result_in(task: Any, task_id: str | None = None) -> Result:
-    """The `task` of a reply. Raises InvalidRequest (`malformed`) if it is none, or not the one asked for."""
+    """Return the `task` of a reply. Raises InvalidRequest (`malformed`) if it is missing or another task."""
     if not isinstance(task, dict) or (task_id is not None and task.get("id") != task_id):
         raise InvalidRequest("the broker's reply has no usable 'task'", code="malformed")
     return protocol.result_from(task)
 
 
 def field(reply: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
-    """A field that a reply must have. Raises InvalidRequest (`malformed`) if the broker left it out."""
+    """Return a field that a reply must have. Raises InvalidRequest (`malformed`) without it."""
     value = reply.get(name)
     if not isinstance(value, kind):
         raise InvalidRequest(f"the broker's reply has no usable {name!r}", code="malformed")
     return value
+
+
+def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> NoAnswer:
+    """Return the error for a call without an answer; `complaint` is the last message that answered no call."""
+    brokers = " or ".join(endpoints)
+    after = "" if call.answer_s else f" within {round(call.timeout_s, 2):g} s"
+    text = f"no answer to {call.op} from {brokers}{after}: "
+    if not call.tries:
+        text += "no connection; is kingtask-broker running there, is the address right, does a firewall let it through?"
+        if any(endpoint.startswith("ipc:") for endpoint in endpoints):
+            text += " Is this user in the group of the socket?"
+        stored = call.op in WRITES and call.maybe_stored
+    else:
+        times = "once" if call.tries == 1 else f"{call.tries} times"
+        text += f"it was sent {times}; is the broker overloaded or stopped (see its log)?"
+        stored = call.op in WRITES
+    if complaint:
+        text += f" Last seen: {complaint}."
+    if call.op in WRITES:
+        text += _advice(call, stored)
+    return NoAnswer(text, stored="unknown" if stored else "no")
+
+
+def no_access(endpoint: str, *, keyed: bool, certain: bool) -> str:
+    """Explain a failed handshake. libzmq is certain only about an unknown key; otherwise the connection just closes."""
+    if certain:
+        return f"{endpoint} does not know this client's key: is its .key file among the broker's authorized_clients?"
+    text = f"{endpoint} ends the connection in the handshake, as a broker does "
+    if keyed:
+        return text + "that has another key than the given server key, or that uses no keys"
+    return text + (
+        "that requires keys (CURVE): name this client's and the broker's key by --curve-key and --server-key, or by"
+        " KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY"
+    )
+
+
+def _advice(call: Call, stored: bool) -> str:
+    if call.op != "submit":
+        return " It may have taken effect; asking again is safe." if stored else " Nothing was changed."
+    if not stored:
+        return " Nothing was stored."
+    what = f"the same id ({call.about})" if call.about else "the same ids"
+    return f" It may be stored; submitting again with {what} is safe and makes no second task."

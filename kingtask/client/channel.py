@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from kingtask.client.call import Call
+from kingtask.client.call import Call, SendOnly, no_access
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
-from kingtask.client.plan import SendOnly
-from kingtask.client.silence import no_access
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
 

@@ -20,8 +20,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from kingtask import protocol
-from kingtask.client.call import WRITES, Call, CallStage, Reply, asked_rest_s
-from kingtask.client.silence import no_answer
+from kingtask.client.call import WRITES, Call, CallStage, Reply, asked_rest_s, no_answer
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
 PATIENCE_S = 1.0

@@ -1,16 +1,19 @@
-"""One connection to one broker: a DEALER that is never used for a second one, and what libzmq says of it.
+"""One connection to one broker: a DEALER socket with its monitor, used for this connection only.
 
-libzmq would reconnect by itself, unseen, and what was on its way would be lost with nobody to send it again. So it is
-told not to, and the core decides when to connect again and where. A monitor says at once that a connection is refused
-or lost (0.1 to 2 ms on one host; a peer that vanished is noticed by the heartbeats).
+libzmq would reconnect on its own, and requests in progress would be lost unnoticed. So reconnecting is off, and the
+core decides when and where to connect again. The monitor reports a refused or lost connection at once (0.1 to 2 ms on
+one host); heartbeats detect a peer that vanished.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import struct
+from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
 
 import zmq
 
@@ -23,10 +26,10 @@ OPTIONS: dict[int, int] = {
     zmq.IMMEDIATE: 1,  # takes messages only while connected
     zmq.HEARTBEAT_IVL: 1_000,  # ms
     zmq.HEARTBEAT_TIMEOUT: 3_000,
-    zmq.HEARTBEAT_TTL: 4_000,  # the broker ends the connection after so long without a sign of us
+    zmq.HEARTBEAT_TTL: 4_000,  # the broker closes the connection after this time without a heartbeat
     zmq.SNDHWM: 1_000,
-    # More than are ever under way: libzmq 4.3.5 aborts the process when a heartbeat falls due on a connection that has
-    # ended behind a full queue (its issue 4364).
+    # More than are ever in progress: libzmq 4.3.5 aborts the process when a heartbeat is due on a connection that ended
+    # behind a full queue (its issue 4364).
     zmq.RCVHWM: 100_000,
 }
 
@@ -45,16 +48,16 @@ Context = zmq.Context[zmq.Socket[bytes]]
 
 class News(Enum):
     UP = "connected"
-    BROKEN = "not connected, and never again"
-    NO_HANDSHAKE = "the same, because one side asks for other keys than the other has"
-    REFUSED = "the same, because the broker refused the key"
+    BROKEN = "connection lost or refused"
+    NO_HANDSHAKE = "handshake failed, probably because of the keys"
+    REFUSED = "the broker refused the key"
 
 
 class Dealer:
-    """Nothing here blocks. Use it from one thread at a time."""
+    """Never blocks. Use it from one thread at a time."""
 
     def __init__(self, context: Context, endpoint: str, keys: ClientKeys | None = None) -> None:
-        """Begin to connect. Raises zmq.ZMQError if there can be no such socket (too many files, context closed)."""
+        """Begin to connect. Raises zmq.ZMQError if no socket can be made (too many files, context closed)."""
         self.socket = context.socket(zmq.DEALER)
         try:
             for option, value in OPTIONS.items():
@@ -76,21 +79,21 @@ class Dealer:
 
     @property
     def descriptor(self) -> int:
-        """Readable when something happened that `readable`, `receive` or `send` would see; says so only once."""
+        """Edge-triggered descriptor of the socket, for `receive` and `send`."""
         return int(self.socket.getsockopt(zmq.FD))
 
     @property
     def monitor_descriptor(self) -> int:
-        """The same for `news`."""
+        """Edge-triggered descriptor of the monitor, for `news`."""
         return int(self.monitor.getsockopt(zmq.FD))
 
     def readable(self, *, or_writable: bool = False) -> bool:
-        """Whether `receive` (or, if asked for, `send`) would succeed now."""
+        """True if `receive` (or, with `or_writable`, `send`) would succeed now."""
         wanted = zmq.POLLIN | zmq.POLLOUT if or_writable else zmq.POLLIN
         return bool(int(self.socket.getsockopt(zmq.EVENTS)) & wanted)
 
     def news(self) -> News | None:
-        """The last thing that happened to the connection since the last look, or None."""
+        """Return the latest event of the connection since the last call, or None."""
         found = None
         while int(self.monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event, value = struct.unpack("=HI", self.monitor.recv_multipart(zmq.NOBLOCK)[0])  # zmq_socket_monitor(3)
@@ -99,7 +102,7 @@ class Dealer:
         return found
 
     def send(self, message: bytes) -> bool:
-        """Hand one message over; False if that is not possible now."""
+        """Hand one message to libzmq; False if that is not possible now."""
         try:
             self.socket.send(message, zmq.NOBLOCK)
         except zmq.Again:
@@ -107,14 +110,14 @@ class Dealer:
         return True
 
     def receive(self) -> bytes | None:
-        """One message that has arrived, or None."""
+        """Return one message that has arrived, or None."""
         try:
             return self.socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
 
     def close(self) -> None:
-        """Let go of the connection and of what is on its way. Idempotent."""
+        """Close the connection; messages in progress are lost. Idempotent."""
         self.socket.close()
         self.monitor.close()
 
@@ -122,8 +125,32 @@ class Dealer:
 def _meaning(event: int, value: int) -> News:
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return News.REFUSED if value == 400 else News.BROKEN  # ZAP's status (RFC 27): 300 and 500 may pass
-    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == errno.EPIPE:  # the other side closed it, unasked
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and value == errno.EPIPE:  # the broker closed the connection
         return News.NO_HANDSHAKE
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value in _MISFITS:
         return News.NO_HANDSHAKE
     return News.BROKEN if event & _GONE else News.UP
+
+
+class Forkable(Protocol):
+    def disown(self) -> Sequence[object]:
+        """In the child: drop the parent's sockets and context without touching them, and return them."""
+
+
+_watched: WeakSet[Forkable] = WeakSet()
+
+_parents: list[object] = []
+"""Kept forever: closing the parent's contexts and sockets in the child could hang, even in the garbage collector."""
+
+
+def disown_after_fork(owner: Forkable) -> None:
+    """Call `owner.disown` in every forked child: ZeroMQ's threads exist only in the parent."""
+    _watched.add(owner)
+
+
+def _after_fork() -> None:
+    for owner in _watched:
+        _parents.extend(owner.disown())
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from kingtask.client import fork
-from kingtask.client.call import Call, CallStage
+from kingtask.client.call import Call, CallStage, SendOnly, no_access
 from kingtask.client.core import Core
-from kingtask.client.dealer import Context, Dealer, News
-from kingtask.client.plan import SendOnly
-from kingtask.client.silence import no_access
+from kingtask.client.dealer import Context, Dealer, News, disown_after_fork
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
 
@@ -65,7 +62,7 @@ class ConnectionOnLoop:
         self._keys = keys
         self._line: LoopConnection | None = None
         self._closed = False
-        fork.watch(self)
+        disown_after_fork(self)
 
     def get(self) -> LoopConnection:
         """The line on the running loop. Raises ClientClosed, and RuntimeError if it is in use on another loop."""

@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
-from kingtask.client.call import Reply, field, result_in
+from kingtask.client.call import Reply, Steps, StepsWithResults, Yielded, ask, collect, field, result_in
 from kingtask.client.handles import AsyncTask, Outcome, Task
 from kingtask.client.options import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
-from kingtask.client.plan import Steps, StepsWithResults, Yielded, ask, collect
 from kingtask.client.waiting import Waiting
 from kingtask.errors import InvalidRequest, TaskFailed
 from kingtask.result import Result

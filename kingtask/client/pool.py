@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from kingtask.client import fork
 from kingtask.client.channel import Channel
-from kingtask.client.dealer import Context
+from kingtask.client.dealer import Context, disown_after_fork
 from kingtask.errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Pool:
         self._context: Context | None = None
         self._idle: list[Channel] = []
         self._taken: set[Channel] = set()
-        fork.watch(self)
+        disown_after_fork(self)
 
     def take(self) -> Channel:
         """Raises ClientClosed."""

@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 
-from kingtask.client.call import Call, result_in
-from kingtask.client.plan import Steps, StepsWithResults, Yielded
+from kingtask.client.call import Call, Steps, StepsWithResults, Yielded, result_in
 from kingtask.errors import ResultTimeout
 from kingtask.result import Result
 

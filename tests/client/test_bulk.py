@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from kingtask import protocol, wire
 from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
-from kingtask.client.call import Call, CallStage
+from kingtask.client.call import Call, CallStage, SendOnly
 from kingtask.client.handles import Outcome, Task
-from kingtask.client.plan import SendOnly
 from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
 from tests.client.shells import outcomes
 

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kingtask import protocol, wire
-from kingtask.client.call import Call, CallStage
+from kingtask.client.call import Call, CallStage, Yielded
 from kingtask.client.core import Core
 from kingtask.client.handles import Task
 from kingtask.client.operations import Operations
-from kingtask.client.plan import Yielded
 from kingtask.errors import KingtaskError
 from kingtask.task import TaskSpec
 from tests.client.responder import result

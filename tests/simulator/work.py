@@ -7,8 +7,7 @@ from typing import Any
 
 from kingtask import protocol
 from kingtask.client.bulk import Bulk
-from kingtask.client.call import Call
-from kingtask.client.plan import SendOnly
+from kingtask.client.call import Call, SendOnly
 from kingtask.errors import NoAnswer, RequestRefused
 from kingtask.store import functions
 from kingtask.store.functions import Fence
