@@ -1,4 +1,4 @@
-"""The asyncio client: plans run as coroutines, over one connection."""
+"""The asyncio client: runs steps as coroutines, over one connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client import address as addresses
 from kingtask.client.call import Steps, StepsWithResults, Yielded
-from kingtask.client.handles import AsyncTask
+from kingtask.client.handles import AsyncTask, fresh_id
 from kingtask.client.loop_connection import ConnectionOnLoop, LoopConnection, Waiter
 from kingtask.client.operations import Operations
 from kingtask.clock import monotonic_s, wall_s
@@ -21,21 +21,21 @@ R = TypeVar("R")
 
 
 def _method(
-    plan: Callable[Concatenate[Operations[AsyncTask], P], Steps[R]],
+    steps: Callable[Concatenate[Operations[AsyncTask], P], Steps[R]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, R]]:
-    @wraps(plan)
+    @wraps(steps)
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self._run(plan(self._operations, *args, **kwargs))
+        return await self._run(steps(self._operations, *args, **kwargs))
 
     return method
 
 
 def _iterating(
-    flow: Callable[Concatenate[Operations[AsyncTask], P], StepsWithResults[R]],
+    steps: Callable[Concatenate[Operations[AsyncTask], P], StepsWithResults[R]],
 ) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[R]]:
-    @wraps(flow)
+    @wraps(steps)
     def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
-        return self._iterate(flow(self._operations, *args, **kwargs))
+        return self._iterate(steps(self._operations, *args, **kwargs))
 
     return method
 
@@ -43,8 +43,8 @@ def _iterating(
 class AsyncClient:
     """Client for asyncio: the same methods, awaited (and `async for` over what Client iterates over).
 
-    Thousands of calls may be under way at a time. It belongs to the event loop that it is first used on, until it is
-    closed or that loop is; it is not for use by several threads.
+    Thousands of calls may be in progress at once. The client belongs to the event loop that uses it first, until client
+    or loop is closed, and to one thread.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class AsyncClient:
         curve_key: KeyFile | None = None,
         server_key: KeyFile | None = None,
     ) -> None:
-        self._lines = ConnectionOnLoop(addresses.endpoints(address), client_keys(curve_key, server_key))
-        self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
-        # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
-        weakref.finalize(self, self._lines.close).atexit = False
+        self._connection = ConnectionOnLoop(addresses.endpoints(address), client_keys(curve_key, server_key))
+        self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
+        # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
+        weakref.finalize(self, self._connection.close).atexit = False
 
     submit = _method(Operations[AsyncTask].submit)
     submit_many = _method(Operations[AsyncTask].submit_many)
@@ -76,8 +76,8 @@ class AsyncClient:
     ping = _method(Operations[AsyncTask].ping)
 
     async def close(self) -> None:
-        """Close the connection; calls under way end with NoAnswer. Idempotent."""
-        self._lines.close()
+        """Close the connection; calls in progress end with NoAnswer. Idempotent."""
+        self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,34 +90,34 @@ class AsyncClient:
     def _task(self, task_id: str, name: str | None) -> AsyncTask:
         return AsyncTask(self, task_id, name)
 
-    async def _run(self, plan: Steps[R]) -> R:
+    async def _run(self, steps: Steps[R]) -> R:
         try:
-            calls = next(plan)  # what is wrong with the arguments shows before anything is connected
-            line, waiter = self._lines.get(), Waiter()
+            calls = next(steps)  # wrong arguments raise before anything is connected
+            connection, waiter = self._connection.get(), Waiter()
             try:
                 while True:
-                    calls = plan.send(await line.exchange(calls, waiter))
+                    calls = steps.send(await connection.exchange(calls, waiter))
             finally:
-                line.abandon(waiter)
+                connection.abandon(waiter)
         except StopIteration as end:
             value: R = end.value
             return value
 
-    async def _iterate(self, flow: StepsWithResults[R]) -> AsyncIterator[R]:
+    async def _iterate(self, steps: StepsWithResults[R]) -> AsyncIterator[R]:
         waiter = Waiter()
-        line: LoopConnection | None = None
+        connection: LoopConnection | None = None
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
                 if isinstance(step, Yielded):
                     yield step.value
-                    step = next(flow)
+                    step = next(steps)
                 else:
-                    line = self._lines.get()
-                    step = flow.send(await line.exchange(step, waiter))
+                    connection = self._connection.get()
+                    step = steps.send(await connection.exchange(step, waiter))
         except StopIteration:
             return
         finally:
-            flow.close()
-            if line is not None:
-                line.abandon(waiter)
+            steps.close()
+            if connection is not None:
+                connection.abandon(waiter)

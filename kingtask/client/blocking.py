@@ -1,4 +1,4 @@
-"""The blocking client: plans run on a channel of the calling thread; no thread of its own."""
+"""The blocking client: runs steps on a channel of the calling thread, without a thread of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 from kingtask.client import address as addresses
 from kingtask.client.call import Steps, StepsWithResults, Yielded
 from kingtask.client.channel import Channel
-from kingtask.client.handles import Task
+from kingtask.client.handles import Task, fresh_id
 from kingtask.client.operations import Operations
 from kingtask.client.pool import Pool
 from kingtask.clock import monotonic_s, wall_s
@@ -21,34 +21,34 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _method(plan: Callable[Concatenate[Operations[Task], P], Steps[R]]) -> Callable[Concatenate[Client, P], R]:
-    @wraps(plan)
+def _method(steps: Callable[Concatenate[Operations[Task], P], Steps[R]]) -> Callable[Concatenate[Client, P], R]:
+    @wraps(steps)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._run(plan(self._operations, *args, **kwargs))
+        return self._run(steps(self._operations, *args, **kwargs))
 
     return method
 
 
 def _iterating(
-    flow: Callable[Concatenate[Operations[Task], P], StepsWithResults[R]],
+    steps: Callable[Concatenate[Operations[Task], P], StepsWithResults[R]],
 ) -> Callable[Concatenate[Client, P], Iterator[R]]:
-    @wraps(flow)
+    @wraps(steps)
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        return self._iterate(flow(self._operations, *args, **kwargs))
+        return self._iterate(steps(self._operations, *args, **kwargs))
 
     return method
 
 
 class Client:
-    """Submits tasks and asks about them; every method blocks until it has its answer.
+    """Submits tasks and queries them; every method blocks until it has its answer.
 
-    `address` is one broker or several: `host:port`, `tcp://host:port`, `ipc://path`; one that does not answer is left
-    for the next. Without it they are those of KINGTASK_BROKER (with commas), else this machine's. `timeout`
-    (seconds) bounds each call that names no other, with all that is tried again in it. One client serves any number of
-    threads, and forked children too. Nothing is connected before the first call.
+    `address` is one broker or several: `host:port`, `tcp://host:port`, `ipc://path`; the client leaves a broker that
+    does not answer for the next. The default is KINGTASK_BROKER (with commas), else the broker of this machine.
+    `timeout` (seconds) bounds each call that names no other, retries included. One client serves any number of threads,
+    and forked children too. The first call connects.
 
-    `curve_key` and `server_key` are files, for brokers that ask for keys: the client's secret key and the brokers'
-    public one; without them those of KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY.
+    `curve_key` and `server_key` are files, for brokers that require keys: the client's secret key and the brokers'
+    public key. Their defaults are KINGTASK_CURVE_KEY and KINGTASK_SERVER_KEY.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Client:
         server_key: KeyFile | None = None,
     ) -> None:
         self._pool = Pool(addresses.endpoints(address), client_keys(curve_key, server_key))
-        self._operations = Operations(self._task, timeout, monotonic=monotonic_s, wall=wall_s)
-        # A client that is dropped unclosed: the collector might finalise the context before its sockets and block.
+        self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
+        # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
         weakref.finalize(self, self._pool.close).atexit = False
 
     submit = _method(Operations[Task].submit)
@@ -80,7 +80,7 @@ class Client:
     ping = _method(Operations[Task].ping)
 
     def close(self) -> None:
-        """Close all connections; calls under way in other threads end with NoAnswer. Idempotent."""
+        """Close all connections; calls in progress in other threads end with NoAnswer. Idempotent."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -94,28 +94,28 @@ class Client:
     def _task(self, task_id: str, name: str | None) -> Task:
         return Task(self, task_id, name)
 
-    def _run(self, plan: Steps[R]) -> R:
+    def _run(self, steps: Steps[R]) -> R:
         try:
-            calls = next(plan)  # what is wrong with the arguments shows before anything is connected
+            calls = next(steps)  # wrong arguments raise before anything is connected
             channel = self._pool.take()
             try:
                 while True:
-                    calls = plan.send(channel.exchange(calls))
+                    calls = steps.send(channel.exchange(calls))
             finally:
                 self._pool.give(channel)
         except StopIteration as end:
             value: R = end.value
             return value
 
-    def _iterate(self, flow: StepsWithResults[R]) -> Iterator[R]:
-        """Run a flow; a channel is held only while something is under way on it."""
+    def _iterate(self, steps: StepsWithResults[R]) -> Iterator[R]:
+        """Run steps with results; hold a channel only while calls are in progress on it."""
         channel: Channel | None = None
         try:
-            step = next(flow)
+            step = next(steps)
             while True:
                 if isinstance(step, Yielded):
                     yield step.value
-                    step = next(flow)
+                    step = next(steps)
                     continue
                 if channel is None:
                     channel = self._pool.take()
@@ -123,10 +123,10 @@ class Client:
                 if channel.idle:
                     self._pool.give(channel)
                     channel = None
-                step = flow.send(finished)
+                step = steps.send(finished)
         except StopIteration:
             return
         finally:
-            flow.close()
+            steps.close()
             if channel is not None:
                 self._pool.give(channel)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
-from random import random
 from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 import zmq
 
-from kingtask.client.call import Call, SendOnly, no_access
-from kingtask.client.core import Core
-from kingtask.client.dealer import Context, Dealer, News
+from kingtask.client.call import Call, SendOnly
+from kingtask.client.connection import CoreConnection
+from kingtask.client.dealer import Context, Dealer
 from kingtask.clock import monotonic_s
 from kingtask.errors import ClientClosed, NoAnswer
 
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
     from kingtask.curve import ClientKeys
 
 QUICK_S = 0.1
-"""Nearly every reply comes within this, and one plain receive is the cheapest way to wait for it. No longer, because a
-lost connection shows only on the monitor."""
+"""Nearly every reply comes within this time, and a plain receive is the cheapest way to wait. It is short because only
+the monitor shows a lost connection."""
 
 LONGEST_POLL_S = 3600.0
 
 
-class Channel:
+class Channel(CoreConnection):
     """Calls go in by `exchange`, which blocks. `closing` is set before the context is terminated."""
 
     def __init__(
@@ -38,18 +37,15 @@ class Channel:
         first: int = 0,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._context = context
-        self._keys = keys
-        self._core = Core(endpoints, random, first=first)
+        super().__init__(context, endpoints, keys, first=first)
         self._closing = closing
-        self._dealer: Dealer | None = None
         self._finished: list[Call] = []
         self._in_use = Lock()
         self._orphaned = False
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way on it."""
+        """True if no call is in progress."""
         return not self._core.pending and not self._finished
 
     @property
@@ -58,10 +54,10 @@ class Channel:
         return self._core.index
 
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
-        """Start calls; block until at least one of those under way is done; return all that are.
+        """Start calls; block until at least one call in progress is done; return all calls that are done.
 
-        If they are `SendOnly`, no longer than until they are sent; and nothing, if nothing is under way. Raises
-        NoAnswer if the client is closed meanwhile, ClientClosed in a child of the process that began.
+        With `SendOnly` it blocks only until these are sent. It returns at once if no call is in progress. Raises
+        NoAnswer if the client is closed meanwhile, ClientClosed in a forked child.
         """
         try:
             with self._in_use:
@@ -71,11 +67,11 @@ class Channel:
                     self._close_dealer()
                     raise _closed() from None
         finally:
-            if self._closing.is_set():  # whoever closes the client leaves to us what is in use at that moment
+            if self._closing.is_set():  # Client.close leaves channels in use to their threads
                 self.close()
 
     def close(self) -> None:
-        """Close its socket, unless a thread is inside `exchange`, which then does. Idempotent."""
+        """Close the socket, unless a thread is inside `exchange`, which closes it then. Idempotent."""
         if self._in_use.acquire(blocking=False):
             try:
                 self._close_dealer()
@@ -83,7 +79,7 @@ class Channel:
                 self._in_use.release()
 
     def disown(self) -> Dealer | None:
-        """In the child after a fork: this channel is the parent's, and so is its connection, returned untouched."""
+        """In a forked child: give up this channel, and return the parent's connection untouched."""
         self._orphaned = True
         self._in_use = Lock()
         dealer, self._dealer = self._dealer, None
@@ -101,7 +97,7 @@ class Channel:
         while core.pending and not self._finished:
             blocked = self._send(now)
             if not blocked and isinstance(calls, SendOnly):
-                self._take_in()
+                self._receive_all()
                 break
             left_s = core.next_at() - now
             if left_s <= 0:
@@ -118,8 +114,8 @@ class Channel:
         finished, self._finished = self._finished, []
         return finished
 
-    def _take_in(self) -> None:
-        """What has arrived; what becomes of the connection is seen by whoever waits."""
+    def _receive_all(self) -> None:
+        """Receive the replies that have arrived."""
         while self._dealer is not None and (frame := self._dealer.receive()) is not None:
             self._received(frame, monotonic_s())
 
@@ -128,31 +124,18 @@ class Channel:
         if done is not None:
             self._finished.append(done)
 
-    def _send(self, now: float) -> bool:
-        """Connect if it is time to, send what can be sent; return True if something has to wait."""
-        core = self._core
-        if core.closed:
-            self._close_dealer()
-            if core.wants_connection(now):
-                self._connect(now)
-        while (call := core.next_to_send()) is not None:
-            if self._dealer is None or not self._dealer.send(call.message):
-                return True
-            core.sent(now)
-        return False
+    def _settle(self, calls: Iterable[Call]) -> None:
+        self._finished += calls
 
-    def _connect(self, now: float) -> None:
-        self._core.opened(now)
-        try:
-            self._dealer = Dealer(self._context, self._core.endpoint, self._keys)
-            self._dealer.socket.setsockopt(zmq.RCVTIMEO, int(QUICK_S * 1000))
-        except zmq.ZMQError as error:
-            if self._closing.is_set():
-                raise _closed() from None
-            self._core.broken(now, why=f"no socket for a connection: {error}")
+    def _on_connecting(self, dealer: Dealer) -> None:
+        dealer.socket.setsockopt(zmq.RCVTIMEO, int(QUICK_S * 1000))
+
+    def _on_no_socket(self, error: zmq.ZMQError) -> None:
+        if self._closing.is_set():
+            raise _closed() from None
 
     def _receive(self, within_s: float, *, quick: bool, blocked: bool) -> bytes | None:
-        """A message that arrives within that time, or None, which may be earlier if anything else happened."""
+        """Return a message that arrives within that time, or None, possibly earlier after another event."""
         dealer = self._dealer
         if dealer is None:
             if self._closing.wait(min(within_s, LONGEST_POLL_S)):
@@ -171,21 +154,6 @@ class Channel:
             self._note(dealer.news())
         return frame
 
-    def _note(self, news: News | None) -> None:
-        if news is News.UP:
-            self._core.up()
-        elif news is News.BROKEN:
-            self._core.broken(monotonic_s())
-        elif news is not None:
-            certain = news is News.REFUSED
-            why = no_access(self._core.endpoint, keyed=self._keys is not None, certain=certain)
-            self._finished += self._core.denied(monotonic_s(), why, certain=certain)
-
-    def _close_dealer(self) -> None:
-        if self._dealer is not None:
-            self._dealer.close()
-            self._dealer = None
-
 
 def _closed() -> NoAnswer:
-    return NoAnswer("the client was closed while it waited for an answer; whether anything was stored is not known")
+    return NoAnswer("the client was closed while it waited for an answer; it is unknown whether anything was stored")

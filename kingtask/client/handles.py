@@ -1,37 +1,63 @@
-"""What the clients hand out: tasks to wait for or cancel, and the outcome of each task of a bulk submit."""
+"""Objects that the clients return: tasks to wait for or cancel, and the outcome of each task of a bulk submit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+import os
+from collections.abc import Awaitable
+from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
 from kingtask.errors import KingtaskError
 from kingtask.result import Result
 
-if TYPE_CHECKING:
-    from kingtask.client.aio import AsyncClient
-    from kingtask.client.blocking import Client
-
-H = TypeVar("H", bound="Task | AsyncTask")
-
 Accepted = Literal["created", "exists"]
 
 
-class Task:
-    """A task that a broker has accepted. `name` is None if only the id is known here.
+def fresh_id() -> str:
+    """Return a random id (UUID version 4, RFC 9562). str(uuid4()) takes 2 µs more: 6 % of a task in a bulk submit."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
-    `outcome` is what submitting or requeuing it came to: "created", or "exists" if the id that was given was in use
-    for the same task already, possibly from an earlier try of that call; None if it is not known here.
+
+class _Client(Protocol):
+    def wait(self, task: str, timeout: float | None = None) -> Result: ...
+    def result(self, task: str, timeout: float | None = None) -> str: ...
+    def cancel(self, task: str) -> str: ...
+
+
+class _AsyncClient(Protocol):
+    def wait(self, task: str, timeout: float | None = None) -> Awaitable[Result]: ...
+    def result(self, task: str, timeout: float | None = None) -> Awaitable[str]: ...
+    def cancel(self, task: str) -> Awaitable[str]: ...
+
+
+C = TypeVar("C")
+
+
+class _Handle(Generic[C]):
+    """A task that a broker has accepted. `name` is None if only the id is known.
+
+    `outcome` is the answer to its submit or requeue: "created", or "exists" if the given id was in use for the same
+    task, possibly by an earlier try of that call. It is None if the answer is unknown here.
     """
 
     __slots__ = ("_client", "id", "name", "outcome")
 
-    def __init__(self, client: Client, id: str, name: str | None = None) -> None:  # noqa: A002 - the word for it
+    def __init__(self, client: C, id: str, name: str | None = None) -> None:  # noqa: A002 - the word for it
         self._client = client
         self.id = id
         self.name = name
         self.outcome: Accepted | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}{f' ({self.name})' if self.name else ''}>"
+
+
+class Task(_Handle[_Client]):
+    __doc__ = _Handle.__doc__
+    __slots__ = ()
 
     def wait(self, timeout: float | None = None) -> Result:
         """As Client.wait."""
@@ -45,24 +71,10 @@ class Task:
         """As Client.cancel."""
         return self._client.cancel(self.id)
 
-    def __repr__(self) -> str:
-        return f"<Task {self.id}{f' ({self.name})' if self.name else ''}>"
 
-
-class AsyncTask:
-    """A task that a broker has accepted. `name` is None if only the id is known here.
-
-    `outcome` is what submitting or requeuing it came to: "created", or "exists" if the id that was given was in use
-    for the same task already, possibly from an earlier try of that call; None if it is not known here.
-    """
-
-    __slots__ = ("_client", "id", "name", "outcome")
-
-    def __init__(self, client: AsyncClient, id: str, name: str | None = None) -> None:  # noqa: A002 - the word for it
-        self._client = client
-        self.id = id
-        self.name = name
-        self.outcome: Accepted | None = None
+class AsyncTask(_Handle[_AsyncClient]):
+    __doc__ = _Handle.__doc__
+    __slots__ = ()
 
     async def wait(self, timeout: float | None = None) -> Result:  # noqa: ASYNC109 - the same call as Task's
         """As AsyncClient.wait."""
@@ -76,15 +88,15 @@ class AsyncTask:
         """As AsyncClient.cancel."""
         return await self._client.cancel(self.id)
 
-    def __repr__(self) -> str:
-        return f"<AsyncTask {self.id}{f' ({self.name})' if self.name else ''}>"
+
+H = TypeVar("H", bound=Task | AsyncTask)
 
 
 class Outcome(msgspec.Struct, Generic[H], frozen=True):
-    """What became of one task of a bulk submit.
+    """The outcome of one task of a bulk submit.
 
-    `exists`: the same task was there already, possibly from an earlier try of this very call. `error`: see `error`;
-    the task's id is the one to submit again with.
+    `exists`: the same task was stored before, possibly by an earlier try of this call. `error`: see the field `error`;
+    submit the task again with the same id.
     """
 
     task: H
@@ -92,7 +104,7 @@ class Outcome(msgspec.Struct, Generic[H], frozen=True):
     error: KingtaskError | None = None
 
     def accepted(self) -> H:
-        """The task; raises its error if it was not accepted."""
+        """Return the task. Raises its error if it was not accepted."""
         if self.error is not None:
             raise self.error
         return self.task

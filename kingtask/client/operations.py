@@ -1,11 +1,10 @@
-"""What each method of the clients asks for and makes of the replies, written once for both. Pure but for new ids."""
+"""The methods of both clients, written once, as steps (see `call`). Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from math import inf
-from os import urandom
-from typing import Any, Generic, Literal, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -14,7 +13,7 @@ from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Reply, Steps, StepsWithResults, Yielded, ask, collect, field, result_in
 from kingtask.client.handles import AsyncTask, Outcome, Task
-from kingtask.client.options import Duration, Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
+from kingtask.client.options import Instant, TaskOptions, TaskRef, epoch_s, id_of, task_fields
 from kingtask.client.waiting import Waiting
 from kingtask.errors import InvalidRequest, TaskFailed
 from kingtask.result import Result
@@ -25,12 +24,10 @@ H = TypeVar("H", bound=Task | AsyncTask)
 
 ENVELOPE = ("v", "rid", "ok")
 
-VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
-"""The two bits of the variant set in any hexadecimal digit."""
-
 
 class Operations(Generic[H]):
-    """`timeout_s` bounds calls that name no bound of their own; `make` makes the tasks that are handed out.
+    """`timeout_s` bounds calls without a bound of their own; `make` makes the returned task handles, `new_id` their
+    ids.
 
     `monotonic` and `wall` are clocks in seconds.
     """
@@ -40,11 +37,13 @@ class Operations(Generic[H]):
         make: Callable[[str, str | None], H],
         timeout_s: float,
         *,
+        new_id: Callable[[], str],
         monotonic: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self._make = make
         self._timeout_s = timeout_s
+        self._new_id = new_id
         self._monotonic = monotonic
         self._wall = wall
 
@@ -53,58 +52,31 @@ class Operations(Generic[H]):
         name: str,
         args: Iterable[str] = (),
         *,
-        at: Instant | None = None,
-        delay: Duration | None = None,
-        retry: Iterable[Duration] = (),
-        queue: str | None = None,
-        priority: int | None = None,
-        time_limit: Duration | None = None,
-        stdin: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        keep_result: Duration | None = None,
-        expires_at: Instant | None = None,
-        stderr: Literal["fail", "keep"] | None = None,
-        on_lost: Literal["retry", "fail"] | None = None,
-        tags: Iterable[str] = (),
         id: str | UUID | None = None,  # noqa: A002 - the word for it
         timeout: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Steps[H]:
-        """Have the executable `name` run with `args`, now or at an instant; return the accepted task.
+        """Submit a task that runs the executable `name` with `args`; return the accepted task.
 
-        `at` is an aware datetime or epoch seconds, `delay` seconds or a timedelta from now; `retry` lists the pauses
-        before further attempts. What is left out takes the broker's or the worker's default. The id is chosen here
-        if not given, so that asking again, which this does by itself until `timeout`, makes no second task.
-        Raises InvalidRequest (before anything is sent), IdConflict, NoAnswer and other RequestRefused; `id` of the
-        error is the id to submit again with.
+        `at` is an aware datetime or epoch seconds, `delay` is seconds or a timedelta from now; `retry` lists the pauses
+        before further attempts. An option that is left out has the broker's or the worker's default. The client chooses
+        the id, unless it is given, so that its own retries, until `timeout`, create no second task.
+        Raises InvalidRequest (before anything is sent), IdConflict, NoAnswer and other RequestRefused; to try again,
+        submit with the `id` of the error.
         """
-        options: TaskOptions = {
-            "at": at,
-            "delay": delay,
-            "retry": retry,
-            "queue": queue,
-            "priority": priority,
-            "time_limit": time_limit,
-            "stdin": stdin,
-            "env": env,
-            "keep_result": keep_result,
-            "expires_at": expires_at,
-            "stderr": stderr,
-            "on_lost": on_lost,
-            "tags": tags,
-        }
-        chosen = fresh_id() if id is None else id_of(id)
+        chosen = self._new_id() if id is None else id_of(id)
         fields = task_fields(chosen, name, args, options)
         protocol.parse_task(fields, self._wall(), "task")
         reply = yield from ask("submit", {"task": fields}, self._limit(timeout), about=chosen)
         return self._accepted(reply, chosen, name, fresh=id is None)
 
     def submit_many(self, tasks: Iterable[TaskSpec], *, timeout: float | None = None) -> Steps[list[Outcome[H]]]:
-        """Submit any number of tasks; return the outcome of each, in their order.
+        """Submit any number of tasks; return the outcome of each, in the same order.
 
-        They travel in chunks of up to 1,000, each bounded by `timeout`. A task that is refused does not hinder the
-        others, and is no exception: see the outcome's `error`. After a chunk without an answer no more are sent.
+        The client sends them in chunks of up to 1,000, each bounded by `timeout`. A refused task affects no other, and
+        raises nothing: see the `error` of its outcome. After a chunk without an answer no further chunk is sent.
         """
-        outcomes = yield from self._bulk(timeout).submit(map(_with_id, tasks))
+        outcomes = yield from self._bulk(timeout).submit(map(self._with_id, tasks))
         for one in outcomes:
             if one.outcome != "error":
                 one.task.outcome = one.outcome
@@ -123,7 +95,7 @@ class Operations(Generic[H]):
         `timeout` bounds the waiting (None: without end). Raises the error of the first task that is refused,
         ResultTimeout, NoAnswer.
         """
-        tasks = (task_fields(fresh_id(), name, args, options) for args in argument_lists)
+        tasks = (task_fields(self._new_id(), name, args, options) for args in argument_lists)
         outcomes = yield from self._bulk(None).submit(tasks)
         ids = [outcome.accepted().id for outcome in outcomes]
         results = yield from collect(self._waiting(timeout).ends(ids))
@@ -131,35 +103,35 @@ class Operations(Generic[H]):
         return [by_id[one] for one in ids]
 
     def as_completed(self, tasks: Iterable[TaskRef], timeout: float | None = None) -> StepsWithResults[Result]:
-        """Give the result of each task when it ends, the first to end first, each once.
+        """Yield the result of each task once, in the order in which the tasks end.
 
         Raises ResultTimeout if some have not ended after `timeout` seconds, TaskNotFound, NoAnswer.
         """
         return self._waiting(timeout).ends([id_of(task) for task in tasks])
 
     def get(self, task: TaskRef, *, timeout: float | None = None) -> Steps[Result]:
-        """The task as it stands now. Raises TaskNotFound if it never existed or its record has expired."""
+        """Return the current state of a task. Raises TaskNotFound if it never existed or its record has expired."""
         wanted = id_of(task)
         reply = yield from ask("get", {"id": wanted}, self._limit(timeout), about=wanted)
         return result_in(reply.get("task"), wanted)
 
     def wait(self, task: TaskRef, timeout: float | None = None) -> Steps[Result]:
-        """Wait until the task has ended, however it did; return its result.
+        """Wait until the task has ended, with whatever outcome; return its result.
 
-        Raises ResultTimeout if it has not ended after `timeout` seconds (None: without end), NoAnswer if no broker
-        answers for the client's own time-out, TaskNotFound.
+        Raises ResultTimeout if it has not ended after `timeout` seconds (None: no bound), NoAnswer if no broker
+        answers within the client's own timeout, TaskNotFound.
         """
         return self._waiting(timeout).end(id_of(task))
 
     def result(self, task: TaskRef, timeout: float | None = None) -> Steps[str]:
-        """Wait as `wait` does; return what the task wrote to stdout, as text. Raises TaskFailed unless it succeeded."""
+        """Wait as `wait` does; return the task's stdout as text. Raises TaskFailed unless it succeeded."""
         result = yield from self.wait(task, timeout)
         if not result.success:
             raise TaskFailed(result)
         return result.text
 
     def cancel(self, task: TaskRef, *, timeout: float | None = None) -> Steps[str]:
-        """Cancel: "cancelled" if it had not begun, "cancelling" if it runs and its worker was told to stop it.
+        """Cancel a task: "cancelled" if it had not begun, "cancelling" if its worker was asked to stop it.
 
         Raises WrongState if it has ended otherwise, TaskNotFound.
         """
@@ -168,30 +140,30 @@ class Operations(Generic[H]):
         return str(field(reply, "outcome", str))
 
     def requeue(self, task: TaskRef, new_id: str | UUID | None = None, *, timeout: float | None = None) -> Steps[H]:
-        """Make a new task of one that has ended, to run now; return it. Its `origin` is the old one.
+        """Create a new task from one that has ended, to run now; return it. Its `origin` is the old task.
 
         Raises WrongState if it has not ended, TaskNotFound.
         """
-        wanted, chosen = id_of(task), fresh_id() if new_id is None else id_of(new_id)
+        wanted, chosen = id_of(task), self._new_id() if new_id is None else id_of(new_id)
         reply = yield from ask("requeue", {"id": wanted, "new_id": chosen}, self._limit(timeout), about=chosen)
         name = None if isinstance(task, (str, UUID)) else task.name
         return self._accepted(reply, chosen, name, fresh=new_id is None)
 
     def stats(self, *, timeout: float | None = None) -> Steps[Reply]:
-        """Queues, workers and brokers, as PROTOCOL.md shows them."""
+        """Return queues, workers and brokers, as PROTOCOL.md describes them."""
         reply = yield from ask("stats", {}, self._limit(timeout))
         return _content(reply)
 
     def pause(self, queue: str, *, timeout: float | None = None) -> Steps[None]:
-        """Start nothing more from this queue; what runs goes on, and tasks are still accepted."""
+        """Pause a queue: workers start none of its tasks. Running tasks go on, and brokers accept new ones."""
         yield from ask("pause", {"queue": queue}, self._limit(timeout))
 
     def resume(self, queue: str, *, timeout: float | None = None) -> Steps[None]:
-        """Start tasks from this queue again."""
+        """Resume a paused queue."""
         yield from ask("resume", {"queue": queue}, self._limit(timeout))
 
     def ping(self, *, timeout: float | None = None) -> Steps[Reply]:
-        """What the broker says of itself: version, protocol versions, whether Redis is reachable, limits, its time."""
+        """Return the broker's version, protocol versions, limits and time, and whether Redis is reachable."""
         reply = yield from ask("ping", {}, self._limit(timeout))
         return _content(reply)
 
@@ -205,10 +177,10 @@ class Operations(Generic[H]):
         limit: int | None = None,
         timeout: float | None = None,
     ) -> StepsWithResults[Result]:
-        """Give the tasks in a state, at most `limit`, without arguments, outputs and attempts.
+        """Yield the tasks in a state, at most `limit`, without arguments, outputs and attempts.
 
-        `ready` needs a queue. Ended tasks come newest first and `since` and `until` mean when they ended; scheduled
-        ones come earliest first, and it is when they are due. `timeout` bounds each page.
+        `ready` needs a queue. Ended tasks come newest first, and `since` and `until` bound the time of their end.
+        Scheduled tasks come earliest first, and these bound the due time. `timeout` bounds each page.
         """
         fields: dict[str, Any] = {"state": str(state)}
         if queue is not None:
@@ -229,10 +201,15 @@ class Operations(Generic[H]):
             fields["cursor"] = reply["cursor"]
 
     def _accepted(self, reply: Reply, task_id: str, name: str | None, *, fresh: bool) -> H:
-        """The task; a `fresh` id, chosen by this very call, can exist before only by an earlier try of it."""
+        """Return the task. A `fresh` id, chosen by this call, can exist only from an earlier try of the same call."""
         task = self._make(task_id, name)
         task.outcome = "exists" if reply.get("outcome") == "exists" and not fresh else "created"
         return task
+
+    def _with_id(self, spec: TaskSpec) -> TaskSpec:
+        if not isinstance(spec, TaskSpec):
+            raise InvalidRequest(f"tasks: expected TaskSpec, got {type(spec).__name__}")
+        return replace(spec, id=self._new_id() if spec.id is None else spec.id.lower())
 
     def _limit(self, timeout: float | None) -> float:
         return self._timeout_s if timeout is None else timeout
@@ -244,17 +221,5 @@ class Operations(Generic[H]):
         return Waiting(timeout, silence_s=self._timeout_s, clock=self._monotonic)
 
 
-def fresh_id() -> str:
-    """A random UUID (version 4, RFC 9562), four times as fast as str(uuid4())."""
-    digits = urandom(16).hex()
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
-
-
 def _content(reply: Reply) -> Reply:
     return {name: value for name, value in reply.items() if name not in ENVELOPE}
-
-
-def _with_id(spec: TaskSpec) -> TaskSpec:
-    if not isinstance(spec, TaskSpec):
-        raise InvalidRequest(f"tasks: expected TaskSpec, got {type(spec).__name__}")
-    return replace(spec, id=fresh_id() if spec.id is None else spec.id.lower())

@@ -1,10 +1,10 @@
-"""What callers pass to `submit`, as the fields of a request. Pure."""
+"""Task options as Python callers pass them, and as fields of a request. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from uuid import UUID
 
 from kingtask.client.handles import AsyncTask, Task
@@ -21,7 +21,10 @@ TaskRef = str | UUID | Task | AsyncTask | Result
 
 
 class TaskOptions(TypedDict, total=False):
-    """Everything of a task but its name, arguments and id; what is left out or None takes the broker's default."""
+    """All options of a task; an option that is left out or None has the default of broker or worker.
+
+    TaskSpec defines and checks them. A test compares these names with its fields and with the command line.
+    """
 
     at: Instant | None
     delay: Duration | None
@@ -33,13 +36,13 @@ class TaskOptions(TypedDict, total=False):
     env: Mapping[str, str] | None
     keep_result: Duration | None
     expires_at: Instant | None
-    stderr: str | None
-    on_lost: str | None
+    stderr: Literal["fail", "keep"] | None
+    on_lost: Literal["retry", "fail"] | None
     tags: Iterable[str]
 
 
 def task_fields(task_id: str, name: str, args: Iterable[str], options: TaskOptions) -> dict[str, Any]:
-    """The map of one task. Raises InvalidRequest for what the wire has no form for; the protocol judges the rest."""
+    """Return the map of one task. Raises InvalidRequest for a datetime without zone; the protocol checks the rest."""
     fields: dict[str, Any] = {"id": task_id, "name": name}
     if args != ():
         fields["args"] = _listed(args)
@@ -51,14 +54,14 @@ def task_fields(task_id: str, name: str, args: Iterable[str], options: TaskOptio
 
 
 def id_of(task: TaskRef) -> str:
-    """The id of a task that is given as such, by its result or by its id."""
+    """Return the id of a task that is given as a handle, a result or an id."""
     if isinstance(task, (Task, AsyncTask, Result)):
         return task.id
     return str(task).lower()
 
 
 def epoch_s(value: Instant, place: str) -> float:
-    """An instant as epoch seconds; `place` is its name in an error. Raises InvalidRequest if a datetime has no zone."""
+    """Return an instant as epoch seconds. Raises InvalidRequest, naming `place`, for a datetime without zone."""
     if not isinstance(value, datetime):
         return value
     if value.utcoffset() is None:
@@ -75,7 +78,7 @@ def _seconds(value: Duration) -> float:
 
 
 def _listed(values: Any) -> Any:
-    """A list of anything that can be iterated over; but a string is one value, not a list of its characters."""
+    """Return any iterable as a list, except a string, which is one value."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         return values
     return list(values)
@@ -105,4 +108,4 @@ WIRE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "expires_at": ("expires_at", lambda value: epoch_s(value, "task.expires_at")),
     "tags": ("tags", _listed),
 }
-"""Options whose name or form on the wire is another one."""
+"""Options whose name or type on the wire differs: the field, and the conversion."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kingtask import protocol, wire
 from kingtask.client.call import Call, CallStage, Yielded
 from kingtask.client.core import Core
-from kingtask.client.handles import Task
+from kingtask.client.handles import Task, fresh_id
 from kingtask.client.operations import Operations
 from kingtask.errors import KingtaskError
 from kingtask.task import TaskSpec
@@ -22,6 +22,7 @@ ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 operations: Operations[Task] = Operations(
     lambda task_id, name: Task(None, task_id, name),  # type: ignore[arg-type]
     10.0,
+    new_id=fresh_id,
     monotonic=lambda: 0.0,
     wall=lambda: 1.8e9,
 )
