@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kingtask.cli.param_types import SECONDS
+from kingtask.endpoint import DEFAULT_PORT
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-DEFAULT_PORT = 9595
+
 DEFAULT_TIMEOUT_S = 10.0
 
 
@@ -25,7 +26,7 @@ def _split(_context: click.Context, _option: click.Parameter, values: Sequence[s
         return addresses
     if values:
         raise ConfigurationError("--broker, or KINGTASK_BROKER, names no address: give host:port, or leave it out")
-    from kingtask.client.address import nearest
+    from kingtask.endpoint import nearest
 
     return nearest()
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kingtask.cli import console
-from kingtask.cli.connect import DEFAULT_PORT
 from kingtask.cli.exit import Exit
+from kingtask.endpoint import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from kingtask.cli.dev_stack import Stack
@@ -77,7 +77,7 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
 
 
 def _ready(stack: Stack, data: Path) -> str:
-    from kingtask.client.address import endpoint, nearest
+    from kingtask.endpoint import endpoint, nearest
 
     broker = "" if nearest() == (endpoint(stack.address),) else f" --broker {stack.address}"
     name = "example 12 45" if (stack.bin_paths[0] / "example").is_file() else "NAME [ARGS…]"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kingtask import __version__
 from kingtask.broker.ops import OPS, WORKER_ALIVE_S
 from kingtask.cli.times import short_duration
-from kingtask.config.address import parse
+from kingtask.endpoint import parse
 from kingtask.errors import StoreError
 from kingtask.protocol import Stats
 from kingtask.store.inspect import Inspection

@@ -8,13 +8,13 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from kingtask.client import address as addresses
 from kingtask.client.call import Steps, StepsWithResults, Yielded
 from kingtask.client.handles import AsyncTask, fresh_id
 from kingtask.client.loop_connection import ConnectionOnLoop, LoopConnection, Waiter
 from kingtask.client.operations import Operations
 from kingtask.clock import monotonic_s, wall_s
 from kingtask.curve import KeyFile, client_keys
+from kingtask.endpoint import endpoints
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ class AsyncClient:
         curve_key: KeyFile | None = None,
         server_key: KeyFile | None = None,
     ) -> None:
-        self._connection = ConnectionOnLoop(addresses.endpoints(address), client_keys(curve_key, server_key))
+        self._connection = ConnectionOnLoop(endpoints(address), client_keys(curve_key, server_key))
         self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
         # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
         weakref.finalize(self, self._connection.close).atexit = False

@@ -8,7 +8,6 @@ from functools import wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from kingtask.client import address as addresses
 from kingtask.client.call import Steps, StepsWithResults, Yielded
 from kingtask.client.channel import Channel
 from kingtask.client.handles import Task, fresh_id
@@ -16,6 +15,7 @@ from kingtask.client.operations import Operations
 from kingtask.client.pool import Pool
 from kingtask.clock import monotonic_s, wall_s
 from kingtask.curve import KeyFile, client_keys
+from kingtask.endpoint import endpoints
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,7 +59,7 @@ class Client:
         curve_key: KeyFile | None = None,
         server_key: KeyFile | None = None,
     ) -> None:
-        self._pool = Pool(addresses.endpoints(address), client_keys(curve_key, server_key))
+        self._pool = Pool(endpoints(address), client_keys(curve_key, server_key))
         self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
         # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
         weakref.finalize(self, self._pool.close).atexit = False

@@ -18,10 +18,10 @@ import msgspec
 from kingtask import task
 from kingtask.clock import duration_ms
 from kingtask.config import permissions_file as rules
-from kingtask.config.address import Address, host_port, parse
 from kingtask.config.checks import InvalidSetting, about_path, absolute, check_bin_path, for_key, secret
 from kingtask.config.sandbox_settings import Limits, Mask, RunAs, UnixIdentity, Variable, identities, may_read, writable
 from kingtask.curve import ClientKeys, read_client, read_directory, read_pair, read_public
+from kingtask.endpoint import Address, host_port, parse
 from kingtask.policy import CLUSTER_PATTERN, NAMESPACE_PATTERN, Ack, AckLevel, Policy
 from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
 from kingtask.wire import MAX_MESSAGE_BYTES

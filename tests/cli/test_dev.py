@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from kingtask import endpoint as address
 from kingtask.cli import dev as module
 from kingtask.cli.dev import default_data
 from kingtask.cli.dev_stack import Stack, StackOptions
 from kingtask.cli.process_tree import Tree
-from kingtask.client import address
 from tests.cli.tree import KINGTASK, PATIENCE_S, Dev, Watch, children, descendants, environment, kingtask
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kingtask import __version__
-from kingtask.client.address import SOCKET
 from kingtask.config import WorkerConfig, load_broker, load_worker
+from kingtask.endpoint import SOCKET
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SYSTEMD = DEPLOY / "systemd"

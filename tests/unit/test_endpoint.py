@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kingtask import Client
-from kingtask.client import address
-from kingtask.client.address import endpoint, endpoints
+from kingtask import endpoint as address
+from kingtask.endpoint import endpoint, endpoints
 from kingtask.errors import ConfigurationError
 
 
