@@ -1,4 +1,4 @@
-"""Exit statuses of `kingtask`, and which error gets which. GUIDE.md shows the same table."""
+"""Exit statuses of `kingtask`, and the status of each error; kingtask/guide/command-line.md has the same table."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ MEANINGS: dict[Exit, str] = {
     Exit.USAGE: "the command line is wrong, nothing was sent",
     Exit.CONFIGURATION: "a configuration file, a broker's address or the environment is wrong",
     Exit.NO_ANSWER: (
-        "no broker answered in time, or it refuses for now (busy, full, Redis away): later; the same id again is safe"
+        "no broker answered in time, or it refuses for now (busy, full, Redis unreachable): try later, with the same id"
     ),
-    Exit.PERMISSION: "refused for lack of permission, or of a key that fits",
+    Exit.PERMISSION: "refused: a permission is missing, or the key does not fit",
     Exit.REFUSED: "refused by the broker for good, nothing was stored",
     Exit.NOT_FOUND: "no such task (it never existed, or its record has expired)",
-    Exit.NOT_CONFIRMED: "the broker cannot say whether it is stored; sending the same id again is safe",
+    Exit.NOT_CONFIRMED: "nobody knows whether the task is stored; send it again with the same id",
     Exit.PENDING: "the task has not ended within the time given; it goes on",
     Exit.OUTPUT: "the output could not be written (disk full, …)",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
-    Exit.BROKEN_PIPE: "whoever read the output has closed it",
+    Exit.BROKEN_PIPE: "the reader of the output closed the pipe (SIGPIPE)",
 }
 
 

@@ -1,4 +1,4 @@
-"""What an executable finds in its environment: nothing but what GUIDE.md documents. Pure.
+"""The environment of an executable, as kingtask/guide/executables.md documents it. Pure.
 
 Of the worker's own environment only PASSED goes on (or what `environment` names), so that its secrets and its
 interpreter's settings do not. Then come the request's variables, then KINGTASK_*, which a request can therefore not

@@ -1,4 +1,4 @@
-"""What README and GUIDE show is run: every command, against a real `kingtask dev`, and its output compared."""
+"""Every command that README and the guide show is run against a real `kingtask dev`, and its output is compared."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from tests.faults.cases import CASES
 from tests.processes import until
 from tests.servers import die_with_parent
 
-PAGES = [ROOT / "README.md", ROOT / "kingtask" / "GUIDE.md"]
+README = ROOT / "README.md"
+GUIDE = ROOT / "kingtask" / "GUIDE.md"
 PATIENCE_S = 60
 
 
-class Desk:
+class DevInstallation:
     """A directory to work in, with `kingtask dev` running its `tasks`."""
 
     def __init__(self, directory: Path) -> None:
@@ -79,37 +80,44 @@ class Desk:
         self.process.wait(PATIENCE_S)
 
 
-@pytest.fixture(scope="module", params=PAGES, ids=lambda page: page.name)
-def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Desk]]:
-    made = Desk(tmp_path_factory.mktemp("desk"))
-    yield request.param, made
-    made.close()
+def shown(page: Path) -> list[Block]:
+    return sorted(blocks(page, "console") + blocks(page, "python"), key=lambda block: block.line)
 
 
-def test_what_the_page_shows_is_what_happens(desk: tuple[Path, Desk]) -> None:
-    """In the page's order, since later commands build on earlier ones."""
-    page, place = desk
-    found = sorted(blocks(page, "console") + blocks(page, "python"), key=lambda block: block.line)
-    assert found, f"{page.name} shows nothing"
-    wrong = [complaint for block in found for complaint in check(block, place)]
+PARTS = [part for part in sorted(GUIDE.with_name("guide").glob("*.md")) if shown(part)]
+
+
+def test_the_parts_that_show_something() -> None:
+    assert {part.stem for part in PARTS} == {"access", "command-line", "executables", "python"}
+
+
+@pytest.mark.parametrize("page", [README, *PARTS], ids=lambda page: page.name)
+def test_what_the_page_shows_is_what_happens(page: Path, tmp_path: Path) -> None:
+    """In the page's order, since later commands build on earlier ones; before a part, what its index prepares."""
+    found = [*(shown(GUIDE) if page in PARTS else []), *shown(page)]
+    installation = DevInstallation(tmp_path)
+    try:
+        wrong = [complaint for block in found for complaint in check(block, installation)]
+    finally:
+        installation.close()
     assert not wrong, "\n\n".join(wrong)
 
 
-def check(block: Block, place: Desk) -> Iterator[str]:
+def check(block: Block, installation: DevInstallation) -> Iterator[str]:
     if block.language == "python":
-        (place.directory / "block.py").write_text(block.text)
-        printed = place.run(f"{sys.executable} block.py")
+        (installation.directory / "block.py").write_text(block.text)
+        printed = installation.run(f"{sys.executable} block.py")
         if not matches(promised_output(block), printed):
             yield f"{block}: python block promised\n{promised_output(block)}but printed\n{printed}"
         return
     for step in steps(block):
-        printed = place.run(step.command)
+        printed = installation.run(step.command)
         if not matches(step.expected, printed):
             yield f"{block}: $ {step.command}\nshown:\n{step.expected}printed:\n{printed}"
 
 
 def test_the_cases_that_show_the_guarantees_exist() -> None:
-    guarantees = PAGES[0].read_text("utf-8").partition("## Guarantees")[2].partition("\n## ")[0]
+    guarantees = README.read_text("utf-8").partition("## Guarantees")[2].partition("\n## ")[0]
     named = set(re.findall(r"\bF\d+-?", guarantees))
     assert len(named) > 10
     assert named <= set(CASES)

@@ -1,4 +1,4 @@
-"""GUIDE names everything there is to name, so that what is added or renamed is missed here first."""
+"""The guide names every public name, state, reason, error and exit status; its index lists every part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 import pytest
 
 import kingtask
-from kingtask import Client, Result, State, TaskSpec, errors
+from kingtask import Client, Result, State, TaskSpec, errors, states
 from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import MEANINGS
 from kingtask.client.options import TaskOptions
@@ -19,11 +19,9 @@ from kingtask.config.sandbox_settings import PASSED
 from kingtask.result import Attempt
 from kingtask.worker import environment
 
-GUIDE = (Path(kingtask.__file__).parent / "GUIDE.md").read_text("utf-8")
-
-
-def section(number: int) -> str:
-    return re.split(r"^## \d ", GUIDE, flags=re.MULTILINE)[number]
+INDEX = Path(kingtask.__file__).parent / "GUIDE.md"
+PARTS = {path.stem: path.read_text("utf-8") for path in sorted((INDEX.parent / "guide").glob("*.md"))}
+MAX_LINES = 300
 
 
 def missing(names: Iterable[str], text: str) -> list[str]:
@@ -43,16 +41,36 @@ def first_cells(text: str, heading: str) -> list[list[str]]:
     return rows
 
 
+def test_the_index_lists_every_part_once() -> None:
+    listed = [re.findall(r"\]\(guide/([\w-]+)\.md\)", row[0]) for row in first_cells(INDEX.read_text("utf-8"), "part")]
+    assert sorted(name for names in listed for name in names) == list(PARTS)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_is_short_and_begins_with_a_way_in(name: str) -> None:
+    title, blank, way_in, *_ = PARTS[name].splitlines()
+    assert (title[:2], blank, way_in[:15]) == ("# ", "", "Read this part ")
+    assert len(PARTS[name].splitlines()) <= MAX_LINES
+
+
 def test_exit_statuses_are_those_of_the_command_line() -> None:
-    table = {int(status): meaning for status, meaning in first_cells(section(2), "exit status")}
+    table = {int(status): meaning for status, meaning in first_cells(PARTS["command-line"], "exit status")}
     assert table == {status.value: meaning for status, meaning in MEANINGS.items()}
 
 
 def test_reasons_are_those_of_an_attempt_and_of_expiry() -> None:
-    documented = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in first_cells(section(4), "`reason`"))))
+    documented = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in first_cells(PARTS["lifecycle"], "`reason`"))))
     assert Attempt.__doc__ is not None
     reasons = set(re.findall(r"`([a-z_]+)`", Attempt.__doc__.partition("failure:")[2]))
     assert documented == reasons | {"expires_at"}
+
+
+def test_the_drawing_of_states_is_that_of_the_code() -> None:
+    drawing = PARTS["lifecycle"].split("```")[1].strip()
+    assert set(State) <= set(re.findall(r"[a-z]+", drawing))
+    assert states.__doc__ is not None
+    for line in drawing.splitlines():
+        assert line.strip() in states.__doc__
 
 
 def test_every_error_has_advice() -> None:
@@ -61,19 +79,19 @@ def test_every_error_has_advice() -> None:
         for name, value in vars(errors).items()
         if inspect.isclass(value) and issubclass(value, errors.KingtaskError) and value is not errors.StoreError
     }
-    assert {re.sub(r"\W", "", row[0]) for row in first_cells(section(1), "exception")} == exceptions
+    assert {re.sub(r"\W", "", row[0]) for row in first_cells(PARTS["python"], "exception")} == exceptions
 
 
 def test_every_method_and_option_of_the_clients_is_there() -> None:
     methods = [name for name in vars(Client) if not name.startswith("_")]
     options = [*TaskOptions.__annotations__, "id", "timeout"]
-    assert not missing([*methods, *options, *TaskSpec.__struct_fields__], section(1))
+    assert not missing([*methods, *options, *TaskSpec.__struct_fields__], PARTS["python"])
 
 
 def test_every_field_of_a_result_is_there() -> None:
     properties = [name for name, value in vars(Result).items() if isinstance(value, property)]
-    assert not missing([*Result.__struct_fields__, *properties, *Attempt.__struct_fields__], section(1))
-    assert not missing(State, section(4))
+    assert not missing([*Result.__struct_fields__, *properties, *Attempt.__struct_fields__], PARTS["python"])
+    assert not missing(State, PARTS["lifecycle"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -82,7 +100,7 @@ def test_every_command_and_option_is_there(name: str) -> None:
     assert command is not None
     options = [max(param.opts, key=len) for param in command.params if isinstance(param, click.Option)]
     undocumented = {"dev": ["--log-level"], "doctor": ["--config"]}.get(name, [])  # shown as -c
-    assert not missing([name, *(option for option in options if option not in undocumented)], section(2))
+    assert not missing([name, *(option for option in options if option not in undocumented)], PARTS["command-line"])
 
 
 def test_every_variable_of_an_executable_is_there() -> None:
@@ -90,4 +108,8 @@ def test_every_variable_of_an_executable_is_there() -> None:
     variables = environment.of_attempt(
         common, {}, task_id="", number=1, queue="", due_ms=0, deadline_ms=0, directory="/"
     )
-    assert not missing([*PASSED, *variables], section(3))
+    part = PARTS["executables"]
+    rows = {re.sub(r"\W", "", row[0]) for row in first_cells(part, "variable")}
+    assert rows == {name for name in variables if name.startswith("KINGTASK_")}
+    passed = part.partition("The executable gets ")[2].partition(" of the worker's own")[0]
+    assert tuple(re.findall(r"`([A-Z_]+)`", passed)) == PASSED

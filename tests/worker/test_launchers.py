@@ -1,4 +1,4 @@
-"""The launchers that GUIDE shows, each with a real worker; and what a launcher gets to see."""
+"""The launchers that the guide shows, each with a real worker; and what a launcher gets to see."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.worker.open_rig import needs_root, open_rig, refused, someone
 from tests.worker.rig import Rig
 from tests.worker.test_isolate import owner, pids
 
-GUIDE = Path(kingtask.__file__).parent / "GUIDE.md"
-SHOWN = [yaml.safe_load(block.text) for block in blocks(GUIDE, "yaml")]
+PART = Path(kingtask.__file__).parent / "guide" / "isolation.md"
+SHOWN = [yaml.safe_load(block.text) for block in blocks(PART, "yaml")]
 LAUNCHERS = {Path(shown["launcher"][0]).name: shown["launcher"] for shown in SHOWN if "launcher" in shown}
 
 
@@ -34,7 +34,7 @@ def rig(server: RedisServer) -> Iterator[Rig]:
 
 
 def shown(name: str) -> list[str]:
-    """The launcher as GUIDE has it; skips where it cannot work."""
+    """The launcher as the guide has it; skips where it cannot work."""
     words: list[str] = LAUNCHERS[name]
     if not Path(words[0]).exists():
         pytest.skip(f"{words[0]} is not installed")
