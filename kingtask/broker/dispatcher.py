@@ -192,7 +192,7 @@ class Dispatcher:
             raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=ops.BUSY_AGAIN_S)
         if not self._store.up:
             raise Unavailable(
-                f"Redis is not reachable ({self._store.trouble}); the broker keeps trying",
+                f"Redis is not reachable ({self._store.problem}); the broker keeps trying",
                 retry_after_s=ops.AWAY_AGAIN_S,
             )
 

@@ -189,7 +189,7 @@ class Broker:
     def status(self) -> str:
         """One line for people."""
         store = self._store
-        redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is away ({store.trouble})"
+        redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is away ({store.problem})"
         return f"{self._desk.pending} requests in progress, {len(self._waits)} clients waiting; {redis}"
 
     def _reply(self, peer: Peer, message: bytes) -> None:
@@ -285,7 +285,7 @@ class Broker:
 
     def _trouble(self) -> list[str]:
         """What there is to be ready for; the sockets are bound since there is a Broker."""
-        away = [f"redis ({link.purpose}): {link.trouble or 'not yet'}" for link in self._store.links if not link.up]
+        away = [f"redis ({link.purpose}): {link.problem or 'not yet'}" for link in self._store.links if not link.up]
         return ["it is stopping", *away] if self._desk.draining else away
 
 

@@ -1,13 +1,13 @@
-"""What an OK means (`ack`), and the barrier that proves it for `replicas`.
+"""The level of an acknowledgement (`ack`), and the barrier that proves `replicas`.
 
-WAIT holds up every command behind it on its connection, so the barrier has a connection of its own: a small write, and
-WAIT behind it. A server's writes are one sequence, whatever connections they came by: replicas that have this write
-have everything that was answered before it.
+WAIT blocks every command behind it on its connection, so the barrier has a connection of its own: a small write, then
+WAIT. The writes of a server form one sequence over all connections: replicas that have this write have every write that
+was answered before it.
 
-That is so within one history only. Between a write and its barrier, one of the two connections may have been made anew
-to another server; or the server was demoted, dropped what its primary had not, and was promoted again. With each such
-change a server gets a new replication id. So the id that it had when the connection of the write was made has to be the
-one that it has, as primary, after WAIT.
+This holds within one history only. Between a write and its barrier, one of the two connections may have moved to
+another server, or the server was demoted, lost writes that its primary did not have, and was promoted again. Each such
+change gives a server a new replication id. So the id at the connect of the writing connection must equal the id of the
+primary after WAIT.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kingtask.store.redis.supervisor import SupervisedConnection
 log = logging.getLogger("kingtask.store")
 
 SHORTEST_WAIT_MS = 10
-"""Of one WAIT: requests whose time is up at different moments share the look that ends them."""
+"""Shortest WAIT, so that requests with different deadlines share one."""
 
 
 def level_on(ack: Ack, server: ServerFacts) -> AckLevel:
@@ -46,7 +46,7 @@ class _Asked(NamedTuple):
 
 
 class ReplicaBarrier:
-    """One at a time; whoever asks meanwhile shares the next. `mark` makes the command that writes."""
+    """Runs one barrier at a time; requests meanwhile share the next one. `mark` returns the command that writes."""
 
     def __init__(self, link: SupervisedConnection, mark: Callable[[], tuple[Any, ...]], ack: Ack) -> None:
         self._link = link
@@ -60,7 +60,7 @@ class ReplicaBarrier:
         return self._link.up
 
     def confirm(self, link: SupervisedConnection, callback: Callable[[bool], None]) -> None:
-        """Tell whether enough replicas have, in time, what this link was answered so far. Raises nothing."""
+        """Report whether enough replicas get the answered writes of this connection in time. Raises nothing."""
         if not self._link.up:
             callback(False)
             return
@@ -77,7 +77,7 @@ class ReplicaBarrier:
 
         def answered(reply: Any) -> None:
             nonlocal failed
-            if failed:  # those behind the first that fails fail with it
+            if failed:  # the commands behind a failed one fail with it
                 return
             if isinstance(reply, StoreError):
                 failed = True
@@ -92,7 +92,7 @@ class ReplicaBarrier:
 
     def _failed(self, asked: list[_Asked], error: StoreError) -> None:
         log.warning("barrier=failed kind=%s error=%r", error.kind, str(error))
-        self._link.renew(str(error))  # the WAIT behind what was refused may still hold this one up
+        self._link.reconnect(str(error))  # a WAIT behind the refused command may still block this connection
         self._answer([*asked, *self._take()], "")
         self._busy = False
 
@@ -112,9 +112,9 @@ class ReplicaBarrier:
         return asked
 
     def _answer(self, asked: list[_Asked], history: str) -> None:
-        """`history`: of the server of which enough replicas have everything; empty if there are not enough."""
+        """`history` belongs to the server whose writes enough replicas have; empty without enough replicas."""
         for one in asked:
             if history and one.history != history:
                 for link in (one.link, self._link):
-                    link.renew("the server's history is another one than when this connection was made")
+                    link.reconnect("the history of the server has changed since this connection was opened")
             one.callback(bool(history) and one.history == history)

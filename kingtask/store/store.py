@@ -1,4 +1,4 @@
-"""The store as broker and worker use it: calls out, decoded values to callbacks, and Redis's clock."""
+"""The store as broker and worker use it: it sends calls, decodes replies for callbacks, and knows Redis's clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
@@ -20,20 +20,20 @@ from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback
-from kingtask.store.redis.handshake import DatabaseIdentity, ServerFacts, replicas_of
+from kingtask.store.redis.handshake import DatabaseIdentity, Handshake, ServerFacts, replicas_of
 from kingtask.store.redis.primary import Primary
-from kingtask.store.redis.supervisor import SupervisedConnection
+from kingtask.store.redis.supervisor import Purpose, SupervisedConnection
 
 log = logging.getLogger("kingtask.store")
 
 DEFAULT = Ack()
 
-REPLICAS_AGAIN_S = 0.1
-"""Between looks, at the start, whether enough replicas are attached."""
+REPLICAS_POLL_S = 0.1
+"""Pause between two counts of the attached replicas at the start."""
 
 
 class Observer(Protocol):
-    """Whoever measures calls. `us`: from sending one to its answer."""
+    """Measures calls. `us`: from sending a call to its answer."""
 
     def answered(self, function: str, us: int) -> None: ...
 
@@ -41,40 +41,46 @@ class Observer(Protocol):
 
 
 class Store:
-    """One process's access to one namespace; all methods belong to the loop's thread."""
+    """A worker's access to one namespace; all methods belong to the loop's thread."""
+
+    role: ClassVar[Literal["broker", "worker"]] = "worker"
 
     def __init__(
         self,
         address: RedisAddress,
         namespace: str,
-        role: str,
         *,
         ack: Ack = DEFAULT,
         cluster: str | None = None,
         login: Callable[[], RedisAddress] | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        """`cluster`: the only database to work on; None: whichever it finds first, and then no other.
+        """`cluster` is the only database to work on; None: the first one that is found, and then no other.
 
-        `login` reads the address anew, for its user and password.
+        `login` reads user and password again for each connect.
         """
         self._ack = ack
         self._links: list[SupervisedConnection] = []
-        self._primary = Primary(address, self._moved, login)
+        self._primary = Primary(address, self._repoint, login)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
-        self._identity = DatabaseIdentity(cluster, creates=role == "broker")
+        self._identity = DatabaseIdentity(cluster, creates=self.role == "broker")
         self._timeout_s = timeout_s
         self.clock = ServerClock()
         self.observer: Observer | None = None
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
-        self._link = self._new_link(role, self._went_up, self._went_down, accept=partial(level_on, ack))
+        self._link = self._connect_for(
+            self.role,
+            on_up=lambda server: self._notify(self.on_up),
+            on_down=lambda: self._notify(self.on_down),
+            accept=partial(level_on, ack),
+        )
         self._confirming: SupervisedConnection | None = None
         self._barrier: ReplicaBarrier | None = None
         if ack.level == "replicas":
-            self._confirming = self._new_link(
-                "barrier", self._count_replicas, lambda: None, timeout_s=timeout_s + ack.timeout_s
+            self._confirming = self._connect_for(
+                "barrier", timeout_s=timeout_s + ack.timeout_s, on_up=self._count_replicas
             )
             self._barrier = ReplicaBarrier(self._confirming, lambda: self._command(functions.mark()), ack)
 
@@ -83,22 +89,22 @@ class Store:
         return self._link.up
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why it is not up."""
-        return self._link.trouble
+        return self._link.problem
 
     @property
     def links(self) -> Sequence[SupervisedConnection]:
-        """Its connections, one for each purpose."""
+        """The connections, one for each purpose."""
         return self._links
 
     async def open(self) -> None:
-        """Try to connect once, then keep trying in the background.
+        """Connect once, then retry in the background.
 
-        Raises ConfigurationError if the server is refused for good: too old, wrong password, newer schema, or the level
-        of `ack` cannot be had on it.
+        Raises ConfigurationError for a permanent refusal: too old, wrong password, newer schema, or no such level of
+        `ack`.
         """
-        for link in reversed(self._links):  # the main one last: what it sets off may need the others
+        for link in reversed(self._links):  # the main one last: its callbacks may need the others
             await link.open()
         if self._confirming is not None:
             await self._await_replicas(self._confirming)
@@ -114,11 +120,11 @@ class Store:
         self._send(self._link, call, callback)
 
     def confirm(self, callback: Callable[[bool], None]) -> None:
-        """Tell whether what `send` was answered so far is stored at the level of `ack`; may call back at once.
+        """Report whether the writes that were answered so far are stored at the level of `ack`; may call back at once.
 
-        To be called by the callback of the answer that matters: later, its connection may have been made anew to a
-        server that never saw the write. After False only an answer that shows the write to be there still (a repeated
-        submit, an extend) makes it worth asking again. Raises nothing.
+        Call it from the callback of the answer in question: later, the connection may lead to a server that never saw
+        the write. After False, ask again only after an answer that shows the write to exist (a repeated submit, an
+        extend). Raises nothing.
         """
         self._confirm(self._link, callback)
 
@@ -129,7 +135,7 @@ class Store:
             self._barrier.confirm(link, callback)
 
     async def ask(self, call: FunctionCall) -> Any:
-        """Send a call and wait for its answer; raises StoreError. For what is not hot."""
+        """Send a call and wait for its answer; raises StoreError. Not for the hot path."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def answered(value: Any) -> None:
@@ -154,7 +160,7 @@ class Store:
                 self.observer.answered(call.function, monotonic_us() - link.sent_us)
             try:
                 value = call.decode(reply)
-            except Exception as error:  # noqa: BLE001  (whatever a damaged record makes of it)
+            except Exception as error:  # noqa: BLE001  (a damaged record may raise anything)
                 log.warning("record=damaged call=%s error=%r", call.function, describe_error(error))
                 callback(
                     StoreError(
@@ -186,11 +192,11 @@ class Store:
         attached = wanted
         with contextlib.suppress(StoreError):
             while link.up and (attached := replicas_of(await link.ask("INFO", "replication"))) < wanted:
-                if self._primary.replicas >= wanted:  # Sentinel knows them: some are away just now
+                if self._primary.replicas >= wanted:  # Sentinel knows them: some are unreachable now
                     return
                 if monotonic_us() > deadline_us:
                     break
-                await asyncio.sleep(REPLICAS_AGAIN_S)
+                await asyncio.sleep(REPLICAS_POLL_S)
         if attached < wanted:
             raise ConfigurationError(
                 f"ack: replicas needs {wanted} of them (ack_replicas), and {attached} are attached to"
@@ -206,37 +212,28 @@ class Store:
                 server.replicas,
             )
 
-    def _new_link(
-        self, purpose: str, on_up: Callable[[ServerFacts], None], on_down: Callable[[], None], **more: Any
-    ) -> SupervisedConnection:
+    def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
+        """Add a connection; `more` are fields of its Purpose."""
+        handshake = Handshake(self._keys, self._library, self._identity)
         link = SupervisedConnection(
-            self._primary,
-            self._keys,
-            self._library,
-            self._identity,
-            purpose=purpose,
-            on_up=on_up,
-            on_down=on_down,
-            **{"timeout_s": self._timeout_s, **more},
+            self._primary, handshake, Purpose(name=purpose, **{"timeout_s": self._timeout_s, **more})
         )
         self._links.append(link)
         return link
 
-    def _moved(self, address: RedisAddress) -> None:
+    def _repoint(self, address: RedisAddress) -> None:
         for link in self._links:
-            link.moved(address)
+            link.repoint(address)
 
-    def _went_up(self, server: ServerFacts) -> None:
-        for listener in self.on_up:
-            listener()
-
-    def _went_down(self) -> None:
-        for listener in self.on_down:
+    def _notify(self, listeners: list[Callable[[], None]]) -> None:
+        for listener in listeners:
             listener()
 
 
 class BrokerStore(Store):
-    """The broker's connections beside the barrier's: submits, the subscription, and everything else."""
+    """A broker's access: it has further connections for submits and for the subscription."""
+
+    role = "broker"
 
     def __init__(
         self,
@@ -248,21 +245,21 @@ class BrokerStore(Store):
         login: Callable[[], RedisAddress] | None = None,
         timeout_s: float = 5.0,
     ) -> None:
-        super().__init__(address, namespace, "broker", ack=ack, cluster=cluster, login=login, timeout_s=timeout_s)
+        super().__init__(address, namespace, ack=ack, cluster=cluster, login=login, timeout_s=timeout_s)
         self.ack_level: AckLevel | None = None
-        """The level an OK has now; None until a server was seen."""
-        self._submits = self._new_link("submit", lambda server: None, lambda: None, accept=self._accept)
+        """The current level of an OK; None before the first connect."""
+        self._submits = self._connect_for("submit", accept=self._accept)
 
     def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
-        """Before `open`: whom to tell of the functions' publications (`due`, `ready`, `cancel`, `ended`).
+        """Subscribe to the publications of the functions (`due`, `ready`, `cancel`, `ended`); call it before `open`.
 
-        `on_resubscribed` is called whenever the subscription stands anew: what was published before is lost.
+        `on_resubscribed` is called after each subscription: earlier publications are lost.
         """
         channels = {
             self._keys.channel(what).encode(): lambda message, act=act: act(message.decode())
             for what, act in events.items()
         }
-        self._new_link("events", lambda server: on_resubscribed(), lambda: None, channels=channels)
+        self._connect_for("events", on_up=lambda server: on_resubscribed(), channels=channels)
 
     def submit(self, call: FunctionCall, stored: Callback, confirmed: Callable[[bool], None]) -> None:
         """Send a submit; `stored` gets Submitted or a StoreError, and after Submitted `confirmed` as in `confirm`.
@@ -292,7 +289,7 @@ class BrokerStore(Store):
             )
         if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
             raise ConfigurationError(
-                f"redis: maxmemory-policy is {server.settings['maxmemory-policy']}, which throws away accepted tasks"
+                f"redis: maxmemory-policy is {server.settings['maxmemory-policy']}, which evicts accepted tasks"
                 " when memory is short; set it to noeviction"
             )
         self.ack_level = level

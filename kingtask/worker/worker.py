@@ -56,7 +56,6 @@ class Worker:
         self._store = Store(
             config.load_redis_address(),
             config.namespace,
-            "worker",
             ack=config.ack_policy,
             cluster=config.cluster,
             login=config.load_redis_address,
@@ -178,7 +177,7 @@ class Worker:
     def status(self) -> str:
         """One line for people."""
         slots, config = self._slots, self._config
-        redis = "Redis is up" if self._store.up else f"Redis is away ({self._store.trouble})"
+        redis = "Redis is up" if self._store.up else f"Redis is away ({self._store.problem})"
         unfit = f"; nothing can be started: {slots.unfit}" if slots.unfit else ""
         return (
             f"{slots.busy} of {config.concurrency} slots busy, {slots.unconfirmed} ends to be confirmed,"
@@ -511,7 +510,7 @@ class Worker:
 
     def _trouble(self) -> list[str]:
         """What there is to be ready for."""
-        trouble = [f"redis ({link.purpose}): {link.trouble or 'not yet'}" for link in self._store.links if not link.up]
+        trouble = [f"redis ({link.purpose}): {link.problem or 'not yet'}" for link in self._store.links if not link.up]
         if self._slots.unfit:
             trouble.append(f"no process can be started: {self._slots.unfit}")
         return ["it is stopping", *trouble] if self._slots.draining else trouble

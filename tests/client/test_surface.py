@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import kingtask
+import kingtask.client
 from kingtask import AsyncClient, AsyncTask, Client, Outcome, Result, Task, TaskSpec, errors
 from kingtask.client.handles import fresh_id
 from kingtask.client.operations import Operations

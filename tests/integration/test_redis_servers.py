@@ -240,7 +240,7 @@ def test_whoever_starts_first_waits_for_the_others(rig: Rig) -> None:
     worker = rig.start_worker(broker=address, wakeup=wakeup, ready=False)
     worker.until_logged("redis=unreachable")
     rig.redis.start()
-    worker.until_logged("is new: a broker has to begin it")
+    worker.until_logged("is new: a broker must create it")
     assert rig.redis.client().keys() == []
     rig.redis.stop()
     broker = rig.start_broker(addr=address, wakeup=wakeup, ready=False)

@@ -43,7 +43,7 @@ def broker(server: RedisServer, namespace: str, cluster: str | None = None) -> B
 
 
 def worker(server: RedisServer, namespace: str, cluster: str | None = None) -> Store:
-    return Store(server.address, namespace, "worker", ack=STORED, cluster=cluster)
+    return Store(server.address, namespace, ack=STORED, cluster=cluster)
 
 
 BOTH = pytest.mark.parametrize("make", [broker, worker])
@@ -77,7 +77,7 @@ def cluster_of(server: RedisServer, namespace: str) -> str:
 async def test_a_worker_waits_for_the_broker_that_begins_it(server: RedisServer, namespace: str) -> None:
     async with opened(worker(server, namespace)) as waiting:
         assert not waiting.up
-        assert "a broker has to begin it" in waiting.trouble
+        assert "a broker must create it" in waiting.problem
         assert everything(server, namespace) == {}
         async with opened(broker(server, namespace)):
             await until(lambda: waiting.up)
@@ -121,7 +121,7 @@ async def test_what_was_emptied_under_it_is_left_alone_until_it_is_back(
                 await store.ask(call)
             assert caught.value.kind in ("foreign", "away")
             assert caught.value.stored == "no"
-        await until(lambda: "has lost its identity" in store.trouble)
+        await until(lambda: "has lost its identity" in store.problem)
         assert everything(own, namespace) == {}
         own.client().hset(Keys(namespace).meta, mapping=identity)
         await until(lambda: store.up)
@@ -142,12 +142,12 @@ async def test_keys_without_an_identity_refuse_the_start(own: RedisServer, names
 @BOTH
 async def test_a_database_that_is_named_is_the_only_one(own: RedisServer, namespace: str, make: Make) -> None:
     async with opened(make(own, namespace, cluster=32 * "0")) as elsewhere:
-        assert "found none" in elsewhere.trouble
+        assert "found none" in elsewhere.problem
         assert everything(own, namespace) == {}
     async with opened(broker(own, namespace)):
         pass
     async with opened(make(own, namespace, cluster=32 * "0")) as elsewhere:
-        assert f"found {cluster_of(own, namespace)}" in elsewhere.trouble
+        assert f"found {cluster_of(own, namespace)}" in elsewhere.problem
         assert not elsewhere.up
     async with opened(make(own, namespace, cluster=cluster_of(own, namespace))) as there:
         assert there.up
@@ -179,6 +179,6 @@ async def test_functions_that_a_full_server_has_no_room_for_are_loaded_later(own
     own.client().config_set("maxmemory", 1)
     async with opened(broker(own, namespace)) as store:
         assert not store.up
-        assert "raise maxmemory" in store.trouble
+        assert "raise maxmemory" in store.problem
         own.client().config_set("maxmemory", 0)
         await until(lambda: store.up)

@@ -230,7 +230,7 @@ async def test_a_cluster_that_serves_no_slot() -> None:
     with RedisServer(tcp=True, cluster_enabled="yes", cluster_port=free_port()) as server:  # else port + 10,000
         store = broker_store(server)
         await store.open()
-        assert "CLUSTERDOWN" in store.trouble
+        assert "CLUSTERDOWN" in store.problem
         assert not store.up
         await store.close()
 
@@ -325,7 +325,7 @@ async def test_a_password_that_was_changed_is_noticed(troubled: RedisServer) -> 
         client.config_set("requirepass", "new")
         troubled.client(password="new").client_kill_filter(_type="normal", skipme=True)
         async with asyncio.timeout(PATIENCE_S):
-            while store.up or "Authentication" not in store.trouble:  # noqa: ASYNC110 - nothing tells of it
+            while store.up or "Authentication" not in store.problem:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.01)
         troubled.client(password="new").config_set("requirepass", "")
         await until_submitted(store)

@@ -1,4 +1,4 @@
-"""The `redis:` setting: what forms it takes and what is read from it."""
+"""The `redis:` setting: its forms, and the address in it. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENTINEL_PORT = 26379
 
 
 class RedisTLS(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Paths of PEM files; `cert` and `key` only where the server asks clients for one."""
+    """Paths of PEM files; `cert` and `key` only where the server requires client certificates."""
 
     ca: str | None = None
     cert: str | None = None
@@ -28,7 +28,7 @@ class RedisTLS(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentinels:
-    """Who knows where the primary is; user and password are those that the sentinels themselves ask for."""
+    """The sentinels that know the primary; user and password are for the sentinels themselves."""
 
     hosts: tuple[tuple[str, int], ...]
     service: str
@@ -38,7 +38,7 @@ class Sentinels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
-    """One server; or with `sentinels`, whose host and port are theirs to say, the primary of a service."""
+    """One server, or with `sentinels` the primary of a service, whose host and port they name."""
 
     host: str = "127.0.0.1"
     port: int = 6379
@@ -69,7 +69,7 @@ def parse_address(
 ) -> RedisAddress:
     """Read one of FORMS. `password` (of redis_password_file) wins over the URL's.
 
-    Raises ConfigurationError, which never quotes the text: a password may stand anywhere in what cannot be read.
+    Raises ConfigurationError, which never quotes the text: it may hold a password anywhere.
     """
     if text.startswith(SENTINEL_SCHEME):
         address = _behind_sentinels(text.removeprefix(SENTINEL_SCHEME), sentinel_user, sentinel_password)

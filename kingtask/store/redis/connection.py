@@ -26,7 +26,7 @@ Callback = Callable[[Any], None]
 
 
 class Connection(asyncio.Protocol):
-    """Made by `connect`; used from the loop's thread only."""
+    """Made by `connect`; belongs to the loop's thread."""
 
     def __init__(self, timeout_s: float, on_lost: Callable[[Connection, str], None]) -> None:
         self._timeout_s = timeout_s
@@ -37,9 +37,9 @@ class Connection(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._why = "the server closed the connection"
         self.on_message: Callable[[bytes, bytes], None] | None = None
-        """Set before SUBSCRIBE; then what arrives is channel and message, and the only further command is PING."""
+        """Gets channel and message. Set before SUBSCRIBE; after that only PING may be sent."""
         self.sent_us = 0
-        """While a callback runs: when its command was sent (monotonic µs)."""
+        """While a callback runs: the time when its command was sent (monotonic µs)."""
 
     @property
     def open(self) -> bool:
@@ -95,10 +95,10 @@ class Connection(asyncio.Protocol):
                 callback, self.sent_us = self._pending.popleft()
                 try:
                     callback(store_error(reply) if isinstance(reply, hiredis.ReplyError) else reply)
-                except Exception:  # a fault of ours; the replies behind it have their own callers
+                except Exception:  # a bug in the callback must not affect other replies
                     log.exception("reply=failed")
         except (hiredis.ProtocolError, IndexError) as error:
-            self.abort(f"the answer is not Redis's protocol ({error}); is this address a Redis server?")
+            self.abort(f"the answer is not in Redis's protocol ({error}); is a Redis server at this address?")
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:
@@ -131,9 +131,8 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[[Connection, str], None]) -> Connection:
-    """Open a connection, TLS and authentication included. Raises StoreError (`away`, or what AUTH said).
-
-    ConfigurationError: there is no such database.
+    """Open a connection, TLS and authentication included. Raises StoreError (`away`, or the error of AUTH),
+    ConfigurationError if the database number does not exist.
     """
     loop = asyncio.get_running_loop()
 

@@ -20,7 +20,7 @@ from kingtask.store.redis.connection import Connection
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
 REFUSED_FOR_GOOD = frozenset({"auth", "permission"})
-"""Kinds of StoreError that waiting does not mend."""
+"""Kinds of StoreError that do not pass by waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,9 @@ class ServerFacts:
     version: str
     settings: dict[str, str]
     history: str = ""
-    """The replication id: another one whenever the sequence of its writes may have become another."""
+    """The replication id; it changes whenever the sequence of writes may have changed."""
     replicas: int = 0
-    """Attached and in step."""
+    """Replicas that are attached and in step."""
 
     @property
     def fsync_always(self) -> bool:
@@ -52,18 +52,18 @@ class ServerFacts:
 
 
 class DatabaseIdentity:
-    """`cluster` is the id that this process works with, None before it has seen one. Only a broker `creates`."""
+    """`cluster` is the id that this process works with, None before the first one. Only a broker `creates` it."""
 
     def __init__(self, cluster: str | None, *, creates: bool) -> None:
         self.cluster = cluster
         self._creates = creates
 
     async def check(self, connection: Connection, keys: Keys) -> bool:
-        """Look at `meta`; True if the namespace is new and may be begun.
+        """Check `meta`; return True if the namespace is new and this process may create it.
 
-        Raises StoreError (`foreign`, `new`) for what may pass, ConfigurationError for what only a person can mend.
+        Raises StoreError (`foreign`, `new`) if it may pass, ConfigurationError if only a person can correct it.
         """
-        # In this order: who begins a namespace writes `meta` first.
+        # In this order: the broker that creates a namespace writes `meta` first.
         used = await connection.ask("EXISTS", *keys.lasting)
         schema, found = await connection.ask("HMGET", keys.meta, "schema", "cluster")
         if schema is not None and not (schema.isdigit() and int(schema) <= SCHEMA):
@@ -80,58 +80,67 @@ class DatabaseIdentity:
             raise StoreError(
                 "foreign",
                 f"the database has lost its identity, or is another one: expected cluster {self.cluster}, found {has};"
-                " nothing is written to it. Bring the right one back, or, to begin anew, take `cluster:` out of the"
-                " configurations and restart brokers and workers",
+                " nothing is written to it. Restore the right database or, to start with this one, remove `cluster:`"
+                " from the configurations and restart brokers and workers",
             )
         if used:
             raise ConfigurationError(
-                f"redis: the namespace {keys.namespace!r} has keys and no identity ({keys.meta}): something else wrote"
+                f"redis: the namespace {keys.namespace!r} has keys and no identity ({keys.meta}): another program wrote"
                 " them, or part of the data is gone. Restore the data, or use another namespace, or remove these keys"
             )
         if not self._creates:
-            raise StoreError("new", f"the namespace {keys.namespace!r} is new: a broker has to begin it")
+            raise StoreError("new", f"the namespace {keys.namespace!r} is new: a broker must create it")
         return True
 
 
-async def check_server(connection: Connection, keys: Keys, library: Library, identity: DatabaseIdentity) -> ServerFacts:
-    """Check version, role and `meta`, and load the library. What is refused has not been written to.
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """The checks of a new connection, for one namespace and release."""
 
-    Raises ConfigurationError for what only a person can mend, StoreError for what may pass.
-    """
-    facts = _facts(await connection.ask("INFO", "server"))
-    product = "valkey" if "valkey_version" in facts else "redis"
-    version = facts.get(f"{product}_version", "0")
-    if release_of(version) < OLDEST[product]:
-        raise ConfigurationError(
-            f"redis: this server is {product} {version}; kingtask needs Redis 7.0 or Valkey 7.2, or newer"
+    keys: Keys
+    library: Library
+    identity: DatabaseIdentity
+
+    async def check(self, connection: Connection) -> ServerFacts:
+        """Check version, role and `meta`, and load the library. A refused server has not been written to.
+
+        Raises ConfigurationError if only a person can correct it, StoreError if it may pass.
+        """
+        facts = _facts(await connection.ask("INFO", "server"))
+        product = "valkey" if "valkey_version" in facts else "redis"
+        version = facts.get(f"{product}_version", "0")
+        if release_of(version) < OLDEST[product]:
+            raise ConfigurationError(
+                f"redis: this server is {product} {version}; kingtask needs Redis 7.0 or Valkey 7.2, or newer"
+            )
+        replication = await connection.ask("INFO", "replication")
+        history = history_of(replication)
+        if not history:
+            raise StoreError("readonly", "this server is a replica, not the primary")
+        new = await self.identity.check(connection, self.keys)
+        await _load(connection, self.library)
+        if new:
+            call = functions.open_namespace(SCHEMA, uuid.uuid4().hex)
+            function = self.library.function(call.function)
+            await connection.ask("FCALL", function, 1, self.keys.meta, call.payload(self.keys.db))
+            await self.identity.check(connection, self.keys)
+        return ServerFacts(
+            product=product,
+            version=version,
+            settings=await _settings(connection),
+            history=history,
+            replicas=replicas_of(replication),
         )
-    replication = await connection.ask("INFO", "replication")
-    history = history_of(replication)
-    if not history:
-        raise StoreError("readonly", "this server is a replica, not the primary")
-    new = await identity.check(connection, keys)
-    await _load(connection, library)
-    if new:
-        call = functions.open_namespace(SCHEMA, uuid.uuid4().hex)
-        await connection.ask("FCALL", library.function(call.function), 1, keys.meta, call.payload(keys.db))
-        await identity.check(connection, keys)
-    return ServerFacts(
-        product=product,
-        version=version,
-        settings=await _settings(connection),
-        history=history,
-        replicas=replicas_of(replication),
-    )
 
 
 def history_of(replication: bytes) -> str:
-    """What `INFO replication` says of a primary's history; empty for a replica."""
+    """Return the replication id of a primary from `INFO replication`; empty for a replica."""
     facts = _facts(replication)
     return facts["master_replid"] if facts.get("role") == "master" else ""
 
 
 def replicas_of(replication: bytes) -> int:
-    """How many replicas are attached and in step."""
+    """Return the number of replicas that are attached and in step, from `INFO replication`."""
     facts = _facts(replication)
     return sum("state=online" in value for name, value in facts.items() if name.startswith("slave"))
 
@@ -148,7 +157,7 @@ async def _load(connection: Connection, library: Library) -> None:
             ) from None
         if error.kind != "full":
             raise
-        # A full server refuses it before it looks whether it is there.
+        # A full server refuses LOAD before it checks whether the library exists.
         if not await connection.ask("FUNCTION", "LIST", "LIBRARYNAME", library.name):
             raise StoreError(
                 "full",

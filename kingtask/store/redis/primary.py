@@ -1,4 +1,4 @@
-"""Where the primary is: the server that was configured, or the one that sentinels name, now and after each failover."""
+"""The address of the primary: as configured, or as the sentinels name it, also after a failover."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("kingtask.store")
 
 EVERY_S = 1.0
-"""Between looks while all is well: how much later than the sentinels we see a failover, if no connection breaks."""
+"""Poll interval: the longest delay until a failover is noticed if no connection breaks."""
 TIMEOUT_S = 1.0
-"""For each step of asking a sentinel."""
+"""Timeout of each step of a query to a sentinel."""
 OTHERS_S = 0.2
-"""Once one has answered: how long the others may take to say something newer."""
+"""Wait for the other sentinels after the first answer; they may know a later failover."""
 
 
 class Primary:
-    """`on_moved` is told of another primary than the one before; belongs to the loop's thread.
+    """Calls `on_moved` with each new primary; belongs to the loop's thread.
 
-    `login` reads user and password anew for each connection: they may have been changed meanwhile.
+    `login` reads user and password again for each connect, since they may change.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Primary:
         self._asked: dict[Any, asyncio.Future[Named | StoreError]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self.replicas = 0
-        """How many the sentinels know of."""
+        """Number of replicas that the sentinels know."""
 
     async def find(self) -> RedisAddress:
-        """Ask again, and return the server to connect to; the last one known if no sentinel answers.
+        """Ask the sentinels and return the server to connect to; the last known one if no sentinel answers.
 
-        Raises StoreError if none ever has, ConfigurationError if the password cannot be read.
+        Raises StoreError if no sentinel has ever answered, ConfigurationError if the password cannot be read.
         """
         try:
             await self._ask()
@@ -70,7 +70,7 @@ class Primary:
         return replace(self._known, user=login.user, password=login.password)
 
     def follow(self) -> None:
-        """Go on asking, until `close`."""
+        """Poll the sentinels until `close`."""
         if self._asker is not None:
             self._watcher = asyncio.create_task(self._watch())
 
@@ -84,23 +84,23 @@ class Primary:
         for client, asked in self._asked.items():
             if asked.done():
                 client.close()
-            else:  # its thread has the client, for as long as the time-outs last
+            else:  # a thread uses the client until its timeout
                 asked.cancel()
 
     async def _watch(self) -> None:
-        told = ""
+        problem = ""
         while True:
             await asyncio.sleep(EVERY_S * random.uniform(0.75, 1.25))
             try:
                 await self._ask()
             except StoreError as error:
-                if not told:
-                    log.warning("sentinels=away error=%r: going on with %s", str(error), self._known)
-                told = str(error)
+                if not problem:
+                    log.warning("sentinels=unreachable error=%r: going on with %s", str(error), self._known)
+                problem = str(error)
             else:
-                if told:
+                if problem:
                     log.info("sentinels=up primary=%s", self._known)
-                told = ""
+                problem = ""
 
     async def _ask(self) -> None:
         asker = self._asker
@@ -117,7 +117,7 @@ class Primary:
         self._learn(asker, asker.believe(answers))
 
     def _ask_one(self, asker: Asker, client: Any) -> asyncio.Future[Named | StoreError]:
-        """The question that is under way, or a new one: a sentinel that hangs is asked once at a time."""
+        """Return the query in progress, or start one: a sentinel that hangs gets one query at a time."""
         asked = self._asked.get(client)
         if asked is None or asked.done():
             asked = self._asked[client] = asyncio.get_running_loop().run_in_executor(self._pool, asker.ask, client)

@@ -1,20 +1,20 @@
-"""Redis's error replies: which kind each is, and whether what was asked may have been done all the same.
+"""Redis's error replies: the kind of each, and whether the command may have taken effect.
 
-| kind | what Redis says | what the store does beside telling the caller |
+| kind | reply of Redis | what the store does beside calling back |
 |---|---|---|
-| loading | LOADING: it reads its data | connects anew, which waits for that |
-| readonly, masterdown, moved | READONLY, MASTERDOWN, MOVED, ASK: the primary is elsewhere | connects anew: finds it |
-| no_function | the library is not there: promoted without it, or FUNCTION FLUSH | connects anew: loads it |
-| auth | NOAUTH, WRONGPASS: the password was changed | connects anew: logs in |
-| unblocked | UNBLOCKED: it was demoted during WAIT | connects anew |
-| foreign | FOREIGN, by our own functions: not the database that we had | connects anew, until that is back |
+| loading | LOADING: it reads its data | reconnects, which waits for it |
+| readonly, masterdown, moved | READONLY, MASTERDOWN, MOVED, ASK: the primary is elsewhere | reconnects to it |
+| no_function | the library is missing: promoted without it, or FUNCTION FLUSH | reconnects and loads it |
+| auth | NOAUTH, WRONGPASS: the password was changed | reconnects and logs in |
+| unblocked | UNBLOCKED: it was demoted during WAIT | reconnects |
+| foreign | FOREIGN, by our own functions: not the expected database | reconnects until that is back |
 | noreplicas, misconf, busy | NOREPLICAS; MISCONF: its disk; BUSY: a script runs | nothing, it may pass |
 | clusterdown, tryagain, execabort | CLUSTERDOWN, TRYAGAIN, EXECABORT | nothing, it may pass |
 | full | OOM: maxmemory | nothing, it drains |
-| permission, error | NOPERM (within a function as well), anything else | nothing, a person has to look |
+| permission, error | NOPERM (within a function as well), anything else | nothing, a person must act |
 
-Beside them there are `away` (not sent: no connection), `lost` (sent, and no answer: the connection broke, or the time
-was up) and `damaged` (an answer that cannot be read).
+Further kinds are `away` (not sent: no connection), `lost` (sent without an answer: the connection broke or a timeout)
+and `damaged` (an answer that cannot be decoded).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _MAYBE_DONE = frozenset({"error", "unblocked"})
 
 
 def store_error(reply: Exception) -> StoreError:
-    """Redis's error reply as a StoreError.
+    """Convert an error reply to a StoreError.
 
-    A command that is refused was not begun. But an error that names a place in a function came out of one that was
-    running, perhaps behind its first write, and an error that we do not know may be anything.
+    A refused command has not begun. But an error that names a place in a function was raised while the function ran,
+    perhaps after its first write, and an unknown error may mean anything.
     """
     text = str(reply)
     kind = _KINDS.get(text.partition(" ")[0], "error")
@@ -62,10 +62,10 @@ def store_error(reply: Exception) -> StoreError:
         kind = "no_function"
     if not_permitted_within(text):
         kind = "permission"
-    begun = " script: " in text and kind != "foreign"  # which our functions say before they write
+    begun = " script: " in text and kind != "foreign"  # our functions raise FOREIGN before they write
     return StoreError(kind, text, stored="unknown" if begun or kind in _MAYBE_DONE else "no")
 
 
 def not_permitted_within(text: str) -> bool:
-    """True for the NOPERM of a command that a function calls: it begins with ERR, and in 7.0 reads otherwise."""
+    """True for the NOPERM of a command within a function: it begins with ERR, and Redis 7.0 words it differently."""
     return "ACL failure in script" in text or "The user executing the script can't" in text

@@ -1,7 +1,7 @@
-"""Asking sentinels which server is the primary. Blocking (redis-py), so the daemons call it in threads.
+"""Query sentinels for the primary. Blocks (redis-py), so the daemons call it in threads.
 
-Each sentinel is asked, and the one whose knowledge is of the latest failover is believed (`config-epoch`): one that was
-cut off still names the former primary.
+Every sentinel is asked, and the answer with the latest failover (`config-epoch`) wins: a sentinel that was cut off
+still names the former primary.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from kingtask.store.redis.address import RedisAddress
 
 
 class Named(NamedTuple):
-    """What one sentinel says of the service."""
+    """One sentinel's answer about the service."""
 
     epoch: int
-    """Of the failover that made this server the primary."""
+    """Number of the failover that made this server the primary."""
     host: str
     port: int
     replicas: int
-    """That it knows of, whether they can be reached or not."""
+    """Known replicas, reachable or not."""
 
 
 class Asker:
@@ -52,14 +52,14 @@ class Asker:
 
     @property
     def clients(self) -> list[Any]:
-        """In the order of the address."""
+        """The clients, in the order of the address."""
         return list(self._sentinel.sentinels)
 
     def ask(self, client: Any) -> Named | StoreError:
-        """Ask one of the clients; blocks for at most a few times the time-out."""
+        """Ask one of the clients; blocks for at most a few timeouts."""
         try:
             state = client.sentinel_master(self._service)
-            # Already names the new one while the replicas are still being told.
+            # This command names the new primary while the replicas are still being switched.
             host, port = client.sentinel_get_master_addr_by_name(self._service)
             return Named(state["config-epoch"], _text(host), int(port), state["num-slaves"])
         except (redis.RedisError, OSError, TypeError, ValueError, KeyError) as error:
@@ -67,7 +67,7 @@ class Asker:
             return StoreError(kind, str(error) or "no answer")
 
     def believe(self, answers: Iterable[Named | StoreError]) -> Named:
-        """The latest of the answers. Raises StoreError if there is none."""
+        """Return the answer with the latest failover. Raises StoreError without an answer."""
         answers = list(answers)
         named = [answer for answer in answers if isinstance(answer, Named)]
         if not named:
@@ -76,12 +76,12 @@ class Asker:
         return max(named)
 
     def address_of(self, named: Named) -> RedisAddress:
-        """The server that was named, to be connected to."""
+        """Return the address of the named server."""
         return replace(self._address, host=named.host, port=named.port, sentinels=None)
 
 
 def tls_options(address: RedisAddress) -> dict[str, Any]:
-    """What redis-py calls the settings of `redis_tls`."""
+    """Return the settings of `redis_tls` under redis-py's names."""
     if address.tls is None:
         return {}
     return {
