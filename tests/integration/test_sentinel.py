@@ -128,7 +128,7 @@ def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
     client = rig.client(timeout=PATIENCE_S)
     watched.sentinel.kill()
     for daemon in daemons:
-        daemon.until_logged("sentinels=away")
+        daemon.until_logged("sentinels=unreachable")
     assert accepted(client, rig).wait(PATIENCE_S).success
     watched.first.client().client_kill_filter(_type="normal", skipme=True)
     for daemon in daemons:
