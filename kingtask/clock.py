@@ -1,4 +1,4 @@
-"""Clocks: the wall clock and the monotonic clock of this host, and what is known of Redis's.
+"""Clocks: the wall clock and the monotonic clock of this host, and an estimate of Redis's clock.
 
 Redis TIME decides when anything is due (invariant 4 in ARCHITECTURE.md). Brokers and workers arm timers on their own
 monotonic clock; `ServerClock` maps between the two from the `now` that every reply carries.
@@ -13,7 +13,7 @@ US_PER_S = 1_000_000
 
 
 def wall_s() -> float:
-    """Epoch seconds of this host; only for what a person reads and for validating absolute times."""
+    """Return epoch seconds of this host; only for people, and for checks of absolute times."""
     return time.time()
 
 
@@ -40,7 +40,7 @@ def duration_ms(seconds: float) -> int:
 
 
 class ServerClock:
-    """Redis's clock as seen from here, never ahead of it.
+    """An estimate of Redis's clock that is never ahead of it.
 
     A reply that carries `now` was made between the call and its arrival, so the offset (server − monotonic) lies in
     [now − received, now − sent]. The offset kept is the largest that no sample contradicts: it is at most one reply's

@@ -1,20 +1,20 @@
-"""Every exception of kingtask, one tree. Each answers: what can the caller do now?
+"""Every exception of kingtask, in one tree. Each answers the question: what can the caller do now?
 
 KingtaskError
-├── ConfigurationError     mend the configuration file or the option it names
-├── RequestRefused         a broker said no; `retryable` and `stored` say what that means
-│   ├── InvalidRequest     mend the request (also raised before anything is sent)
+├── ConfigurationError     correct the configuration file or the option that it names
+├── RequestRefused         a broker refused; see `retryable` and `stored`
+│   ├── InvalidRequest     correct the request (also raised before anything is sent)
 │   ├── PermissionDenied   ask the operator
 │   ├── TaskNotFound       the task never existed, or its record has expired
 │   ├── IdConflict         another task has this id: choose a new one
 │   ├── WrongState         the task is not in a state that allows it
-│   ├── Busy               come back later
-│   ├── Unavailable        the broker is up, its Redis is not: come back later
-│   └── NotConfirmed       stored or not: send the same id again
-├── NoAnswer               no broker answered in time: `stored` says whether sending the same id again is needed
+│   ├── Busy               try again later
+│   ├── Unavailable        the broker runs, its Redis does not answer: try again later
+│   └── NotConfirmed       it is unknown whether it is stored: send the same id again
+├── NoAnswer               no broker answered in time: if `stored` is "unknown", send the same id again
 ├── ClientClosed           the client was closed: make a new one
 ├── ResultTimeout          the task has not ended yet: wait longer
-├── TaskFailed             the task ended, not in `succeeded`; carries the Result
+├── TaskFailed             the task ended in another state than `succeeded`; carries the Result
 └── StoreError             Redis refused or did not answer a call (broker and worker only)
 """
 
@@ -30,7 +30,7 @@ Stored = Literal["no", "unknown"]
 
 
 def describe_error(error: Exception) -> str:
-    """An error of somebody else's in words; its repr may hold all that was read (UnicodeDecodeError's does)."""
+    """Format a third-party exception without its repr, which may contain the input (as UnicodeDecodeError's does)."""
     return f"{type(error).__name__}: {error}"
 
 
@@ -38,15 +38,15 @@ class KingtaskError(Exception):
     """Root of all errors that kingtask raises."""
 
     id: str | None = None
-    """The task that a client's call was about, if it was about one: after a failed submit, the id to send again."""
+    """The id of the task in a client's call, if it has one; after a failed submit, send it again."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Carry everything between processes, whatever the constructor takes."""
+        """Pickle all attributes, whatever the constructor takes."""
         return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class ConfigurationError(KingtaskError):
-    """A configuration file, option or environment variable is wrong; the text says which and what to do."""
+    """A configuration file, option or environment variable is wrong; the text names it and the remedy."""
 
 
 class RequestRefused(KingtaskError):
@@ -141,7 +141,7 @@ REFUSALS: dict[str, type[RequestRefused]] = {
     "not_confirmed": NotConfirmed,
     "internal": RequestRefused,
 }
-"""Every wire code and the exception that stands for it; PROTOCOL.md lists the same codes (tested)."""
+"""Every wire code with its exception; PROTOCOL.md lists the same codes (tested)."""
 
 
 class NoAnswer(KingtaskError):
@@ -161,7 +161,7 @@ class ClientClosed(KingtaskError):
 
 
 class ResultTimeout(KingtaskError):
-    """The task did not end within the time the caller was ready to wait. It goes on."""
+    """The task did not end within the timeout. It goes on."""
 
 
 class TaskFailed(KingtaskError):
@@ -174,7 +174,7 @@ class TaskFailed(KingtaskError):
 
 
 class StoreError(KingtaskError):
-    """A call to Redis failed. `stored` says whether it may have taken effect, `kind` which way it failed."""
+    """A call to Redis failed. `stored` says whether it may have taken effect, `kind` names the failure."""
 
     def __init__(self, kind: str, message: str, *, stored: Stored = "no") -> None:
         super().__init__(message)

@@ -1,21 +1,21 @@
-"""Places where a test can have a broker or a worker die: they exist only under KINGTASK_FAILPOINTS.
+"""Places at which a test can kill a broker or a worker; they exist only with KINGTASK_FAILPOINTS.
 
-The variable is read once, at the start, and is for tests alone; without it `ACTIVE` is False and a place costs a look
-at that name (20 ns). It holds settings with commas between them:
+The variable is for tests, and is read once at the start. Without it `ACTIVE` is False, and a place costs one test of
+that name (20 ns). It holds settings with commas between them:
 
-    after_spawn=kill        SIGKILL to this process when it is at that place for the first time
+    after_spawn=kill        SIGKILL this process when it first reaches that place
     after_spawn=kill:3      … for the third time
-    after_spawn=stop:3      SIGSTOP instead; whoever runs the test continues it
+    after_spawn=stop:3      SIGSTOP instead; the test continues it
     after_spawn=p0.01       SIGKILL each time with this probability
-    no_barrier              an OK does not wait for replicas (to see that the tests notice)
+    no_barrier              an OK does not wait for replicas (to prove that the tests notice)
     no_authenticator        a broker with `curve` runs without one
     authenticator_fails     … with one that fails at each request
-    empty_domain            … with sockets that ask for no domain
-    library=/path.lua       load this function library instead of the shipped one (likewise)
+    empty_domain            … with sockets without a ZAP domain
+    library=/path.lua       load this function library instead of the shipped one
 
 Places of the broker: `after_submit_script` (Redis has answered, nothing is confirmed), `before_ack` (confirmed, the
-replies are not sent). Of the worker: `after_claim`, `after_spawn`, `after_exit` (a process is gone), `before_complete`
-and `after_complete` (its end is about to be sent to Redis; Redis has answered).
+replies are not sent). Of the worker: `after_claim`, `after_spawn`, `after_exit` (a process has ended),
+`before_complete` and `after_complete` (before its outcome is sent to Redis; after Redis has answered).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ACTION = re.compile(r"(?P<kind>kill|stop)(:(?P<nth>[1-9][0-9]*))?|p(?P<chance>0
 
 
 def parse(text: str) -> dict[str, str]:
-    """Read the variable's value. Raises ConfigurationError for what nothing would act upon."""
+    """Read the variable's value. Raises ConfigurationError for an unknown setting."""
     settings = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.strip().partition("=")
@@ -52,7 +52,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 class Failpoints:
-    """What one process was told; `pid` gets the signals."""
+    """The failpoints of one process; `pid` gets the signals."""
 
     def __init__(self, settings: Mapping[str, str], pid: int) -> None:
         self._settings = settings
@@ -71,12 +71,12 @@ class Failpoints:
             os.kill(self._pid, signal.SIGKILL if action["kind"] == "kill" else signal.SIGSTOP)
 
     def variant(self, name: str) -> str | None:
-        """The value of a variant ("" if it takes none), None if it was not asked for."""
+        """Return the value of a variant ("" without one), or None if it is not set."""
         return self._settings.get(name)
 
 
 def warn(log: logging.Logger) -> None:
-    """Say at the start that this process is not to be relied upon."""
+    """Log at the start that this process may fail on purpose."""
     if ACTIVE:
         log.warning("failpoints=%s: this process is under test and will fail on purpose", ",".join(SETTINGS))
 

@@ -13,7 +13,7 @@ AckLevel = Literal["stored", "fsync", "replicas"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What an OK must mean. `level` None: `fsync` where the server gives it, else `stored`."""
+    """The level that an OK must have. `level` None: `fsync` if the server offers it, else `stored`."""
 
     level: AckLevel | None = None
     replicas: int = 1
@@ -22,7 +22,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What the configuration decides about tasks; every process that can end one passes its own."""
+    """Rules for tasks from the configuration; every process that can end a task passes its own."""
 
     keep_ms: int = 86_400_000
     failed_keep_ms: int = 7 * 86_400_000

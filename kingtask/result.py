@@ -30,17 +30,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def head_bytes(kept: int) -> int:
-    """How many of `kept` bytes are the beginning of an output that was too long; the others are its end."""
+    """Return how many of `kept` bytes are the head of an output that was too long; the others are its tail."""
     return kept - kept // 2
 
 
 def cut_at(kept: bytes, size: int) -> int | None:
-    """Where in `kept` something is missing of an output of `size` bytes; None if nothing is."""
+    """Return the index in `kept` at which bytes of an output of `size` bytes are missing; None if none are."""
     return head_bytes(len(kept)) if size > len(kept) else None
 
 
 def readable(kept: bytes, size: int) -> str:
-    """An output for people: as text, with a line that says how much is missing where something is."""
+    """Return an output as text for people, with a line in place of missing bytes."""
     cut = cut_at(kept, size)
     if cut is None:
         return kept.decode("utf-8", "replace")
@@ -49,10 +49,10 @@ def readable(kept: bytes, size: int) -> str:
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A task as its record says: where it stands and, once it has ended, what came out.
+    """The record of a task: its state and, once it has ended, its outputs.
 
-    `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` what the program really wrote. `dropped`:
-    they were kept, and then dropped to make room for those of later tasks (`max_result_bytes`).
+    `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` count what the program wrote. `dropped`:
+    the outputs were removed to make room for those of later tasks (`max_result_bytes`).
     """
 
     id: str
@@ -103,12 +103,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def truncated(self) -> bool:
-        """True if stdout or stderr was longer than what is kept: head and tail, or nothing if it was `dropped`."""
+        """True if some bytes of stdout or stderr are missing: only head and tail are kept, or nothing (`dropped`)."""
         return self.stdout_size > len(self.stdout) or self.stderr_size > len(self.stderr)
 
     @property
     def stdout_cut(self) -> int | None:
-        """Where in `stdout` the bytes are missing that were not kept; None if it is whole."""
+        """Index in `stdout` at which bytes are missing; None if it is complete."""
         return cut_at(self.stdout, self.stdout_size)
 
     @property
@@ -116,7 +116,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return cut_at(self.stderr, self.stderr_size)
 
     def describe(self) -> str:
-        """One line for people: how the task stands or ended, and why."""
+        """Return one line for people: the state of the task and its reason."""
         verb = "was" if self.state is State.CANCELLED else "has" if self.ended else "is"
         text = f"task {self.id} ({self.name}) {verb} {self.state}"
         if self.reason and self.reason != self.state:

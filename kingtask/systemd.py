@@ -1,8 +1,8 @@
-"""What systemd is told about a daemon: ready, status, reloading, stopping, and that its loop goes on.
+"""Notify systemd about a daemon: ready, status, reloading, stopping, and a loop that is alive.
 
-The protocol is sd_notify(3)'s: lines of NAME=value in a datagram to the socket that NOTIFY_SOCKET names. Without it
-nothing is sent and nothing is scheduled. The watchdog is fed by a timer of the loop and by nothing else, neither thread
-nor process, and only while the daemon says that its chores are done: a Redis that is away does not hinder them.
+The protocol is sd_notify(3): lines of NAME=value in a datagram to the socket in NOTIFY_SOCKET. Without that variable
+nothing is sent and nothing is scheduled. Only a timer of the loop feeds the watchdog, and only while the daemon's
+periodic work is done. An unreachable Redis does not stop that work.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kingtask.clock import US_PER_S, monotonic_s, monotonic_us
 log = logging.getLogger("kingtask.systemd")
 
 STATUS_S = 5.0
-"""Between two lines of status: each is a message to process 1."""
+"""Shortest time between two status lines, since each is a message to process 1."""
 FEEDS = 2
-"""In each period of the watchdog, as sd_watchdog_enabled(3) recommends."""
+"""Watchdog messages per period, as sd_watchdog_enabled(3) recommends."""
 EXTENSIONS = 4
-"""While it stops, the end is put off by so many ticks of ours: a few may be late."""
+"""Ticks by which a stopping daemon extends its timeout each time, since a tick may be late."""
 
 
 class Notifier:
@@ -41,16 +41,16 @@ class Notifier:
         self._unsent: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._told = ""
-        self._told_s = 0.0
+        self._last_status = ""
+        self._status_s = 0.0
         self._status: Callable[[], str] = str
         self._alive: Callable[[], bool] = bool
 
     @classmethod
     def of(cls, environment: MutableMapping[str, str], pid: int) -> Self:
-        """The one that the environment of process `pid` asks for; its variables are taken out: they are not for others.
+        """Make the notifier that the environment of process `pid` asks for, and remove its variables.
 
-        WATCHDOG_PID may say that the watchdog is another process's.
+        WATCHDOG_PID may name another process for the watchdog.
         """
         address, period_us, owner = (
             environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -59,7 +59,7 @@ class Notifier:
         return cls(address, int(period_us) / US_PER_S if meant else 0.0)
 
     def start(self, *, status: Callable[[], str], alive: Callable[[], bool]) -> None:
-        """The daemon is ready. From now on tell its status, and feed the watchdog while it is `alive`."""
+        """Report that the daemon is ready; from now on send its status, and feed the watchdog while it is `alive`."""
         self._status, self._alive = status, alive
         if self._socket is not None:
             self._send("READY=1")
@@ -69,11 +69,11 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_us()}")
 
     def reloaded(self) -> None:
-        self._told_s = 0.0
+        self._status_s = 0.0
         self._send("READY=1", *self._new_status())
 
     def stopping(self) -> None:
-        """From now on ask for more time, as long as the loop runs. Idempotent."""
+        """Report the stop; from now on ask for more time while the loop runs. Idempotent."""
         if not self._stopping:
             self._stopping = True
             self._send("STOPPING=1", *self._more_time())
@@ -95,24 +95,24 @@ class Notifier:
             if self._alive():
                 lines.append("WATCHDOG=1")
             else:
-                log.error("watchdog=withheld: the loop runs, but what it is for does not")
+                log.error("watchdog=withheld: the loop runs, but its periodic work does not")
         self._send(*lines if not self._unsent else ())
 
     def _new_status(self) -> list[str]:
         now_s = monotonic_s()
-        if now_s - self._told_s < STATUS_S and self._told_s:
+        if now_s - self._status_s < STATUS_S and self._status_s:
             return []
         status = " ".join(self._status().splitlines())
-        if status == self._told:
+        if status == self._last_status:
             return []
-        self._told, self._told_s = status, now_s
+        self._last_status, self._status_s = status, now_s
         return [f"STATUS={status}"]
 
     def _more_time(self) -> list[str]:
         return [f"EXTEND_TIMEOUT_USEC={round(EXTENSIONS * self._every_s * US_PER_S)}"]
 
     def _send(self, *lines: str) -> None:
-        """What process 1 has no room for now goes with the next message."""
+        """Send lines; those that find no room go with the next message."""
         if self._socket is None or not (lines or self._unsent):
             return
         self._unsent += lines

@@ -21,7 +21,7 @@ MAX_ARGS = 256
 MAX_ARG_BYTES = 131_071
 """execve refuses a single string of 128 KiB with its NUL (MAX_ARG_STRLEN, execve(2))."""
 MAX_ARGS_BYTES = 1_048_576
-"""All arguments together; so far below the kernel's 2 MiB that the environment always fits (ARG_MAX, execve(2))."""
+"""All arguments together. The environment always fits beside them into the kernel's 2 MiB (ARG_MAX, execve(2))."""
 MAX_STDIN_BYTES = 1_048_576
 MAX_ENV = 64
 MAX_ENV_BYTES = 32_768
@@ -32,7 +32,7 @@ MAX_KEEP_S = 365 * DAY_S
 MAX_TAGS = 16
 MAX_TAG_LENGTH = 64
 LATEST_S = 9_999_999_999.0
-"""Year 2286: milliseconds given for seconds are beyond it, so the mistake is named instead of stored."""
+"""Year 2286. Milliseconds passed as seconds are later, so that mistake is refused."""
 
 NAME_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}){0,3}\Z"
 QUEUE_PATTERN = r"\A[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z"
@@ -66,7 +66,7 @@ Tag = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_LENGTH)]
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a client asks for; the fields are those of the wire, in PROTOCOL.md's order."""
+    """A task as a client requests it; the fields of the wire, in PROTOCOL.md's order."""
 
     id: TaskId | None = None
     name: TaskName
@@ -98,11 +98,11 @@ ENV_REFUSED = frozenset(
     " LUA_PATH LUA_CPATH LUA_INIT PHPRC PHP_INI_SCAN_DIR GUILE_LOAD_PATH TCLLIBPATH ERL_LIBS ERL_FLAGS R_LIBS R_PROFILE"
     " DOTNET_STARTUP_HOOKS CORECLR_PROFILER_PATH ZDOTDIR".split()
 )
-"""Names that decide which code an interpreter or the loader runs; a client may choose arguments, not code."""
+"""Variables that choose the code of an interpreter or the loader. A client may choose arguments, not code."""
 
 
 def check_spec(spec: TaskSpec, now_s: float, place: str) -> None:
-    """Check what the types cannot say; `now_s` is epoch seconds, `place` the spec's path in the request.
+    """Check the rules that types cannot express; `now_s` is epoch seconds, `place` the spec's path in the request.
 
     Raises InvalidRequest naming the field, the value and what was expected.
     """

@@ -1,4 +1,4 @@
-"""Decoded values into typed ones; a refusal names the place, what was expected there and what was found. Pure.
+"""Convert decoded values to typed ones; an error names the place, the expected type and the value. Pure.
 
 msgspec decides what is valid. Only when it refuses is the type at that place looked up and put into words, so that
 every bound is told at once and the text depends on the types alone: `retry[1]: expected a number from 0 to 2,592,000,
@@ -25,7 +25,7 @@ SHOWN = 64
 
 
 def convert(value: Any, kind: type[T], place: str = "") -> T:
-    """`value` as a `kind`; `place` is its path in the request. Raises InvalidRequest naming the path within it."""
+    """Convert `value` to a `kind`; `place` is its path in the request. Raises InvalidRequest naming the path."""
     try:
         return msgspec.convert(value, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
@@ -45,13 +45,13 @@ def describe(kind: Any) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, or None."""
+    """Return the most similar name, or None."""
     close = get_close_matches(name[:SHOWN], list(names), n=1, cutoff=0.6)
     return close[0] if close else None
 
 
 def show(value: Any) -> str:
-    """A value in an error message: short and printable."""
+    """Return a value for an error message: short and printable."""
     match value:
         case None:
             return "nil"
@@ -75,7 +75,7 @@ def _many(n: int, one: str, many: str) -> str:
 
 
 def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
-    """Put msgspec's refusal `text` into our words; of the text only the path is used, the types say the rest."""
+    """Describe msgspec's error: its text gives the path, the types give the rest."""
     where = _WHERE.search(text)
     shape, path = _bare(_shape(kind)), place
     for name, index in _PATH.findall(where["path"]) if where else ():
@@ -98,7 +98,7 @@ _PATH = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
 
 
 def _step(value: Any, shape: inspect.Type, name: str, index: str) -> tuple[str, Any, inspect.Type] | None:
-    """One part of msgspec's path further down: our words for it, the value and the type there."""
+    """Follow one part of msgspec's path; return our notation of it, the value and the type there."""
     match shape:
         case inspect.StructType() if name and isinstance(value, dict) and name in value:
             for field in shape.fields:
@@ -146,7 +146,7 @@ def _shape(kind: Any) -> inspect.Type:
 
 
 def _bare(shape: inspect.Type) -> inspect.Type:
-    """The type itself: without "or nil"."""
+    """Return the type without "or nil"."""
     if isinstance(shape, inspect.UnionType):
         others = [one for one in shape.types if not isinstance(one, inspect.NoneType)]
         return others[0] if len(others) == 1 else shape

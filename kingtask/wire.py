@@ -31,18 +31,18 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def pack(value: Any) -> bytes:
-    """msgpack with the bin type, as on the wire."""
+    """Pack as on the wire, with the bin type."""
     return _encoder.encode(value)
 
 
 def pack_raw(value: Any) -> bytes:
-    """msgpack without the bin type: what Redis's cmsgpack reads; str and bytes both become raw strings."""
+    """Pack without the bin type, for Redis's cmsgpack: str and bytes both become raw strings."""
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
 
 def unpack_raw(packed: bytes) -> Any:
-    """The inverse of pack_raw for data of our own making; raw strings come as bytes."""
+    """Undo pack_raw for data that kingtask packed; raw strings come as bytes."""
     return msgpack.unpackb(packed, raw=True, strict_map_key=False)
 
 
@@ -55,7 +55,7 @@ def unpack(message: bytes) -> Any:
 
 
 def decode(message: bytes) -> dict[str, Any]:
-    """One message as a map. Raises InvalidRequest (`too_big`, `malformed`, `too_deep`, `invalid_request`)."""
+    """Decode one message as a map. Raises InvalidRequest (`too_big`, `malformed`, `too_deep`, `invalid_request`)."""
     size = len(message)
     if size > MAX_MESSAGE_BYTES:
         raise InvalidRequest(f"expected a message of at most {MAX_MESSAGE_BYTES:,} bytes, got {size:,}", code="too_big")
