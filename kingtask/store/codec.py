@@ -1,4 +1,4 @@
-"""How a task lies in Redis, and back: plan, spec and attempt records to values (fields: see kingtask.lua). Pure."""
+"""How a task lies in Redis, and back: plan, spec and attempt records to values (fields: see lua/00_model.lua). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of keys and channels; `kingtask.lua` builds the same ones behind the prefix it is given (see its header)."""
+"""Names of keys and channels; `lua/00_model.lua` has the same ones and what they hold."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The function library: its text, and names that carry a hash of the content.
 
-Function names are global on a server, so two releases can run side by side only under different names; loading never
-replaces, and "already exists" means that the very same text is there.
+The sources in `lua/` are joined in the order of their names. Function names are global on a server, so two releases can
+run side by side only under different names; loading never replaces, and "already exists" means that the very same text
+is there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import sha256
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from kingtask import failpoint
@@ -44,4 +46,10 @@ class Library:
 def shipped() -> Library:
     if failpoint.ACTIVE and (path := failpoint.variant("library")):
         return Library(Path(path).read_text("utf-8"))
-    return Library(files("kingtask.store").joinpath("kingtask.lua").read_text("utf-8"))
+    return Library("\n".join(source.read_text("utf-8") for source in sources()))
+
+
+def sources() -> list[Traversable]:
+    """The files of the shipped library, in the order in which they are joined."""
+    found = (path for path in files("kingtask.store").joinpath("lua").iterdir() if path.name.endswith(".lua"))
+    return sorted(found, key=lambda path: path.name)
