@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from kingtask.clock import duration_ms, start_ms
 from kingtask.result import Attempt, Result
 from kingtask.states import State
+from kingtask.store import keys
 from kingtask.task import TaskSpec
 from kingtask.wire import pack, pack_raw, unpack_raw
 
@@ -150,10 +151,10 @@ def unpack_attempt(packed: bytes) -> Attempt:
 
 def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
     """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
-    plan = unpack_plan(fields["p"])
-    spec = unpack_spec(fields["s"])
-    state = State(fields["t"].decode())
-    created_ms = int(fields["c"])
+    plan = unpack_plan(fields[keys.PLAN])
+    spec = unpack_spec(fields[keys.SPEC])
+    state = State(fields[keys.STATE].decode())
+    created_ms = int(fields[keys.CREATED])
     attempts = sorted(
         (unpack_attempt(packed) for name, packed in fields.items() if name.startswith("attempt:")),
         key=lambda attempt: attempt.number,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+PLAN, SPEC, STATE, CREATED, OWNER = "p", "s", "t", "c", "o"
+"""Fields of a task's hash whose names have one letter, as in the library: of ten million tasks each letter is 10 MB."""
+
 KEY_PATTERNS = {
     "task": re.compile(r"task:[0-9a-f-]{36}"),
     "schedule": re.compile(r"schedule"),

@@ -24,7 +24,6 @@ _BOTH: dict[str, Words] = {
     "pexpire": (1,),
     "zadd": ("x", "-"),
     "zcard": (),
-    "zcount": (0, 0),
     "zrange": (0, 0),
     "zrangebyscore": (0, 0),
     "zrem": ("-",),
@@ -41,6 +40,7 @@ _BROKER: dict[str, Words] = {
     "hlen": (),
     "hrandfield": (),
     "hscan": (0,),
+    "zcount": (0, 0),
     "zrandmember": (),
 }
 """What to write behind a key that does not exist so that it never will: no value, or a number that is none."""

@@ -9,17 +9,11 @@ from kingtask.store.library import shipped
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     # A claim takes the task out of `ready` and leaves no lease: what is lost with a worker is lost for good.
     "take_by_pop": (
-        (
-            "'place', places[i])\n        call('ZADD', c.p .. 'running', int(c.now + c.args.lease), id)\n",
-            "'place', places[i])\n",
-        ),
-        (
-            "known[id] = true\n      call('ZADD', c.p .. 'running', int(c.now + a.lease), id)\n",
-            "known[id] = true\n",
-        ),
+        ("'place', place)\n  renew(c, id)\n", "'place', place)\n"),
+        ("known[id] = true\n      renew(c, id)\n", "known[id] = true\n"),
     ),
     # Whoever reports an attempt is believed.
-    "no_fence": (("if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then", "if not t[1] then"),),
+    "no_fence": (("if not state or tonumber(attempt or 0) ~= number or held ~= token then", "if not state then"),),
 }
 """By name, what is replaced in the shipped text."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from importlib.resources.abc import Traversable
 from uuid import uuid4
 
 import pytest
 import redis
 
 from kingtask.policy import Policy
-from kingtask.store import functions
-from kingtask.store.library import Library, shipped
+from kingtask.store import functions, keys
+from kingtask.store.library import Library, shipped, sources
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import SyncStore, TimedStore, load
@@ -50,6 +51,22 @@ def test_every_call_has_its_function_and_no_other_is_there(server: RedisServer) 
     client, library = server.client(), shipped()
     load(client, library)
     assert library_names(client)[f"kingtask_{library.hash}"] == {library.function(name) for name in FUNCTIONS}
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.name)
+def test_a_source_is_short(source: Traversable) -> None:
+    lines = source.read_text("utf-8").splitlines()
+    assert len(lines) <= 260
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_the_short_field_names_are_the_same_in_python() -> None:
+    pattern = r"^local ([A-Z, ]+) = ('.', '.', '.', '.', '.')$"
+    ((names, letters),) = re.findall(pattern, shipped().text, re.MULTILINE)
+    assert names == "PLAN, SPEC, STATE, CREATED, OWNER"
+    assert tuple(re.findall(r"'(.)'", letters)) == (keys.PLAN, keys.SPEC, keys.STATE, keys.CREATED, keys.OWNER)
+    code = re.sub(r"--[^\n]*", "", shipped().text)
+    assert len(re.findall(r"'[pstco]'", code)) == 5, "a letter is written once; elsewhere by its name"
 
 
 def test_two_versions_work_side_by_side_on_one_namespace(server: RedisServer, store: TimedStore) -> None:

@@ -1,68 +1,78 @@
 #!lua name=kingtask_@HASH@
 --[[
-The store: every change of a task's state is one call of one function below, and nothing else writes these keys.
+The store: every change of a task's state is one call of a function of this library. Nothing else writes these keys.
+
+library.py joins the sources in the order of their names. The locals of this source are shared. Each later source is a
+`do … end` block: its locals are its own, and it fills one of the module tables below. So no limit of Lua 5.1 is near
+(200 locals of the whole text, 60 upvalues of a function).
 
 Rules
   * Check everything, then write: an error never leaves half a change.
-  * Every function may be sent again: tasks are keyed by id, attempts by number and token.
+  * Every function may be repeated: tasks are keyed by id, attempts by number and token.
   * TIME is read once per call. Due instants and leases are compared here only.
-  * A call works on at most some 200 items (10,000 moves block the server for 100 ms); callers split what is longer.
+  * A call works on about 200 items at most (10,000 moves block the server for 100 ms); callers split longer lists.
   * A record that was deleted or damaged from outside costs that task, never the other tasks of a call.
   * Numbers go into text with %.0f: `..` would round 16 digits to 14.
+  * A redis.call costs about 5 us, whatever it does: read a hash in one call, write it in one call.
 
-Keys, all behind the prefix `{<namespace>}:` (one hash slot), of which KEYS[1] is `{<namespace>}:meta`
-  task:<id>        hash   the task, fields below; no TTL while it lives, then the time its record is kept
-  schedule         zset   id → due ms, plus a fraction that keeps submission order among the first 1,023 of that ms
+Keys. All have the prefix `{<namespace>}:` (one hash slot); KEYS[1] is `{<namespace>}:meta`.
+  task:<id>        hash   the task, fields below; no TTL while it lives, then the time for which its record is kept
+  schedule         zset   id → due ms, plus a fraction that keeps the order of submission of the first 1,023 of that ms
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
-  owned:<client>   zset   id → when accepted, ms; its tasks that have not ended, if their number is limited
-  held:<worker>    hash   id → attempt number ':' number of the claim ':' token; what a worker was given (TTL)
+  owned:<client>   zset   id → when accepted, ms; living tasks of a client whose number of tasks is limited
+  held:<worker>    hash   id → attempt number ':' number of the claim ':' token; the worker's attempts (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
-  outputs:ended    zset   id, ms its task ended, ':', bytes → that ms; outputs kept, the oldest are dropped first
-  outputs:until    zset   the same → ms its record vanishes; both are taken off at that time
+  outputs:ended    zset   id, ms at which its task ended, ':', bytes → that ms; kept outputs, dropped oldest first
+  outputs:until    zset   the same member → ms at which its record vanishes; both entries are removed then
   queues           hash   queue → '0', or '1' when paused; at most max_queues
-  counts:<queue>   hash   totals, the numbers now `scheduled` and `running`, `touched` (ms), and as msgpack maps of totals
-                          `began` and `before`: when the minute of that instant began, and the minute before it
+  counts:<queue>   hash   totals, the numbers now `scheduled` and `running`, `touched` (ms), and the totals as msgpack
+                          maps: `began`, when the minute of `touched` began, `before`, when the one before it began
   workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob; capped
   workers:seen, brokers:seen  zset   name → ms of that heartbeat
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage),
-                          live (tasks that have not ended), kept (bytes of outputs), max_kept (as the last tick said)
+                          live (tasks that have not ended), kept (bytes of outputs), max_kept (as the last tick set it)
 
 Fields of task:<id>
-  p (the plan)     msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
-                   0 = absent, queue '' = default, on_lost 1 = fail; what is default at its end is left out
-  s (the spec)     as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
-                   with the same two is the same request sent again.
-  t (the state), c (when created, ms)   a waiting task has no more than these four, of one letter each: of ten million
-                   waiting tasks every letter is 10 MB, and every further argument of a call costs time, too
-  due              ms; absent while scheduled, the score says it; and if never scheduled: its start or c then
-  attempt, token, worker, claimed, place   the fence of the last claim, when that was, and its place in ready then
-                                    (they stay when it has ended: to take them off would be one more call)
-  failures, lost, graced            attempts that failed; that were presumed lost; outages forgiven to this attempt
-  cancel, watched                   '1': cancel was asked for; a client waits for the end
-  o (the owner)                     the client, if the number of its tasks is limited; until the task ends
+  PLAN (p)         msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
+                   0 = absent, queue '' = default, on_lost 1 = fail; defaults at its end are left out
+  SPEC (s)         as sent, opaque here (arguments, stdin, …). Plan and spec are the identity of a request: the same id
+                   with the same two is the same request, repeated.
+  STATE (t), CREATED (c, ms)   a waiting task has these four fields only. Their names have one letter: of ten million
+                   waiting tasks every letter is 10 MB (366 → 350 bytes a task), and every argument of a call costs time
+  OWNER (o)        the client, if the number of its tasks is limited; removed at the end of the task
+  due              ms; absent while scheduled (the score has it); absent if never scheduled: then its start or CREATED
+  attempt, token, worker, claimed, place   fence of the last claim, its instant, and the task's place in ready then
+                                    (they stay after the end: to remove them would be one more call)
+  failures, lost, graced            attempts that failed; attempts presumed lost; outages forgiven to this attempt
+  cancel, watched                   '1': a client asked to cancel it; a client waits for its end
   attempt:<n>      msgpack array {n, worker, started, ended, reason, exit, signal, message, stderr}; -1 = absent
   finished, reason, out, err, out_size, err_size, origin
-  dropped                           '1': out and err were dropped to make room, of which the sizes are left
+  dropped                           '1': out and err were dropped to make room; their sizes stay
+
+Tasks go from function to function as rows {id, path, plan, state, …}: 20_moves.lua has their fields.
 --]]
 
 local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some lost and released ones
 local FINISHED_CAP = 10000    -- entries of each finished:<state>
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
-local ALIVE = 20000           -- ms; heard from since then: a worker heartbeats every 5 s, a broker every second
-local PEERS_CAP = 2000        -- workers listed, and brokers: those heard from last
-local OUTAGE = 3000           -- ms without a tick after which the leases are forgiven (brokers tick every second)
+local ALIVE = 20000           -- ms since the last heartbeat: a worker sends one every 5 s, a broker every second
+local PEERS_CAP = 2000        -- workers listed, and brokers listed: those heard from last
+local OUTAGE = 3000           -- ms without a tick after which leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
-local RECOUNT_QUEUES = 1000   -- so many can be counted anew in one tick: 1 ms
-local OWNED_LOOK = 50         -- of a client's tasks looked at when it has as many as it may have
-local PAGE = 100              -- queues in one look at them; a small hash is looked at whole (512 at most)
-local CLAIM_BYTES = 1048576   -- of specs in one claim's reply, after which it ends
+local RECOUNT_QUEUES = 1000   -- with more queues `live` is not recounted: these take 1 ms
+local OWNED_SAMPLE = 50       -- tasks of a client that are examined when it has as many as it may have
+local PAGE = 100              -- queues in one page; a small hash is read whole (512 at most)
+local CLAIM_BYTES = 1048576   -- bytes of specs after which a claim ends
+local CUT_BYTES = 4096        -- bytes of outputs that finish_cut takes
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
 local STEP = 1 / 1024         -- fractions of a ms in `schedule`: exact in a double until the year 2248
+
+local PLAN, SPEC, STATE, CREATED, OWNER = 'p', 's', 't', 'c', 'o'
 
 local TRANSITIONS = {
   scheduled = {ready = true, cancelled = true, expired = true},
@@ -72,11 +82,52 @@ local TRANSITIONS = {
 }
 local TERMINAL = {succeeded = true, failed = true, cancelled = true, expired = true}
 
-local function call(...) return redis.call(...) end  -- redis.call exists only while a function runs
-local function floor(n) return n - n % 1 end
+-- One table per source, filled by that source.
+local fcall, counts, plans = {}, {}, {}  -- 10_call
+local moves = {}                         -- 20_moves
+local outputs = {}                       -- 25_outputs
+local tasks = {}                         -- 30_submit
+local peers = {}                         -- 40_tick
 
+local call  -- redis.call, which exists only while a function runs: fcall.begin sets it
+local function floor(n) return n - n % 1 end
 local function int(n) return string.format('%.0f', n) end
 
+local function add(list, field, value)
+  list[#list + 1] = field
+  list[#list + 1] = value
+end
+
+local function flat(map)
+  local list = {}
+  for field, value in pairs(map) do add(list, field, value) end
+  return list
+end
+
+-- Flags: 'no-writes' functions also run on a full or a read-only server. 'allow-oom' functions write and also run on a
+-- full one: they drain it, or write next to nothing. A function without a flag adds work or data.
 local function register(name, callback, ...)
   redis.register_function{function_name = 'kingtask_' .. name .. '_@HASH@', callback = callback, flags = {...}}
 end
+
+-- The names of the keys. One call runs at a time, so that the prefix of the running call can stand here.
+local key, prefix = {}, nil
+
+function key.use(meta)
+  local its_prefix = string.sub(meta, 1, -5)
+  if its_prefix == prefix then return end
+  prefix = its_prefix
+  key.meta, key.queues = meta, prefix .. 'queues'
+  key.schedule, key.running, key.expiry = prefix .. 'schedule', prefix .. 'running', prefix .. 'expiry'
+  key.outputs_ended, key.outputs_until = prefix .. 'outputs:ended', prefix .. 'outputs:until'
+end
+
+function key.task(id) return prefix .. 'task:' .. id end
+function key.ready(queue) return prefix .. 'ready:' .. queue end
+function key.counts(queue) return prefix .. 'counts:' .. queue end
+function key.owned(client) return prefix .. 'owned:' .. client end
+function key.held(worker) return prefix .. 'held:' .. worker end
+function key.finished(state) return prefix .. 'finished:' .. state end
+function key.peers(kind) return prefix .. kind end  -- workers or brokers
+function key.seen(kind) return prefix .. kind .. ':seen' end
+function key.channel(db, what) return prefix .. db .. ':' .. what end

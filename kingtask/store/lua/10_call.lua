@@ -1,125 +1,130 @@
--- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, where `meta` has another or none:
--- the server was emptied, or is another one. Returns one call's view: prefix, time, what of `meta` and of the queues'
--- counts is changed in memory and written once at its end (settle), and which tails to trim; and what is told of it: how
--- many tasks each queue gained.
-local function begin(keys, args)
-  local time = call('TIME')
-  local us = tonumber(time[1]) * 1000000 + tonumber(time[2])
-  local prefix = string.sub(keys[1], 1, -5)
+do  -- One call: what it reads at its beginning, changes in memory and writes at its end; and plans.
+
+-- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, if `meta` has another cluster or
+-- none: the server was emptied, or it is another server. Returns the view of this call.
+function fcall.begin(keys, args)
+  call = redis.call
+  local seconds, micros = unpack(call('TIME'))
+  local us = tonumber(seconds) * 1000000 + tonumber(micros)
   local now = floor(us / 1000)
   local unpacked = args[1] and cmsgpack.unpack(args[1]) or {}
-  local meta = call('HMGET', keys[1], 'cluster', 'sequence', 'live', 'kept', 'max_kept')
-  if unpacked.cluster and meta[1] ~= unpacked.cluster then
+  key.use(keys[1])
+  local cluster, sequence, live, kept, max_kept =
+    unpack(call('HMGET', key.meta, 'cluster', 'sequence', 'live', 'kept', 'max_kept'))
+  if unpacked.cluster and cluster ~= unpacked.cluster then
     error({err = 'FOREIGN this is not the database that the caller has worked with'})
   end
-  local sequence = tonumber(meta[2] or 0)
-  if not sequence then error({err = 'ERR the sequence in meta is damaged'}) end
+  local number = tonumber(sequence or 0)
+  if not number then error({err = 'ERR the sequence in meta is damaged'}) end
   return {
-    p = prefix, us = us, now = now, now_text = int(now), counts = {}, closed = {}, gained = {}, owners = {},
-    sequence = sequence, live = tonumber(meta[3]) or 0, kept = tonumber(meta[4]) or 0, max_kept = tonumber(meta[5]), was = {sequence = meta[2], live = meta[3], kept = meta[4]},
-    looks = BUDGET, args = unpacked,
+    us = us, now = now, now_text = int(now), args = unpacked,
+    sequence = number, live = tonumber(live) or 0, kept = tonumber(kept) or 0, max_kept = tonumber(max_kept),
+    stored = {sequence = sequence, live = live, kept = kept},  -- settle writes those of the three that have changed
+    counts = {},           -- by queue: its numbers, written by settle
+    closed = {},           -- states whose finished:<state> settle trims
+    gained = {},           -- by queue: how many tasks became ready
+    earliest = nil,        -- first instant of the schedule before this call added one; false: there was none
   }
 end
 
--- The numbers of a queue: read once, changed in memory, written by settle. They are no more than that: where they are
+-- The numbers of a queue: read once, changed in memory, written by settle. Nothing else depends on them: if they are
 -- damaged from outside, everything else goes on.
-local function counts_of(c, queue)
+function counts.of(c, queue)
   local of = c.counts[queue]
   if not of then
-    local all, values = redis.pcall('HGETALL', c.p .. 'counts:' .. queue), {}
-    for i = 1, #all, 2 do values[all[i]] = all[i + 1] end
-    of = {all = all, values = values, changed = {}}
+    local before, values = redis.pcall('HGETALL', key.counts(queue)), {}
+    for i = 1, #before, 2 do values[before[i]] = before[i + 1] end
+    of = {before = before, values = values, changed = {}}
     c.counts[queue] = of
   end
   return of
 end
 
-local function count(c, queue, field, n)
-  local of = counts_of(c, queue)
+function counts.add(c, queue, field, n)
+  local of = counts.of(c, queue)
   of.values[field] = (tonumber(of.values[field]) or 0) + n
   of.changed[field] = true
-end
-
-local function add(list, field, value)
-  list[#list + 1] = field
-  list[#list + 1] = value
 end
 
 local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
 local NONE = '\128'  -- an empty map; cmsgpack is there only while a function runs
 
--- The totals among the numbers of a queue, as a map.
-local function totals_in(all)
+-- The totals among the numbers of a queue (an HGETALL), as a map.
+local function totals_in(numbers)
   local totals = {}
-  for i = 1, #all, 2 do
-    if not NO_TOTAL[all[i]] then totals[all[i]] = tonumber(all[i + 1]) end
+  for i = 1, #numbers, 2 do
+    if not NO_TOTAL[numbers[i]] then totals[numbers[i]] = tonumber(numbers[i + 1]) end
   end
   return cmsgpack.pack(totals)
 end
 
--- A call of redis.call costs some 5 us, whatever it does: all of a hash are read by one and written by one.
-local function settle(c)
-  local minute = floor(c.now / 60000)
-  for queue, of in pairs(c.counts) do
-    if next(of.changed) then
-      local key, sets = c.p .. 'counts:' .. queue, {'touched', c.now_text}
-      local last = floor((tonumber(of.values.touched) or 0) / 60000)
-      if last ~= minute then  -- the rates of the last minutes are told by what the totals were
-        local totals = totals_in(of.all)
-        add(sets, 'before', last == minute - 1 and (of.values.began or NONE) or totals)
-        add(sets, 'began', totals)
-      end
-      for field in pairs(of.changed) do add(sets, field, int(of.values[field])) end
-      redis.pcall('HSET', key, unpack(sets))
-    end
+local function write_counts(c, queue, of)
+  local sets, minute = {'touched', c.now_text}, floor(c.now / 60000)
+  local last = floor((tonumber(of.values.touched) or 0) / 60000)
+  if last ~= minute then  -- the totals at the beginning of the last two minutes give the rates
+    local totals = totals_in(of.before)
+    add(sets, 'before', last == minute - 1 and (of.values.began or NONE) or totals)
+    add(sets, 'began', totals)
   end
-  for owner, of in pairs(c.owners) do
-    if #of.adds > 0 then call('ZADD', c.p .. 'owned:' .. owner, unpack(of.adds)) end
+  for field in pairs(of.changed) do add(sets, field, int(of.values[field])) end
+  redis.pcall('HSET', key.counts(queue), unpack(sets))
+end
+
+-- Ends every function that changes tasks: writes what changed in memory.
+function fcall.settle(c)
+  for queue, of in pairs(c.counts) do
+    if next(of.changed) then write_counts(c, queue, of) end
   end
   local sets = {}
-  c.kept = math.max(c.kept, 0)  -- below it an index was deleted from outside
-  for field, was in pairs(c.was) do
-    if int(c[field]) ~= was then add(sets, field, int(c[field])) end
+  c.kept = math.max(c.kept, 0)  -- a negative number: an index was deleted from outside
+  for field, before in pairs(c.stored) do
+    if int(c[field]) ~= before then add(sets, field, int(c[field])) end
   end
-  if #sets > 0 then call('HSET', c.p .. 'meta', unpack(sets)) end
-  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', c.p .. 'finished:' .. state, 0, -FINISHED_CAP - 1) end
+  if #sets > 0 then call('HSET', key.meta, unpack(sets)) end
+  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', key.finished(state), 0, -FINISHED_CAP - 1) end
 end
 
-local function flat(map)
-  local list = {}
-  for key, value in pairs(map) do list[#list + 1] = key; list[#list + 1] = value end
-  return list
-end
+function fcall.publish(c, what, text) call('PUBLISH', key.channel(c.args.db, what), text) end
 
-local function publish(c, what, text) call('PUBLISH', c.p .. c.args.db .. ':' .. what, text) end
-
-local function read_plan(packed)
-  local a = cmsgpack.unpack(packed)
+function plans.read(packed)
+  local name, start, retry, queue, priority, delay, keep, expires, on_lost = unpack(cmsgpack.unpack(packed))
   return {
-    name = a[1], start = a[2] or 0, retry = a[3] or {}, queue = (a[4] or '') == '' and 'default' or a[4],
-    priority = a[5] or 5, delay = a[6] or 0, keep = a[7] or 0, expires = a[8] or 0, fail_if_lost = a[9] == 1,
+    packed = packed, name = name, start = start or 0, retry = retry or {},
+    queue = (queue or '') == '' and 'default' or queue, priority = priority or 5, delay = delay or 0,
+    keep = keep or 0, expires = expires or 0, fail_if_lost = on_lost == 1,
   }
 end
 
--- Whether a plan that ends with its nth item may as well end before it.
-local function is_default(a, n)
-  return n > 1 and a[n] == ({0, 0, 0, '', 5, 0, 0, 0, 0})[n] or n == 3 and #a[3] == 0
+local START, RETRY, DELAY, EXPIRES = 2, 3, 6, 8
+local DEFAULTS = {0, 0, 0, '', 5, 0, 0, 0, 0}
+
+-- The same plan for a new task that starts now: bound by no instant, as these have passed. Without defaults at its end,
+-- as pack_plan of codec.py has it.
+function plans.read_for_now(packed)
+  local items = cmsgpack.unpack(packed)
+  for _, instant in ipairs({START, DELAY, EXPIRES}) do items[instant] = items[instant] and 0 end
+  while #items > 1 and (items[#items] == DEFAULTS[#items] or #items == RETRY and #items[RETRY] == 0) do
+    items[#items] = nil
+  end
+  return plans.read(cmsgpack.pack(items))
 end
 
--- When a task that has been ready could first have been started.
-local function due_of(plan, due, created)
+-- The instant from which a task that has been ready could have been started.
+function plans.due(plan, due, created)
   if due then return tonumber(due) end
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
--- Calls f(id, i) for each id of an index. What has no readable record is taken off the index, and named in the server's
--- log: it would stop every later call as well.
-local function each(key, ids, f)
+-- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index and logged by the
+-- server: it would stop every later call as well.
+function fcall.each(index, ids, f)
   for i, id in ipairs(ids) do
     local ok, problem = pcall(f, id, i)
     if not ok then
-      redis.log(redis.LOG_WARNING, key .. ' drops ' .. id .. ': ' .. tostring(problem.err or problem))
-      call('ZREM', key, id)
+      redis.log(redis.LOG_WARNING, index .. ' drops ' .. id .. ': ' .. tostring(problem.err or problem))
+      call('ZREM', index, id)
     end
   end
+end
+
 end

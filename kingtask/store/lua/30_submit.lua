@@ -1,134 +1,178 @@
--- Makes the queue's name known; false if there are too many already.
-local function admit(c, queue)
-  local key = c.p .. 'queues'
-  if call('HEXISTS', key, queue) == 1 then return true end
-  if call('HLEN', key) >= c.args.max_queues then return false end
-  call('HSET', key, queue, '0')
-  call('HSET', c.p .. 'counts:' .. queue, 'touched', int(c.now))
+do  -- New tasks: admission and creation, shared by submit and requeue.
+
+-- Begins a function that creates tasks.
+local function begin(keys, args)
+  local c = fcall.begin(keys, args)
+  c.new = {
+    rooms = {},        -- by queue: how many more tasks may wait in it
+    owners = {},       -- by client: how many more tasks it may have (left), and index entries of new ones (adds)
+    samples = BUDGET,  -- records of clients' tasks that may still be examined
+    ready = {}, scheduled = {}, records = {}, by_queue = {},  -- of created tasks; flush writes them
+  }
+  return c
+end
+
+-- Makes the queue's name known; false if there are too many queues already.
+function tasks.know_queue(c, queue)
+  if call('HEXISTS', key.queues, queue) == 1 then return true end
+  if call('HLEN', key.queues) >= c.args.max_queues then return false end
+  call('HSET', key.queues, queue, '0')
+  call('HSET', key.counts(queue), 'touched', c.now_text)
   return true
 end
 
--- How many more tasks may wait in the queue, or 'queues' if it is new and there are too many.
-local function room(c, queue)
-  if not admit(c, queue) then return 'queues' end
-  local scheduled = tonumber(counts_of(c, queue).values.scheduled) or 0
-  return c.args.max_queue_length - scheduled - call('ZCARD', c.p .. 'ready:' .. queue)
-end
-
--- How many more tasks this client may have, and those of this call. Some that its index names by mistake (their records
--- were deleted from outside, or a release without this index has ended them) are taken off it when they are in the way.
-local function owner_of(c, quota)
-  local owner, most = quota[1], quota[2]
-  if not c.owners[owner] then
-    local key = c.p .. 'owned:' .. owner
-    local n, look = redis.pcall('ZCARD', key), math.min(OWNED_LOOK, c.looks)
-    local left = most - (tonumber(n) or most)  -- else it is no index: this client is refused, and nobody else
-    if left <= 0 and look > 0 and tonumber(n) then
-      c.looks = c.looks - look
-      for _, id in ipairs(call('ZRANDMEMBER', key, look)) do
-        local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 't', 'o')
-        if not t[1] or TERMINAL[t[1]] or t[2] ~= owner then left = left + call('ZREM', key, id) end
-      end
+-- How many more tasks may wait in the queue; false if it is new and there are too many.
+local function room_in(c, queue)
+  local room = c.new.rooms[queue]
+  if room == nil then
+    room = tasks.know_queue(c, queue)
+    if room then
+      local scheduled = tonumber(counts.of(c, queue).values.scheduled) or 0
+      room = c.args.max_queue_length - scheduled - call('ZCARD', key.ready(queue))
     end
-    c.owners[owner] = {left = left, adds = {}}
+    c.new.rooms[queue] = room
   end
-  return c.owners[owner]
+  return room
 end
 
--- Counts the task as one of this client's; returns the fields that say so.
-local function own(c, quota, id)
-  local of = owner_of(c, quota)
-  of.left = of.left - 1
-  add(of.adds, c.now_text, id)
-  return 'o', quota[1]
+-- The entry of c.new.owners: {left, adds}. A client's index may name tasks by mistake: their records were deleted from
+-- outside, or a release without this index has ended them. Some are removed from the index when they are in the way.
+local function owner_of(c, client, most)
+  local new = c.new
+  local of = new.owners[client]
+  if of then return of end
+  local index = key.owned(client)
+  local owned = tonumber(redis.pcall('ZCARD', index))
+  local left = owned and most - owned or 0  -- if it is no index, this client is refused, and no other
+  local sample = math.min(OWNED_SAMPLE, new.samples)
+  if owned and left <= 0 and sample > 0 then
+    new.samples = new.samples - sample
+    for _, id in ipairs(call('ZRANDMEMBER', index, sample)) do
+      local state, owner = unpack(redis.pcall('HMGET', key.task(id), STATE, OWNER))
+      if not state or TERMINAL[state] or owner ~= client then left = left + call('ZREM', index, id) end
+    end
+  end
+  of = {left = left, adds = {}}
+  new.owners[client] = of
+  return of
 end
 
--- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: absent, or {client,
--- how many tasks it may have that have not ended}
--- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, full (the queue),
--- queues (too many), tasks (too many in all) or owned (too many of this client)
+-- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
+-- quota: absent, or {client, how many tasks it may have that have not ended}
+function tasks.admit(c, plan, quota)
+  if c.live >= c.args.max_tasks then return 'tasks' end
+  if quota and owner_of(c, unpack(quota)).left <= 0 then return 'owned' end
+  local room = room_in(c, plan.queue)
+  if not room then return 'queues' end
+  if room <= 0 then return 'full' end
+end
+
+-- Creates an admitted task {id, path, plan, spec, quota}; returns its state. `fields`: absent, or more fields of its
+-- record. A call of flush must follow: it writes what is collected here.
+function tasks.create(c, task, fields)
+  local plan, new = task.plan, c.new
+  local queue = plan.queue
+  c.live = c.live + 1
+  new.rooms[queue] = new.rooms[queue] - 1
+  new.by_queue[queue] = (new.by_queue[queue] or 0) + 1
+  local due, state = plan.delay > 0 and c.now + plan.delay or plan.start, 'ready'
+  if due > c.now then
+    state, task.due = 'scheduled', due
+    new.scheduled[#new.scheduled + 1] = task
+  else
+    task.place = moves.next_place(c, plan)
+    new.ready[#new.ready + 1] = task
+  end
+  local record = {task.path, PLAN, plan.packed, SPEC, task.spec, STATE, state, CREATED, c.now_text}
+  if fields then
+    for field, value in pairs(fields) do add(record, field, value) end
+  end
+  if task.quota then
+    local client = unpack(task.quota)
+    local of = new.owners[client]
+    of.left = of.left - 1
+    add(of.adds, c.now_text, task.id)
+    add(record, OWNER, client)
+  end
+  new.records[#new.records + 1] = record
+  return state
+end
+
+-- Writes the created tasks: each index once, then the records. In this order, whatever is wrong with an index, there is
+-- no record without its entry: a repeated submit would find that the task exists.
+function tasks.flush(c)
+  local new = c.new
+  moves.enter_ready(c, new.ready)
+  moves.enter_schedule(c, new.scheduled)
+  for client, of in pairs(new.owners) do
+    if #of.adds > 0 then call('ZADD', key.owned(client), unpack(of.adds)) end
+  end
+  for _, record in ipairs(new.records) do call('HSET', unpack(record)) end
+  for queue, n in pairs(new.by_queue) do counts.add(c, queue, 'submitted', n) end
+end
+
+-- Whether the request is repeated: `created` by this call, or stored, with the same content.
+local function is_repeated(task, created)
+  local spec, packed
+  if created then
+    spec, packed = created.spec, created.plan.packed
+  else
+    spec, packed = unpack(redis.pcall('HMGET', task.path, SPEC, PLAN))
+  end
+  return spec == task.spec and packed == task.plan.packed
+end
+
+-- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: as in admit
+-- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, or as of admit.
 local function submit(keys, args)
   local c = begin(keys, args)
-  local tasks = c.args.tasks
-  local outcomes, dues, rooms, plans, made = {}, {}, {}, {}, {}
-  local paths, ready, scheduled, stored, seen = {}, {}, {}, {}, {}
-  for i, t in ipairs(tasks) do
-    paths[i] = c.p .. 'task:' .. t[1]
-    plans[t[3]] = plans[t[3]] or read_plan(t[3])  -- many have the same one
+  local requested, paths, read = {}, {}, {}
+  for i, row in ipairs(c.args.tasks) do
+    local id, spec, packed, quota = unpack(row)
+    local plan = read[packed] or plans.read(packed)  -- many tasks have the same plan
+    read[packed], paths[i] = plan, key.task(id)
+    requested[i] = {id = id, path = paths[i], plan = plan, spec = spec, quota = quota}
   end
-  local some = call('EXISTS', unpack(paths)) > 0
-  local first = next_places(c, #tasks)
-  for i, t in ipairs(tasks) do
-    local id, spec, packed, quota, key, plan = t[1], t[2], t[3], t[4], paths[i], plans[t[3]]
-    local known = seen[id] or some and call('EXISTS', key) == 1
-    local left = known or c.live >= c.args.max_tasks and 'tasks' or quota and owner_of(c, quota).left <= 0 and 'owned'
-      or rooms[plan.queue] or room(c, plan.queue)
-    if known then
-      local t = seen[id] or redis.pcall('HMGET', key, 's', 'p')
-      outcomes[i] = t[1] == spec and t[2] == packed and 'exists' or 'conflict'
-    elseif type(left) == 'string' then
-      outcomes[i] = left
-    elseif left <= 0 then
-      outcomes[i] = 'full'
+  local some_exist = call('EXISTS', unpack(paths)) > 0
+  local created, outcomes, dues = {}, {}, {}
+  for i, task in ipairs(requested) do
+    local earlier = created[task.id]
+    if earlier or some_exist and call('EXISTS', task.path) == 1 then
+      outcomes[i] = is_repeated(task, earlier) and 'exists' or 'conflict'
     else
-      rooms[plan.queue] = left - 1
-      c.live = c.live + 1
-      made[plan.queue] = (made[plan.queue] or 0) + 1
-      seen[id] = {spec, packed}
-      local due = plan.delay > 0 and c.now + plan.delay or plan.start
-      if due > c.now then
-        outcomes[i] = 'scheduled'
-        dues[#dues + 1] = due
-        scheduled[#scheduled + 1] = {id, plan, due}
-      else
-        outcomes[i] = 'ready'
-        ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
-      end
-      stored[#stored + 1] = {key, 'p', packed, 's', spec, 't', outcomes[i], 'c', c.now_text}
-      if quota then add(stored[#stored], own(c, quota, id)) end
+      local refusal = tasks.admit(c, task.plan, task.quota)
+      if not refusal then created[task.id] = task end
+      outcomes[i] = refusal or tasks.create(c, task)
+      if task.due then dues[#dues + 1] = task.due end
     end
   end
-  enter_ready(c, ready)
-  enter_schedule(c, scheduled)
-  -- Last: whatever is wrong with an index, no record is there without it, which a repeated submit would find to exist.
-  for _, record in ipairs(stored) do call('HSET', unpack(record)) end
-  for queue, n in pairs(made) do count(c, queue, 'submitted', n) end
-  settle(c)
-  announce(c)
+  tasks.flush(c)
+  if #c.new.records == 0 then c.sequence = c.sequence + 1 end  -- WAIT covers only what its own connection wrote
+  fcall.settle(c)
+  moves.announce(c)
   return {c.us, outcomes, flat(c.gained), dues}
 end
-register('submit', submit)
+register('submit', submit)  -- no flag: it adds work
 
 -- args {db, id, new_id, max_queues, max_queue_length, max_tasks, quota}: a new task, due now, of a terminal one.
--- Returns {outcome, queue}; outcome: ready | exists | conflict | full | queues | tasks | owned | missing | <state of a
--- living one>
+-- Returns {outcome, queue}; outcome: ready, exists, conflict, missing, the state of a living one, or as of admit.
 local function requeue(keys, args)
   local c = begin(keys, args)
-  local key, new = c.p .. 'task:' .. c.args.id, c.p .. 'task:' .. c.args.new_id
-  local known = call('HMGET', new, 'p', 'origin')
-  if known[1] then return {known[2] == c.args.id and 'exists' or 'conflict', ''} end
-  local old = call('HMGET', key, 'p', 's', 't')
-  if not old[1] then return {'missing', ''} end
-  if not TERMINAL[old[3]] then return {old[3], ''} end
-  local plan = read_plan(old[1])
-  local quota = c.args.quota
-  if c.live >= c.args.max_tasks then return {'tasks', ''} end
-  if quota and owner_of(c, quota).left <= 0 then return {'owned', ''} end
-  local left = room(c, plan.queue)
-  if left == 'queues' then return {'queues', ''} end
-  if left <= 0 then return {'full', ''} end
-  -- The new task starts now and is not bound by an instant that has passed.
-  local a = cmsgpack.unpack(old[1])
-  for _, instant in ipairs({2, 6, 8}) do a[instant] = a[instant] and 0 end  -- start, delay, expires
-  while is_default(a, #a) do a[#a] = nil end
-  plan.expires = 0
-  call('HSET', new, 'p', cmsgpack.pack(a), 's', old[2], 't', 'ready', 'c', c.now_text, 'origin', c.args.id)
-  if quota then call('HSET', new, own(c, quota, c.args.new_id)) end
-  enter_ready(c, {{c.args.new_id, plan, place_of(plan, next_places(c, 1) + 1)}})
-  c.live = c.live + 1
-  count(c, plan.queue, 'submitted', 1)
-  settle(c)
-  wake(c)
+  local id, path = c.args.new_id, key.task(c.args.new_id)
+  local known, origin = unpack(call('HMGET', path, PLAN, 'origin'))
+  if known then return {origin == c.args.id and 'exists' or 'conflict', ''} end
+  local packed, spec, state = unpack(call('HMGET', key.task(c.args.id), PLAN, SPEC, STATE))
+  if not packed then return {'missing', ''} end
+  if not TERMINAL[state] then return {state, ''} end
+  local plan, quota = plans.read_for_now(packed), c.args.quota
+  local refusal = tasks.admit(c, plan, quota)
+  if refusal then return {refusal, ''} end
+  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota}, {origin = c.args.id})
+  tasks.flush(c)
+  fcall.settle(c)
+  moves.wake(c)
   return {'ready', plan.queue}
 end
-register('requeue', requeue)
+register('requeue', requeue)  -- no flag: it adds work
+
+end

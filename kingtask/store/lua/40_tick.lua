@@ -1,54 +1,62 @@
+do  -- tick: everything that time causes. Each part handles BUDGET entries at most.
+
+-- Moves due tasks to ready, or expires them. Returns how many there were.
 local function promote(c)
-  local index = c.p .. 'schedule'
-  local found = call('ZRANGEBYSCORE', index, '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
+  local found = call('ZRANGEBYSCORE', key.schedule, '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
+  if #found == 0 then return 0 end
   local ids, dues = {}, {}
   for i = 1, #found, 2 do
     ids[#ids + 1] = found[i]
     dues[#dues + 1] = floor(tonumber(found[i + 1]))
   end
-  if #ids == 0 then return 0 end
-  local first, ready = next_places(c, #ids), {}
-  call('HSET', c.p .. 'meta', 'sequence', int(c.sequence))  -- at once: should this tick fail, they are not given again
-  each(index, ids, function(id, i)
-    local key = c.p .. 'task:' .. id
-    local plan = read_plan(call('HGET', key, 'p'))
+  -- At once, so that their places are not given again if this tick fails.
+  call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
+  local ready = {}
+  fcall.each(key.schedule, ids, function(id, i)
+    local path = key.task(id)
+    local plan = plans.read(call('HGET', path, PLAN))
+    local task = {id = id, path = path, plan = plan, state = 'scheduled'}
     if plan.expires > 0 and plan.expires <= c.now then
-      close(c, id, 'scheduled', 'expired', plan, 'expires_at')
+      moves.close(c, task, 'expired', 'expires_at')
       return
     end
-    leave(c, id, 'scheduled', 'ready', plan)
-    call('HSET', key, 't', 'ready', 'due', int(dues[i]))
-    ready[#ready + 1] = {id, plan, place_of(plan, first + i)}
+    task.place = moves.next_place(c, plan)
+    moves.promote(c, task, dues[i])
+    ready[#ready + 1] = task
   end)
-  enter_ready(c, ready)
+  moves.enter_ready(c, ready)
   return #ids
 end
 
--- Returns how many leases had ended, and the attempts that are lost: {{id, number, queue, worker}, …}.
+-- Ends attempts whose lease has ended. Returns how many there were, and the lost ones {{id, number, queue, worker}, …}.
 local function reap(c)
-  local index = c.p .. 'running'
-  local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
-  local forgiven = tonumber(call('HGET', c.p .. 'meta', 'returned') or 0) + c.args.lease
+  local ids = call('ZRANGEBYSCORE', key.running, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+  local forgiven = tonumber(call('HGET', key.meta, 'returned') or 0) + c.args.lease
   local lost = {}
-  each(index, ids, function(id)
-    local key = c.p .. 'task:' .. id
-    local t = call('HMGET', key, 'p', 'attempt', 'worker', 'claimed', 'place', 'lost', 'graced', 'cancel')
-    local plan, number, worker = read_plan(t[1]), tonumber(t[2]), t[3]
-    if c.now < forgiven and tonumber(t[7] or 0) < MAX_GRACED then
-      call('ZADD', index, int(forgiven), id)
-      call('HINCRBY', key, 'graced', 1)
+  fcall.each(key.running, ids, function(id)
+    local path = key.task(id)
+    local packed, attempt, worker, claimed, place, watched, owner, cancel, graced = unpack(
+      call('HMGET', path, PLAN, 'attempt', 'worker', 'claimed', 'place', 'watched', OWNER, 'cancel', 'graced'))
+    local plan, number = plans.read(packed), tonumber(attempt)
+    if c.now < forgiven and tonumber(graced or 0) < MAX_GRACED then
+      call('ZADD', key.running, int(forgiven), id)
+      call('HINCRBY', path, 'graced', 1)
       return
     end
-    record_attempt(key, number, brief(number, worker, tonumber(t[4]), c.now, 'lost'))
-    call('HDEL', key, 'token')
-    count(c, plan.queue, 'lost', 1)
-    local times = tonumber(call('HINCRBY', key, 'lost', 1))
-    if t[8] then
-      close(c, id, 'running', 'cancelled', plan, 'lost', worker)
+    local task = {
+      id = id, path = path, plan = plan, state = 'running', worker = worker, place = tonumber(place),
+      watched = watched, owner = owner, cancel = cancel, graced = graced,
+    }
+    moves.record_attempt(path, number, moves.brief_record(number, worker, tonumber(claimed), c.now, 'lost'))
+    call('HDEL', path, 'token')
+    counts.add(c, plan.queue, 'lost', 1)
+    local times = call('HINCRBY', path, 'lost', 1)
+    if cancel then
+      moves.close(c, task, 'cancelled', 'lost')
     elseif plan.fail_if_lost or times >= c.args.max_lost then
-      close(c, id, 'running', 'failed', plan, 'lost', worker)
+      moves.close(c, task, 'failed', 'lost')
     else
-      back_to_ready(c, id, plan, worker, t[5])
+      moves.back_to_ready(c, task)
     end
     lost[#lost + 1] = {id, number, plan.queue, worker}
   end)
@@ -56,97 +64,111 @@ local function reap(c)
 end
 
 local function expire(c)
-  local index = c.p .. 'expiry'
-  local ids = call('ZRANGEBYSCORE', index, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
-  each(index, ids, function(id)
-    local t = call('HMGET', c.p .. 'task:' .. id, 't', 'p')
-    close(c, id, t[1], 'expired', read_plan(t[2]), 'expires_at')
+  local ids = call('ZRANGEBYSCORE', key.expiry, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
+  fcall.each(key.expiry, ids, function(id)
+    local path = key.task(id)
+    local state, packed = unpack(call('HMGET', path, STATE, PLAN))
+    moves.close(c, {id = id, path = path, plan = plans.read(packed), state = state}, 'expired', 'expires_at')
   end)
   return #ids
 end
 
-local function forget_peers(c, kind, names)
+local function forget_peers(kind, names)
   if #names == 0 then return end
-  call('HDEL', c.p .. kind, unpack(names))
-  call('ZREM', c.p .. kind .. ':seen', unpack(names))
+  call('HDEL', key.peers(kind), unpack(names))
+  call('ZREM', key.seen(kind), unpack(names))
 end
 
--- Keeps a heartbeat; one under a new name too many costs the one that was silent longest its place.
-local function hear(c, kind, name, heartbeat)
-  local seen = c.p .. kind .. ':seen'
-  call('HSET', c.p .. kind, name, string.format('%013.0f', c.now) .. heartbeat)
+-- Stores a heartbeat. A new name above the cap removes the peer that was silent longest.
+function peers.hear(c, kind, name, heartbeat)
+  local seen = key.seen(kind)
+  call('HSET', key.peers(kind), name, string.format('%013.0f', c.now) .. heartbeat)
   if call('ZADD', seen, c.now_text, name) == 1 then
     local excess = math.min(call('ZCARD', seen) - PEERS_CAP, BUDGET)
-    if excess > 0 then forget_peers(c, kind, call('ZRANGE', seen, 0, excess - 1)) end
+    if excess > 0 then forget_peers(kind, call('ZRANGE', seen, 0, excess - 1)) end
   end
 end
 
 local function forget_silent(c, kind)
-  local seen = c.p .. kind .. ':seen'
-  forget_peers(c, kind, call('ZRANGEBYSCORE', seen, '-inf', '(' .. int(c.now - HEARTBEAT_TTL), 'LIMIT', 0, BUDGET))
-  -- One of the two was damaged from outside: begun anew, who lives is heard again within seconds.
-  if call('HLEN', c.p .. kind) ~= call('ZCARD', seen) then call('DEL', c.p .. kind, seen) end
+  local seen = key.seen(kind)
+  forget_peers(kind, call('ZRANGEBYSCORE', seen, '-inf', '(' .. int(c.now - HEARTBEAT_TTL), 'LIMIT', 0, BUDGET))
+  -- If they differ, one was damaged from outside. Both start again empty: living peers are back within seconds.
+  if call('HLEN', key.peers(kind)) ~= call('ZCARD', seen) then call('DEL', key.peers(kind), seen) end
 end
 
--- The number of living tasks by what the indexes hold: the counter may have missed what was damaged from outside. With
--- many queues less often, with very many not at all.
+-- Sets the number of living tasks to what the indexes hold: damage from outside may have escaped the counter. With many
+-- queues this happens less often, with very many never.
 local function recount(c)
-  local n = call('HLEN', c.p .. 'queues')
+  local n = call('HLEN', key.queues)
   if n > RECOUNT_QUEUES or floor(c.now / 1000) % math.ceil(math.max(n, 1) / BUDGET) ~= 0 then return end
-  local live = call('ZCARD', c.p .. 'schedule') + call('ZCARD', c.p .. 'running')
-  for _, queue in ipairs(call('HKEYS', c.p .. 'queues')) do live = live + call('ZCARD', c.p .. 'ready:' .. queue) end
+  local live = call('ZCARD', key.schedule) + call('ZCARD', key.running)
+  for _, queue in ipairs(call('HKEYS', key.queues)) do live = live + call('ZCARD', key.ready(queue)) end
   c.live = live
 end
 
--- Once a second: entries of vanished records, silent peers and long-empty queues are forgotten.
+-- Forgets one queue, chosen at random, if it is not paused and has been empty for long.
+local function forget_idle_queue(c)
+  local queue = call('HRANDFIELD', key.queues)
+  if not queue or call('HGET', key.queues, queue) ~= '0' or call('EXISTS', key.ready(queue)) == 1 then return end
+  local scheduled, running, touched =
+    unpack(call('HMGET', key.counts(queue), 'scheduled', 'running', 'touched'))
+  if tonumber(scheduled or 0) + tonumber(running or 0) > 0 then return end
+  if tonumber(touched or 0) < c.now - IDLE_QUEUE then
+    call('HDEL', key.queues, queue)
+    call('DEL', key.counts(queue))
+  end
+end
+
+-- Once a second: forgets entries of vanished records, silent peers and long-empty queues.
 local function housekeep(c)
   for state in pairs(TERMINAL) do
-    local key = c.p .. 'finished:' .. state
-    each(key, call('ZRANGE', key, 0, 19), function(id)
-      if call('HGET', c.p .. 'task:' .. id, 't') ~= state then call('ZREM', key, id) end  -- gone, or its id reused
+    local index = key.finished(state)
+    fcall.each(index, call('ZRANGE', index, 0, 19), function(id)
+      if call('HGET', key.task(id), STATE) ~= state then call('ZREM', index, id) end  -- gone, or its id used again
     end)
   end
   forget_silent(c, 'workers')
   forget_silent(c, 'brokers')
   recount(c)
-  local queue = call('HRANDFIELD', c.p .. 'queues')
-  if queue and call('HGET', c.p .. 'queues', queue) == '0' and call('EXISTS', c.p .. 'ready:' .. queue) == 0 then
-    local t = call('HMGET', c.p .. 'counts:' .. queue, 'scheduled', 'running', 'touched')
-    local busy = tonumber(t[1] or 0) + tonumber(t[2] or 0)
-    if busy == 0 and tonumber(t[3] or 0) < c.now - IDLE_QUEUE then
-      call('HDEL', c.p .. 'queues', queue)
-      call('DEL', c.p .. 'counts:' .. queue)
-    end
+  forget_idle_queue(c)
+end
+
+-- The earliest instants of the schedule within the window, and whether these are all.
+local function upcoming(c, window, limit)
+  local last_ms = '(' .. int(c.now + window + 1)
+  local found = call('ZRANGEBYSCORE', key.schedule, '-inf', last_ms, 'WITHSCORES', 'LIMIT', 0, limit)
+  local instants, last = {}, nil
+  for i = 2, #found, 2 do
+    local due = floor(tonumber(found[i]))
+    if due ~= last then instants[#instants + 1] = due end
+    last = due
   end
+  return instants, #found / 2 < limit
 end
 
 -- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, max_result_bytes, upcoming, window, housekeep}
--- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost, as reap has them}: instants are the earliest `upcoming` within
--- `window` ms, complete = 1 if there are no further ones in it; more = 1 if work was left for another tick.
+-- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost as of reap}: the earliest `upcoming` instants
+-- within `window` ms; complete = 1 if there are no others in it; more = 1 if work was left for another tick.
 local function tick(keys, args)
-  local c = begin(keys, args)
+  local c = fcall.begin(keys, args)
   local a = c.args
-  local ticked = tonumber(call('HGET', c.p .. 'meta', 'ticked') or 0)
-  if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', c.p .. 'meta', 'returned', int(c.now)) end
-  call('HSET', c.p .. 'meta', 'ticked', c.now_text, 'max_kept', int(a.max_result_bytes))
-  local moved = promote(c)
+  local ticked = tonumber(call('HGET', key.meta, 'ticked') or 0)
+  if ticked > 0 and c.now - ticked > OUTAGE then call('HSET', key.meta, 'returned', c.now_text) end
+  call('HSET', key.meta, 'ticked', c.now_text, 'max_kept', int(a.max_result_bytes))
+  local promoted = promote(c)
   local reaped, lost = reap(c)
-  local late = expire(c)
-  local vanished = forget_vanished(c)
-  local dropped = drop_outputs(c, a.max_result_bytes)
+  local expired = expire(c)
+  local vanished = outputs.forget_vanished(c)
+  local dropped = outputs.drop(c, a.max_result_bytes)
   if a.housekeep == 1 then
-    hear(c, 'brokers', a.broker, a.heartbeat)
+    peers.hear(c, 'brokers', a.broker, a.heartbeat)
     housekeep(c)
   end
-  settle(c)
-  local found = call('ZRANGEBYSCORE', c.p .. 'schedule', '-inf', '(' .. int(c.now + a.window + 1),
-    'WITHSCORES', 'LIMIT', 0, a.upcoming)
-  local upcoming, last = {}, -1
-  for i = 2, #found, 2 do
-    local due = floor(tonumber(found[i]))
-    if due ~= last then upcoming[#upcoming + 1] = due; last = due end
-  end
-  local more = math.max(moved, reaped, late, vanished, dropped) == BUDGET
-  return {c.us, flat(c.gained), upcoming, #found / 2 < a.upcoming and 1 or 0, more and 1 or 0, lost}
+  fcall.settle(c)
+  local instants, complete = upcoming(c, a.window, a.upcoming)
+  local more = math.max(promoted, reaped, expired, vanished, dropped) == BUDGET
+  return {c.us, flat(c.gained), instants, complete and 1 or 0, more and 1 or 0, lost}
 end
-register('tick', tick, 'allow-oom')
+register('tick', tick, 'allow-oom')  -- it moves and ends stored tasks, whose outputs it drops
+
+end

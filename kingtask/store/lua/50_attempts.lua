@@ -1,218 +1,259 @@
--- The task and its plan if the caller holds this very attempt, else nil.
-local function fenced_read(c, id, number, token, ...)
-  local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 't', 'attempt', 'token', 'p', 'cancel', 'place', ...)
-  if not t[1] or tonumber(t[2] or 0) ~= number or t[3] ~= token then return nil end
-  local ok, plan = pcall(read_plan, t[4])
-  if ok then return t, plan end
+do  -- Attempts: what workers call.
+
+-- State and plan of the task of this very attempt, and the values of further fields. Nil if the caller does not hold
+-- it, or its record is damaged.
+local function read_held(id, number, token, ...)
+  local values = redis.pcall('HMGET', key.task(id), STATE, 'attempt', 'token', PLAN, ...)
+  local state, attempt, held, packed = unpack(values, 1, 4)
+  if not state or tonumber(attempt or 0) ~= number or held ~= token then return nil end
+  local ok, plan = pcall(plans.read, packed)
+  if ok then return state, plan, unpack(values, 5) end
 end
 
-local function held_by(c, worker)
-  local attempts, all = {}, call('HGETALL', c.p .. 'held:' .. worker)
+local function attempts_of(worker)
+  local attempts, all = {}, call('HGETALL', key.held(worker))
   for i = 1, #all, 2 do
-    local number, nth, token = string.match(all[i + 1], '^(%d+):(%d+):(.*)$')
-    attempts[#attempts + 1] = {id = all[i], number = tonumber(number), nth = tonumber(nth), token = token}
+    local id, number, claim, token = all[i], string.match(all[i + 1], '^(%d+):(%d+):(.*)$')
+    attempts[#attempts + 1] = {id = id, number = tonumber(number), claim = tonumber(claim), token = token}
   end
   return attempts
 end
 
--- nil if the record lacks something: a reply ends at the first hole.
-local function grant(id, number, spec, plan, due, claimed)
-  if not (spec and due and claimed) then return nil end
-  return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, tonumber(claimed)}
+local function renew(c, id) call('ZADD', key.running, int(c.now + c.args.lease), id) end
+
+-- A claimed task in the reply. All values must be there: a reply ends at the first hole.
+local function grant(id, number, plan, spec, due, claimed)
+  return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, claimed}
 end
 
--- Claims for c.args.worker with c.args.lease what `a` = {queues, n, token, nth} asks for. Returns {{id, number, name, spec,
--- queue, due, fail_if_lost, claimed}, …}, and 1 if BUDGET or CLAIM_BYTES ended it: there may be further tasks.
-local function take(c, a)
-  local worker, tasks = c.args.worker, {}
-  local held = c.p .. 'held:' .. worker
-  local left, looks, bytes = a.n, BUDGET, 0
-  for _, queue in ipairs(a.queues) do
-    local paused = left > 0 and call('HGET', c.p .. 'queues', queue) == '1'
-    local index = c.p .. 'ready:' .. queue
-    while left > 0 and looks > 0 and not paused do
-      local found = call('ZPOPMIN', index, math.min(left, looks))
-      if #found == 0 then break end
-      local ids, places = {}, {}
-      for i = 1, #found, 2 do ids[#ids + 1] = found[i]; places[#places + 1] = found[i + 1] end
-      each(index, ids, function(id, i)
-        if looks <= 0 then  -- those before it were too big
-          call('ZADD', index, places[i], id)
-          return
-        end
-        looks = looks - 1
-        local key = c.p .. 'task:' .. id
-        local t = call('HMGET', key, 'p', 'attempt', 's', 'due', 'c')
-        local plan = read_plan(t[1])
-        local due = due_of(plan, t[4], t[5])
-        assert(t[3] and due, 'fields are missing')
-        if plan.expires > 0 and plan.expires <= c.now then
-          close(c, id, 'ready', 'expired', plan, 'expires_at')
-          return
-        end
-        if plan.expires > 0 then call('ZREM', c.p .. 'expiry', id) end
-        local number = tonumber(t[2] or 0) + 1
-        call('HSET', key, 't', 'running', 'attempt', int(number), 'token', a.token, 'worker', worker,
-          'claimed', c.now_text, 'place', places[i])
-        call('ZADD', c.p .. 'running', int(c.now + c.args.lease), id)
-        call('HSET', held, id, int(number) .. ':' .. int(a.nth) .. ':' .. a.token)
-        count(c, queue, 'running', 1)
-        count(c, queue, 'started', 1)
-        tasks[#tasks + 1] = grant(id, number, t[3], plan, due, c.now)
-        left = left - 1
-        bytes = bytes + #t[3]
-        if bytes >= CLAIM_BYTES then looks = 0 end
-      end)
+-- Removes up to n tasks that may be claimed next from a queue; returns their ids and their places.
+local function next_claimable(queue, n)
+  local ids, places, found = {}, {}, call('ZPOPMIN', key.ready(queue), n)
+  for i = 1, #found, 2 do
+    ids[#ids + 1] = found[i]
+    places[#places + 1] = found[i + 1]
+  end
+  return ids, places
+end
+
+-- Gives a task that was removed from ready to the worker, or expires it.
+local function claim_one(c, taking, id, place)
+  local path, request = key.task(id), taking.request
+  local packed, attempt, spec, due, created = unpack(call('HMGET', path, PLAN, 'attempt', SPEC, 'due', CREATED))
+  local plan = plans.read(packed)
+  due = plans.due(plan, due, created)
+  assert(spec and due, 'fields are missing')
+  if plan.expires > 0 and plan.expires <= c.now then
+    moves.close(c, {id = id, path = path, plan = plan, state = 'ready'}, 'expired', 'expires_at')
+    return
+  end
+  if plan.expires > 0 then call('ZREM', key.expiry, id) end
+  local number, worker = tonumber(attempt or 0) + 1, c.args.worker
+  call('HSET', path, STATE, 'running', 'attempt', int(number), 'token', request.token, 'worker', worker,
+    'claimed', c.now_text, 'place', place)
+  renew(c, id)
+  call('HSET', key.held(worker), id, int(number) .. ':' .. int(request.nth) .. ':' .. request.token)
+  counts.add(c, plan.queue, 'running', 1)
+  counts.add(c, plan.queue, 'started', 1)
+  taking.tasks[#taking.tasks + 1] = grant(id, number, plan, spec, due, c.now)
+  taking.left = taking.left - 1
+  taking.bytes = taking.bytes + #spec
+  if taking.bytes >= CLAIM_BYTES then taking.budget = 0 end
+end
+
+local function claim_from(c, taking, queue)
+  local index = key.ready(queue)
+  while taking.left > 0 and taking.budget > 0 do
+    local ids, places = next_claimable(queue, math.min(taking.left, taking.budget))
+    if #ids == 0 then return end
+    fcall.each(index, ids, function(id, i)
+      if taking.budget <= 0 then  -- the tasks before it were too big
+        call('ZADD', index, places[i], id)
+        return
+      end
+      taking.budget = taking.budget - 1
+      claim_one(c, taking, id, places[i])
+    end)
+  end
+end
+
+-- Claims for c.args.worker with c.args.lease what `request` = {queues, n, token, nth} asks for. Returns {{id, number,
+-- name, spec, queue, due, fail_if_lost, claimed}, …}, and 1 if BUDGET or CLAIM_BYTES ended it: there may be more tasks.
+local function take(c, request)
+  local taking = {request = request, left = request.n, budget = BUDGET, bytes = 0, tasks = {}}
+  for _, queue in ipairs(request.queues) do
+    if taking.left > 0 and taking.budget > 0 and call('HGET', key.queues, queue) ~= '1' then  -- '1': paused
+      claim_from(c, taking, queue)
     end
   end
-  if #tasks > 0 then call('PEXPIRE', held, HELD_TTL) end
-  return tasks, looks <= 0 and 1 or 0
+  if #taking.tasks > 0 then call('PEXPIRE', key.held(c.args.worker), HELD_TTL) end
+  return taking.tasks, taking.budget <= 0 and 1 or 0
 end
 
--- args {db, worker, queues, n, token, nth, lease, keep, failed_keep, again}: the nth claim of this worker; again = 1
--- sends a claim whose reply was lost once more, gets what it got, and renews it. Returns {now_us, tasks, more} as `take`.
-local function claim(keys, args)
-  local c = begin(keys, args)
-  local a = c.args
-  if a.again == 1 then
-    local tasks = {}
-    for _, h in ipairs(held_by(c, a.worker)) do
-      if h.token == a.token then
-        local t, plan = fenced_read(c, h.id, h.number, h.token, 's', 'due', 'c', 'claimed')
-        if t then
-          tasks[#tasks + 1] = grant(h.id, h.number, t[7], plan, due_of(plan, t[8], t[9]), t[10])
-          call('ZADD', c.p .. 'running', int(c.now + a.lease), h.id)
+-- What the claim with this token got; its leases are renewed.
+local function taken_before(c, token)
+  local granted = {}
+  for _, attempt in ipairs(attempts_of(c.args.worker)) do
+    if attempt.token == token then
+      local id, number = attempt.id, attempt.number
+      local state, plan, spec, due, created, claimed =
+        read_held(id, number, token, SPEC, 'due', CREATED, 'claimed')
+      if state then
+        due = plans.due(plan, due, created)
+        if spec and due and claimed then
+          granted[#granted + 1] = grant(id, number, plan, spec, due, tonumber(claimed))
         end
+        renew(c, id)
       end
     end
-    if #tasks > 0 then return {c.us, tasks, 1} end
   end
-  local taken, tasks, more = pcall(take, c, a)
-  settle(c)
-  if not taken then error(tasks) end
-  return {c.us, tasks, more}
+  return granted
 end
-register('claim', claim, 'allow-oom')
 
--- An attempt that did not end by itself, uncounted: back to its place, or cancelled if that was asked for.
-local function hand_back(c, id, t, plan, worker, record)
-  record_attempt(c.p .. 'task:' .. id, tonumber(t[2]), record)
-  if t[5] then
-    close(c, id, 'running', 'cancelled', plan, 'cancelled', worker)
+-- args {db, worker, queues, n, token, nth, lease, keep, failed_keep, again}: the nth claim of this worker. again = 1:
+-- the claim is repeated since its reply was lost; it gets the same tasks and renews them.
+-- Returns {now_us, tasks, more} as of take.
+local function claim(keys, args)
+  local c = fcall.begin(keys, args)
+  if c.args.again == 1 then
+    local granted = taken_before(c, c.args.token)
+    if #granted > 0 then return {c.us, granted, 1} end
+  end
+  local ok, granted, more = pcall(take, c, c.args)
+  fcall.settle(c)
+  if not ok then error(granted) end
+  return {c.us, granted, more}
+end
+register('claim', claim, 'allow-oom')  -- a full store is drained by claims
+
+-- Gives back an attempt that did not end by itself, uncounted: the task returns to its place, or is cancelled if a
+-- client asked for that. `record`: absent, or the attempt's record. Returns the state of the task, or 'fenced'.
+local function give_back(c, id, number, token, record)
+  local state, plan, cancel, place, claimed = read_held(id, number, token, 'cancel', 'place', 'claimed')
+  if state ~= 'running' then return 'fenced' end
+  local worker, path = c.args.worker, key.task(id)
+  local task = {id = id, path = path, plan = plan, state = state, worker = worker, place = tonumber(place)}
+  record = record or moves.brief_record(number, worker, tonumber(claimed), c.now, 'released')
+  moves.record_attempt(path, number, record)
+  if cancel then
+    moves.close(c, task, 'cancelled', 'cancelled')
     return 'cancelled'
   end
-  back_to_ready(c, id, plan, worker, t[6])
+  moves.back_to_ready(c, task)
   return 'ready'
 end
 
 -- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, upto, keep, failed_keep}
--- Renews what is held; whatever else is recorded for the worker, except under the tokens of claims still under way, is
--- handed back uncounted: it never learnt of it. What it claimed after its claim number `upto` was claimed after this
--- call was sent, which may come late: that is left alone. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
+-- Renews what is held. Other attempts of the worker are given back uncounted: it does not know of them. Excepted are
+-- those of `claims`, which are under way, and those of claims after number `upto`, which were made after this call was
+-- sent; it may come late. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
 local function extend(keys, args)
-  local c = begin(keys, args)
+  local c = fcall.begin(keys, args)
   local a = c.args
-  local known, coming, statuses = {}, {}, {}
-  for i, h in ipairs(a.held) do
-    local id, number, token = h[1], h[2], h[3]
-    local t = fenced_read(c, id, number, token)
-    if t and t[1] == 'running' then
+  local known, under_way, answers = {}, {}, {}
+  for i, row in ipairs(a.held) do
+    local id, number, token = unpack(row)
+    local state, _, cancel = read_held(id, number, token, 'cancel')
+    if state == 'running' then
       known[id] = true
-      call('ZADD', c.p .. 'running', int(c.now + a.lease), id)
-      statuses[i] = t[5] and 'cancel' or 'ok'
+      renew(c, id)
+      answers[i] = cancel and 'cancel' or 'ok'
     else
-      statuses[i] = 'fenced'
-    end
-  end
-  for _, token in ipairs(a.claims) do coming[token] = true end
-  for _, h in ipairs(held_by(c, a.worker)) do
-    if h.nth <= a.upto and not known[h.id] and not coming[h.token] then
-      local t, plan = fenced_read(c, h.id, h.number, h.token, 'claimed')
-      if t and t[1] == 'running' then
-        hand_back(c, h.id, t, plan, a.worker, brief(h.number, a.worker, tonumber(t[7]), c.now, 'released'))
-      else
-        call('HDEL', c.p .. 'held:' .. a.worker, h.id)
-      end
-    end
-  end
-  call('PEXPIRE', c.p .. 'held:' .. a.worker, HELD_TTL)
-  if #a.heartbeat > 0 then hear(c, 'workers', a.worker, a.heartbeat) end
-  settle(c)
-  wake(c)
-  return {c.us, statuses}
-end
-register('extend', extend, 'allow-oom')
-
--- args {db, worker, keep, failed_keep, ended = {{id, number, token, verdict, reason, record, out, err, out_size,
--- err_size}, …}, lease, claim}; verdict: succeeded | failed | final (failed, no retry); claim: absent, or {queues, n,
--- token, nth}, what is to be claimed by the same call.
--- Returns {now_us, {state now | 'recorded' (it was before) | 'fenced', …}}, and with a claim tasks and more as `take`
-local function finish(keys, args)
-  local c = begin(keys, args)
-  local answers, outputs = {}, {}
-  for i, e in ipairs(c.args.ended) do
-    local id, number, verdict, reason = e[1], e[2], e[4], e[5]
-    local key = c.p .. 'task:' .. id
-    local t, plan = fenced_read(c, id, number, e[3], 'watched', 'o', 'graced', 'failures')
-    if not t then
       answers[i] = 'fenced'
-    elseif t[1] ~= 'running' then
-      answers[i] = 'recorded'
-    else
-      local worker, to, interval = c.args.worker, 'succeeded', nil
-      local fields = {attempt_field(key, number), e[6]}
-      if verdict ~= 'succeeded' then
-        local failures = tonumber(t[10] or 0) + 1
-        add(fields, 'failures', int(failures))
-        interval = verdict ~= 'final' and not t[5] and plan.retry[failures]
-        to = interval and 'scheduled' or t[5] and 'cancelled' or 'failed'
-      end
-      if interval then
-        again_after(c, id, plan, worker, interval, reason, fields)
-      else
-        local size = #e[7] + #e[8]
-        add(fields, 'out_size', int(e[9]))
-        add(fields, 'err_size', int(e[10]))
-        if #e[7] > 0 then add(fields, 'out', e[7]) end
-        if #e[8] > 0 then add(fields, 'err', e[8]) end
-        if to == 'succeeded' then reason = '' end
-        local keep = close(c, id, 'running', to, plan, reason, worker, fields, {t[7], t[8], t[5], t[9]})
-        if size > 0 then outputs[#outputs + 1] = {id, size, keep} end
-      end
-      answers[i] = to
     end
   end
-  keep_outputs(c, outputs)
-  if c.max_kept then drop_outputs(c, c.max_kept) end  -- else there was no tick yet
-  local taken, tasks, more = true, nil, nil
-  if c.args.claim then taken, tasks, more = pcall(take, c, c.args.claim) end
-  settle(c)
-  announce(c)
-  if not taken then error(tasks) end
-  return {c.us, answers, tasks, more}
-end
-register('finish', finish)
-
-local function finish_cut(keys, args)
-  for _, e in ipairs(cmsgpack.unpack(args[1]).ended) do
-    if #e[7] + #e[8] > 4096 then return redis.error_reply('KINGTASK finish_cut takes outputs of at most 4096 bytes') end
+  for _, token in ipairs(a.claims) do under_way[token] = true end
+  for _, attempt in ipairs(attempts_of(a.worker)) do
+    local id, number = attempt.id, attempt.number
+    if attempt.claim <= a.upto and not known[id] and not under_way[attempt.token] then
+      if give_back(c, id, number, attempt.token) == 'fenced' then call('HDEL', key.held(a.worker), id) end
+    end
   end
-  return finish(keys, args)
-end
-register('finish_cut', finish_cut, 'allow-oom')
-
--- args {db, worker, keep, failed_keep, attempts = {{id, number, token, record}, …}}: handed back, uncounted.
--- Returns {now_us, {'ready' | 'cancelled' | 'fenced', …}}
-local function release(keys, args)
-  local c = begin(keys, args)
-  local answers = {}
-  for i, r in ipairs(c.args.attempts) do
-    local t, plan = fenced_read(c, r[1], r[2], r[3])
-    local running = t and t[1] == 'running'
-    answers[i] = running and hand_back(c, r[1], t, plan, c.args.worker, r[4]) or 'fenced'
-  end
-  settle(c)
-  wake(c)
+  call('PEXPIRE', key.held(a.worker), HELD_TTL)
+  if #a.heartbeat > 0 then peers.hear(c, 'workers', a.worker, a.heartbeat) end
+  fcall.settle(c)
+  moves.wake(c)
   return {c.us, answers}
 end
-register('release', release, 'allow-oom')
+register('extend', extend, 'allow-oom')  -- otherwise a full store would end every lease
+
+-- Records the end of one attempt {id, number, token, verdict, reason, record, out, err, out_size, err_size}, and adds
+-- its outputs to `kept`. Returns the new state of the task, 'recorded' (if it was before) or 'fenced'.
+-- verdict: succeeded | failed | final (failed, no retry)
+local function finish_one(c, row, kept)
+  local id, number, token, verdict, reason, record, out, err, out_size, err_size = unpack(row)
+  local state, plan, watched, owner, cancel, graced, failures =
+    read_held(id, number, token, 'watched', OWNER, 'cancel', 'graced', 'failures')
+  if not state then return 'fenced' end
+  if state ~= 'running' then return 'recorded' end
+  local path = key.task(id)
+  local task = {
+    id = id, path = path, plan = plan, state = state, worker = c.args.worker,
+    watched = watched, owner = owner, cancel = cancel, graced = graced,
+  }
+  local fields, to = {moves.attempt_field(path, number), record}, 'succeeded'
+  if verdict ~= 'succeeded' then
+    failures = tonumber(failures or 0) + 1
+    add(fields, 'failures', int(failures))
+    local interval = verdict ~= 'final' and not cancel and plan.retry[failures]
+    if interval then
+      moves.retry(c, task, interval, reason, fields)
+      return 'scheduled'
+    end
+    to = cancel and 'cancelled' or 'failed'
+  end
+  add(fields, 'out_size', int(out_size))
+  add(fields, 'err_size', int(err_size))
+  if #out > 0 then add(fields, 'out', out) end
+  if #err > 0 then add(fields, 'err', err) end
+  local keep = moves.close(c, task, to, to == 'succeeded' and '' or reason, fields)
+  if #out + #err > 0 then kept[#kept + 1] = {id = id, bytes = #out + #err, keep = keep} end
+  return to
+end
+
+-- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
+-- token, nth}: claimed by the same call. Returns {now_us, {answer of finish_one, …}}, then tasks and more as of take.
+local function finish_all(c)
+  local answers, kept = {}, {}
+  for i, row in ipairs(c.args.ended) do answers[i] = finish_one(c, row, kept) end
+  outputs.keep(c, kept)
+  if c.max_kept then outputs.drop(c, c.max_kept) end  -- otherwise there was no tick yet
+  local ok, granted, more = true, nil, nil
+  if c.args.claim then ok, granted, more = pcall(take, c, c.args.claim) end
+  fcall.settle(c)
+  moves.announce(c)
+  if not ok then error(granted) end
+  return {c.us, answers, granted, more}
+end
+
+local function finish(keys, args) return finish_all(fcall.begin(keys, args)) end
+register('finish', finish)  -- no flag: it adds outputs
+
+local function finish_cut(keys, args)
+  local c = fcall.begin(keys, args)
+  for _, row in ipairs(c.args.ended) do
+    local out, err = unpack(row, 7, 8)
+    if #out + #err > CUT_BYTES then
+      return redis.error_reply('KINGTASK finish_cut takes outputs of at most ' .. CUT_BYTES .. ' bytes')
+    end
+  end
+  return finish_all(c)
+end
+register('finish_cut', finish_cut, 'allow-oom')  -- outputs are short: a full store takes them, and is drained
+
+-- args {db, worker, keep, failed_keep, attempts = {{id, number, token, record}, …}}: given back, uncounted.
+-- Returns {now_us, {'ready' | 'cancelled' | 'fenced', …}}
+local function release(keys, args)
+  local c = fcall.begin(keys, args)
+  local answers = {}
+  for i, row in ipairs(c.args.attempts) do
+    local id, number, token, record = unpack(row)
+    answers[i] = give_back(c, id, number, token, record)
+  end
+  fcall.settle(c)
+  moves.wake(c)
+  return {c.us, answers}
+end
+register('release', release, 'allow-oom')  -- others are to run these tasks
+
+end

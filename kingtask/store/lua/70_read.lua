@@ -1,110 +1,135 @@
--- args {}. Returns {now_us}, with nothing that could hold the reply up.
+do  -- Reading. All of these have 'no-writes': they also run on a full or a read-only server.
+
+-- args {}. Returns {now_us}; nothing here can delay the reply.
 local function clock(keys, args)
-  return {begin(keys, args).us}
+  return {fcall.begin(keys, args).us}
 end
 register('clock', clock, 'no-writes')
 
--- args {id}. Returns {now_us, due of a scheduled task or 0, {field, value, …}}; the last is empty if there is none.
+-- args {id}. Returns {now_us, due of a scheduled task or 0, {field, value, …} (empty: there is no record)}
 local function get(keys, args)
-  local c = begin(keys, args)
-  local all = call('HGETALL', c.p .. 'task:' .. c.args.id)
-  local due = call('ZSCORE', c.p .. 'schedule', c.args.id)
-  return {c.us, due and floor(tonumber(due)) or 0, all}
+  local c = fcall.begin(keys, args)
+  local fields = call('HGETALL', key.task(c.args.id))
+  local due = call('ZSCORE', key.schedule, c.args.id)
+  return {c.us, due and floor(tonumber(due)) or 0, fields}
 end
 register('get', get, 'no-writes')
 
 -- args {ids}. Returns the state of each, or ''.
 local function states(keys, args)
-  local c = begin(keys, args)
+  local c = fcall.begin(keys, args)
   local found = {}
   for i, id in ipairs(c.args.ids) do
-    local state = redis.pcall('HGET', c.p .. 'task:' .. id, 't')
+    local state = redis.pcall('HGET', key.task(id), STATE)
     found[i] = type(state) == 'string' and state or ''
   end
   return found
 end
 register('states', states, 'no-writes')
 
--- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order: terminal
--- states newest first, living ones earliest first. Looks at no more than BUDGET entries, so a page may be short.
--- Returns {score of the last entry looked at, rest, done, {{id, score, plan, created, due, attempt, worker, reason,
--- origin, state}, …}}. The next page begins at that score with that rest: 1 + its entries not looked at (0: at
--- the start). What is left is counted, not what was seen: entries seen may leave meanwhile and must not hide others.
+local function index_of(state, queue)
+  if state == 'scheduled' then return key.schedule end
+  if state == 'ready' then return key.ready(queue) end
+  if state == 'running' then return key.running end
+  return key.finished(state)
+end
+
+-- BUDGET entries in reading order: terminal states newest first, living ones earliest first.
+local function read_index(index, a, skip)
+  if TERMINAL[a.state] then
+    return call('ZREVRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
+  end
+  return call('ZRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
+end
+
+-- The row of a listed task, or nil if it is not of this state and queue, or its record is damaged.
+local function list_row(a, id, score)
+  local packed, created, due, attempt, worker, reason, origin, state = unpack(redis.pcall(
+    'HMGET', key.task(id), PLAN, CREATED, 'due', 'attempt', 'worker', 'reason', 'origin', STATE))
+  local ok, plan = pcall(plans.read, packed)
+  if ok and plan.name and state == a.state and (a.queue == '' or plan.queue == a.queue) then
+    return {
+      id, score, packed, created or '', due or '', attempt or '', worker or '', reason or '', origin or '', state,
+    }
+  end
+end
+
+-- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order. Examines at
+-- most BUDGET entries, so a page may be short.
+-- Returns {score of the last examined entry, rest, done, {list_row, …}}. The next page begins at that score with that
+-- rest: 1 + the entries of that score that were not examined (0: at the start). These are counted, and not the examined
+-- ones, since examined entries may leave meanwhile and must not hide others.
 local function list(keys, args)
-  local c = begin(keys, args)
+  local c = fcall.begin(keys, args)
   local a = c.args
-  local key, order = c.p .. a.state, 'ZRANGEBYSCORE'
-  if a.state == 'scheduled' then key = c.p .. 'schedule' end
-  if a.state == 'ready' then key = c.p .. 'ready:' .. a.queue end
-  if TERMINAL[a.state] then key = c.p .. 'finished:' .. a.state; order = 'ZREVRANGEBYSCORE' end
-  local skip = a.rest > 0 and math.max(0, call('ZCOUNT', key, a.from, a.from) - a.rest + 1) or 0
-  local found = call(order, key, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
-  local rows, score, same, looked = {}, a.from, skip, 0
+  local index = index_of(a.state, a.queue)
+  local skip = a.rest > 0 and math.max(0, call('ZCOUNT', index, a.from, a.from) - a.rest + 1) or 0
+  local found = read_index(index, a, skip)
+  local rows, score, same, examined = {}, a.from, skip, 0
   for i = 1, #found, 2 do
     if #rows == a.limit then break end
-    local id = found[i]
-    if found[i + 1] == score then same = same + 1 else score = found[i + 1]; same = 1 end
-    looked = looked + 1
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. id, 'p', 'c', 'due', 'attempt', 'worker', 'reason',
-      'origin', 't')
-    local ok, plan = pcall(read_plan, t[1])
-    if ok and plan.name and t[8] == a.state and (a.queue == '' or plan.queue == a.queue) then
-      local row = {id, found[i + 1]}
-      for k = 1, 8 do row[k + 2] = t[k] or '' end
-      rows[#rows + 1] = row
-    end
+    local id, its_score = found[i], found[i + 1]
+    same = its_score == score and same + 1 or 1
+    score = its_score
+    examined = examined + 1
+    rows[#rows + 1] = list_row(a, id, score)
   end
-  local rest = looked > 0 and 1 + call('ZCOUNT', key, score, score) - same or 0
-  return {score, rest, looked * 2 == #found and #found < 2 * BUDGET and 1 or 0, rows}
+  local rest = examined > 0 and 1 + call('ZCOUNT', index, score, score) - same or 0
+  local done = examined * 2 == #found and examined < BUDGET
+  return {score, rest, done and 1 or 0, rows}
 end
 register('list', list, 'no-writes')
 
--- Since when the longest waiting task of a queue could have been claimed: the first of each priority tells.
-local function oldest_since(c, queue)
+-- The instant since which the longest waiting task of a queue could have been claimed: the first task of each priority
+-- shows it.
+local function oldest_since(queue)
   local oldest, from = nil, 0
   while true do
-    local first = call('ZRANGEBYSCORE', c.p .. 'ready:' .. queue, int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-    if not first[1] then return oldest end
-    local t = redis.pcall('HMGET', c.p .. 'task:' .. first[1], 'due', 'c')
-    local since = tonumber(t[1] or t[2] or nil)  -- a start in the past: since its submit
+    local id, place = unpack(
+      call('ZRANGEBYSCORE', key.ready(queue), int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
+    if not id then return oldest end
+    local due, created = unpack(redis.pcall('HMGET', key.task(id), 'due', CREATED))
+    local since = tonumber(due or created or nil)  -- with a start in the past: since its submit
     if since and (not oldest or since < oldest) then oldest = since end
-    from = (floor(tonumber(first[2]) / BAND) + 1) * BAND
+    from = (floor(tonumber(place) / BAND) + 1) * BAND
   end
 end
 
 -- {queue, paused, ready, oldest since ms or 0, {counts:<queue>…}}
-local function row_of(c, queue, paused)
+local function queue_row(queue, paused)
   return {
-    queue, paused == '1' and 1 or 0, call('ZCARD', c.p .. 'ready:' .. queue), oldest_since(c, queue) or 0,
-    call('HGETALL', c.p .. 'counts:' .. queue),
+    queue, paused == '1' and 1 or 0, call('ZCARD', key.ready(queue)), oldest_since(queue) or 0,
+    call('HGETALL', key.counts(queue)),
   }
 end
 
--- args {}. Returns {now_us, {row_of, …}, {worker, heartbeat, …},
--- {broker, heartbeat, …}}
-local function stats(keys, args)
-  local c = begin(keys, args)
+-- The rows of a flat list {queue, paused, …}.
+local function queue_rows(found)
   local rows = {}
-  local queues = call('HGETALL', c.p .. 'queues')
-  for i = 1, #queues, 2 do
-    rows[#rows + 1] = row_of(c, queues[i], queues[i + 1])
-  end
-  return {c.us, rows, call('HGETALL', c.p .. 'workers'), call('HGETALL', c.p .. 'brokers')}
+  for i = 1, #found, 2 do rows[#rows + 1] = queue_row(found[i], found[i + 1]) end
+  return rows
+end
+
+-- args {}. Returns {now_us, {queue_row, …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
+local function stats(keys, args)
+  local c = fcall.begin(keys, args)
+  local rows = queue_rows(call('HGETALL', key.queues))
+  return {c.us, rows, call('HGETALL', key.peers('workers')), call('HGETALL', key.peers('brokers'))}
 end
 register('stats', stats, 'no-writes')
 
--- args {cursor ('0' at first)}. Some hundred queues at a time, for those who look often: their rates they make themselves.
--- Returns {now_us, next cursor ('0': that was all), {row_of, …}, names of queues, living tasks, bytes of outputs,
--- workers and brokers heard from lately}
+-- args {cursor ('0' at first)}. About a hundred queues at a time, for callers that poll and compute rates themselves.
+-- Returns {now_us, next cursor ('0': that was all), {queue_row, …}, number of queues, of living tasks, bytes of
+-- outputs, workers and brokers heard from lately}
 local function queues(keys, args)
-  local c = begin(keys, args)
-  local found = call('HSCAN', c.p .. 'queues', c.args.cursor, 'COUNT', PAGE)
-  local rows = {}
-  for i = 1, #found[2], 2 do rows[#rows + 1] = row_of(c, found[2][i], found[2][i + 1]) end
+  local c = fcall.begin(keys, args)
+  local cursor, found = unpack(call('HSCAN', key.queues, c.args.cursor, 'COUNT', PAGE))
+  local since = int(c.now - ALIVE)
   return {
-    c.us, found[1], rows, call('HLEN', c.p .. 'queues'), c.live, c.kept,
-    call('ZCOUNT', c.p .. 'workers:seen', int(c.now - ALIVE), '+inf'),
-    call('ZCOUNT', c.p .. 'brokers:seen', int(c.now - ALIVE), '+inf'),
+    c.us, cursor, queue_rows(found), call('HLEN', key.queues), c.live, c.kept,
+    call('ZCOUNT', key.seen('workers'), since, '+inf'), call('ZCOUNT', key.seen('brokers'), since, '+inf'),
   }
 end
 register('queues', queues, 'no-writes')
+
+end
