@@ -98,6 +98,10 @@ class Claims(NamedTuple):
     """The call ended at its bounds (200 tasks or 1 MiB), not because nothing was left: claim again at once."""
 
 
+DAMAGED = "damaged"
+"""Answer to an attempt that an index in Redis could not take: repeat it, after a repair of the index it succeeds."""
+
+
 class Statuses(NamedTuple):
     now_us: int
     answers: list[str]

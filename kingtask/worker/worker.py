@@ -40,6 +40,8 @@ from kingtask.worker.worker_state import Claim, Extend, FinishAndClaim, Readines
 
 log = logging.getLogger("kingtask.worker")
 
+INDEX_DAMAGED = StoreError("damaged", "an index in Redis is damaged; the log of Redis names it")
+
 DELIVER_S = 5.0
 """On stop, after the last process is gone: how long Redis may still take to confirm the ends."""
 
@@ -343,10 +345,14 @@ class Worker:
         else:
             if failpoint.ACTIVE and what == "finish":
                 failpoint.reach("after_complete")
-            for fence, answer in zip(fences, reply.answers, strict=True):
+            answers = dict(zip(fences, reply.answers, strict=True))
+            for fence, answer in answers.items():
                 if answer == "fenced":
                     self._tell_fenced(what, fence, self._slots.queue_of(fence))
-            unsure = self._slots.answered(fences)
+            damaged = [fence for fence, answer in answers.items() if answer == functions.DAMAGED]
+            if damaged:
+                self._reported(what, damaged, INDEX_DAMAGED)
+            unsure = self._slots.answered([fence for fence in fences if fence not in damaged])
             if unsure:
                 self._store.confirm(partial(self._settled, unsure))
         self._soon()
@@ -363,6 +369,9 @@ class Worker:
             self._slots.extend_failed()
             log.warning("extend=failed held=%d kind=%s error=%r", len(action.held), reply.kind, str(reply))
         else:
+            if functions.DAMAGED in reply.answers:
+                held = reply.answers.count(functions.DAMAGED)
+                log.warning("extend=failed held=%d kind=%s error=%r", held, INDEX_DAMAGED.kind, str(INDEX_DAMAGED))
             for fence in self._slots.extended(action, reply.answers, sent_s):
                 attempt = self._attempts.get(fence)  # none if it was not started yet
                 self._tell_fenced("attempt", fence, attempt.queue if attempt is not None else "")

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, NamedTuple
 
-from kingtask.store.functions import Claimed, Fence
+from kingtask.store.functions import DAMAGED, Claimed, Fence
 from kingtask.worker.exec.outcome import Stop
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
 
@@ -307,6 +307,8 @@ class WorkerState:
                 if held.stopping != "fenced":
                     lost.append(fence)
                     self._drop(held)
+                continue
+            if answer == DAMAGED:  # not renewed, and not given away
                 continue
             held.renewed_s = sent_s
             if answer == "cancel":

@@ -14,6 +14,7 @@ import redis
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.functions import Fence, Quota
+from kingtask.wire import pack_raw
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import START_MS, TimedStore
@@ -39,7 +40,18 @@ def _empty(store: TimedStore, key: str) -> None:
     store.client.hdel(key, "s", "c", "due", "attempt", "worker", "t", "claimed")
 
 
-@pytest.fixture(params=[_delete, _overwrite, _garble, _replace, _empty], ids=lambda damage: damage.__name__[1:])
+def _misfit(store: TimedStore, key: str) -> None:
+    """A plan whose retries are no list and whose instants are no numbers."""
+    store.client.hset(key, "p", pack_raw(["example", "", 5, "default", 5, "", "", ""]))
+
+
+def _misnumber(store: TimedStore, key: str) -> None:
+    store.client.hset(key, mapping={"place": "x", "failures": "x"})
+
+
+@pytest.fixture(
+    params=[_delete, _overwrite, _garble, _replace, _empty, _misfit], ids=lambda damage: damage.__name__[1:]
+)
 def damage(request: pytest.FixtureRequest) -> Callable[[TimedStore, str], None]:
     chosen: Callable[[TimedStore, str], None] = request.param
     return chosen
@@ -145,7 +157,7 @@ def test_housekeeping_goes_on(store: TimedStore, damage: Damage) -> None:
 
 def three_running(store: TimedStore, damage: Damage) -> list[Fence]:
     """The one in the middle is damaged."""
-    tasks = [store.put() for _ in range(3)]
+    tasks = [store.put(retry=(1.0,)) for _ in range(3)]
     fences = [store.take() for _ in tasks]
     damage(store, store.keys.task(tasks[1]))
     return fences
@@ -153,21 +165,125 @@ def three_running(store: TimedStore, damage: Damage) -> list[Fence]:
 
 def test_the_others_are_renewed(store: TimedStore, damage: Damage) -> None:
     fences = three_running(store, damage)
-    answers = store.extend(*fences)
-    assert (answers[0], answers[2]) == ("ok", "ok")
-    assert answers[1] in ("ok", "fenced")
+    assert store.extend(*fences) == ["ok", "fenced", "ok"]
 
 
-def test_the_others_are_finished(store: TimedStore, damage: Damage) -> None:
+@pytest.mark.parametrize(("verdict", "state"), [("succeeded", "succeeded"), ("failed", "scheduled")])
+def test_the_others_are_finished(store: TimedStore, damage: Damage, verdict: str, state: str) -> None:
     fences = three_running(store, damage)
-    answers = store.finish(*(store.ended(fence) for fence in fences))
-    assert (answers[0], answers[2]) == ("succeeded", "succeeded")
+    answers = store.finish(*(store.ended(fence, verdict) for fence in fences))
+    assert answers == [state, "fenced", state]
 
 
 def test_the_others_are_released(store: TimedStore, damage: Damage) -> None:
     fences = three_running(store, damage)
-    answers = store.release(*fences)
-    assert (answers[0], answers[2]) == ("ready", "ready")
+    assert store.release(*fences) == ["ready", "fenced", "ready"]
+
+
+def test_a_damaged_place_or_number_of_failures_costs_nothing_else(store: TimedStore) -> None:
+    fences = three_running(store, _misnumber)
+    assert store.release(*fences) == ["ready", "ready", "ready"]
+    fences = [store.take() for _ in fences]
+    for fence in fences:
+        _misnumber(store, store.keys.task(fence.id))
+    assert store.finish(*(store.ended(fence, "failed") for fence in fences)) == ["scheduled"] * 3
+    store.pass_ms(1000)
+    store.tick()
+    for _ in fences:
+        store.take()
+    store.client.hdel(store.keys.task(fences[1].id), "place")
+    for _ in range(16):
+        store.pass_ms(1000)
+        store.tick()
+    assert index(store, "ready:default") == {fence.id for fence in fences}
+
+
+# ── a damaged index: nothing is lost, and the rows of it are repeated ──────────────────────────────────────────────
+
+
+def damaged(store: TimedStore, name: str) -> str:
+    """A key of that name that is no index any more."""
+    key = f"{store.keys.prefix}{name}"
+    store.client.set(key, "not an index")
+    return key
+
+
+def test_a_retry_that_the_schedule_cannot_take_is_repeated(store: TimedStore, server: RedisServer) -> None:
+    fences = [store.take() for _ in (store.put(), store.put(retry=(1.0,)), store.put())]
+    schedule = damaged(store, "schedule")
+    verdicts = ("succeeded", "failed", "failed")
+    ended = [store.ended(fence, verdict) for fence, verdict in zip(fences, verdicts, strict=True)]
+    assert store.finish(*ended) == ["succeeded", "damaged", "failed"]
+    server.wait_for_log(f"finish of {fences[1].id} failed: ")
+    assert index(store, "running") == {fences[1].id}, "its lease goes on"
+    store.client.delete(schedule)
+    assert store.finish(*ended) == ["recorded", "scheduled", "recorded"]
+    assert index(store, "schedule") == {fences[1].id}
+    (queue,) = store.ask(functions.stats()).queues
+    assert (queue.scheduled, queue.running) == (1, 0)
+
+
+def test_a_release_that_its_queue_cannot_take_is_repeated(store: TimedStore) -> None:
+    tasks = [store.put(), store.put(queue="q"), store.put()]
+    fences = [store.take(queues=["default", "q"]) for _ in tasks]
+    fences.sort(key=lambda fence: tasks.index(fence.id))
+    ready = damaged(store, "ready:q")
+    assert store.release(*fences) == ["ready", "damaged", "ready"]
+    store.client.delete(ready)
+    assert store.release(*fences) == ["fenced", "ready", "fenced"]
+    assert index(store, "ready:q") == {tasks[1]}
+    assert index(store, "running") == set()
+
+
+def test_a_lease_that_cannot_be_renewed_is_not_given_away(store: TimedStore) -> None:
+    fences = [store.take() for _ in (store.put(), store.put())]
+    running = damaged(store, "running")
+    assert store.extend(*fences) == ["damaged", "damaged"]
+    store.client.delete(running)
+    assert store.extend(*fences) == ["ok", "ok"]
+    assert index(store, "running") == {fence.id for fence in fences}
+
+
+def test_others_are_handed_back_although_the_queue_of_one_cannot_take_it(store: TimedStore) -> None:
+    tasks = [store.put(), store.put(queue="q"), store.put()]
+    for _ in tasks:
+        store.take(queues=["default", "q"])
+    ready = damaged(store, "ready:q")
+    store.client.hset(f"{store.keys.prefix}held:w1", "no-task", "no fence")
+    store.extend()
+    assert index(store, "ready:default") == {tasks[0], tasks[2]}
+    store.client.delete(ready)
+    store.extend()
+    assert index(store, "ready:q") == {tasks[1]}
+    assert store.client.exists(f"{store.keys.prefix}held:w1") == 0
+
+
+def test_leases_are_renewed_although_the_index_of_the_worker_is_damaged(store: TimedStore) -> None:
+    store.put()
+    fence = store.take()
+    damaged(store, "held:w1")
+    assert store.extend(fence) == ["ok"]
+
+
+def test_an_index_of_ended_tasks_blocks_no_end(store: TimedStore) -> None:
+    store.put()
+    fence = store.take()
+    damaged(store, "finished:succeeded")
+    assert store.end(fence) == "succeeded"
+    assert store.state(fence.id) == "succeeded"
+    (queue,) = store.ask(functions.stats()).queues
+    assert (queue.running, queue.totals["succeeded"]) == (0, 1)
+
+
+def test_ends_are_counted_although_their_outputs_cannot_be_indexed(store: TimedStore) -> None:
+    store.put()
+    fence = store.take()
+    damaged(store, "outputs:until")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.finish(store.ended(fence, stdout=b"text"))
+    assert store.end(fence) == "recorded"
+    (queue,) = store.ask(functions.stats()).queues
+    assert (queue.running, queue.totals["succeeded"]) == (0, 1)
 
 
 def test_the_others_are_handed_back(store: TimedStore, damage: Damage) -> None:

@@ -50,6 +50,20 @@ def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
         assert [attempt.number for attempt in rig.get(task).attempts] == [1]
 
 
+def test_an_end_that_a_damaged_index_does_not_take_is_kept_and_repeated(own_rig: Rig) -> None:
+    rig = own_rig
+    rig.script("fail", "exit 1")
+    worker = rig.start(period=0.05)
+    schedule = f"{rig.store.keys.prefix}schedule"
+    rig.store.client.set(schedule, "not an index")
+    task = rig.put("fail", retry=(3600.0,))
+    worker.logged("finish=failed attempts=1 kind=damaged")
+    assert rig.store.ask(functions.states([task])) == ["running"]
+    rig.store.client.delete(schedule)
+    until(lambda: rig.get(task).state == "scheduled", "the retry")
+    assert [(attempt.number, attempt.exit_code) for attempt in rig.get(task).attempts] == [(1, 1)]
+
+
 def test_after_an_outage_it_claims_without_a_hint(own_rig: Rig) -> None:
     rig = own_rig
     rig.script("hello", "echo hello")

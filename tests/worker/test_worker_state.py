@@ -395,6 +395,23 @@ def test_a_task_may_be_claimed_again_while_its_fenced_attempt_is_being_stopped(s
     assert story.of(Finish)[0].ended[0].fence == second
 
 
+def test_a_lease_that_a_damaged_index_does_not_renew_stops_nothing_and_starts_nothing(story: Story) -> None:
+    (running,) = story.run("a")
+    story.claim()
+    story.claim_gives("b")
+    story.now_s += LEASE_S
+    assert story.spawn() == []  # stale
+    (extend,) = story.decide()
+    assert story.slots.extended(extend, ["damaged", "damaged"], story.now_s) == []
+    assert story.decide() == []
+    assert story.spawn() == []
+    story.slots.renew()
+    (extend,) = story.decide()
+    assert running in extend.held
+    story.slots.extended(extend, ["ok", "ok"], story.now_s)
+    assert [fence.id for fence in story.spawn()] == ["b"]
+
+
 def test_fenced_means_nothing_to_what_has_ended(story: Story) -> None:
     (fence,) = story.run("a")
     story.slots.renew()

@@ -11,7 +11,7 @@ Rules
   * Every function may be repeated: tasks are keyed by id, attempts by number and token.
   * TIME is read once per call. Due instants and leases are compared here only.
   * A call works on about 200 items at most (10,000 moves block the server for 100 ms); callers split longer lists.
-  * A record that was deleted or damaged from outside costs that task, never the other tasks of a call.
+  * A record or an index that was deleted or damaged from outside costs its own tasks, never the others of a call.
   * Numbers go into text with %.0f: `..` would round 16 digits to 14.
   * A redis.call costs about 5 us, whatever it does: read a hash in one call, write it in one call.
 

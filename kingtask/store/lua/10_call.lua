@@ -81,18 +81,22 @@ function fcall.settle(c)
     if int(c[field]) ~= before then add(sets, field, int(c[field])) end
   end
   if #sets > 0 then call('HSET', key.meta, unpack(sets)) end
-  for state in pairs(c.closed) do call('ZREMRANGEBYRANK', key.finished(state), 0, -FINISHED_CAP - 1) end
+  for state in pairs(c.closed) do redis.pcall('ZREMRANGEBYRANK', key.finished(state), 0, -FINISHED_CAP - 1) end
 end
 
 function fcall.publish(c, what, text) call('PUBLISH', key.channel(c.args.db, what), text) end
 
 function plans.read(packed)
   local name, start, retry, queue, priority, delay, keep, expires, on_lost = unpack(cmsgpack.unpack(packed))
-  return {
+  local plan = {
     packed = packed, name = name, start = start or 0, retry = retry or {},
     queue = (queue or '') == '' and 'default' or queue, priority = priority or 5, delay = delay or 0,
     keep = keep or 0, expires = expires or 0, fail_if_lost = on_lost == 1,
   }
+  -- A damaged plan must fail here, before the first write: a comparison raises an error unless both have one type.
+  if name >= '' and plan.queue >= '' and #plan.retry >= 0 and plan.start >= 0 and plan.priority >= 0
+    and plan.delay >= 0 and plan.keep >= 0 and plan.expires >= 0 then return plan end
+  error('the plan is damaged')
 end
 
 local START, RETRY, DELAY, EXPIRES = 2, 3, 6, 8
@@ -125,6 +129,23 @@ function fcall.each(index, ids, f)
       call('ZREM', index, id)
     end
   end
+end
+
+-- Calls f(c, row, extra) for each row {id, …} and returns the answers. An error of f costs its row only, which is
+-- answered 'damaged'. f finds damage of a record before its first write, so an index is damaged: the worker repeats the
+-- row until the index is repaired.
+function fcall.answer_each(c, what, rows, f, extra)
+  local answers = {}
+  for i, row in ipairs(rows) do
+    local ok, answer = pcall(f, c, row, extra)
+    if not ok then
+      local id = unpack(row)
+      redis.log(redis.LOG_WARNING, what .. ' of ' .. id .. ' failed: ' .. tostring(answer.err or answer))
+      answer = 'damaged'
+    end
+    answers[i] = answer
+  end
+  return answers
 end
 
 end

@@ -40,7 +40,8 @@ function moves.enter_ready(c, rows)
       adds = {}
       by_queue[plan.queue] = adds
     end
-    add(adds, task.place, id)
+    local n = #adds
+    adds[n + 1], adds[n + 2] = task.place, id
     if plan.expires > 0 then call('ZADD', key.expiry, int(plan.expires), id) end
   end
   for queue, adds in pairs(by_queue) do
@@ -80,8 +81,8 @@ function moves.enter_schedule(c, rows)
     if plan.expires > 0 then call('ZADD', key.expiry, int(plan.expires), id) end
     gained[plan.queue] = (gained[plan.queue] or 0) + 1
   end
-  for queue, n in pairs(gained) do counts.add(c, queue, 'scheduled', n) end
   call('ZADD', index, unpack(adds))
+  for queue, n in pairs(gained) do counts.add(c, queue, 'scheduled', n) end
 end
 
 -- Ends a task; `fields` of its last attempt are written with the rest. Returns for how many ms its record is kept.
@@ -98,11 +99,12 @@ function moves.close(c, task, to, reason, fields)
   end
   leave(c, task, to)
   c.live = c.live - 1
-  if owner then redis.pcall('ZREM', key.owned(owner), id) end  -- a damaged index must not block the end
+  -- By pcall: these two indexes limit and list tasks; if they are damaged, they must not block the end.
+  if owner then redis.pcall('ZREM', key.owned(owner), id) end
+  redis.pcall('ZADD', key.finished(to), c.now_text, id)
   if watched or owner or cancel or graced then call('HDEL', path, 'cancel', 'graced', 'watched', OWNER) end
   call('HSET', path, STATE, to, 'finished', c.now_text, 'reason', reason, unpack(fields))
   call('PEXPIRE', path, int(keep))
-  call('ZADD', key.finished(to), c.now_text, id)
   c.closed[to] = true
   counts.add(c, plan.queue, to, 1)
   if watched then fcall.publish(c, 'ended', id) end
@@ -123,11 +125,12 @@ function moves.brief_record(number, worker, started, ended, reason)
   return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
 end
 
--- A failed attempt with a retry left; `fields` are written with the rest.
+-- A failed attempt with a retry left; `fields` are written with the rest. The new index comes first: if it is damaged,
+-- the attempt stays as it was.
 function moves.retry(c, task, interval, reason, fields)
   task.due = c.now + interval
-  leave(c, task, 'scheduled')
   moves.enter_schedule(c, {task})
+  leave(c, task, 'scheduled')
   call('HSET', task.path, STATE, 'scheduled', 'reason', reason, unpack(fields))
   call('HDEL', task.path, 'graced')
   counts.add(c, task.plan.queue, 'retried', 1)
@@ -139,12 +142,14 @@ function moves.promote(c, task, due)
   call('HSET', task.path, STATE, 'ready', 'due', int(due))
 end
 
--- An attempt that was given back unstarted, or lost: to ready at its old place, without its fence.
+-- An attempt that was given back unstarted, or lost: to ready at its old place, without its fence. The new index comes
+-- first, as in retry.
 function moves.back_to_ready(c, task)
+  task.place = tonumber(task.place) or moves.next_place(c, task.plan)  -- a damaged place: the last one
+  moves.enter_ready(c, {task})
   leave(c, task, 'ready')
   call('HSET', task.path, STATE, 'ready')
   call('HDEL', task.path, 'token', 'graced')
-  moves.enter_ready(c, {task})
 end
 
 -- Notifies every broker of the queues that gained tasks.

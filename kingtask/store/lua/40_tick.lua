@@ -37,14 +37,14 @@ local function reap(c)
     local path = key.task(id)
     local packed, attempt, worker, claimed, place, watched, owner, cancel, graced = unpack(
       call('HMGET', path, PLAN, 'attempt', 'worker', 'claimed', 'place', 'watched', OWNER, 'cancel', 'graced'))
-    local plan, number = plans.read(packed), tonumber(attempt)
+    local plan, number = plans.read(packed), assert(tonumber(attempt), 'the attempt is damaged')
     if c.now < forgiven and tonumber(graced or 0) < MAX_GRACED then
       call('ZADD', key.running, int(forgiven), id)
       call('HINCRBY', path, 'graced', 1)
       return
     end
     local task = {
-      id = id, path = path, plan = plan, state = 'running', worker = worker, place = tonumber(place),
+      id = id, path = path, plan = plan, state = 'running', worker = worker, place = place,
       watched = watched, owner = owner, cancel = cancel, graced = graced,
     }
     moves.record_attempt(path, number, moves.brief_record(number, worker, tonumber(claimed), c.now, 'lost'))

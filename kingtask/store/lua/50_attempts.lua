@@ -10,11 +10,12 @@ local function read_held(id, number, token, ...)
   if ok then return state, plan, unpack(values, 5) end
 end
 
+-- What the worker was given: {{id, number, nth, token}, …}; a damaged entry has its id only.
 local function attempts_of(worker)
-  local attempts, all = {}, call('HGETALL', key.held(worker))
+  local attempts, all = {}, redis.pcall('HGETALL', key.held(worker))
   for i = 1, #all, 2 do
-    local id, number, claim, token = all[i], string.match(all[i + 1], '^(%d+):(%d+):(.*)$')
-    attempts[#attempts + 1] = {id = id, number = tonumber(number), claim = tonumber(claim), token = token}
+    local id, number, nth, token = all[i], string.match(all[i + 1], '^(%d+):(%d+):(.*)$')
+    attempts[#attempts + 1] = {id = id, number = tonumber(number), nth = tonumber(nth), token = token}
   end
   return attempts
 end
@@ -98,13 +99,9 @@ local function taken_before(c, token)
       local id, number = attempt.id, attempt.number
       local state, plan, spec, due, created, claimed =
         read_held(id, number, token, SPEC, 'due', CREATED, 'claimed')
-      if state then
-        due = plans.due(plan, due, created)
-        if spec and due and claimed then
-          granted[#granted + 1] = grant(id, number, plan, spec, due, tonumber(claimed))
-        end
-        renew(c, id)
-      end
+      due, claimed = state and plans.due(plan, due, created), tonumber(claimed)
+      if spec and due and claimed then granted[#granted + 1] = grant(id, number, plan, spec, due, claimed) end
+      if state then renew(c, id) end
     end
   end
   return granted
@@ -127,12 +124,13 @@ end
 register('claim', claim, 'allow-oom')  -- a full store is drained by claims
 
 -- Gives back an attempt that did not end by itself, uncounted: the task returns to its place, or is cancelled if a
--- client asked for that. `record`: absent, or the attempt's record. Returns the state of the task, or 'fenced'.
-local function give_back(c, id, number, token, record)
+-- client asked for that. row: {id, number, token, record (absent: a brief one)}. Returns the task's state, or 'fenced'.
+local function give_back(c, row)
+  local id, number, token, record = unpack(row)
   local state, plan, cancel, place, claimed = read_held(id, number, token, 'cancel', 'place', 'claimed')
   if state ~= 'running' then return 'fenced' end
   local worker, path = c.args.worker, key.task(id)
-  local task = {id = id, path = path, plan = plan, state = state, worker = worker, place = tonumber(place)}
+  local task = {id = id, path = path, plan = plan, state = state, worker = worker, place = place}
   record = record or moves.brief_record(number, worker, tonumber(claimed), c.now, 'released')
   moves.record_attempt(path, number, record)
   if cancel then
@@ -143,31 +141,34 @@ local function give_back(c, id, number, token, record)
   return 'ready'
 end
 
+-- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'.
+local function renew_one(c, row, known)
+  local id, number, token = unpack(row)
+  local state, _, cancel = read_held(id, number, token, 'cancel')
+  if state ~= 'running' then return 'fenced' end
+  known[id] = true
+  renew(c, id)
+  return cancel and 'cancel' or 'ok'
+end
+
 -- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, upto, keep, failed_keep}
 -- Renews what is held. Other attempts of the worker are given back uncounted: it does not know of them. Excepted are
 -- those of `claims`, which are under way, and those of claims after number `upto`, which were made after this call was
--- sent; it may come late. Returns {now_us, {'ok' | 'cancel' | 'fenced', …}}
+-- sent; it may come late. Returns {now_us, {'ok' | 'cancel' | 'fenced' | 'damaged', …}}
 local function extend(keys, args)
   local c = fcall.begin(keys, args)
   local a = c.args
-  local known, under_way, answers = {}, {}, {}
-  for i, row in ipairs(a.held) do
-    local id, number, token = unpack(row)
-    local state, _, cancel = read_held(id, number, token, 'cancel')
-    if state == 'running' then
-      known[id] = true
-      renew(c, id)
-      answers[i] = cancel and 'cancel' or 'ok'
-    else
-      answers[i] = 'fenced'
-    end
-  end
+  local known, under_way, unknown = {}, {}, {}
+  local answers = fcall.answer_each(c, 'extend', a.held, renew_one, known)
   for _, token in ipairs(a.claims) do under_way[token] = true end
   for _, attempt in ipairs(attempts_of(a.worker)) do
-    local id, number = attempt.id, attempt.number
-    if attempt.claim <= a.upto and not known[id] and not under_way[attempt.token] then
-      if give_back(c, id, number, attempt.token) == 'fenced' then call('HDEL', key.held(a.worker), id) end
+    if (attempt.nth or 0) <= a.upto and not known[attempt.id] and not under_way[attempt.token or ''] then
+      unknown[#unknown + 1] = {attempt.id, attempt.number, attempt.token}
     end
+  end
+  for i, answer in ipairs(fcall.answer_each(c, 'release', unknown, give_back)) do
+    local id = unpack(unknown[i])
+    if answer == 'fenced' then call('HDEL', key.held(a.worker), id) end
   end
   call('PEXPIRE', key.held(a.worker), HELD_TTL)
   if #a.heartbeat > 0 then peers.hear(c, 'workers', a.worker, a.heartbeat) end
@@ -193,9 +194,9 @@ local function finish_one(c, row, kept)
   }
   local fields, to = {moves.attempt_field(path, number), record}, 'succeeded'
   if verdict ~= 'succeeded' then
-    failures = tonumber(failures or 0) + 1
+    failures = (tonumber(failures) or 0) + 1
     add(fields, 'failures', int(failures))
-    local interval = verdict ~= 'final' and not cancel and plan.retry[failures]
+    local interval = verdict ~= 'final' and not cancel and tonumber(plan.retry[failures])
     if interval then
       moves.retry(c, task, interval, reason, fields)
       return 'scheduled'
@@ -211,15 +212,19 @@ local function finish_one(c, row, kept)
   return to
 end
 
--- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
--- token, nth}: claimed by the same call. Returns {now_us, {answer of finish_one, …}}, then tasks and more as of take.
-local function finish_all(c)
-  local answers, kept = {}, {}
-  for i, row in ipairs(c.args.ended) do answers[i] = finish_one(c, row, kept) end
+-- The rest of finish. If it fails, the ends are counted all the same; the worker repeats the call.
+local function keep_and_claim(c, kept)
   outputs.keep(c, kept)
   if c.max_kept then outputs.drop(c, c.max_kept) end  -- otherwise there was no tick yet
-  local ok, granted, more = true, nil, nil
-  if c.args.claim then ok, granted, more = pcall(take, c, c.args.claim) end
+  if c.args.claim then return take(c, c.args.claim) end
+end
+
+-- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
+-- token, nth}: claimed by the same call. Returns {now_us, {answer, …}}, then tasks and more as of take.
+local function finish_all(c)
+  local kept = {}
+  local answers = fcall.answer_each(c, 'finish', c.args.ended, finish_one, kept)
+  local ok, granted, more = pcall(keep_and_claim, c, kept)
   fcall.settle(c)
   moves.announce(c)
   if not ok then error(granted) end
@@ -242,14 +247,10 @@ end
 register('finish_cut', finish_cut, 'allow-oom')  -- outputs are short: a full store takes them, and is drained
 
 -- args {db, worker, keep, failed_keep, attempts = {{id, number, token, record}, …}}: given back, uncounted.
--- Returns {now_us, {'ready' | 'cancelled' | 'fenced', …}}
+-- Returns {now_us, {'ready' | 'cancelled' | 'fenced' | 'damaged', …}}
 local function release(keys, args)
   local c = fcall.begin(keys, args)
-  local answers = {}
-  for i, row in ipairs(c.args.attempts) do
-    local id, number, token, record = unpack(row)
-    answers[i] = give_back(c, id, number, token, record)
-  end
+  local answers = fcall.answer_each(c, 'release', c.args.attempts, give_back)
   fcall.settle(c)
   moves.wake(c)
   return {c.us, answers}
