@@ -68,18 +68,18 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
             return None
         case "conflict":
             return IdConflict(f"id: task {task_id} exists with other content; choose a new id", field="id")
-        case "full":
+        case "queue_full":
             why = "queue: the queue of this task is full; come back later"
             return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
-        case "queues":
+        case "too_many_queues":
             why = "queue: there are too many queues; use an existing one, or raise max_queues"
             return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
-        case "tasks":
+        case "too_many_tasks":
             return Busy(
                 "there are as many tasks as this installation takes (max_tasks); come back later",
                 retry_after_s=FULL_AGAIN_S,
             )
-        case "owned":
+        case "quota_exceeded":
             return Busy(
                 "as many tasks of this client are outstanding as it may have (max_outstanding of the broker's"
                 " permissions); come back when some have ended",

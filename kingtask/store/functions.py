@@ -46,14 +46,14 @@ class Fence(NamedTuple):
     token: bytes
 
 
-REFUSED = frozenset({"full", "queues", "tasks", "owned"})
-"""There are too many: in this queue, queues, in all, or of this client's."""
+REFUSED = frozenset({"queue_full", "too_many_queues", "too_many_tasks", "quota_exceeded"})
+"""Outcomes of `submit` and `requeue` with which nothing was stored."""
 
 
 class Submitted(NamedTuple):
     now_us: int
     outcomes: list[str]
-    """One each: ready, scheduled, exists or conflict; or one of REFUSED, and nothing of the task is stored."""
+    """One each: ready, scheduled, exists or conflict; or one of REFUSED."""
     ready: QueueGains
     due_ms: list[int]
 

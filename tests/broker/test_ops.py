@@ -48,9 +48,10 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
     ("outcome", "kind", "retryable", "stored"),
     [
         ("conflict", IdConflict, False, "no"),
-        ("full", Busy, True, "no"),
-        ("queues", Busy, True, "no"),
-        ("tasks", Busy, True, "no"),
+        ("queue_full", Busy, True, "no"),
+        ("too_many_queues", Busy, True, "no"),
+        ("too_many_tasks", Busy, True, "no"),
+        ("quota_exceeded", Busy, True, "no"),
         ("unconfirmed", NotConfirmed, True, "unknown"),
         ("??", RequestRefused, False, "unknown"),
     ],

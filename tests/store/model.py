@@ -318,7 +318,7 @@ class Model:
 
     def pause(self, queue: str, *, paused: bool) -> str:
         if queue not in self.queues and len(self.queues) >= self.policy.max_queues:
-            return "queues"
+            return "too_many_queues"
         self.queues[queue] = paused
         waiting = len(self.ready(queue))
         if not paused and waiting:
@@ -337,15 +337,15 @@ class Model:
 
     def _refusal(self, queue: str) -> str | None:
         if sum(task.state not in TERMINAL for task in self.tasks.values()) >= self.policy.max_tasks:
-            return "tasks"
+            return "too_many_tasks"
         if self.quota and sum(task.owner == self.quota.client for task in self.tasks.values()) >= self.quota.most:
-            return "owned"
+            return "quota_exceeded"
         if queue not in self.queues:
             if len(self.queues) >= self.policy.max_queues:
-                return "queues"
+                return "too_many_queues"
             self.queues[queue] = False
         waiting = sum(task.queue == queue for task in [*self._in(State.SCHEDULED), *self._in(State.READY)])
-        return "full" if waiting >= self.policy.max_queue_length else None
+        return "queue_full" if waiting >= self.policy.max_queue_length else None
 
     def _owner(self) -> str | None:
         return self.quota and self.quota.client

@@ -24,14 +24,14 @@ def meta(store: TimedStore, field: str) -> int:
 def test_as_many_tasks_as_may_be_refuse_more_in_every_queue_until_one_has_ended(store: TimedStore) -> None:
     store.policy = Policy(max_tasks=3)
     specs = [store.spec(), store.spec(queue="q", delay_s=1.0), store.spec(), store.spec(queue="r"), store.spec()]
-    assert store.submit(*specs).outcomes == ["ready", "scheduled", "ready", "tasks", "tasks"]
-    assert store.submit(*specs).outcomes == ["exists", "exists", "exists", "tasks", "tasks"]
+    assert store.submit(*specs).outcomes == ["ready", "scheduled", "ready", "too_many_tasks", "too_many_tasks"]
+    assert store.submit(*specs).outcomes == ["exists", "exists", "exists", "too_many_tasks", "too_many_tasks"]
     assert store.find(specs[3].id or "") is None
     assert {queue.name for queue in store.ask(functions.stats()).queues} == {"default", "q"}, "a refusal leaves no name"
     fence = store.take()
-    assert store.submit(specs[3]).outcomes == ["tasks"], "what runs lives"
+    assert store.submit(specs[3]).outcomes == ["too_many_tasks"], "what runs lives"
     store.end(fence)
-    assert store.submit(*specs[3:]).outcomes == ["ready", "tasks"]
+    assert store.submit(*specs[3:]).outcomes == ["ready", "too_many_tasks"]
 
 
 def test_a_requeue_is_refused_as_well_and_one_that_was_done_is_not(store: TimedStore) -> None:
@@ -39,7 +39,7 @@ def test_a_requeue_is_refused_as_well_and_one_that_was_done_is_not(store: TimedS
     store.cancel(old)
     store.policy = Policy(max_tasks=1)
     assert store.requeue(old, done) == ("ready", "default")
-    assert store.requeue(old, new) == ("tasks", "")
+    assert store.requeue(old, new) == ("too_many_tasks", "")
     assert store.requeue(old, done) == ("exists", "")
     store.cancel(done)
     assert store.requeue(old, new) == ("ready", "default")
@@ -55,14 +55,14 @@ def test_retries_releases_and_lost_attempts_are_never_refused(store: TimedStore)
         store.pass_ms(1000)
         store.tick()
     assert [store.state(task) for task in tasks] == ["ready", "ready", "ready"]
-    assert store.submit(store.spec()).outcomes == ["tasks"]
+    assert store.submit(store.spec()).outcomes == ["too_many_tasks"]
 
 
 def test_tasks_deleted_from_outside_do_not_fill_it_for_ever(store: TimedStore) -> None:
     store.policy = Policy(max_tasks=2)
     tasks = [store.put(), store.put()]
     store.client.delete(f"{store.keys.prefix}ready:default", *map(store.keys.task, tasks))
-    assert store.submit(store.spec()).outcomes == ["tasks"]
+    assert store.submit(store.spec()).outcomes == ["too_many_tasks"]
     store.tick(housekeep=True)
     assert store.submit(store.spec()).outcomes == ["ready"]
 
@@ -73,26 +73,26 @@ def test_tasks_deleted_from_outside_do_not_fill_it_for_ever(store: TimedStore) -
 def test_a_client_has_no_more_tasks_than_it_may_until_one_has_ended(store: TimedStore) -> None:
     store.quota = Quota("alice", 2)
     specs = [store.spec(), store.spec(delay_s=1.0), store.spec(queue="q"), store.spec()]
-    assert store.submit(*specs).outcomes == ["ready", "scheduled", "owned", "owned"]
-    assert store.submit(*specs).outcomes == ["exists", "exists", "owned", "owned"]
+    assert store.submit(*specs).outcomes == ["ready", "scheduled", "quota_exceeded", "quota_exceeded"]
+    assert store.submit(*specs).outcomes == ["exists", "exists", "quota_exceeded", "quota_exceeded"]
     assert {queue.name for queue in store.ask(functions.stats()).queues} == {"default"}, "a refusal leaves no name"
     store.quota = Quota("bob", 1)
     assert store.submit(store.spec()).outcomes == ["ready"], "another client's are not counted"
     store.quota = Quota("alice", 2)
     store.end(store.take())
-    assert store.submit(*specs[2:]).outcomes == ["ready", "owned"]
+    assert store.submit(*specs[2:]).outcomes == ["ready", "quota_exceeded"]
 
 
 def test_a_retry_is_the_same_task_and_a_requeue_is_another(store: TimedStore) -> None:
     store.quota = Quota("alice", 1)
     task, again = store.put(retry=(0.0,)), store.new_id()
     assert store.end(store.take(), "failed") == "scheduled"
-    assert store.submit(store.spec()).outcomes == ["owned"]
+    assert store.submit(store.spec()).outcomes == ["quota_exceeded"]
     store.tick()
     assert store.end(store.take(), "failed") == "failed"
     assert store.requeue(task, again) == ("ready", "default")
     assert store.requeue(task, again) == ("exists", "")
-    assert store.requeue(task) == ("owned", "")
+    assert store.requeue(task) == ("quota_exceeded", "")
     store.cancel(again)
     assert store.requeue(task) == ("ready", "default")
 
@@ -101,7 +101,7 @@ def test_a_clients_tasks_deleted_from_outside_are_not_counted_for_ever(store: Ti
     store.quota = Quota("alice", 3)
     tasks = [store.put(), store.put(), store.put()]
     store.client.delete(*map(store.keys.task, tasks[1:]))
-    assert store.submit(store.spec(), store.spec(), store.spec()).outcomes == ["ready", "ready", "owned"]
+    assert store.submit(store.spec(), store.spec(), store.spec()).outcomes == ["ready", "ready", "quota_exceeded"]
     keyspace.remove(store.client, store.keys)  # two living tasks went uncounted
 
 
@@ -128,7 +128,7 @@ def test_who_had_no_limit_is_counted_from_the_first_task_on_that_has_one(store: 
     store.put()
     store.cancel(counted)
     store.quota = Quota("alice", 1)
-    assert store.submit(store.spec(), store.spec()).outcomes == ["ready", "owned"]
+    assert store.submit(store.spec(), store.spec()).outcomes == ["ready", "quota_exceeded"]
 
 
 # ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────

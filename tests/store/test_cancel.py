@@ -87,7 +87,7 @@ def test_a_queue_may_be_paused_before_its_first_task(store: TimedStore) -> None:
 def test_pausing_makes_no_more_names_than_allowed(store: TimedStore) -> None:
     store.policy = Policy(max_queues=1)
     store.put()
-    assert store.pause("another") == "queues"
+    assert store.pause("another") == "too_many_queues"
     assert store.pause("default") == "ok"
 
 

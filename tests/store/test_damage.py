@@ -99,7 +99,7 @@ def test_an_index_of_a_clients_tasks_that_is_none_costs_that_client(store: Timed
     _overwrite(store, f"{store.keys.prefix}owned:alice")
     tasks = [(store.new_id(), quota) for quota in (bob, alice, None, bob)]
     prepared = [functions.prepare(task, store.spec(id=task), quota) for task, quota in tasks]
-    assert store.ask(functions.submit(store.policy, prepared)).outcomes == ["ready", "owned", "ready", "ready"]
+    assert store.ask(functions.submit(store.policy, prepared)).outcomes == ["ready", "quota_exceeded", "ready", "ready"]
     assert store.end(store.take()) == "succeeded"
     assert store.state(running) == "succeeded"
 

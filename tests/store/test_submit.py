@@ -122,22 +122,22 @@ def test_only_so_many_queues(store: TimedStore) -> None:
     store.policy = Policy(max_queues=2)
     one, two, three, again = (store.spec(queue=name) for name in ("one", "two", "three", "one"))
     submitted = store.submit(one, two, three, again)
-    assert submitted.outcomes == ["ready", "ready", "queues", "ready"]
+    assert submitted.outcomes == ["ready", "ready", "too_many_queues", "ready"]
     assert sorted(submitted.ready) == [("one", 2), ("two", 1)]
     assert store.find(three.id or "") is None
-    assert store.submit(three).outcomes == ["queues"]
+    assert store.submit(three).outcomes == ["too_many_queues"]
     assert store.submit(one).outcomes == ["exists"]
 
 
 def test_a_full_queue_refuses_and_recovers(store: TimedStore) -> None:
     store.policy = Policy(max_queue_length=3)
     specs = [store.spec(), store.spec(delay_s=1.0), store.spec(), store.spec(), store.spec(delay_s=1.0)]
-    assert store.submit(*specs).outcomes == ["ready", "scheduled", "ready", "full", "full"]
-    assert store.submit(*specs).outcomes == ["exists", "exists", "exists", "full", "full"]
+    assert store.submit(*specs).outcomes == ["ready", "scheduled", "ready", "queue_full", "queue_full"]
+    assert store.submit(*specs).outcomes == ["exists", "exists", "exists", "queue_full", "queue_full"]
     assert store.submit(store.spec(queue="other")).outcomes == ["ready"]
     assert store.find(specs[3].id or "") is None
     store.take()  # what runs no longer waits
-    assert store.submit(*specs[3:]).outcomes == ["ready", "full"]
+    assert store.submit(*specs[3:]).outcomes == ["ready", "queue_full"]
     assert store.cancel(specs[1].id or "") == "scheduled"
     assert store.submit(specs[4]).outcomes == ["scheduled"]
 

@@ -60,11 +60,11 @@ end
 -- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
 -- quota: absent, or {client, how many tasks it may have that have not ended}
 function tasks.admit(c, plan, quota)
-  if c.live >= c.args.max_tasks then return 'tasks' end
-  if quota and owner_of(c, unpack(quota)).left <= 0 then return 'owned' end
+  if c.live >= c.args.max_tasks then return 'too_many_tasks' end
+  if quota and owner_of(c, unpack(quota)).left <= 0 then return 'quota_exceeded' end
   local room = room_in(c, plan.queue)
-  if not room then return 'queues' end
-  if room <= 0 then return 'full' end
+  if not room then return 'too_many_queues' end
+  if room <= 0 then return 'queue_full' end
 end
 
 -- Creates an admitted task {id, path, plan, spec, quota}; returns its state. `fields`: absent, or more fields of its

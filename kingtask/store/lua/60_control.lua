@@ -18,11 +18,11 @@ local function cancel(keys, args)
 end
 register('cancel', cancel, 'allow-oom')  -- it drains
 
--- args {db, queue, paused, max_queues}. Returns 'ok' or 'queues'.
+-- args {db, queue, paused, max_queues}. Returns 'ok' or 'too_many_queues'.
 local function pause(keys, args)
   local c = fcall.begin(keys, args)
   local queue, paused = c.args.queue, c.args.paused == 1
-  if not tasks.know_queue(c, queue) then return 'queues' end
+  if not tasks.know_queue(c, queue) then return 'too_many_queues' end
   call('HSET', key.queues, queue, paused and '1' or '0')
   local n = paused and 0 or call('ZCARD', key.ready(queue))
   if n > 0 then fcall.publish(c, 'ready', queue .. ' ' .. int(n)) end
