@@ -159,3 +159,18 @@ def test_a_task_as_large_as_may_be_arrives_whole(store: TimedStore) -> None:
     assert store.get(task).args == args
     (claimed,) = store.claim()
     assert codec.unpack_spec(claimed.spec).stdin == bytes(range(256)) * 4096
+
+
+def test_a_batch_looks_for_its_ids_once_and_enters_each_index_once(store: TimedStore) -> None:
+    store.put()
+    store.put(queue="q")
+    specs = [store.spec(queue=queue, delay_s=delay_s) for queue in ("default", "q") for delay_s in (0.0, 5.0)] * 20
+    specs = [with_id(spec, id=store.new_id()) for spec in specs]
+    store.client.config_resetstat()
+    store.submit(*specs)
+    stats = store.client.info("commandstats")
+    used = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    assert used["exists"] == 1
+    assert used["zadd"] == len(("ready:default", "ready:q", "schedule"))
+    assert used["hset"] == len(specs) + len(("counts:default", "counts:q", "meta"))
+    assert sum(used.values()) < len(specs) + 30
