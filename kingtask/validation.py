@@ -32,18 +32,6 @@ def convert(value: Any, kind: type[T], place: str = "") -> T:
         raise _explain(str(error), value, kind, place) from None
 
 
-def describe(kind: Any) -> str:
-    """What a value of a type may be, in words: `an array of at most 64 entries, each a number from 0 to 2,592,000`."""
-    shape = _bare(_shape(kind))
-    match shape:
-        case inspect.VarTupleType() | inspect.ListType() if not isinstance(shape.item_type, inspect.AnyType):
-            return f"{_words(shape)}, each {_words(shape.item_type)}"
-        case inspect.DictType() if not isinstance(shape.value_type, inspect.AnyType):
-            return f"{_words(shape)}, each {_words(shape.value_type)}"
-        case _:
-            return _words(shape)
-
-
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar name, or None."""
     close = get_close_matches(name[:SHOWN], list(names), n=1, cutoff=0.6)
@@ -77,7 +65,7 @@ def _many(n: int, one: str, many: str) -> str:
 def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
     """Describe msgspec's error: its text gives the path, the types give the rest."""
     where = _WHERE.search(text)
-    shape, path = _bare(_shape(kind)), place
+    shape, path = bare(shape_of(kind)), place
     for name, index in _PATH.findall(where["path"]) if where else ():
         step = _step(value, shape, name, index)
         if step is None:
@@ -90,7 +78,7 @@ def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
         for key in value:
             if not isinstance(key, str):
                 return _refusal(path, f"expected strings as keys, got {show(key)}")
-    return _refusal(path, f"expected {_words(shape)}, got {show(value)}")
+    return _refusal(path, f"expected {words(shape)}, got {show(value)}")
 
 
 _WHERE = re.compile(r" - at `(?:key` in `)?\$(?P<path>[^`]*)`\Z")
@@ -103,11 +91,11 @@ def _step(value: Any, shape: inspect.Type, name: str, index: str) -> tuple[str, 
         case inspect.StructType() if name and isinstance(value, dict) and name in value:
             for field in shape.fields:
                 if field.encode_name == name:
-                    return name, value[name], _bare(field.type)
+                    return name, value[name], bare(field.type)
         case inspect.VarTupleType() | inspect.ListType() if index.isdigit() and int(index) < len(value):
-            return f"[{index}]", value[int(index)], _bare(shape.item_type)
+            return f"[{index}]", value[int(index)], bare(shape.item_type)
         case inspect.DictType() if index == "...":  # msgspec does not say which entry: the first that is wrong
-            inner = _bare(shape.value_type)
+            inner = bare(shape.value_type)
             for key, item in value.items():
                 if not isinstance(item, _PYTHON_TYPES.get(type(inner), object)):
                     return f"[{show(key)}]", item, inner
@@ -129,7 +117,7 @@ def _explain_fields(value: dict[Any, Any], shape: inspect.StructType, path: str)
     for field in shape.fields:
         if field.required and field.encode_name not in value:
             return _refusal(_under(path, field.encode_name), "this field is required")
-    return _refusal(path, f"expected {_words(shape)}")
+    return _refusal(path, f"expected {words(shape)}")
 
 
 def _under(path: str, name: str) -> str:
@@ -141,11 +129,11 @@ def _refusal(path: str, message: str) -> InvalidRequest:
 
 
 @cache
-def _shape(kind: Any) -> inspect.Type:
+def shape_of(kind: Any) -> inspect.Type:
     return inspect.type_info(kind)
 
 
-def _bare(shape: inspect.Type) -> inspect.Type:
+def bare(shape: inspect.Type) -> inspect.Type:
     """Return the type without "or nil"."""
     if isinstance(shape, inspect.UnionType):
         others = [one for one in shape.types if not isinstance(one, inspect.NoneType)]
@@ -153,10 +141,10 @@ def _bare(shape: inspect.Type) -> inspect.Type:
     return shape
 
 
-def _words(shape: inspect.Type) -> str:
+def words(shape: inspect.Type) -> str:
     match shape:
         case inspect.Metadata():
-            return (shape.extra_json_schema or {}).get("description") or _words(shape.type)
+            return (shape.extra_json_schema or {}).get("description") or words(shape.type)
         case inspect.IntType():
             return "an integer" + _between(shape.ge, shape.le)
         case inspect.FloatType():
@@ -176,7 +164,7 @@ def _words(shape: inspect.Type) -> str:
         case inspect.EnumType():
             return "one of " + ", ".join(str(member.value) for member in shape.cls)
         case inspect.UnionType():
-            return " or ".join(_words(one) for one in shape.types if not isinstance(one, inspect.NoneType))
+            return " or ".join(words(one) for one in shape.types if not isinstance(one, inspect.NoneType))
         case _:
             return "a map"
 

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 PLAN, SPEC, STATE, CREATED, OWNER = "p", "s", "t", "c", "o"
 """Fields of a task's hash whose names have one letter, as in the library: of ten million tasks each letter is 10 MB."""
-
-KEY_PATTERNS = {
-    "task": re.compile(r"task:[0-9a-f-]{36}"),
-    "schedule": re.compile(r"schedule"),
-    "ready": re.compile(r"ready:[^{}:]+"),
-    "running": re.compile(r"running"),
-    "expiry": re.compile(r"expiry"),
-    "owned": re.compile(r"owned:[^{}:]+"),
-    "held": re.compile(r"held:[^{}:]+"),
-    "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
-    "outputs": re.compile(r"outputs:(ended|until)"),
-    "queues": re.compile(r"queues"),
-    "counts": re.compile(r"counts:[^{}:]+"),
-    "workers": re.compile(r"workers(:seen)?"),
-    "brokers": re.compile(r"brokers(:seen)?"),
-    "meta": re.compile(r"meta"),
-}
-"""Every kind of key there is, behind the prefix; the tests walk the keyspace and know no other."""
 
 
 @dataclass(frozen=True, slots=True)

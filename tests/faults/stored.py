@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from kingtask.states import TERMINAL
-from kingtask.store.keys import KEY_PATTERNS
 from tests.faults.history import Key
 from tests.faults.story import Story
 from tests.faults.view import View
+from tests.store.key_patterns import KEY_PATTERNS
 
 WITH_TTL = frozenset({"held"})
 BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta owned".split())

@@ -18,7 +18,8 @@ import redis
 from kingtask.policy import Policy
 from kingtask.states import TERMINAL
 from kingtask.store import codec
-from kingtask.store.keys import KEY_PATTERNS, Keys
+from kingtask.store.keys import Keys
+from tests.store.key_patterns import KEY_PATTERNS
 
 LIVING = {"scheduled", "ready", "running"}
 FINISHED_CAP = 10_000

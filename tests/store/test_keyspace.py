@@ -9,8 +9,8 @@ import pytest
 
 from kingtask.policy import Policy
 from kingtask.store.functions import Quota
-from kingtask.store.keys import KEY_PATTERNS
 from tests.store import keyspace
+from tests.store.key_patterns import KEY_PATTERNS
 from tests.store.syncstore import START_MS, TimedStore
 
 LIMITS = Policy(max_queues=9, max_tasks=9, max_result_bytes=99)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from kingtask import protocol
+from msgspec import inspect
+
+from kingtask import protocol, validation
 
 PAGE = Path(protocol.__file__).with_name("PROTOCOL.md")
 TEXT = PAGE.read_text("utf-8")
@@ -42,3 +45,15 @@ def documented(text: str, title: str = "field") -> dict[str, Row]:
     rows = tables(text).get(title, [])
     assert len({row[0] for row in rows}) == len(rows)
     return {row[0]: row[1:] for row in rows}
+
+
+def describe(kind: Any) -> str:
+    """Describe the values of a type, as PROTOCOL.md does."""
+    shape = validation.bare(validation.shape_of(kind))
+    match shape:
+        case inspect.VarTupleType() | inspect.ListType() if not isinstance(shape.item_type, inspect.AnyType):
+            return f"{validation.words(shape)}, each {validation.words(shape.item_type)}"
+        case inspect.DictType() if not isinstance(shape.value_type, inspect.AnyType):
+            return f"{validation.words(shape)}, each {validation.words(shape.value_type)}"
+        case _:
+            return validation.words(shape)

@@ -15,8 +15,7 @@ from kingtask.result import Attempt, Result
 from kingtask.states import State
 from kingtask.store import codec
 from kingtask.task import TaskSpec
-from kingtask.validation import describe
-from tests.unit.page import TEXT, documented, section
+from tests.unit.page import TEXT, describe, documented, section
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> str:

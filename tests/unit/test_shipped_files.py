@@ -12,8 +12,8 @@ import redis
 import yaml
 
 from kingtask.config import BrokerConfig, WorkerConfig, load_broker, load_worker
-from kingtask.validation import describe
 from tests.servers import binary, die_with_parent
+from tests.unit.page import describe
 
 TOP = Path(__file__).parents[2]
 KINDS: dict[str, type[BrokerConfig | WorkerConfig]] = {"broker": BrokerConfig, "worker": WorkerConfig}
