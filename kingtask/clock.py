@@ -39,6 +39,33 @@ def duration_ms(seconds: float) -> int:
     return ceil(round(seconds * 1000, 3))
 
 
+class Backoff:
+    """Pauses in seconds that double each time, from `first` up to `longest`."""
+
+    __slots__ = ("_first", "_longest", "_times")
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = first
+        self._longest = longest
+        self._times = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if `next` was not called since the last `reset`."""
+        return self._times == 0
+
+    def after(self, times: int) -> float:
+        """The pause that follows so many others."""
+        return min(self._longest, self._first * 2.0 ** min(times, 64))
+
+    def next(self) -> float:
+        self._times += 1
+        return self.after(self._times - 1)
+
+    def reset(self) -> None:
+        self._times = 0
+
+
 class ServerClock:
     """An estimate of Redis's clock that is never ahead of it.
 

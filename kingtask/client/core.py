@@ -21,6 +21,7 @@ from math import inf
 
 from kingtask import protocol
 from kingtask.client.call import WRITES, Call, CallStage, Reply, asked_rest_s, no_answer
+from kingtask.clock import Backoff
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
 PATIENCE_S = 1.0
@@ -173,7 +174,7 @@ class Core:
         self._up_by = inf
         self._failures += 1
         self._index = (self._index + 1) % len(self._endpoints)
-        rest = _doubled(RECONNECT_S, (self._failures - 1) // len(self._endpoints), LONGEST_RECONNECT_S)
+        rest = Backoff(RECONNECT_S, LONGEST_RECONNECT_S).after((self._failures - 1) // len(self._endpoints))
         self._open_at = now + rest * (0.5 + 0.5 * self._random())
         sent = sorted(
             (call for call in self._calls.values() if call.stage is CallStage.SENT), key=lambda call: -call.rid
@@ -271,7 +272,7 @@ class Core:
             return  # a refusal of an earlier try; the next one is decided already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
             call.trouble_at, call.refusals = now, 0
-        rest = max(_doubled(REST_S, call.refusals, LONGEST_REST_S), asked_rest_s(error))
+        rest = max(Backoff(REST_S, LONGEST_REST_S).after(call.refusals), asked_rest_s(error))
         again_at = now + rest * (1 + 0.25 * self._random())
         if again_at >= min(call.hard, call.trouble_at + call.silence_s):
             self._finish(call, error=error)
@@ -315,8 +316,4 @@ class Core:
     def _patience(self, tries: int) -> float:
         rounds = tries // len(self._endpoints)
         spread = 1 + 0.25 * self._random() if rounds else 1.0
-        return _doubled(PATIENCE_S, rounds, LONGEST_PATIENCE_S) * spread
-
-
-def _doubled(first: float, times: int, longest: float) -> float:
-    return min(longest, first * 2.0 ** min(times, 16))
+        return Backoff(PATIENCE_S, LONGEST_PATIENCE_S).after(rounds) * spread

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask import clock
-from kingtask.clock import ServerClock, duration_ms, start_ms
+from kingtask.clock import Backoff, ServerClock, duration_ms, start_ms
 from kingtask.task import LATEST_S
 
 UNTIL_2106_US = 2**32 * 1_000_000
@@ -38,6 +38,19 @@ def test_no_instant_is_early_by_what_a_clock_can_tell_nor_late_by_more_than_a_mi
 )
 def test_a_duration_is_never_cut_short(seconds: float, ms: int):
     assert duration_ms(seconds) == ms
+
+
+def test_backoff_doubles_up_to_its_longest_pause_and_starts_again_after_a_reset():
+    backoff = Backoff(0.5, 3.0)
+    assert backoff.is_fresh
+    assert [backoff.next() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+    assert not backoff.is_fresh
+    backoff.reset()
+    assert (backoff.is_fresh, backoff.next()) == (True, 0.5)
+
+
+def test_backoff_after_many_pauses_does_not_overflow():
+    assert [Backoff(0.001, 60.0).after(times) for times in (0, 3, 10_000)] == [0.001, 0.008, 60.0]
 
 
 # ── Redis's clock seen from here ─────────────────────────────────────────────────────────────────────────────────────

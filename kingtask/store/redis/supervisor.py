@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kingtask.clock import Backoff
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
@@ -170,13 +171,12 @@ class SupervisedConnection:
         asyncio.get_running_loop().call_later(self._purpose.timeout_s / 2, ping)
 
     async def _keep_up(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while True:
             if self._connection is not None:
-                pause_s = FIRST_PAUSE_S
+                pause.reset()
                 await self._lost.wait()
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause.next() * random.uniform(0.5, 1.0))
             try:
                 await self._connect()
             except (StoreError, ConfigurationError) as error:
