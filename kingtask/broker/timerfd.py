@@ -9,24 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import selectors
 from typing import Any
 
-_CLOCK_MONOTONIC = 1  # clock_gettime(2)
-_LIBC = ctypes.CDLL(None, use_errno=True)  # os.timerfd_create is there since Python 3.13
-
-
-class _Timer(ctypes.Structure):
-    """struct itimerspec: again after, first after; both in seconds and nanoseconds."""
-
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("value_s", ctypes.c_long),
-        ("value_ns", ctypes.c_long),
-    )
+from kingtask import linux
 
 
 class TimerfdSelector(selectors.EpollSelector):
@@ -34,10 +21,11 @@ class TimerfdSelector(selectors.EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._timer = _LIBC.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._timer < 0:
+        try:
+            self._timer = linux.timerfd_create()
+        except OSError:
             super().close()
-            raise OSError(ctypes.get_errno(), f"timerfd_create: {os.strerror(ctypes.get_errno())}")
+            raise
         self.register(self._timer, selectors.EVENT_READ, (None, None))
 
     @classmethod
@@ -47,8 +35,7 @@ class TimerfdSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, Any]]:
         if timeout is not None and timeout > 0:
-            seconds, ns = divmod(max(1, round(timeout * 1e9)), 1_000_000_000)  # 0 would stop it
-            _LIBC.timerfd_settime(self._timer, 0, ctypes.byref(_Timer(0, 0, seconds, ns)), None)
+            linux.timerfd_start(self._timer, round(timeout * 1e9))
         ready = super().select(timeout)
         if any(key.fd == self._timer for key, _ in ready):
             with contextlib.suppress(BlockingIOError):

@@ -7,7 +7,6 @@ which then stops them in the right order. Spawn from the main thread: the death 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
@@ -19,9 +18,9 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO
 
+from kingtask import linux
 from kingtask.clock import monotonic_s
 
-PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILLED_WITHIN_S = 10.0
 
@@ -57,7 +56,6 @@ class Tree:
         self._wake_r, self._wake_w = socket.socketpair()
         self._signals = 0
         self._previous: dict[signal.Signals, object] = {}
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def __enter__(self) -> Tree:
         for end in (self._wake_r, self._wake_w):
@@ -93,10 +91,9 @@ class Tree:
     ) -> int:
         """Start a child and return its process id; `output` takes its stdout and stderr instead of ours."""
         parent = os.getpid()
-        set_death_signal = self._libc.prctl
 
         def tie_to_parent() -> None:
-            set_death_signal(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            linux.set_death_signal(signal.SIGKILL)
             if os.getppid() != parent:  # it died before the line above
                 os.kill(os.getpid(), signal.SIGKILL)
 

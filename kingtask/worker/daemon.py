@@ -12,13 +12,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from kingtask import failpoint, openfiles
+from kingtask import failpoint, linux, openfiles
 from kingtask import log as logs
 from kingtask.config import Reload, WorkerConfig
 from kingtask.config.settings import MAX_CONCURRENCY
 from kingtask.errors import ConfigurationError
 from kingtask.systemd import Notifier
-from kingtask.worker import privileges
 from kingtask.worker.reap.cgroup import Cgroup
 from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
@@ -41,7 +40,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     reset_signals()
     failpoint.warn(log)
     if config.run_as is None:
-        privileges.keep_to_itself()
+        linux.clear_ambient_capabilities()
     raise_open_files(config.concurrency)
     if not PROC.exists():
         log.warning(

@@ -119,8 +119,8 @@ def test_without_another_user_it_lends_none_of_them_either() -> None:
     rights = "+setuid,+dac_override"  # the latter so that it can be where this interpreter is
     as_user = ["/usr/bin/setpriv", f"--reuid={own}", f"--regid={own}", "--clear-groups"]
     script = (
-        "import os, sys; from kingtask.worker import privileges\n"
-        "privileges.keep_to_itself(); print(privileges.missing(['SETUID']), flush=True)\n"
+        "import os, sys; from kingtask import linux\n"
+        "linux.clear_ambient_capabilities(); print(linux.missing_capabilities(['SETUID']), flush=True)\n"
         "os.execv('/bin/grep', ['grep', '-h', '^Cap[PEA]', '/proc/self/status'])"
     )
     command = [*as_user, f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable, "-c", script]

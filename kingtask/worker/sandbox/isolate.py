@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
+from kingtask import linux
 from kingtask.config import WorkerConfig
 from kingtask.config.sandbox_settings import Limits, UnixIdentity
 from kingtask.errors import ConfigurationError
 from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.spawn import Manner
-from kingtask.worker.privileges import missing
 from kingtask.worker.sandbox.scratch import PrivateDirs
 
 SEARCHED = "/usr/bin:/bin:/usr/sbin:/sbin"
@@ -166,7 +166,7 @@ def _check_rights(config: WorkerConfig) -> None:
         ("run_as", NEEDED),
         ("private_dir", NEEDED_FOR_DIRS if config.private_dir is not None else ()),
     ):
-        lacking = missing(capabilities)
+        lacking = linux.missing_capabilities(capabilities)
         if lacking:
             raise ConfigurationError(
                 f"{key}: with run_as the worker needs {' '.join(lacking)}: start it as root, or give it these"
