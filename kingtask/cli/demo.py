@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kingtask import procfs
 from kingtask.cli import console
 from kingtask.cli.exit import Exit
 from kingtask.clock import monotonic_s, wall_s
@@ -147,12 +148,11 @@ def _cut_off(result: Result) -> tuple[bool, str]:
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process is there and not just unburied: nobody may ask for the status of an orphan in a container."""
+    """Whether a process exists and is no zombie: in a container nobody may reap an orphan."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        return procfs.stat(int(pid))[procfs.STATE] not in (b"Z", b"X")
     except OSError:
         return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def _display(cases: list[Case]) -> Lines | Live:

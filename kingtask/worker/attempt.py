@@ -128,7 +128,7 @@ class RunningAttempt:
         except Shortage as error:
             self._on_shortage(self._fence, f"this host could not start a process: {error}")
         except Unwatched as error:
-            self._at.children.look()
+            self._at.children.scan()
             why = f"this host could not watch what it had started, and killed it: {error}"
             if self._claimed.fail_if_lost:
                 self._fail(AttemptOutcome("final", "interrupted", why))

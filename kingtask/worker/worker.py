@@ -204,7 +204,7 @@ class Worker:
         self._flush()
 
     def _look(self) -> None:
-        self._children.look()
+        self._children.scan()
         self._slots.look()
         self._flush()
 

@@ -228,7 +228,7 @@ class Worker:
     def guard(self) -> int:
         """The process that watches over it, once it has its name."""
         return until(
-            lambda: next((pid for pid in self.children() if name_of(pid) == "kingtask-guard"), 0),
+            lambda: next((pid for pid in self.children() if name_of(pid) == "kingtask-reaper"), 0),
             f"a guard: {self.log}",
         )
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from kingtask.worker.reap.orphans import _environment as environment
-from kingtask.worker.reap.orphans import children_by_search
 from tests.processes import alive, until
 from tests.worker.rig import Rig, Worker
 
@@ -126,23 +123,6 @@ def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig
     assert len(worker.children()) == 2
 
 
-def test_a_process_in_the_middle_of_its_exec_is_never_taken_for_one_that_hides_where_it_belongs() -> None:
-    """It has no environment for some microseconds: such an orphan was left alone by a worker with strangers below."""
-    with subprocess.Popen(
-        ["/bin/sh", "-c", 'exec /bin/sh -c "$0" "$0"', 'exec /bin/sh -c "$0" "$0"'], env={"MARK": "1"}
-    ) as it:
-        try:
-            unknown = 0
-            for _ in range(20_000):
-                try:
-                    assert b"MARK=1" in environment(it.pid)
-                except BlockingIOError:
-                    unknown += 1
-            assert unknown > 0, "it was never seen in the middle"
-        finally:
-            it.kill()
-
-
 def test_what_was_there_before_the_worker_is_none_of_its_business(rig: Rig) -> None:
     """It has a child from before its exec, whose own orphans become the worker's children, too."""
     stranger = (
@@ -178,14 +158,6 @@ def test_nothing_of_a_running_attempt_outlives_a_worker_that_gives_up(rig: Rig) 
     below = until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), "its child")
     worker.kill()
     until(lambda: not alive(pid) and not alive(int(below[0])), "the end of what it ran")
-
-
-def test_the_search_finds_what_the_list_says() -> None:
-    with subprocess.Popen(["sleep", "300"]) as child:
-        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        assert children_by_search() == sorted(map(int, listed))
-        assert child.pid in children_by_search()
-        child.kill()
 
 
 NAMED = f"""#!{sys.executable} -IS

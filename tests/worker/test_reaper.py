@@ -1,28 +1,69 @@
-"""The worker's end of its guard."""
+"""The worker's side of its reaper, and the process groups that both know. With workers: test_stopping.py."""
 
 from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from kingtask.worker.reap import reaper_process
-from kingtask.worker.reap.reaper import Reaper
+from kingtask.worker.reap.reaper import Groups, Reaper
+from tests.processes import alive, name_of, until
 
 
-def test_a_guardian_that_is_gone_is_told_once(
+def test_a_missing_program_of_the_reaper_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = Reaper("w", 1)
+    reaper = Reaper("w", 1)
     try:
-        guard.check()
+        reaper.check()
         assert not caplog.records
         with monkeypatch.context() as upgraded:
-            upgraded.setattr(reaper_process, "__file__", "/gone/guardian.py")
-            guard.check()
-            guard.check()
+            upgraded.setattr(reaper_process, "__file__", "/gone/reaper_process.py")
+            reaper.check()
+            reaper.check()
         assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-            "reaper=unusable missing=/gone/guardian.py"
+            "reaper=unusable missing=/gone/reaper_process.py"
         ]
-        guard.check()
+        reaper.check()
         assert len(caplog.records) == 1
     finally:
-        guard.close()
+        reaper.close()
+
+
+@pytest.mark.parametrize("scratch", [False, True], ids=["shell", "program"])
+def test_the_reaper_kills_running_groups_when_its_pipe_ends(tmp_path: Path, scratch: bool) -> None:
+    reaper = Reaper("w", 1, scratch=str(tmp_path / "scratch") if scratch else "")
+    until(lambda: name_of(reaper.pid) == "kingtask-reaper", "its name")
+    (tmp_path / "scratch").mkdir()
+    attempt = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    reaper.groups.add(attempt.pid)
+    os.close(reaper._writing)
+    assert attempt.wait(30) == -signal.SIGKILL
+    assert reaper._process.wait(30) == 0
+    until(lambda: (tmp_path / "scratch").exists() != scratch, "the end of the scratch directory")
+    os.close(reaper._reading)
+    reaper.groups.close()
+
+
+def test_the_reaper_kills_nothing_when_its_worker_ends_in_order() -> None:
+    reaper = Reaper("w", 1)
+    with subprocess.Popen(["sleep", "300"], start_new_session=True) as attempt:
+        reaper.groups.add(attempt.pid)
+        reaper.close()
+        assert reaper._process.returncode == 0
+        assert alive(attempt.pid)
+        attempt.kill()
+
+
+def test_groups_reuse_the_slots_that_became_free() -> None:
+    groups = Groups(2)
+    first, second = groups.add(11), groups.add(12)
+    assert sorted(groups._table) == [11, 12]
+    groups.remove(first)
+    assert groups.add(13) == first
+    assert groups._table[second] == 12
+    groups.close()

@@ -211,7 +211,7 @@ def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
     guard = worker.guard
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(guard, number)
-    assert Path(f"/proc/{guard}/comm").read_text() == "kingtask-guard\n"
+    assert Path(f"/proc/{guard}/comm").read_text() == "kingtask-reaper\n"
     assert os.getsid(guard) == guard
     worker.kill()
     until(lambda: not alive(pid), "the end of the program")

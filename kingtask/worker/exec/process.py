@@ -19,6 +19,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
+from kingtask import procfs
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.spawn import Spawned
@@ -135,9 +136,7 @@ class Process:
         """It sleeps in the kernel, or something traces it: its own descendants could, from outside of its group."""
         leader = self._popen.pid
         log.warning("attempt=not_gone pid=%d: KILL has not ended it (ps says D: in the kernel, t: traced)", leader)
-        below = reaper_process.descendants([leader])
-        for each in below:
-            reaper_process.kill(each, lambda pid: reaper_process.facts(pid)[1] == below[pid])
+        reaper_process.kill_all(procfs.descendants([leader]))
         pause_s = min(2 * pause_s, LAST_INSIST_S)
         self._grace = self._loop.call_later(pause_s, self._insist, pause_s)
 
@@ -176,7 +175,7 @@ class Process:
     def _cut_off(self) -> None:
         self.left_behind = True
         self._kill_group()
-        self._children.over(self._popen.pid)
+        self._children.end(self._popen.pid)
         self._grace = self._loop.call_later(SETTLE_S, self._give_up)
 
     def _give_up(self) -> None:
@@ -192,12 +191,12 @@ class Process:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if pause_s == FIRST_PAUSE_S:
                 log.warning("attempt=traced pid=%d: it has ended; waiting until its tracer has taken note of it", pid)
-            self._children.over(pid)  # a tracer that it had started is killed, wherever it went
+            self._children.end(pid)  # a tracer that it had started is killed, wherever it went
             self._grace = self._loop.call_later(pause_s, self._end, min(2 * pause_s, LAST_PAUSE_S))
             return
         self._children.remove(pid)
         _, status, usage = os.wait4(pid, os.WNOHANG)
-        self._children.look()
+        self._children.scan()
         self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
         self.peak_bytes = usage.ru_maxrss * 1024
         os.close(self._pidfd)

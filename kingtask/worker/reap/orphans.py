@@ -1,142 +1,128 @@
-"""All processes below this worker: those that it started, and those that became its children when their parent ended.
+"""Finds and kills the processes that attempts leave behind, whatever session, group or environment they chose.
 
-The worker is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): a process whose parent ends becomes its child, whatever
-session, group and environment it has made for itself. So one number says whether an attempt left anything behind: the
-worker has as many children as attempts run, and the guard. To ask takes 2 µs. The number of a child is not given to
-another process before the worker has reaped it, so that no signal can go astray.
+The worker is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): when the parent of a process below it ends, the worker
+becomes the parent. So a count tells whether anything was left behind: the worker has one child for each running
+attempt, and the reaper. The count takes 2 µs. The kernel does not reuse the pid of a child before the worker reaps it,
+so no signal can hit another process.
 
-An orphan may be a helper of an attempt that still runs; its environment or its session says of which. One that hides
-both belongs to an attempt that ran when it was started: it is killed once none of these runs any more.
+An orphan may be a helper of a running attempt: its environment or its session names the attempt. An orphan that hides
+both may belong to any attempt that ran when the orphan was started, and is killed once none of these attempts runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+from kingtask import linux, procfs
+from kingtask.clock import Backoff
 from kingtask.worker.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
 from kingtask.worker.reap.reaper import Groups, Reaper
 
 log = logging.getLogger("kingtask.worker")
 
-PR_SET_CHILD_SUBREAPER = 36
 LIST_BYTES = 4_096
-"""What one read of the list gives at most (a page); an answer shorter than that by one number was the last."""
-FIRST_PAUSE_S = 0.002
-"""Between killing orphans and looking whether they are gone and left others; doubled each time up to LAST_PAUSE_S."""
-LAST_PAUSE_S = 1.0
-START_CODE, ENV_START, ENV_END = 23, 47, 48
-"""Places in what `_stat` gives: addresses. execve(2) sets the first as the last of them; it is 0 until then."""
-LAST_PASSES = 250
-"""When the worker ends."""
+"""One read of the list of children gives at most a page; one that is shorter by a pid or more was the last."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 1.0
+"""Between a kill and the next scan, which reaps the killed process and finds its children; doubled each time."""
+LAST_SCANS = 250
+"""At the end of the worker, FIRST_PAUSE_S apart."""
 
 
 @dataclass(slots=True, eq=False)
 class _Leader:
     """The first process of an attempt."""
 
-    place: int
+    index: int
     task_id: str
     number: int
     over: bool = False
 
 
 class Orphans:
-    """Process groups are entered into `groups`, for the guard."""
+    """Also enters each attempt's process group into `groups`, for the reaper."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, worker: str, groups: Groups, uids: frozenset[int] = frozenset()
     ) -> None:
-        """`uids`: of users that attempts run as and the worker does not: an orphan of theirs belongs to an attempt."""
+        """`uids`: users of attempts only, not of the worker: an orphan with such a user belongs to an attempt."""
         self._loop = loop
         self._uids = uids
-        self._worker = worker
+        self._mark = f"{WORKER_MARK}={worker}".encode()
         self._groups = groups
-        self._guard: Reaper | None = None
+        self._reaper: Reaper | None = None
         self._leaders: dict[int, _Leader] = {}
         self._list = -1
         self._alone = False
+        # Of orphans that were examined and not killed: the attempt that they belong to, and those of other users.
         self._owners: dict[int, _Leader] = {}
-        """Of orphans that were seen and left alone."""
         self._spared: set[int] = set()
-        self._chase: asyncio.TimerHandle | None = None
-        self._pause_s = FIRST_PAUSE_S
+        self._rescan: asyncio.TimerHandle | None = None
+        self._pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
-    def adopt(self, guard: Reaper) -> None:
-        """Become the parent of orphans, and kill those that attempts leave.
+    def adopt(self, reaper: Reaper) -> None:
+        """Become the parent of orphans; from now on `scan` kills those whose attempt is over.
 
-        Orphans that say nothing of where they belong are left alone if they may be others': in a process that has other
-        children from before its exec, or is the first of a container.
+        Orphans that hide their attempt are spared if they may be somebody else's: in a process that has other children
+        from before its exec, or is the first process of a container.
         """
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:  # unknown to this kernel, or refused by its jailer
-            why = os.strerror(ctypes.get_errno())
-            log.warning("orphans=lost error=%r: what leaves its session may outlive its attempt", why)
+        try:
+            linux.become_subreaper()
+        except OSError as error:  # an old kernel, or a sandbox that refuses it
+            log.warning("orphans=lost error=%r: what leaves its session may outlive its attempt", error.strerror)
             return
         with contextlib.suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
             self._list = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
-        self._guard = guard
-        self._alone = os.getpid() != 1 and self._listed() == [guard.pid]
+        self._reaper = reaper
+        self._alone = os.getpid() != 1 and self._children() == [reaper.pid]
 
     def close(self) -> None:
-        """Have nothing left, unless attempts run: those are the guard's."""
-        for _ in range(LAST_PASSES):
-            self.look()
-            if self._leaders or self._chase is None:
+        """Kill every orphan; while attempts still run, that is left to the reaper. Blocks for at most 0.5 s."""
+        for _ in range(LAST_SCANS):
+            self.scan()
+            if self._leaders or self._rescan is None:
                 break
             time.sleep(FIRST_PAUSE_S)
-        if self._chase is not None:
-            self._chase.cancel()
+        if self._rescan is not None:
+            self._rescan.cancel()
         if self._list >= 0:
             os.close(self._list)
             self._list = -1
-        self._guard = None
+        self._reaper = None
 
     # ── attempts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, pid: int, task_id: str, number: int) -> None:
-        """An attempt's first process, which is the leader of its group, has been started."""
+        """Register the first process of an attempt, the leader of its group."""
         self._leaders[pid] = _Leader(self._groups.add(pid), task_id, number)
 
-    def over(self, pid: int) -> None:
-        """It has ended, though nobody reaped it yet: what else is left of the attempt is to be killed."""
+    def end(self, pid: int) -> None:
+        """Kill what is left of the attempt: its leader has exited, though it is not reaped yet."""
         self._leaders[pid].over = True
-        self.look()
+        self.scan()
 
     def remove(self, pid: int) -> None:
-        """To be called before it is reaped, and `look` after that."""
+        """Call this before the leader is reaped, and `scan` after that."""
         leader = self._leaders.pop(pid)
         leader.over = True
-        self._groups.remove(leader.place)
+        self._groups.remove(leader.index)
 
     # ── orphans ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def look(self) -> None:
-        """Reap orphans that have ended and kill those whose attempt is over. To be called now and then, too."""
-        if self._guard is None:
+    def scan(self) -> None:
+        """Reap orphans that have exited, and kill those whose attempt is over. Call this every `period`, too."""
+        if self._reaper is None:
             return
-        if self._list >= 0 and self._chase is None:
+        if self._list >= 0 and self._rescan is None:
             listed = os.pread(self._list, LIST_BYTES, 0)
             if listed.count(b" ") == len(self._leaders) + 1:
                 return
-        self._sort([pid for pid in self._listed() if pid not in self._leaders and pid != self._guard.pid])
-
-    def _listed(self) -> list[int]:
-        if self._list < 0:
-            return children_by_search()
-        found = part = os.pread(self._list, LIST_BYTES, 0)
-        while len(part) > LIST_BYTES - 16:
-            part = os.pread(self._list, LIST_BYTES, len(found))
-            found += part
-        return [int(pid) for pid in found.split()]
-
-    def _sort(self, orphans: list[int]) -> None:
+        orphans = [pid for pid in self._children() if pid not in self._leaders and pid != self._reaper.pid]
         left = [pid for pid in orphans if not _reaped(pid)]
         self._owners = {pid: self._owners[pid] for pid in left if pid in self._owners}
         self._spared.intersection_update(left)
@@ -144,57 +130,54 @@ class Orphans:
         for pid in left:
             try:
                 again |= pid not in self._spared and self._is_left_behind(pid) and self._kill(pid)
-            except OSError:  # it ends at this moment, and is to be reaped; or it becomes another program
+            except OSError:  # it is exiting, or in its execve
                 again = True
-        if self._chase is not None:
-            self._chase.cancel()
-            self._chase = None
+        if self._rescan is not None:
+            self._rescan.cancel()
+            self._rescan = None
         if again:
-            self._chase = self._loop.call_later(self._pause_s, self.look)
-            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+            self._rescan = self._loop.call_later(self._pause.next(), self.scan)
         else:
-            self._pause_s = FIRST_PAUSE_S
+            self._pause.reset()
+
+    def _children(self) -> list[int]:
+        if self._list < 0:
+            return procfs.children()
+        found = part = os.pread(self._list, LIST_BYTES, 0)
+        while len(part) > LIST_BYTES - 16:
+            part = os.pread(self._list, LIST_BYTES, len(found))
+            found += part
+        return [int(pid) for pid in found.split()]
 
     def _is_left_behind(self, pid: int) -> bool:
         owner = self._owners.get(pid)
         if owner is None:
-            session, started = _facts(pid)
-            marks = _environment(pid)
-            if f"{WORKER_MARK}={self._worker}".encode() in marks:
-                owner = next((one for one in self._leaders.values() if _marked(marks, one)), None)
+            session, started = procfs.session_and_start(pid)
+            environment = procfs.environment(pid)
+            if self._mark in environment:
+                owner = next((leader for leader in self._leaders.values() if _names(environment, leader)), None)
                 if owner is None:
                     return True
             elif session in self._leaders:
                 owner = self._leaders[session]
-            elif self._alone or _uid(pid) in self._uids:
-                running = [leader for leader, one in self._leaders.items() if not one.over]
-                return not any(_facts(leader)[1] <= started for leader in running)
+            elif self._alone or procfs.real_uid(pid) in self._uids:
+                running = [pid for pid, leader in self._leaders.items() if not leader.over]
+                return not any(procfs.session_and_start(leader)[1] <= started for leader in running)
             else:
                 return False
             self._owners[pid] = owner
         return owner.over
 
     def _kill(self, pid: int) -> bool:
-        if self._pause_s == FIRST_PAUSE_S:
-            log.warning("orphan=killed pid=%d name=%r: its attempt is over", pid, _name(pid))
+        if self._pause.is_fresh:
+            log.warning("orphan=killed pid=%d name=%r: its attempt is over", pid, procfs.name(pid))
         try:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
-            log.warning("orphan=left pid=%d name=%r: it runs as another user", pid, _name(pid))
+            log.warning("orphan=left pid=%d name=%r: it runs as another user", pid, procfs.name(pid))
             self._spared.add(pid)
             return False
         return True
-
-
-def children_by_search() -> list[int]:
-    """The children of this process, found among all processes."""
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if int(_stat(int(name))[1]) == os.getpid():
-                    found.append(int(name))
-    return found
 
 
 def _reaped(pid: int) -> bool:
@@ -204,51 +187,6 @@ def _reaped(pid: int) -> bool:
         return True
 
 
-def _marked(environment: list[bytes], leader: _Leader) -> bool:
-    return (
-        f"{TASK_MARK}={leader.task_id}".encode() in environment
-        and f"{ATTEMPT_MARK}={leader.number}".encode() in environment
-    )
-
-
-def _stat(pid: int) -> list[bytes]:
-    """proc_pid_stat(5), from the third field: state, ppid, pgrp, session, …"""
-    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as in guardian.py
-        return file.read().rpartition(b")")[2].split()
-
-
-def _facts(pid: int) -> tuple[int, int]:
-    """Its session, and when it was started, in clock ticks."""
-    stat = _stat(pid)
-    return int(stat[3]), int(stat[19])
-
-
-def _uid(pid: int) -> int:
-    """Its real user (proc_pid_status(5)): who becomes another by a setuid program is still told by it."""
-    with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
-
-
-def _environment(pid: int) -> list[bytes]:
-    """What it was started with; nothing if it is another user's, or hides it.
-
-    In the middle of its execve(2) it has none yet, and is not known: BlockingIOError.
-    """
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
-            text = file.read()
-    except PermissionError:
-        return []
-    if not text:
-        stat = _stat(pid)
-        if stat[START_CODE] == b"0" or stat[ENV_START] != stat[ENV_END]:
-            raise BlockingIOError(f"process {pid} is becoming another program")
-    return text.split(b"\0")
-
-
-def _name(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:  # noqa: PTH123
-            return file.read().removesuffix(b"\n").decode("utf-8", "backslashreplace")  # it may have any bytes
-    except OSError:
-        return ""
+def _names(environment: list[bytes], leader: _Leader) -> bool:
+    task_id, number = f"{TASK_MARK}={leader.task_id}".encode(), f"{ATTEMPT_MARK}={leader.number}".encode()
+    return task_id in environment and number in environment

@@ -1,11 +1,12 @@
-"""A second process that outlives a killed worker just long enough to kill what the worker was running (`guardian`).
+"""The worker's side of its reaper: a second process that outlives a killed worker and kills what it was running.
 
-It has a session of its own, is deaf to what stops the worker, and waits for the end of a pipe of which only the worker
-has the writing end: a shell of 1 MB, which becomes the guardian when there is something to do. Both share a table of
-the process groups that run now, one number a slot: to write it takes no system call and wakes nobody.
+The reaper has a session of its own, ignores the signals that stop a worker, and waits for the end of a pipe to which
+only the worker can write. It is a shell of 1 MB that executes `reaper_process` when there is something to do; with
+scratch directories it is `reaper_process` from the start. Worker and reaper share a table of the running process
+groups, one number a slot: a write takes no system call and wakes nobody.
 
-The table does not know of a child that was started in the worker's last moments, nor of a process that left its group.
-Those are found as descendants of what is in the table, or by their environment, which names the worker.
+The table misses a child that was started in the worker's last moments, and a process that left its group. The reaper
+finds those as descendants of the groups, or by their environment, which names the worker.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from kingtask.worker.environment import WORKER_MARK
 from kingtask.worker.reap import reaper_process
@@ -23,18 +25,18 @@ from kingtask.worker.reap import reaper_process
 log = logging.getLogger("kingtask.worker")
 
 SHELL = "/bin/sh"
-WAIT = """
+WAIT = f"""
 trap '' INT TERM HUP QUIT USR1 USR2
-printf kingtask-guard > /proc/self/comm
+printf {reaper_process.NAME} > /proc/self/comm
 read -r order && exit
 exec "$@"
 """
 QUIT_S = 2.0
-"""For it to go; it needs a millisecond, unless it is stopped."""
+"""For the reaper to end; it needs a millisecond, unless it is stopped."""
 
 
 class Groups:
-    """The process groups that run now, at most `slots`, in memory that another process may read."""
+    """The running process groups, at most `slots`, in memory that another process can read."""
 
     def __init__(self, slots: int) -> None:
         self.fd = os.memfd_create("kingtask-groups", os.MFD_CLOEXEC)
@@ -44,15 +46,15 @@ class Groups:
         self._free = list(range(slots))
 
     def add(self, group: int) -> int:
-        """Returns the group's place, for `remove`."""
-        place = self._free.pop()
-        self._table[place] = group
-        return place
+        """Return the index of the group, for `remove`."""
+        index = self._free.pop()
+        self._table[index] = group
+        return index
 
-    def remove(self, place: int) -> None:
-        """To be called before the group's leader is reaped: after that the number may be another group's."""
-        self._table[place] = 0
-        self._free.append(place)
+    def remove(self, index: int) -> None:
+        """Call this before the group's leader is reaped: after that the number may be another group's."""
+        self._table[index] = 0
+        self._free.append(index)
 
     def close(self) -> None:
         self._table.release()
@@ -61,16 +63,14 @@ class Groups:
 
 
 class Reaper:
-    """The worker's end of it. `close` is for a worker that ends in order; else its end alone does what is needed."""
+    """A running reaper process. `close` ends it without a kill; the worker's death without `close` starts the kill."""
 
-    def __init__(self, worker: str, slots: int, cgroup: str = "", private: str = "") -> None:
-        """`cgroup`: of the worker, to be ended with it; `private`: the directory to be removed with it."""
-        self._worker = worker
-        self._cgroup = cgroup
-        self._private = private
-        self._helpless = False
+    def __init__(self, worker: str, slots: int, cgroup: str = "", scratch: str = "") -> None:
+        """`cgroup`: the worker's, killed with it; `scratch`: the directory that is removed with it. Raises OSError."""
+        self._arguments = (f"{WORKER_MARK}={worker}", cgroup, scratch)
+        self._unusable = False
         self.groups = Groups(slots)
-        # The reading end is kept, too: for the next guard, should this one be lost.
+        # Keep the reading end, too: a replacement of a lost reaper reads from it.
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writing, False)
         self._process = self._start()
@@ -80,12 +80,12 @@ class Reaper:
         return self._process.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [
-            *(sys.executable, "-I", "-S", reaper_process.__file__),
-            *(f"{WORKER_MARK}={self._worker}", str(self.groups.fd), self._cgroup, self._private),
-        ]
-        if not self._private and os.access(SHELL, os.X_OK):  # else there is something to remove after each attempt
-            command = [SHELL, "-c", WAIT, "kingtask-guard", *command]
+        mark, cgroup, scratch = self._arguments
+        package = str(Path(reaper_process.__file__).parents[3])
+        python = (sys.executable, "-I", "-S", "-c", reaper_process.START, package)
+        command = [*python, mark, str(self.groups.fd), cgroup, scratch]
+        if not scratch and os.access(SHELL, os.X_OK):
+            command = [SHELL, "-c", WAIT, reaper_process.NAME, *command]
         return subprocess.Popen(
             command,
             stdin=self._reading,
@@ -96,31 +96,31 @@ class Reaper:
         )
 
     def check(self) -> None:
-        """Start another guard if this one is gone; tell if it lacks what it needs. To be called now and then."""
+        """Replace a lost reaper; log a missing program file once. Call this every few seconds."""
         missing = next((path for path in (sys.executable, reaper_process.__file__) if not os.access(path, os.R_OK)), "")
-        if missing and not self._helpless:
+        if missing and not self._unusable:
             log.error("reaper=unusable missing=%s: restart this worker, or what it runs may outlive it", missing)
-        self._helpless = missing != ""
+        self._unusable = missing != ""
         status = self._process.poll()
         if status is not None:
             log.error("reaper=lost status=%d: starting another", status)
             try:
                 self._process = self._start()
-            except OSError as error:  # this host is short of something; the next check tries again
+            except OSError as error:  # out of processes or memory; the next check tries again
                 log.warning("reaper=missing error=%r: trying again", str(error))
 
     def remove(self, path: str) -> None:
-        """Have it remove this tree, some time soon; at the worker's end, if it cannot keep up."""
+        """Have the reaper remove this tree in the background, at the worker's end if the pipe is full."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._writing, os.fsencode(path) + b"\0")
 
     def close(self) -> None:
-        """Let the guard go without killing anything."""
+        """End the reaper; it kills nothing."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self._writing, b"\0\n")  # for either of them
+            os.write(self._writing, b"\0\n")  # the NUL for the program, the newline for the shell
         try:
             self._process.wait(QUIT_S)
-        except subprocess.TimeoutExpired:  # stopped, perhaps; it must not go on later and find the pipe at its end
+        except subprocess.TimeoutExpired:  # it is stopped, and must not continue later at the end of the pipe
             self._process.kill()
             self._process.wait()
         os.close(self._writing)
