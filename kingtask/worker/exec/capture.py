@@ -1,4 +1,4 @@
-"""What a program writes, kept within a bound: the first half and the last half of it, and the true size."""
+"""Keeps a bounded part of a program's output, the beginning and the end, and its true size."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from kingtask.result import head_bytes
 
 
 class Capture:
-    """Bytes as they come, at most `limit` of them kept: all if they fit, else a head and a tail of half the limit each.
+    """Keeps everything up to `limit` bytes; of more, a head and a tail of half the limit each.
 
-    Holds at most 1.5 × `limit` bytes at any time, however much is written.
+    Holds at most 1.5 × `limit` bytes at any time.
     """
 
     __slots__ = ("_head", "_head_limit", "_limit", "_tail", "_tail_limit", "size")
@@ -41,7 +41,7 @@ class Capture:
             self._drop_old()
 
     def kept(self) -> bytes:
-        """What is kept, head and tail joined; `size` tells whether something is missing between them."""
+        """Head and tail joined; if `size` is larger, bytes between them are missing."""
         if len(self._tail) > self._tail_limit:
             self._drop_old()
         return self._head + self._tail if self._tail else self._head
@@ -51,7 +51,7 @@ class Capture:
 
 
 def shorten(data: bytes, limit: int) -> bytes:
-    """What a Capture of that limit would have kept of `data`."""
+    """The part of `data` that a Capture with this limit keeps."""
     if len(data) <= limit:
         return data
     head = head_bytes(limit)

@@ -1,12 +1,12 @@
-"""Which file a task's name means: NAME under the first directory of `bin_path` that has it.
+"""Finds the file of a task's name: NAME under the first directory of `bin_path` that has it.
 
-Directories are resolved for every attempt, so `bin_path` may be a link that a deployment turns over (`current`). What a
-name resolves to must lie under one of the directories; `..`, absolute names and links that lead out are refused. The
-check guards against names and forgotten links, not against those who can write to `bin_path`: they decide what is run.
+Directories are resolved for every attempt, so `bin_path` may be a link that a deployment switches (`current`). The
+resolved file must lie under one of the directories: `..`, absolute names and links that lead out are refused. This
+guards against names and forgotten links, not against users who can write to `bin_path`: they decide what is run.
 
-What is executed is a path, which may name another file by then than the one that was looked at. To execute a held
-descriptor would not do: a script is given its path by the kernel, and a program would have the descriptor's number for
-a name in `ps`. So the path is looked at again right after the start (`leads_out`).
+The path that is executed may by then name another file than the one that was checked. A held descriptor cannot be
+executed instead: the kernel gives a script its path, and `ps` would show the descriptor's number as the name of a
+program. So `leads_out` checks the path again right after the start.
 """
 
 # Once per attempt, and os.path costs a third of what pathlib does (15 µs against 45 µs):
@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from kingtask.task import NAME_PATTERN
 
 SHORTAGE = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""This host is out of processes, descriptors or memory: no fault of the task."""
+"""The host is out of processes, descriptors or memory: not the task's fault."""
 
 _NAME = re.compile(NAME_PATTERN)
 
 
 class Unusable(Exception):
-    """There is no such executable, or it may not be run. `reason` is that of the failed attempt."""
+    """The executable does not exist or may not be run. `reason` becomes the reason of the failed attempt."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -37,11 +37,11 @@ class Unusable(Exception):
 
 
 class Shortage(Exception):
-    """The host cannot start a process now; the attempt is given back."""
+    """The host cannot start a process now; the attempt is released."""
 
 
 def find(name: str, directories: Sequence[str]) -> str:
-    """The path to execute. Raises Unusable (`missing`, `not_executable`) with a message for people, or Shortage."""
+    """Return the path to execute. Raises Unusable (`missing`, `not_executable`) or Shortage."""
     if not _NAME.match(name):
         raise Unusable("not_executable", f"{name[:200]!r} is not the name of an executable under bin_path")
     for directory in directories:
@@ -49,7 +49,7 @@ def find(name: str, directories: Sequence[str]) -> str:
         try:
             root = os.path.realpath(directory, strict=True)
             path = f"{root}/{name}"
-            real, entry = _look(path, name)
+            real, entry = _stat(path, name)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.islink(path):
                 raise Unusable("missing", f"{path} is a link to nothing") from None
@@ -64,7 +64,7 @@ def find(name: str, directories: Sequence[str]) -> str:
             kind = "a directory" if stat.S_ISDIR(entry.st_mode) else "not a regular file"
             raise Unusable("not_executable", f"{path} is {kind}")
         if entry.st_mode & (stat.S_ISUID | stat.S_ISGID):
-            raise Unusable("not_executable", f"{path} runs as another user (setuid), whom the worker could not stop")
+            raise Unusable("not_executable", f"{path} runs as another user (setuid); the worker could not stop it")
         if not os.access(path, os.X_OK):
             raise Unusable("not_executable", f"{path} may not be executed by this worker: chmod +x?")
         return path
@@ -73,15 +73,15 @@ def find(name: str, directories: Sequence[str]) -> str:
 
 
 def leads_out(path: str, name: str, directories: Sequence[str]) -> bool:
-    """True if what stands at a path that `find` gave has been exchanged for something outside of bin_path."""
+    """True if a path that `find` returned leads out of bin_path by now."""
     try:
-        return not _lies_below(_look(path, name)[0], path.removesuffix(f"/{name}"), directories)
-    except OSError:  # gone, which is no harm
+        return not _lies_below(_stat(path, name)[0], path.removesuffix(f"/{name}"), directories)
+    except OSError:  # it is gone: nothing that leads out
         return False
 
 
-def _look(path: str, name: str) -> tuple[str, os.stat_result]:
-    """The real path of what stands there, and its kind: both of one and the same file."""
+def _stat(path: str, name: str) -> tuple[str, os.stat_result]:
+    """The real path of a file and its stat, both of the same file."""
     if "/" not in name and not stat.S_ISLNK((entry := os.lstat(path)).st_mode):
         return path, entry
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

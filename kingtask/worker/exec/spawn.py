@@ -1,7 +1,7 @@
-"""Starting a program: one process in a session of its own, its output in two pipes, its end in a pidfd.
+"""Starts a program: a process in a session of its own, with two pipes for its output and a pidfd for its exit.
 
-`subprocess.Popen` without `preexec_fn` forks by vfork: 0.12 ms of this process's CPU and no copy of its memory. It
-returns after the exec, so its exception is the kernel's answer to execve(2), and the process group exists.
+`subprocess.Popen` without `preexec_fn` uses vfork: 0.12 ms of this process's CPU and no copy of its memory. It returns
+after the exec, so its exception is the kernel's answer to execve(2), and the process group exists.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kingtask.worker.exec.executable import SHORTAGE, Shortage, Unusable
 
 
 class TextBusy(Exception):
-    """The file is being written (ETXTBSY): worth trying again in a moment."""
+    """The file is open for writing (ETXTBSY): retry in a moment."""
 
 
 class Unwatched(Exception):
-    """It was started, but the host is short of what it takes to watch it: it was killed at once."""
+    """The program was started and killed at once: the host had no descriptor left to watch it."""
 
 
 class Spawned(NamedTuple):
@@ -38,14 +38,14 @@ class Spawned(NamedTuple):
 
 
 class Manner(NamedTuple):
-    """How it is executed."""
+    """How a program is executed."""
 
     before: Sequence[str] = ()
-    """The words of a command that executes what follows it."""
+    """A command line that executes the words behind it."""
     umask: int = -1
-    """−1: as it is here."""
+    """−1: inherited."""
     owner: tuple[int, int] | None = None
-    """User and group that `before` changes to. They are given the outputs, so that /dev/stderr can be opened."""
+    """User and group that `before` changes to. They become owners of the pipes, so that /dev/stderr can be opened."""
 
 
 PLAIN = Manner()
@@ -59,9 +59,9 @@ def spawn(
     work_dir: str | None = None,
     manner: Manner = PLAIN,
 ) -> Spawned:
-    """Execute `path`. `stdin` is a descriptor for the child's standard input; all other descriptors stay here.
+    """Execute `path` with the descriptor `stdin` as standard input; the child inherits no other descriptor.
 
-    Blocks until the exec (some 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched; then nothing is left behind.
+    Blocks until the exec (about 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched, having left nothing behind.
     """
     before = manner.before
     out_read = out_write = err_read = err_write = -1
@@ -75,7 +75,7 @@ def spawn(
             _refuse_text(path)
         if manner.owner is not None:
             for fd in (out_write, err_write):
-                with contextlib.suppress(PermissionError):  # without CAP_CHOWN they serve all the same
+                with contextlib.suppress(PermissionError):  # without CAP_CHOWN: only /dev/stderr cannot be opened
                     os.fchown(fd, *manner.owner)
         popen = subprocess.Popen(
             [*[word.encode() for word in before], os.fsencode(path), *[arg.encode() for arg in args]],
@@ -96,7 +96,7 @@ def spawn(
             raise TextBusy(f"{path} is being written") from None
         if error.errno in SHORTAGE:
             raise Shortage(error.strerror) from None
-        if work_dir is not None and error.filename == work_dir:  # this host's, not the task's
+        if work_dir is not None and error.filename == work_dir:  # the fault of this host, not of the task
             raise Shortage(f"work_dir {work_dir}: {error.strerror}") from None
         if before and error.errno not in (errno.E2BIG, errno.ENOEXEC):  # likewise
             raise Shortage(f"{before[0]}: {error.strerror}") from None
@@ -110,10 +110,7 @@ def spawn(
 
 
 def input_file(data: bytes) -> int:
-    """A descriptor that reads as `data`: a file in memory, so that nothing has to be fed and no write can block.
-
-    Raises Shortage.
-    """
+    """Return a descriptor from which `data` can be read: a file in memory, so no write can block. Raises Shortage."""
     try:
         fd = os.memfd_create("kingtask-stdin", os.MFD_CLOEXEC)
     except OSError as error:
@@ -130,7 +127,7 @@ def input_file(data: bytes) -> int:
 
 
 def _watch(popen: subprocess.Popen[bytes]) -> int:
-    """The pidfd of a child that has just started. Raises Unwatched, the child being gone."""
+    """Return the pidfd of a new child. Raises Unwatched after killing the child."""
     try:
         return os.pidfd_open(popen.pid)
     except OSError as error:
@@ -139,7 +136,7 @@ def _watch(popen: subprocess.Popen[bytes]) -> int:
 
 
 def kill(popen: subprocess.Popen[bytes]) -> None:
-    """KILL a child that has just started, and its group, and reap it."""
+    """KILL a new child with its group, and reap it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(popen.pid, signal.SIGKILL)
     popen.wait()
@@ -162,11 +159,11 @@ def _unusable(path: str, error: OSError) -> Unusable:
 
 
 def _refuse_text(path: str) -> None:
-    """Refuse, as the kernel does, what the programs of `before` would give to sh (execvp(3))."""
+    """Refuse, as the kernel does, a text without #!: the programs of `before` would have sh run it (execvp(3))."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             head = file.read(128)
-    except OSError:  # a program need not be readable
+    except OSError:  # an executable need not be readable
         return
     if not head.startswith(b"#!") and b"\0" not in head:
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))

@@ -1,11 +1,11 @@
-"""A cgroup for the worker and all that it runs, where the host lets it make one: nothing leaves it, and it dies as one.
+"""A cgroup for the worker and everything it runs, where the host permits one: no process leaves it.
 
-The guard stands outside and kills it when the worker is gone; should both be killed, the next worker does. A cgroup is
-taken while somebody holds the lock on its directory, which the kernel lets go with its owner.
+The reaper stays outside and kills the cgroup when the worker is gone; if both were killed, the next worker does. A
+cgroup is in use while a process holds the lock on its directory; the kernel releases the lock with its owner.
 
-There is none for each attempt. To move a process into a cgroup takes a grace period of the kernel unless others were
-moved just before (measured: 15 ms, else 14 µs), more than a brief task runs; to be born there takes clone3(2), which
-Python does not offer. What an attempt leaves behind is found without (`children`).
+Attempts have no cgroups of their own. To move a process into one takes a grace period of the kernel (measured: 15 ms,
+or 14 µs just after another move), longer than a brief task runs; a start inside takes clone3(2), which Python does not
+offer. `orphans` finds what an attempt leaves behind.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ log = logging.getLogger("kingtask.worker")
 PREFIX = "kingtask."
 TRIES = 10
 SYSTEMD = Path("/run/systemd/system")
-"""Exists where systemd runs, to which all cgroups belong that it has not delegated (`Delegate=yes`)."""
+"""Exists where systemd runs. It owns all cgroups that it has not delegated (`Delegate=yes`)."""
 
 
 class Cgroup:
-    """One below the cgroup that this process was in; what is started inherits it."""
+    """A cgroup below the one in which this process was started; every process started in it stays in it."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
@@ -36,7 +36,7 @@ class Cgroup:
 
     @classmethod
     def make(cls, worker: str) -> Self | None:
-        """None if there are no cgroups of version 2 here, or none was delegated to this process."""
+        """None if the host has no cgroups of version 2, or delegated none to this process."""
         own = own_cgroup()
         if own is None or not is_delegated(own):
             return None
@@ -48,7 +48,7 @@ class Cgroup:
                 lock = _locked(path)
                 if lock is not None and path.exists():
                     break
-                if lock is not None:  # another worker, starting too, took it for abandoned before it was locked
+                if lock is not None:  # another starting worker removed it as abandoned before it was locked
                     os.close(lock)
             else:
                 return None
@@ -63,16 +63,16 @@ class Cgroup:
         return made
 
     def enter(self) -> None:
-        """To be called when the guard has been started, which is to stay outside."""
+        """Move this process in. Call this after the start of the reaper, which has to stay outside."""
         try:
             (self.path / "cgroup.procs").write_text("0")
-        except OSError as error:  # threaded, frozen, or of another owner
+        except OSError as error:  # threaded, frozen, or another owner's
             log.info("cgroup=none error=%r", str(error))
         else:
             log.info("cgroup=entered path=%s", self.path)
 
     def close(self) -> None:
-        """Go back to where this process came from, and leave nothing there."""
+        """Move this process back, and remove the cgroup."""
         with contextlib.suppress(OSError):
             (self.path.parent / "cgroup.procs").write_text("0")
             reaper_process.end_cgroup(str(self.path))
@@ -80,7 +80,7 @@ class Cgroup:
 
 
 def own_cgroup() -> Path | None:
-    """The directory of this process's cgroup of version 2 (cgroups(7)); a hybrid system has one, too."""
+    """The directory of this process's cgroup of version 2 (cgroups(7)); hybrid systems have one, too."""
     try:
         names = os.fsdecode(Path("/proc/self/cgroup").read_bytes()).splitlines()
         mounts = [line.split(" - ", 1) for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()]
@@ -95,7 +95,7 @@ def own_cgroup() -> Path | None:
 
 
 def is_delegated(path: Path) -> bool:
-    """True if this process may make cgroups there, and nobody else minds: systemd says what it has given away."""
+    """True if this process may make cgroups there and systemd, where it runs, has delegated it."""
     if not all(os.access(place, os.W_OK) for place in (path, path / "cgroup.procs")):
         return False
     if not SYSTEMD.exists():
@@ -107,7 +107,7 @@ def is_delegated(path: Path) -> bool:
 
 
 def remove_abandoned(own: Path) -> None:
-    """End what the workers left that were killed together with their guards."""
+    """Kill the cgroups of workers that were killed together with their reapers."""
     for path in own.glob(f"{PREFIX}*"):
         lock = _locked(path)
         if lock is not None:
@@ -117,7 +117,7 @@ def remove_abandoned(own: Path) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor that locks it; None if somebody else has the lock, or it is gone."""
+    """Lock a directory and return the descriptor; None if another process has the lock, or the directory is gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
