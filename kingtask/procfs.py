@@ -19,31 +19,21 @@ def processes() -> list[int]:
 
 def children() -> list[int]:
     """The children of this process, found among all processes."""
-    found, own = [], os.getpid()
-    for pid in processes():
-        try:
-            if parent_and_start(pid)[0] == own:
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+    own = os.getpid()
+    return [pid for pid, (parent, _) in _parents_and_starts().items() if parent == own]
 
 
 def descendants(leaders: Sequence[int]) -> dict[int, int]:
     """Every process below these, with its start in clock ticks."""
+    table = _parents_and_starts()
     below: dict[int, list[int]] = {}
-    starts = {}
-    for pid in processes():
-        try:
-            parent, starts[pid] = parent_and_start(pid)
-        except OSError:
-            continue
+    for pid, (parent, _) in table.items():
         below.setdefault(parent, []).append(pid)
     found: dict[int, int] = {}
     pending = list(leaders)
     while pending:
         for pid in below.get(pending.pop(), ()):
-            found[pid] = starts[pid]
+            found[pid] = table[pid][1]
             pending.append(pid)
     return found
 
@@ -101,6 +91,16 @@ def set_own_name(text: str) -> None:
             file.write(text)
     except OSError:  # it is only a name
         return
+
+
+def _parents_and_starts() -> dict[int, tuple[int, int]]:
+    found = {}
+    for pid in processes():
+        try:
+            found[pid] = parent_and_start(pid)
+        except OSError:  # it is gone
+            continue
+    return found
 
 
 def _read(pid: int, file_name: str) -> bytes:

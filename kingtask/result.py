@@ -9,6 +9,9 @@ import msgspec
 
 from kingtask.states import TERMINAL, State
 
+SHOWN_BYTES = 200
+"""Of stderr in a message; the attempt's record has a longer tail."""
+
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt that has ended. `reason` is empty for a success.

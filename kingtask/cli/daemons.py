@@ -77,11 +77,11 @@ def _run_worker(path: Path, check: bool) -> int:
     if check:
         return _checked(path)
     from kingtask import log
-    from kingtask.worker import daemon
+    from kingtask.worker import host
 
     try:
         log.setup("worker", settings.log_level, settings.log_path, log_format=settings.log_format)
-        return daemon.run(settings, partial(config.load_worker, path))
+        return host.run(settings, partial(config.load_worker, path))
     except ConfigurationError as error:
         raise config.located(path, error) from None
 

@@ -15,8 +15,7 @@ from kingtask.cli.param_types import SECONDS, TASK_ID
 from kingtask.cli.times import local_time, short_duration
 from kingtask.clock import monotonic_s
 from kingtask.errors import RequestRefused
-from kingtask.result import Attempt, Result, readable
-from kingtask.worker.exec.outcome import SHOWN_BYTES
+from kingtask.result import SHOWN_BYTES, Attempt, Result, readable
 
 IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=TASK_ID)
 

@@ -1,6 +1,6 @@
-"""Ends on their way to Redis: kept until they are confirmed, sent in batches, sent again after a failure. Pure.
+"""Reports of ended attempts on their way to Redis: sent in batches, retried, kept until confirmed. Pure.
 
-Sending again is safe: what Redis has recorded under a fence it answers `recorded`, what was given away `fenced`.
+A retry is safe: Redis answers `recorded` if it has the report, and `fenced` if the lease was given away.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MAX_BYTES = 1_048_576
 """Bounds of one call, which blocks the server while it runs. One attempt alone may exceed them."""
 
 Report = EndedTask | bytes
-"""How an attempt ended, or the record to hand it back with."""
+"""How an attempt ended; or the packed record of a release."""
 
 
 class Finish(NamedTuple):
     ended: list[EndedTask]
     cut: bool
-    """With outputs so short that a full Redis takes them."""
+    """True if the outputs are cut so that even a full Redis accepts them."""
 
 
 class Release(NamedTuple):
@@ -34,11 +34,11 @@ class Release(NamedTuple):
 class _Item:
     report: Report
     failed: bool = False
-    """Sent in vain: to be sent again at the next look."""
+    """The call failed: retry at the next poll."""
     cut: bool = False
     queue: str = ""
     once: bool = False
-    """It must not be forgotten by a failover: what has no end in Redis and is not held here is started again."""
+    """At most once: dropped only when the end is confirmed, since a failover that forgets the end starts it again."""
 
 
 class Outbox:
@@ -57,35 +57,35 @@ class Outbox:
         return self._items.keys()
 
     def queue_of(self, fence: Fence) -> str:
-        """Empty if it is settled."""
+        """The queue of an attempt that has ended; empty once it is confirmed."""
         item = self._items.get(fence)
         return "" if item is None else item.queue
 
     def add(self, fence: Fence, report: Report, *, queue: str = "", once: bool = False) -> None:
-        """`once`: it may be started only once, so its end is settled when it is stored at the level of `ack`."""
+        """`once`: an at-most-once attempt, whose end counts only when it is stored at the level of `ack`."""
         self._items[fence] = _Item(report, queue=queue, once=once and isinstance(report, EndedTask))
         self._due.append(fence)
 
-    def look(self) -> None:
-        """Send again what failed."""
+    def retry(self) -> None:
+        """Make due again what failed."""
         for fence, item in self._items.items():
             if item.failed:
                 item.failed = False
                 self._due.append(fence)
 
     def answered(self, fences: Iterable[Fence]) -> list[Fence]:
-        """Redis answered, whatever it answered; return those that are not settled by that alone."""
-        unsure = [fence for fence in fences if fence in self._items and self._items[fence].once]
-        self.confirmed(set(fences).difference(unsure))
-        return unsure
+        """Redis answered a finish or release. Drop the reports, but for those returned, which need a confirmation."""
+        unconfirmed = [fence for fence in fences if fence in self._items and self._items[fence].once]
+        self.confirmed(set(fences).difference(unconfirmed))
+        return unconfirmed
 
     def confirmed(self, fences: Iterable[Fence]) -> None:
-        """These are settled."""
+        """Drop these reports: they are stored at the level of `ack`."""
         for fence in fences:
             self._items.pop(fence, None)
 
-    def not_confirmed(self, fences: Iterable[Fence], *, full: bool) -> None:
-        """A call failed. `full`: Redis has no memory left; it takes an outcome with short outputs."""
+    def not_confirmed(self, fences: Iterable[Fence], *, full: bool = False) -> None:
+        """A call or its confirmation failed. `full`: Redis is out of memory, and accepts cut outputs only."""
         for fence in fences:
             item = self._items[fence]
             if full and isinstance(item.report, EndedTask) and not item.cut:
@@ -95,16 +95,16 @@ class Outbox:
                 item.failed = True
 
     def take(self) -> list[Finish | Release]:
-        """What is due, in calls of a bounded size; it is not due again until a call has failed."""
+        """Return what is due, in calls of bounded size; it becomes due again only when a call fails."""
         if not self._due:
             return []
         due = [self._items[fence] for fence in self._due]
-        given_back = [(fence, report) for fence in self._due if isinstance(report := self._items[fence].report, bytes)]
+        released = [(fence, report) for fence in self._due if isinstance(report := self._items[fence].report, bytes)]
         self._due = []
         return [
             *_finishes([item.report for item in due if isinstance(item.report, EndedTask) and not item.cut], cut=False),
             *_finishes([item.report for item in due if isinstance(item.report, EndedTask) and item.cut], cut=True),
-            *(Release(given_back[i : i + MAX_ITEMS]) for i in range(0, len(given_back), MAX_ITEMS)),
+            *(Release(released[i : i + MAX_ITEMS]) for i in range(0, len(released), MAX_ITEMS)),
         ]
 
 
@@ -122,7 +122,7 @@ def _finishes(reports: list[EndedTask], *, cut: bool) -> list[Finish]:
 
 
 def _cut(ended: EndedTask) -> EndedTask:
-    """With outputs of CUT_BYTES together, as much of stderr as stdout leaves room for, and the reverse."""
+    """Cut both outputs to CUT_BYTES together; each may use what the other leaves free."""
     half = CUT_BYTES // 2
     stdout = shorten(ended.stdout, max(half, CUT_BYTES - len(ended.stderr)))
     return ended._replace(stdout=stdout, stderr=shorten(ended.stderr, CUT_BYTES - len(stdout)))

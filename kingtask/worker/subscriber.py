@@ -1,13 +1,14 @@
-"""The wakeup sockets: what the brokers say without being asked. Hints only; `period` makes up for every lost one.
+"""The wakeup sockets: hints from the brokers that a task is ready or to be cancelled. `period` covers every lost hint.
 
-A broker tells a worker of a task after that has said that it is idle, once: `idle`, `asked` and `full` say it to all of
-them, as protocol.IDLE_TOPIC has it. A worker that becomes full says so only to a broker that tells it of a task all the
-same, so that none has more than two words to read from it, however long it was away: libzmq 4.3.5 aborts the process of
-a broker whose queue of words is full when the connection ends (with a PING behind the words; its issue 4364).
+A broker sends one hint per idle announcement. `idle` announces to all brokers that the worker has free slots, `claimed`
+that it used its hints, `full` that it cannot use them (see topics.IDLE_TOPIC). A worker that becomes full tells only a
+broker that sends a hint all the same. So no broker ever has more than two messages of a worker to read, however long
+it was away: libzmq 4.3.5 aborts the process of a broker if its queue of subscriptions is full, with a PING behind
+them, when the connection ends (its issue 4364).
 
-One SUB socket for each broker. libzmq reconnects by itself after a lost connection, but not after one that broke its
-protocol (measured: a hint that is too long leaves the socket deaf for good), so each has a monitor, and is made anew
-when nothing follows a disconnection.
+One SUB socket per broker. libzmq reconnects a lost connection by itself, but not one whose peer broke the protocol
+(measured: after one overlong hint the socket stays silent for good). So each socket has a monitor, and is replaced when
+no event follows a disconnection.
 """
 
 from __future__ import annotations
@@ -29,35 +30,34 @@ log = logging.getLogger("kingtask.worker")
 
 SOCKET_OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms
-    zmq.HEARTBEAT_IVL: 1_000,  # ms; a stopped broker is noticed, and connected to again when it is back
+    zmq.HEARTBEAT_IVL: 1_000,  # ms; notices a stopped broker, and reconnects when it runs again
     zmq.HEARTBEAT_TIMEOUT: 3_000,
-    zmq.HEARTBEAT_TTL: 4_000,  # the broker ends the connection after so long without a sign of us
+    zmq.HEARTBEAT_TTL: 4_000,  # the broker closes the connection after so long without a heartbeat of ours
     zmq.RECONNECT_IVL: 100,  # ms; doubled up to the next: a broker's restart costs little, its absence next to nothing
     zmq.RECONNECT_IVL_MAX: 2_000,
-    # Hints that are not read yet. Never to be reached: libzmq 4.3.5 aborts the process when a connection ends behind a
-    # full queue (its issues 3937 and 4364). A thousand a second for a minute and a half take some 10 MB.
+    # Unread hints. Never to be reached: libzmq 4.3.5 aborts the process when a connection ends behind a full queue
+    # (its issues 3937 and 4364). A thousand a second for a minute and a half take some 10 MB.
     zmq.RCVHWM: 100_000,
     zmq.MAXMSGSIZE: 512,
     zmq.IPV6: 1,
     zmq.LINGER: 0,
 }
 DRAIN_FRAMES = 512
-"""Read before the loop goes on with something else."""
-REVIVE_S = 1.0
-"""After a disconnection that libzmq does nothing about."""
-
-REFUSED_S = 5.0
-"""The same where the broker refuses our key: it may learn it. libzmq would not ask again."""
-TELL_REFUSED_S = 60.0
+"""Read in one turn of the loop."""
+REPLACE_S = 1.0
+"""After a disconnection on which libzmq does not act."""
+REPLACE_REFUSED_S = 5.0
+"""The same after a broker refused our key, which it may learn later; libzmq would not retry."""
+LOG_REFUSED_S = 60.0
 
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_SEEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
+_MONITORED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
 
 
 class Subscriber:
-    """Connected to all brokers. `on_ready(soon)` and `on_cancel(task id)` are called in the loop.
+    """Connected to all brokers. Calls `on_ready(early)` and `on_cancel(task id)` in the loop.
 
-    `soon`: the task may not be there yet.
+    `early`: the task may not be in Redis yet.
     """
 
     def __init__(
@@ -70,175 +70,169 @@ class Subscriber:
         on_ready: Callable[[bool], None],
         on_cancel: Callable[[str], None],
     ) -> None:
-        """Raises ConfigurationError if an endpoint is none. Nothing is read before `start`."""
+        """Connect; nothing is read before `start`. Raises ConfigurationError for an invalid endpoint."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._worker = worker
-        topics = self._topics(queues)
-
-        def cancelled(frames: list[bytes]) -> None:
-            if len(frames) == 2:
-                on_cancel(frames[1].decode("ascii", "replace"))
-
-        self._lines: list[_Line] = []
+        wanted = self._topics(queues)
+        self._peers: list[_Peer] = []
         try:
             for endpoint in endpoints:
-                self._lines.append(_Line(self._context, endpoint, keys, topics, on_ready, cancelled))
+                self._peers.append(_Peer(self._context, endpoint, keys, wanted, on_ready, on_cancel))
         except ConfigurationError:
             self.close()
             raise
 
     def start(self) -> None:
-        for line in self._lines:
-            line.start(asyncio.get_running_loop())
+        for peer in self._peers:
+            peer.start(asyncio.get_running_loop())
 
     def idle(self) -> None:
-        """There is room, and nothing was there to claim."""
-        for line in self._lines:
-            line.idle()
+        """Slots are free, and the last claim found nothing more."""
+        for peer in self._peers:
+            peer.idle()
 
-    def asked(self) -> None:
-        """A claim has just been sent, with which all was looked for of which the brokers told until now."""
-        for line in self._lines:
-            line.asked()
+    def claimed(self) -> None:
+        """A claim was just sent, which uses every hint until now."""
+        for peer in self._peers:
+            peer.claimed()
 
     def full(self) -> None:
-        """There is no room: what the brokers told since the last claim, or tell from now on, is for others."""
-        for line in self._lines:
-            line.full()
+        """No slot is free: hints since the last claim, and later ones, are for other workers."""
+        for peer in self._peers:
+            peer.full()
 
     def serve(self, queues: Sequence[str]) -> None:
-        """Listen for these queues instead."""
-        topics = self._topics(queues)
-        for line in self._lines:
-            line.listen(topics)
+        """Subscribe to these queues instead."""
+        for peer in self._peers:
+            peer.subscribe(self._topics(queues))
 
     def _topics(self, queues: Sequence[str]) -> set[bytes]:
-        """Two queues may share one, and libzmq would count it twice."""
+        """A set: two queues may have the same topic, and libzmq would count it twice."""
         return {topics.cancel_topic(self._worker), *(topics.ready_topic(queue) for queue in queues)}
 
     @property
     def connected(self) -> dict[str, bool]:
         """By endpoint."""
-        return {line.endpoint: line.connected for line in self._lines}
+        return {peer.endpoint: peer.connected for peer in self._peers}
 
     def close(self) -> None:
         """Idempotent."""
-        for line in self._lines:
-            line.close()
-        self._lines.clear()
+        for peer in self._peers:
+            peer.close()
+        self._peers.clear()
         self._context.term()
 
 
-class _Word(Enum):
-    """What was said to a broker, or heard from it, last."""
+class _Exchange(Enum):
+    """The last message to or from a broker about idleness."""
 
     FULL = auto()
     IDLE = auto()
-    TOLD = auto()
-    """By the broker, of a task; no claim was sent since then."""
-    ASKED = auto()
-    """The broker tells nothing more, but the socket is still subscribed."""
+    HINTED = auto()
+    """The broker sent a hint; no claim was sent since then."""
+    CLAIMED = auto()
+    """The hint was used; the broker sends no other until the next idle announcement."""
 
 
-class _Line:
-    """The socket to one broker, and the monitor that says how it fares."""
+class _Peer:
+    """The socket to one broker, with its monitor."""
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         keys: ClientKeys | None,
-        topics: set[bytes],
+        wanted: set[bytes],
         on_ready: Callable[[bool], None],
-        on_cancel: Callable[[list[bytes]], None],
+        on_cancel: Callable[[str], None],
     ) -> None:
         self._context = context
         self.endpoint = endpoint
         self.connected = False
         self._keys = keys
         self._refused = False
-        self._told_s = -TELL_REFUSED_S
-        self._topics = topics
+        self._logged_s = -LOG_REFUSED_S
+        self._topics = wanted
         self._on_ready = on_ready
         self._on_cancel = on_cancel
-        self._word = _Word.FULL
+        self._exchange = _Exchange.FULL
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._revival: asyncio.TimerHandle | None = None
-        self._connect()
-
-    def _connect(self) -> None:
+        self._replacement: asyncio.TimerHandle | None = None
         self._frames: list[bytes] = []
-        self._socket = self._context.socket(zmq.SUB)
+        self._socket, self._monitor = self._connect()
+
+    def _connect(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        socket = self._context.socket(zmq.SUB)
         for option, value in SOCKET_OPTIONS.items():
-            self._socket.setsockopt(option, value)
+            socket.setsockopt(option, value)
         if self._keys is not None:
-            self._keys.put_on(self._socket)
+            self._keys.put_on(socket)
         for topic in self._topics:
-            self._socket.subscribe(topic)
-        if self._word is not _Word.FULL:
-            self._socket.subscribe(topics.IDLE_TOPIC)
-        self._monitor = self._socket.get_monitor_socket(_SEEN)
+            socket.subscribe(topic)
+        if self._exchange is not _Exchange.FULL:
+            socket.subscribe(topics.IDLE_TOPIC)
+        monitor = socket.get_monitor_socket(_MONITORED)
         try:
-            self._socket.connect(self.endpoint)
+            socket.connect(self.endpoint)
         except zmq.ZMQError as error:
-            self.close()
+            _close(socket, monitor)
             raise ConfigurationError(f"wakeup: cannot connect to {self.endpoint}: {error}") from None
+        return socket, monitor
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         loop.add_reader(self._socket.fileno(), self._read)
-        loop.add_reader(self._monitor.fileno(), self._look)
+        loop.add_reader(self._monitor.fileno(), self._drain_monitor)
         self._read()
-        self._look()
+        self._drain_monitor()
 
-    def listen(self, topics: set[bytes]) -> None:
-        for topic in topics - self._topics:
+    def subscribe(self, wanted: set[bytes]) -> None:
+        for topic in wanted - self._topics:
             self._socket.subscribe(topic)
-        for topic in self._topics - topics:
+        for topic in self._topics - wanted:
             self._socket.unsubscribe(topic)
-        self._topics = topics
+        self._topics = wanted
 
     def close(self) -> None:
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_reader(self._monitor.fileno())
-            self._keep_waiting()
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
+            self._cancel_replacement()
+        _close(self._socket, self._monitor)
 
-    # ── words ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── idleness ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def idle(self) -> None:
-        if self._word is _Word.FULL:
+        if self._exchange is _Exchange.FULL:
             self._socket.subscribe(topics.IDLE_TOPIC)
-        elif self._word is _Word.ASKED:  # libzmq counts: the broker hears the first of these only
+        elif self._exchange is _Exchange.CLAIMED:  # libzmq counts subscriptions: it sends only the first of these
             self._socket.subscribe(topics.IDLE_TOPIC)
             self._socket.unsubscribe(topics.IDLE_TOPIC)
         else:
             return
-        self._word = _Word.IDLE
+        self._exchange = _Exchange.IDLE
 
-    def asked(self) -> None:
-        if self._word is _Word.TOLD:
-            self._word = _Word.ASKED
+    def claimed(self) -> None:
+        if self._exchange is _Exchange.HINTED:
+            self._exchange = _Exchange.CLAIMED
 
     def full(self) -> None:
-        if self._word is _Word.TOLD:
+        if self._exchange is _Exchange.HINTED:
             self._socket.unsubscribe(topics.IDLE_TOPIC)
-            self._word = _Word.FULL
+            self._exchange = _Exchange.FULL
 
-    def _heard(self, frames: list[bytes]) -> None:
+    def _received(self, frames: list[bytes]) -> None:
         if not frames[0].startswith(topics.IDLE_TOPIC):
-            self._on_cancel(frames)
-        elif self._word is not _Word.FULL:
-            self._word = _Word.TOLD
+            if len(frames) == 2:
+                self._on_cancel(frames[1].decode("ascii", "replace"))
+        elif self._exchange is not _Exchange.FULL:
+            self._exchange = _Exchange.HINTED
             self._on_ready(frames[-1][topics.READY_TOPIC_BYTES :] == topics.EARLY)
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _read(self) -> None:
-        # The descriptor is edge-triggered: read until there is nothing, or come back at once.
+        # The descriptor is edge-triggered: read until nothing is there, or call again at once.
         for _ in range(DRAIN_FRAMES):
             if self._socket.closed:
                 return
@@ -246,25 +240,25 @@ class _Line:
                 frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:  # nothing there
                 return
-            if len(self._frames) < 3:  # two are a hint; what follows them is of no use
+            if len(self._frames) < 3:  # a hint has two at most
                 self._frames.append(frame.bytes)
             if not frame.more:
                 frames, self._frames = self._frames, []
-                self._heard(frames)
+                self._received(frames)
         assert self._loop is not None
         self._loop.call_soon(self._read)
 
-    def _look(self) -> None:
+    def _drain_monitor(self) -> None:
         while not self._monitor.closed:
             try:
-                told = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.ZMQError:  # nothing there
                 return
             assert self._loop is not None
-            self._keep_waiting()
-            event = told["event"]
+            self._cancel_replacement()
+            event = message["event"]
             if event & _REFUSED:
-                self._handshake_failed(told["event"], told["value"])
+                self._handshake_failed(event, message["value"])
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._refused = False
                 self.connected = True
@@ -273,30 +267,36 @@ class _Line:
                 self.connected = False
                 if not self._refused:
                     log.info("wakeup=disconnected endpoint=%s", self.endpoint)
-                self._revival = self._loop.call_later(REFUSED_S if self._refused else REVIVE_S, self._revive)
+                pause_s = REPLACE_REFUSED_S if self._refused else REPLACE_S
+                self._replacement = self._loop.call_later(pause_s, self._replace)
 
     def _handshake_failed(self, event: int, value: int) -> None:
         self._refused = True
-        if monotonic_s() - self._told_s < TELL_REFUSED_S:
+        if monotonic_s() - self._logged_s < LOG_REFUSED_S:
             return
-        self._told_s = monotonic_s()
+        self._logged_s = monotonic_s()
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             why = f"the broker does not know this worker's key (status {value})"
         else:
             why = "the connection ended in the handshake; do the keys (curve) fit those of the broker?"
         log.warning("wakeup=refused endpoint=%s: %s. Tasks are found by polling alone", self.endpoint, why)
 
-    def _keep_waiting(self) -> None:
-        if self._revival is not None:
-            self._revival.cancel()
-            self._revival = None
+    def _cancel_replacement(self) -> None:
+        if self._replacement is not None:
+            self._replacement.cancel()
+            self._replacement = None
 
-    def _revive(self) -> None:
+    def _replace(self) -> None:
         assert self._loop is not None
         if not self._refused:
-            log.warning(
-                "wakeup=stalled endpoint=%s: what answers there broke the protocol; connecting anew", self.endpoint
-            )
+            log.warning("wakeup=stalled endpoint=%s: the peer broke the protocol; reconnecting", self.endpoint)
         self.close()
-        self._connect()
+        self._frames = []
+        self._socket, self._monitor = self._connect()
         self.start(self._loop)
+
+
+def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
+    socket.disable_monitor()
+    monitor.close(0)
+    socket.close(0)

@@ -1,22 +1,22 @@
-"""What the worker holds and what it should do next. Pure: events in, actions out, no socket, process or clock.
+"""The attempts that a worker holds, and its next actions. Pure: events in, actions out, no socket, process or clock.
 
-    claimed ──▶ queued ──spawn──▶ running ──process gone──▶ in the outbox ──Redis confirmed──▶ forgotten
+    claimed ──▶ queued ──spawn──▶ running ──process gone──▶ in the outbox ──Redis confirmed──▶ dropped
        │         │  ▲  ▲
-       ▼         ▼  │  └─ stored          (handed back at any time before: into the outbox, too)
-     unsure    stale┘ renewed
+       ▼         ▼  │  └─ stored          (released at any time before the spawn: into the outbox, too)
+    unconfirmed stale┘ renewed
 
-A slot is taken from the claim until the process is gone; what is in the outbox is renewed until Redis confirms it.
-Events change the state, `decide` says what to send because of it. Instants are seconds of one monotonic clock.
+An attempt takes a slot from its claim until its process is gone, and is renewed until Redis confirms its end. Events
+change the state, `decide` returns the actions that follow. Instants are seconds of one monotonic clock.
 
 Rules.
   * One claim at a time. A claim whose reply was lost is sent again under its token before any other.
-  * What may be started only once (`on_lost: fail`) is queued when its claim is stored at the level of `ack`: a claim
-    that a failover forgets would be another worker's, too.
-  * Nothing is spawned under a lease of which more than half may have passed: it is renewed first.
-  * `fenced` stops a process. For an attempt that has ended it means nothing: the answer to its finish decides.
-  * What may be started only once is held on to although it is fenced, and its end reported: a failover may forget that
-    it was lost, and Redis hands back what a worker does not name.
-  * Without Redis nothing is stopped and nothing is forgotten.
+  * An at-most-once attempt (`on_lost: fail`) is queued once its claim is stored at the level of `ack`: if a failover
+    forgot the claim, another worker could claim the task, too.
+  * No attempt is spawned under a lease of which more than half may have passed: the lease is renewed first.
+  * `fenced` stops a process. For an attempt that has ended it means nothing: the reply to its finish decides.
+  * An at-most-once attempt is kept and its end reported even after a fence: a failover may forget that the attempt was
+    lost, and Redis releases what a worker does not name.
+  * While Redis is unreachable no attempt is stopped and no report is dropped.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal, NamedTuple
 
+from kingtask.clock import Backoff
 from kingtask.store.functions import DAMAGED, Claimed, Fence
 from kingtask.worker.exec.outcome import Stop
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
 
-SHORTAGE_S = 1.0
-"""Pause of claiming after the host could not start a process; doubled each time up to LONGEST_SHORTAGE_S."""
-LONGEST_SHORTAGE_S = 30.0
-UNSURE_S = 1.0
-"""Pause of claiming after a claim could not be confirmed: what is handed back would be claimed again at once."""
+SPAWN_FAILED_S, LONGEST_SPAWN_FAILED_S = 1.0, 30.0
+"""Pause of claiming after the host could not start a process; doubled each time."""
+UNCONFIRMED_S = 1.0
+"""Pause of claiming after a claim could not be confirmed: else the released tasks would be claimed again at once."""
 
 
 class Claim(NamedTuple):
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
 
 
 class FinishAndClaim(NamedTuple):
-    """One round trip finishes what ended and claims what is next."""
+    """One call that reports ends and claims new tasks."""
 
     finish: Finish
     claim: Claim
@@ -56,7 +56,7 @@ class Extend(NamedTuple):
     held: list[Fence]
     claims: list[bytes]
     upto: int
-    """How many claims there were: it may be executed late, and says nothing of what was claimed after them."""
+    """The number of the latest claim: the call may arrive late, and says nothing about later claims."""
 
 
 class StopProcess(NamedTuple):
@@ -65,12 +65,11 @@ class StopProcess(NamedTuple):
 
 
 class Readiness(Enum):
-    """Whether hints are of use."""
+    """Whether the brokers should send hints."""
 
     IDLE = auto()
-    """There is room, and nothing was there to claim."""
-    ASKING = auto()
-    """A claim is under way."""
+    """Slots are free, and the last claim got everything that was ready."""
+    CLAIMING = auto()
     FULL = auto()
 
 
@@ -78,7 +77,7 @@ Action = Claim | Extend | Finish | FinishAndClaim | Release | StopProcess
 
 
 class SlotStage(Enum):
-    UNSURE = auto()
+    UNCONFIRMED = auto()
     STALE = auto()
     QUEUED = auto()
     RUNNING = auto()
@@ -89,13 +88,13 @@ class _Held:
     claimed: Claimed
     fence: Fence
     renewed_s: float
-    """When the last call that renewed the lease was sent: the lease lasts at least from then."""
+    """When the last call that renewed the lease was sent; the lease began no earlier."""
     stage: SlotStage = SlotStage.QUEUED
     stopping: Stop | None = None
 
 
 class WorkerState:
-    """All that a worker holds. `up`, `draining` and `unfit` (why nothing can be started here) are for reading."""
+    """What a worker holds. `up`, `draining` and `degraded` (why the host cannot start programs) are for reading."""
 
     def __init__(
         self,
@@ -105,32 +104,32 @@ class WorkerState:
         new_token: Callable[[], bytes],
         release_record: Callable[[Claimed, str], bytes],
     ) -> None:
-        """`new_token` makes 16 random bytes, `release_record` what is recorded of an attempt that was not started."""
+        """`new_token` returns 16 random bytes, `release_record` the record of an attempt that was not started."""
         self._slots = slots
         self._lease_s = lease_s
         self._new_token = new_token
         self._release_record = release_record
         self.up = False
         self.draining = False
-        self.unfit = ""
-        # By fence, not by id: a task may be claimed again while its former attempt is being stopped.
+        self.degraded = ""
+        # By fence, not by id: a task can be claimed again while its former attempt is being stopped.
         self._held: dict[Fence, _Held] = {}
         self._queue: deque[_Held] = deque()
-        self._outbox = Outbox()
+        self.outbox = Outbox()
         self._stops: list[StopProcess] = []
-        # Whether to claim when there is room, and the claim that is under way, or whose reply was lost.
-        self._hungry = True
+        # Whether to claim when slots are free; the token of the claim that is under way, or whose reply was lost.
+        self._should_claim = True
         self._token: bytes | None = None
         self._claims = 0
         self._claiming = False
-        self._asked = 0
+        self._claimed_slots = 0
         self._again = False
-        # A lost claim was given up, and no extend has had Redis hand back yet what it got.
-        self._unasked = False
+        # A claim without a reply was abandoned; an extend that does not name it must make Redis release its tasks.
+        self._claim_abandoned = False
         self._renew = False
         self._extending = False
         self._pause_until_s = 0.0
-        self._pause_s = SHORTAGE_S
+        self._pause = Backoff(SPAWN_FAILED_S, LONGEST_SPAWN_FAILED_S)
 
     @property
     def busy(self) -> int:
@@ -139,52 +138,52 @@ class WorkerState:
 
     @property
     def unconfirmed(self) -> int:
-        """Attempts that have ended and of whose end Redis has not been seen to know."""
-        return len(self._outbox)
+        """Attempts that have ended and whose end Redis has not confirmed."""
+        return len(self.outbox)
 
     @property
     def idle(self) -> bool:
-        """True if nothing is held and nothing is on its way."""
-        return not self._held and not self._outbox and self._token is None and not self._unasked
+        """True if nothing is held, reported or claimed."""
+        return not self._held and not self.outbox and self._token is None and not self._claim_abandoned
 
-    def appetite(self, now_s: float) -> Readiness:
-        """What to tell those who give hints, after `decide`."""
+    def readiness(self, now_s: float) -> Readiness:
+        """For the brokers, after `decide`."""
         if not self.up or self.draining or self._room(now_s) <= 0:
             return Readiness.FULL
-        if self._claiming or self._hungry:
-            return Readiness.ASKING
+        if self._claiming or self._should_claim:
+            return Readiness.CLAIMING
         return Readiness.IDLE if self._token is None else Readiness.FULL
 
     def resize(self, slots: int) -> None:
-        """Have so many slots. What runs goes on: fewer are there as its slots become free."""
+        """Change the number of slots. Running attempts continue; surplus slots go as they become free."""
         self._slots = slots
-        self._hungry = True
+        self._should_claim = True
 
     # ── hints and time ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def wakeup(self) -> None:
-        """Something may be ready."""
-        self._hungry = True
+        """A hint arrived: a task may be ready."""
+        self._should_claim = True
 
-    def look(self) -> None:
-        """Every `period`: claim whatever the hints say, and try again what failed."""
-        self._hungry = True
-        self._outbox.look()
+    def poll(self) -> None:
+        """Every `period`: claim without a hint, and retry what failed."""
+        self._should_claim = True
+        self.outbox.retry()
 
     def renew(self) -> None:
-        """Every `renew` seconds, and whenever Redis is to be asked how things stand."""
+        """Send an extend: every `renew` seconds, and whenever the state in Redis may have changed."""
         self._renew = True
 
     def cancel_hint(self, task_id: str) -> None:
-        """Somebody says that it is to be cancelled; Redis knows."""
+        """A broker hints at a cancel; the reply to an extend decides."""
         if any(fence.id == task_id for fence in self._held):
             self._renew = True
 
-    # ── Redis comes and goes ────────────────────────────────────────────────────────────────────────────────────────
+    # ── connection to Redis ────────────────────────────────────────────────────────────────────────────────────────
 
     def went_up(self) -> None:
         self.up = True
-        self.look()
+        self.poll()
         self.renew()
 
     def went_down(self) -> None:
@@ -193,52 +192,52 @@ class WorkerState:
     # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def claimed(self, tasks: Sequence[Claimed], sent_s: float, *, more: bool = False) -> list[Fence]:
-        """The reply to the claim, which was sent at `sent_s`; `more`: it was cut short and there may be others.
+        """Handle the reply to a claim that was sent at `sent_s`; `more`: the reply was cut, other tasks may be ready.
 
-        Returns the attempts of which `stored` has to say, before they start, whether their claims are.
+        Returns the attempts that wait for `stored` before they start.
         """
         token, self._token, self._claiming = self._token, None, False
         assert token is not None, "one claim at a time"
-        if more or len(tasks) >= self._asked or self._again:  # sent again, it gets what it got the first time
-            self._hungry = True
-        unsure = []
+        if more or len(tasks) >= self._claimed_slots or self._again:  # a repeated claim gets the same tasks
+            self._should_claim = True
+        unconfirmed = []
         for task in tasks:
             fence = Fence(task.id, task.number, token)
             held = self._held[fence] = _Held(task, fence, sent_s)
             if self.draining:
-                self._hand_back(held, "the worker was stopping")
+                self._release(held, "the worker was stopping")
             elif task.fail_if_lost:
-                held.stage = SlotStage.UNSURE
-                unsure.append(fence)
+                held.stage = SlotStage.UNCONFIRMED
+                unconfirmed.append(fence)
             else:
                 self._queue.append(held)
-        return unsure
+        return unconfirmed
 
     def stored(self, fences: Sequence[Fence], now_s: float, *, sure: bool) -> None:
-        """Whether these claims are stored at the level of `ack`; those of which that is not sure are handed back."""
+        """Start these attempts if their claims are stored at the level of `ack` (`sure`), else release them."""
         for fence in fences:
             held = self._held.get(fence)
-            if held is None or held.stage is not SlotStage.UNSURE:
-                continue  # handed back or fenced meanwhile
+            if held is None or held.stage is not SlotStage.UNCONFIRMED:
+                continue  # released or fenced meanwhile
             if sure:
                 held.stage = SlotStage.QUEUED
                 self._queue.append(held)
             else:
-                self._hand_back(held, "its claim was not confirmed in time, and it may be started only once")
-                self._pause_until_s = max(self._pause_until_s, now_s + UNSURE_S)
+                self._release(held, "its claim was not confirmed in time, and it may be started only once")
+                self._pause_until_s = max(self._pause_until_s, now_s + UNCONFIRMED_S)
 
     def claim_failed(self, *, stored: Literal["no", "unknown"]) -> None:
-        """What may have been claimed is asked for again at the next look, or as soon as Redis is back."""
+        """A claim that may be stored is sent again at the next poll, or when Redis is up again."""
         self._claiming = False
         if stored == "no":
             self._token = None
         elif self.draining:
-            self._give_up_claim()
+            self._abandon_claim()
 
     # ── spawning ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def next_to_spawn(self, now_s: float) -> tuple[Fence, Claimed] | None:
-        """The next claimed task to be started now; it counts as running from here on."""
+        """Take the next attempt to start; it counts as running from now on."""
         while self._queue:
             held = self._queue.popleft()
             if now_s - held.renewed_s > self._lease_s / 2:
@@ -249,23 +248,22 @@ class WorkerState:
             return held.fence, held.claimed
         return None
 
-    def shortage(self, fence: Fence, now_s: float, why: str) -> None:
-        """The host could not start it: hand it back, and leave new work to other workers for a while."""
+    def spawn_failed(self, fence: Fence, now_s: float, why: str) -> None:
+        """The host could not start a process: release the task, and leave new tasks to other workers for a while."""
         if now_s >= self._pause_until_s:  # else it is one of several that were claimed together
-            self._pause_until_s = now_s + self._pause_s
-            self._pause_s = min(2 * self._pause_s, LONGEST_SHORTAGE_S)
-        self._unfit(why)
-        self._hand_back(self._held[fence], why)
+            self._pause_until_s = now_s + self._pause.next()
+        self._set_degraded(why)
+        self._release(self._held[fence], why)
 
     def started(self) -> None:
-        """A process could be started."""
-        self._pause_s = SHORTAGE_S
-        self._unfit("")
+        """A process was started."""
+        self._pause.reset()
+        self._set_degraded("")
 
-    def _unfit(self, why: str) -> None:
-        if self.unfit != why:
-            self.unfit = why
-            self._renew = True  # a heartbeat goes with it
+    def _set_degraded(self, why: str) -> None:
+        if self.degraded != why:
+            self.degraded = why
+            self._renew = True  # an extend carries the heartbeat
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,31 +271,15 @@ class WorkerState:
         """The process is gone, or was never started."""
         held = self._held.pop(fence)
         if held.stopping != "fenced" or held.claimed.fail_if_lost:
-            self._outbox.add(fence, report, queue=held.claimed.queue, once=held.claimed.fail_if_lost)
-
-    def queue_of(self, fence: Fence) -> str:
-        """Of an attempt that has ended, until its end is settled."""
-        return self._outbox.queue_of(fence)
-
-    def answered(self, fences: Sequence[Fence]) -> list[Fence]:
-        """Redis answered to finish or release, whatever it answered: these are settled, but for those returned."""
-        return self._outbox.answered(fences)
-
-    def confirmed(self, fences: Sequence[Fence]) -> None:
-        """What `answered` returned is stored at the level of `ack`."""
-        self._outbox.confirmed(fences)
-
-    def not_confirmed(self, fences: Sequence[Fence], *, full: bool = False) -> None:
-        """A finish or release failed, or its answer could not be confirmed. `full`: Redis has no memory left."""
-        self._outbox.not_confirmed(fences, full=full)
+            self.outbox.add(fence, report, queue=held.claimed.queue, once=held.claimed.fail_if_lost)
 
     # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def extended(self, sent: Extend, answers: Sequence[str], sent_s: float) -> list[Fence]:
-        """Take in the answers; return the attempts that belong to somebody else by now."""
+        """Handle the answers; return the attempts whose lease was given away."""
         self._extending = False
         if not sent.claims:
-            self._unasked = False
+            self._claim_abandoned = False
         lost = []
         for fence, answer in zip(sent.held, answers, strict=True):
             held = self._held.get(fence)
@@ -324,21 +306,21 @@ class WorkerState:
     # ── stopping the worker ─────────────────────────────────────────────────────────────────────────────────────────
 
     def drain(self) -> None:
-        """Claim nothing more and hand back what was not started."""
+        """Claim nothing more, and release what was not started."""
         self.draining = True
         self._renew = True
         if self._token is not None and not self._claiming:
-            self._give_up_claim()
+            self._abandon_claim()
         for held in list(self._held.values()):
             if held.stage is not SlotStage.RUNNING:
-                self._hand_back(held, "the worker was stopping")
+                self._release(held, "the worker was stopping")
 
-    def _give_up_claim(self) -> None:
-        """A claim whose reply was lost: an extend that does not name it has Redis hand back what it got."""
-        self._token, self._unasked, self._renew = None, True, True
+    def _abandon_claim(self) -> None:
+        """Have Redis release the tasks of a claim without a reply: send an extend that does not name the claim."""
+        self._token, self._claim_abandoned, self._renew = None, True, True
 
     def stop_all(self) -> None:
-        """Stop what runs, to hand it back; what may not be started again ends as interrupted."""
+        """Stop the running attempts and release them; at-most-once attempts end as interrupted."""
         for held in self._held.values():
             if held.stage is SlotStage.RUNNING and held.stopping is None:
                 self._stop(held, "interrupted" if held.claimed.fail_if_lost else "released")
@@ -346,18 +328,18 @@ class WorkerState:
     # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def decide(self, now_s: float) -> list[Action]:
-        """What to do now, in this order; all calls of one decision travel together."""
+        """Return the next actions, in order; their calls are sent together."""
         actions: list[Action] = [*self._stops]
         self._stops.clear()
         if not self.up:
             return actions
-        actions += self._outbox.take()
+        actions += self.outbox.take()
         if self._renew and not self._extending:
             self._renew, self._extending = False, True
             fences = [
                 fence for fence, held in self._held.items() if held.stopping != "fenced" or held.claimed.fail_if_lost
             ]
-            fences += self._outbox.fences
+            fences += self.outbox.fences
             actions.append(Extend(fences, [] if self._token is None else [self._token], self._claims))
         if not self._claiming and not self.draining:
             claim = self._claim(now_s)
@@ -367,14 +349,14 @@ class WorkerState:
 
     def _claim(self, now_s: float) -> Claim | None:
         if self._token is not None:
-            if not self._hungry:
+            if not self._should_claim:
                 return None
-            self._claiming, self._hungry, self._again = True, False, True
-            return Claim(self._token, self._claims, self._asked, True)
+            self._claiming, self._should_claim, self._again = True, False, True
+            return Claim(self._token, self._claims, self._claimed_slots, True)
         n = self._room(now_s)
-        if not self._hungry or n <= 0:
+        if not self._should_claim or n <= 0:
             return None
-        self._token, self._asked, self._claiming, self._hungry = self._new_token(), n, True, False
+        self._token, self._claimed_slots, self._claiming, self._should_claim = self._new_token(), n, True, False
         self._again = False
         self._claims += 1
         return Claim(self._token, self._claims, n, False)
@@ -382,12 +364,12 @@ class WorkerState:
     def _room(self, now_s: float) -> int:
         if now_s < self._pause_until_s:
             return 0
-        # Ends that Redis does not take yet are held in memory: no more of them than there are slots.
-        return min(self._slots - self.busy, 2 * self._slots - self.busy - len(self._outbox))
+        # Reports that Redis cannot take yet are held in memory: no more of them than there are slots.
+        return min(self._slots - self.busy, 2 * self._slots - self.busy - len(self.outbox))
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _hand_back(self, held: _Held, why: str) -> None:
+    def _release(self, held: _Held, why: str) -> None:
         if held in self._queue:
             self._queue.remove(held)
         self.ended(held.fence, self._release_record(held.claimed, why))
@@ -397,7 +379,7 @@ class WorkerState:
         self._stops.append(StopProcess(held.fence, why))
 
     def _drop(self, held: _Held) -> None:
-        """It is somebody else's now: stop it at once, report nothing."""
+        """The lease was given away: stop the attempt at once, report nothing."""
         if held.stage is SlotStage.RUNNING:
             self._stop(held, "fenced")
             return
@@ -407,13 +389,13 @@ class WorkerState:
 
     def _cancel(self, held: _Held) -> None:
         if held.stage is not SlotStage.RUNNING:
-            self._hand_back(held, "cancelled before it was started")
+            self._release(held, "cancelled before it was started")
         elif held.stopping is None:
             self._stop(held, "cancelled")
 
 
 def _join(actions: list[Action], claim: Claim) -> None:
-    """Add the claim, to the last finish if one call may do so much. One that is sent again is a call of its own."""
+    """Add the claim to the last finish if one call may do so much. A repeated claim is a call of its own."""
     if not claim.again:
         for i in reversed(range(len(actions))):
             action = actions[i]

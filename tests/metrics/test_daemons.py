@@ -221,7 +221,7 @@ def test_a_public_address_is_allowed_and_said(metered: Metered) -> None:
 
 
 def test_without_metrics_nothing_of_prometheus_is_loaded() -> None:
-    code = "import sys, kingtask.broker.server, kingtask.worker.daemon; print('prometheus_client' in sys.modules)"
+    code = "import sys, kingtask.broker.server, kingtask.worker.host; print('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

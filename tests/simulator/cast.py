@@ -89,7 +89,7 @@ class Cast:
     def _run_worker(self, i: int, config: WorkerConfig, loop: Loop) -> None:
         worker = HostedWorker(config, loop.name, loop)
         self.workers[i] = worker
-        task = loop.start(worker.worker.serve())
+        task = loop.start(worker.serve())
         task.add_done_callback(lambda task: self._left_by_itself(i, worker, task))
 
     def _left_by_itself(self, i: int, worker: HostedWorker, task: Any) -> None:

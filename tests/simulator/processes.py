@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -147,19 +148,17 @@ class _Subscriber:
 
     def idle(self) -> None: ...
 
-    def asked(self) -> None: ...
+    def claimed(self) -> None: ...
 
     def full(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-class _Children:
-    """There are none that the attempts do not know of."""
+class _NoOrphans:
+    def adopt(self, reaper: Any) -> None: ...
 
-    def adopt(self, guard: Any) -> None: ...
-
-    def look(self) -> None: ...
+    def scan(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -168,8 +167,8 @@ class HostedWorker:
     """A worker and its processes: those go on while it is stopped, and die with it."""
 
     def __init__(self, config: WorkerConfig, name: str, loop: Loop) -> None:
-        guard: Any = SimpleNamespace(check=lambda: None, groups=None, sweep=lambda task_id, number: None)
-        self.worker = worker_module.Worker(config, name, guard)
+        reaper: Any = SimpleNamespace(check=lambda: None, groups=None)
+        self.worker = worker_module.Worker(config, name, reaper, None, lambda: config)
         self.name = name
         self.loop = loop
 
@@ -180,12 +179,20 @@ class HostedWorker:
 
     @property
     def idle(self) -> bool:
-        slots = self.worker._slots
-        return not slots.busy and not slots.unconfirmed
+        state = self.worker._state
+        return not state.busy and not state.unconfirmed
+
+    async def serve(self) -> None:
+        self.loop.add_signal_handler(signal.SIGTERM, self.worker.signalled)
+        try:
+            await self.worker.start()
+            await self.worker.done
+        finally:
+            await self.worker.stop()
 
 
 class _Attempt:
-    """Stands for `kingtask.worker.attempt.Attempt`: a process that runs as the story says."""
+    """Stands for `kingtask.worker.attempt.RunningAttempt`: a process that runs as the story says."""
 
     def __init__(
         self,
@@ -211,7 +218,7 @@ class _Attempt:
         self.queue = claimed.queue
 
     def start(self) -> None:
-        plant, loop = self._plant, self._at.loop
+        plant, loop = self._plant, self._at.host.loop
         if plant.at.faults.shortage():
             self._on_shortage(self._fence, "no process could be started")
             return
@@ -227,17 +234,17 @@ class _Attempt:
         if why == "fenced" or not self._run.obstinate:
             self._plant.world.after(0.002, self._exit, -15)
         else:
-            self._plant.world.after(self._at.kill_grace_s, self._exit, -9)
+            self._plant.world.after(self._at.config.kill_grace, self._exit, -9)
 
     def kill(self) -> None:
         self._plant.world.after(0.001, self._exit, -9)
 
     def _exit(self, status: int) -> None:
-        if self._run.deadly and not self._at.loop.dead:
-            self._plant.kill(self._at.loop)
-        elif not self._exited and not self._at.loop.dead:
+        if self._run.deadly and not self._at.host.loop.dead:
+            self._plant.kill(self._at.host.loop)
+        elif not self._exited and not self._at.host.loop.dead:
             self._exited = True
-            self._at.loop.call_soon(self._gone, status)
+            self._at.host.loop.call_soon(self._gone, status)
 
     def _gone(self, status: int) -> None:
         claimed = self._claimed
@@ -293,7 +300,7 @@ def replaced(plant: Plant) -> Iterator[None]:
                 {
                     "zmq": no_zmq,
                     "gc": idle_gc,
-                    "Edge": edge,
+                    "RouterSocket": edge,
                     "Wakeups": lambda *_: _Wakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
                 },
@@ -305,9 +312,9 @@ def replaced(plant: Plant) -> Iterator[None]:
                     "os": _Os(plant.world),
                     "Store": lambda *_, **_more: WorkerStore(plant.at),
                     "Subscriber": lambda *_, **callbacks: _Subscriber(**callbacks),
-                    "Watch": lambda _loop: SimpleNamespace(close=lambda: None),
-                    "Children": lambda *_: _Children(),
-                    "Attempt": attempt,
+                    "EpollSet": lambda _loop: SimpleNamespace(close=lambda: None),
+                    "Orphans": lambda *_: _NoOrphans(),
+                    "RunningAttempt": attempt,
                 },
             ),
         ):

@@ -42,11 +42,11 @@ def test_a_duration_is_never_cut_short(seconds: float, ms: int):
 
 def test_backoff_doubles_up_to_its_longest_pause_and_starts_again_after_a_reset():
     backoff = Backoff(0.5, 3.0)
-    assert backoff.is_fresh
     assert [backoff.next() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
-    assert not backoff.is_fresh
+    fresh = [backoff.is_fresh]
     backoff.reset()
-    assert (backoff.is_fresh, backoff.next()) == (True, 0.5)
+    assert [*fresh, backoff.is_fresh] == [False, True]
+    assert backoff.next() == 0.5
 
 
 def test_backoff_after_many_pauses_does_not_overflow():

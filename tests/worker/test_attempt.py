@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from kingtask.config import WorkerConfig
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.task import TaskSpec
 from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Conditions, RunningAttempt
 from kingtask.worker.exec.epoll import EpollSet
-from kingtask.worker.exec.oom import KilledForMemory
+from kingtask.worker.exec.oom import OomKills
+from kingtask.worker.exec.process import Host
 from kingtask.worker.outbox import Report
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
@@ -34,27 +36,25 @@ class Trial:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.groups = Groups(1)
-        self.watch = EpollSet(loop)
+        self.epoll = EpollSet(loop)
         self.null = os.open(os.devnull, os.O_RDONLY)
         self.end: asyncio.Future[Report] = loop.create_future()
         self.path = directory / "task"
         self.path.write_text(f"#!/bin/sh\n{text}\n")
         self.path.chmod(0o755)
-        conditions = Conditions(
+        host = Host(
             loop=loop,
-            watch=self.watch,
-            children=Orphans(loop, "w", self.groups),
-            worker="w",
-            bin_path=(str(directory),),
-            work_dir=None,
-            environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
-            keep_stderr=False,
-            time_limit_ms=3_600_000,
-            kill_grace_s=grace_s,
-            max_output_bytes=1_048_576,
+            epoll=self.epoll,
+            orphans=Orphans(loop, "w", self.groups),
             null=self.null,
+            oom_kills=OomKills(None),
             now_ms=lambda: NOW_MS,
-            killed=KilledForMemory(None),
+        )
+        conditions = Conditions(
+            worker="w",
+            config=WorkerConfig(bin_path=(str(directory),), kill_grace=grace_s),
+            environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
+            host=host,
         )
         spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
         claimed = Claimed("t", 3, "task", codec.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
@@ -72,7 +72,7 @@ class Trial:
 
     async def report(self) -> Report:
         report = await asyncio.wait_for(self.end, 30)
-        self.watch.close()
+        self.epoll.close()
         self.groups.close()
         os.close(self.null)
         return report

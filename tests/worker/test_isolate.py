@@ -306,11 +306,11 @@ def test_nothing_ever_runs_as_the_worker_for_want_of_a_user(rig: Rig) -> None:
     users = [someone(n)["user"] for n in range(2)]
     config = {"bin_path": str(rig.bin), "concurrency": 2, "run_as": {"user": users, "group": users[0]}}
     path.write_text(yaml.safe_dump(config))
-    isolation = Isolation.make(load_worker(path), "w")
+    isolation = Isolation.make(load_worker(path), "w", lambda path: None)
     assert isolation is not None
-    places = [isolation.take(), isolation.take()]
+    places = [isolation.acquire(), isolation.acquire()]
     assert [str(place.identity.uid) for place in places if place.identity] == users
     with pytest.raises(Shortage):
-        isolation.take()
-    isolation.give_back(places[0])
-    assert isolation.take() == places[0]
+        isolation.acquire()
+    isolation.release(places[0])
+    assert isolation.acquire() == places[0]

@@ -1,26 +1,29 @@
-"""When an attempt is said to have failed for want of memory."""
+"""When a failed attempt gets the reason out_of_memory, and the kernel's count of OOM kills."""
 
 from __future__ import annotations
 
-import resource
-import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kingtask.worker.exec.oom import KilledForMemory, explained
-from kingtask.worker.exec.outcome import AttemptOutcome
+from kingtask.worker.exec.oom import OomKills
+from kingtask.worker.exec.outcome import MIB, AttemptOutcome, explain_memory
 
-MIB = 1_048_576
 EXIT = AttemptOutcome("failed", "exit", "")
 SIGNAL = AttemptOutcome("failed", "signal", "killed by SIGSEGV (11)")
-NEVER = KilledForMemory(None)
-OWN_BYTES = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+OWN_BYTES = 40 * MIB
 LARGE = 4 * OWN_BYTES + 256 * MIB
 
 
+def explained(outcome: AttemptOutcome, stderr: bytes = b"", **facts: Any) -> AttemptOutcome:
+    return explain_memory(
+        outcome, stderr, **{"oom_killed": False, "limit": None, "peak_bytes": 0, "own_bytes": OWN_BYTES, **facts}
+    )
+
+
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         b"Traceback:\nMemoryError\n",
         b"sh: 1: Cannot allocate memory",
@@ -30,39 +33,42 @@ LARGE = 4 * OWN_BYTES + 256 * MIB
         b"xx: memory exhausted",
     ],
 )
-def test_under_a_limit_stderr_tells(said: bytes) -> None:
-    found = explained(EXIT, 1, said, 0, 256 * MIB, NEVER)
-    assert (found.verdict, found.reason) == ("failed", "out_of_memory")
+def test_under_a_memory_limit_the_words_on_stderr_count(text: bytes) -> None:
+    found = explained(EXIT, text, limit=256 * MIB)
+    assert (found.kind, found.reason) == ("failed", "out_of_memory")
     assert found.message == "its processes may have 256 MiB each (limits.memory)"
-    assert explained(EXIT, 1, said, 0, None, NEVER) == EXIT, "without a limit it may be talking of anything"
+    assert explained(EXIT, text) == EXIT, "without a limit the words may mean anything"
 
 
-def test_one_that_says_nothing_is_known_by_a_signal_and_what_it_used() -> None:
-    found = explained(SIGNAL, -11, b"", LARGE, LARGE, NEVER)
+def test_a_silent_program_out_of_memory_is_known_by_its_signal_and_its_peak() -> None:
+    found = explained(SIGNAL, peak_bytes=LARGE, limit=LARGE)
     assert found.reason == "out_of_memory"
     assert found.message.startswith("killed by SIGSEGV (11); its processes may have ")
     assert f"it used {LARGE / MIB:,.0f} MiB" in found.message
-    assert explained(SIGNAL, -11, b"", LARGE // 2, LARGE, NEVER) == SIGNAL
-    assert explained(EXIT, 1, b"", LARGE, LARGE, NEVER) == EXIT
+    assert explained(SIGNAL, peak_bytes=LARGE // 2, limit=LARGE) == SIGNAL
+    assert explained(EXIT, peak_bytes=LARGE, limit=LARGE) == EXIT
 
 
-def test_what_the_worker_itself_had_when_it_started_it_is_no_witness() -> None:
-    assert explained(SIGNAL, -11, b"", OWN_BYTES, OWN_BYTES, NEVER) == SIGNAL
+def test_a_peak_of_memory_that_the_worker_itself_had_at_the_start_is_no_evidence() -> None:
+    assert explained(SIGNAL, peak_bytes=OWN_BYTES, limit=OWN_BYTES) == SIGNAL
 
 
-def test_the_kernel_counts_whom_it_killed_here_or_above(tmp_path: Path) -> None:
+def test_an_oom_kill_is_evidence_without_a_limit() -> None:
+    found = explained(SIGNAL, oom_killed=True)
+    assert found.reason == "out_of_memory"
+    assert found.message == "killed by SIGSEGV (11): the kernel had no memory left for it, and killed it"
+
+
+def test_oom_kills_of_the_cgroup_or_the_one_above_are_seen_once(tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n")
     inner = tmp_path / "worker"
     inner.mkdir()
-    killed = KilledForMemory(inner)
-    verdict = AttemptOutcome("failed", "signal", "killed by SIGKILL (9)")
-    assert explained(verdict, -signal.SIGKILL, b"", 0, None, killed) == verdict
+    kills = OomKills(inner)
+    assert not kills.increased()
     events.write_text(events.read_text().replace("oom_kill 2", "oom_kill 3"))
-    assert explained(SIGNAL, -11, b"", 0, None, killed) == SIGNAL
-    found = explained(verdict, -signal.SIGKILL, b"", 0, None, killed)
-    assert found.reason == "out_of_memory"
-    assert found.message == "killed by SIGKILL (9): the kernel had no memory left for it, and killed it"
-    assert explained(verdict, -signal.SIGKILL, b"", 0, None, killed) == verdict, "each is told once"
+    assert kills.increased()
+    assert not kills.increased()
     events.unlink()
-    assert not killed.again()
+    assert not kills.increased()
+    assert not OomKills(None).increased()

@@ -32,7 +32,7 @@ def test_the_end_of_what_may_be_started_only_once_is_kept_until_it_is_confirmed(
     assert outbox.answered([fence(1), fence(2), fence(3)]) == [fence(1)]
     assert list(outbox.fences) == [fence(1)]
     outbox.not_confirmed([fence(1)], full=False)
-    outbox.look()
+    outbox.retry()
     assert outbox.take() == [Finish([ended(1)], False)]
     assert outbox.answered([fence(1)]) == [fence(1)]
     outbox.confirmed([fence(1)])
@@ -42,14 +42,14 @@ def test_the_end_of_what_may_be_started_only_once_is_kept_until_it_is_confirmed(
 def test_sent_once_until_it_fails_and_kept_until_it_is_confirmed() -> None:
     outbox = filled(ended(1), ended(2))
     assert outbox.take() == [Finish([ended(1), ended(2)], False)]
-    outbox.look()
+    outbox.retry()
     assert outbox.take() == []
     outbox.not_confirmed([fence(1)], full=False)
     assert outbox.take() == []
-    outbox.look()
+    outbox.retry()
     assert outbox.take() == [Finish([ended(1)], False)]
     outbox.confirmed([fence(1), fence(2)])
-    outbox.look()
+    outbox.retry()
     assert (outbox.take(), len(outbox), list(outbox.fences)) == ([], 0, [])
 
 
@@ -58,7 +58,7 @@ def test_ends_and_what_is_handed_back_travel_apart() -> None:
     outbox.add(fence(2), b"record")
     assert outbox.take() == [Finish([ended(1)], False), Release([(fence(2), b"record")])]
     outbox.not_confirmed([fence(2)], full=True)  # nothing to shorten there
-    outbox.look()
+    outbox.retry()
     assert outbox.take() == [Release([(fence(2), b"record")])]
 
 
@@ -108,5 +108,5 @@ def test_a_full_redis_takes_short_outputs(stdout: int, stderr: int, kept: tuple[
     assert (row.stdout_size, row.stderr_size) == (stdout, stderr)
     outbox.not_confirmed([fence(1)], full=True)
     assert outbox.take() == []  # not in a circle
-    outbox.look()
+    outbox.retry()
     assert outbox.take() == [call]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.exec.epoll import EpollSet
-from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Process
+from kingtask.worker.exec.oom import OomKills
+from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Host, Process
 from kingtask.worker.exec.spawn import spawn
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
@@ -30,18 +31,19 @@ class Watched:
         loop = asyncio.get_running_loop()
         self.end: asyncio.Future[Process] = loop.create_future()
         self.groups = Groups(1)
-        self.children = Orphans(loop, "w", self.groups)
         null = os.open(os.devnull, os.O_RDONLY)
         spawned = spawn("/bin/sh", ["-c", text], {**ENV, **(env or {})}, null)
         os.close(null)
-        self.watch = EpollSet(loop)
-        self.children.add(spawned.popen.pid, "t", 1)
-        self.process = Process(loop, self.watch, self.children, spawned, keep, self._ended)
+        self.epoll = EpollSet(loop)
+        orphans = Orphans(loop, "w", self.groups)
+        orphans.add(spawned.popen.pid, "t", 1)
+        host = Host(loop, self.epoll, orphans, null, OomKills(None), lambda: 0)
+        self.process = Process(host, spawned, keep, self._ended)
 
     def _ended(self, process: Process) -> None:
-        assert len(self.watch) == 0
+        assert len(self.epoll) == 0
         assert list(self.groups._table) == [0]
-        self.watch.close()
+        self.epoll.close()
         self.groups.close()
         self.end.set_result(process)
 

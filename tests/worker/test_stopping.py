@@ -220,10 +220,10 @@ def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
 def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> None:
     """Else it would renew, for ever, the lease of an attempt that it no longer knows."""
     program = (
-        "import sys; from kingtask import config, log; from kingtask.worker import daemon, worker\n"
+        "import sys; from kingtask import config, log; from kingtask.worker import host, worker\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
         "worker.Worker._cancel_hinted = broken\n"
-        "log.setup('worker'); sys.exit(daemon.run(config.load_worker(sys.argv[1]), None))"
+        "log.setup('worker'); sys.exit(host.run(config.load_worker(sys.argv[1]), None))"
     )
     worker = rig.start("-c", program)
     ((task, pid),) = park(rig, "a").items()

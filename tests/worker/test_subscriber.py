@@ -128,7 +128,7 @@ async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
         deaf.recv()
     for _ in range(100):
         listener.subscriber.idle()
-        listener.subscriber.asked()
+        listener.subscriber.claimed()
         listener.subscriber.full()
     deaf.send_multipart([topics.cancel_topic("w.1"), b"heard all"])
     while not listener.cancelled:
@@ -151,7 +151,7 @@ async def test_told_once_it_is_told_again_only_after_it_has_asked(
         await listener.cancel(wakeups, f"round {number}")
         assert listener.ready == 1
         listener.subscriber.idle()  # it has not asked: nothing is said
-    listener.subscriber.asked()
+    listener.subscriber.claimed()
     listener.subscriber.idle()
     while listener.ready < 2:
         await listener.heard()
@@ -167,7 +167,7 @@ async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Liste
     assert not wakeups.soon()
     await listener.heard()
     assert (listener.ready, listener.soon) == (1, 1)
-    listener.subscriber.asked()
+    listener.subscriber.claimed()
     listener.subscriber.idle()
     await asyncio.to_thread(wakeups.idle)
     wakeups.ready()
@@ -198,7 +198,7 @@ async def test_what_one_has_asked_for_is_told_to_nobody_else(listen: type[Listen
     await first.heard()
     second.subscriber.idle()
     await asyncio.to_thread(wakeups.idle)
-    first.subscriber.asked()
+    first.subscriber.claimed()
     first.subscriber.full()
     first.subscriber.idle()
     await asyncio.to_thread(wakeups.idle, 2)

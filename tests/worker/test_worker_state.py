@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kingtask.store.functions import CUT_BYTES, Claimed, EndedTask, Fence
 from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
 from kingtask.worker.worker_state import (
-    LONGEST_SHORTAGE_S,
-    SHORTAGE_S,
-    UNSURE_S,
+    LONGEST_SPAWN_FAILED_S,
+    SPAWN_FAILED_S,
+    UNCONFIRMED_S,
     Action,
     Claim,
     Extend,
@@ -159,7 +159,7 @@ def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> N
     assert story.joined == [FinishAndClaim(finish, claim)]
     story.slots.claim_failed(stored="unknown")
     story.slots.ended(second, ended(second))
-    story.slots.look()
+    story.slots.poll()
     finish, again = story.decide()
     assert story.joined == [finish, again], "what is sent again is answered by itself"
     assert (again.again, again.token) == (True, claim.token)
@@ -194,11 +194,11 @@ def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
 def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(story: Story) -> None:
     def appetite() -> Readiness:
         story.decide()
-        return story.slots.appetite(story.now_s)
+        return story.slots.readiness(story.now_s)
 
     assert appetite() is Readiness.IDLE
     story.claim()
-    assert appetite() is Readiness.ASKING
+    assert appetite() is Readiness.CLAIMING
     story.claim_gives("a")
     assert appetite() is Readiness.IDLE, "one slot of two is free"
     story.claim()
@@ -206,13 +206,13 @@ def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(stor
     assert appetite() is Readiness.FULL
     (a, _) = story.spawn()
     story.slots.ended(a, ended(a))
-    assert appetite() is Readiness.ASKING, "a slot is free again, and the last claim got all it asked for"
+    assert appetite() is Readiness.CLAIMING, "a slot is free again, and the last claim got all it asked for"
     story.claim_gives()
     assert appetite() is Readiness.IDLE
     story.slots.went_down()
     assert appetite() is Readiness.FULL
     story.slots.went_up()
-    assert appetite() is Readiness.ASKING
+    assert appetite() is Readiness.CLAIMING
     story.claim_gives()
     story.slots.drain()
     assert appetite() is Readiness.FULL
@@ -236,7 +236,7 @@ def test_more_slots_are_claimed_for_at_once_and_fewer_when_what_holds_them_has_e
         assert not [action for action in story.decide() if isinstance(action, Claim | StopProcess)]
         story.slots.ended(fence, ended(fence))
         (finish,) = [action for action in story.decide() if isinstance(action, Finish)]
-        story.slots.answered([one.fence for one in finish.ended])
+        story.slots.outbox.answered([one.fence for one in finish.ended])
     (claim,) = story.of(Claim)
     assert claim.n == 1
 
@@ -270,7 +270,7 @@ def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: Story
     claim = story.claim()
     story.slots.claim_failed(stored="unknown")
     assert story.decide() == []
-    story.slots.look()
+    story.slots.poll()
     assert story.decide() == [claim._replace(again=True)]
 
 
@@ -278,7 +278,7 @@ def test_a_refused_claim_waits_for_the_next_look(story: Story) -> None:
     claim = story.claim()
     story.slots.claim_failed(stored="no")
     assert story.decide() == []
-    story.slots.look()
+    story.slots.poll()
     (again,) = story.decide()
     assert (again.again, again.token != claim.token) == (False, True)
 
@@ -291,14 +291,14 @@ def test_ends_that_redis_does_not_take_bound_what_is_claimed() -> None:
             story.slots.ended(fence, ended(fence))
         story.decide()
         for finish in story.of(Finish):
-            story.slots.not_confirmed([row.fence for row in finish.ended], full=False)
+            story.slots.outbox.not_confirmed([row.fence for row in finish.ended], full=False)
         if story.of(Claim):
             story.slots.claimed([], story.now_s)
     story.slots.wakeup()
     assert story.decide() == []  # four ends in memory, two slots: enough
-    story.slots.look()
+    story.slots.poll()
     (finish,) = story.decide()
-    story.slots.confirmed([row.fence for row in finish.ended])
+    story.slots.outbox.confirmed([row.fence for row in finish.ended])
     assert [type(action) for action in story.decide()] == [Claim]
 
 
@@ -376,8 +376,8 @@ def test_what_may_be_started_only_once_is_not_let_go_by_fenced(story: Story) -> 
     story.slots.ended(fence, ended(fence))
     story.decide()
     (finish,) = story.of(Finish)
-    assert story.slots.answered([one.fence for one in finish.ended]) == [fence], "to be confirmed"
-    story.slots.confirmed([fence])
+    assert story.slots.outbox.answered([one.fence for one in finish.ended]) == [fence], "to be confirmed"
+    story.slots.outbox.confirmed([fence])
     assert story.slots.idle
 
 
@@ -419,8 +419,8 @@ def test_fenced_means_nothing_to_what_has_ended(story: Story) -> None:
     story.slots.ended(fence, ended(fence))
     (finish,) = [action for action in story.decide() if isinstance(action, Finish)]
     assert story.slots.extended(extend, ["fenced"], story.now_s) == []
-    story.slots.not_confirmed([fence], full=False)
-    story.slots.look()
+    story.slots.outbox.not_confirmed([fence], full=False)
+    story.slots.poll()
     story.decide()
     assert story.of(Finish) == [finish]
 
@@ -447,7 +447,7 @@ def test_an_outage_stops_nothing_and_forgets_nothing(story: Story) -> None:
     story.slots.went_down()
     story.slots.ended(first, ended(first))
     story.slots.renew()
-    story.slots.look()
+    story.slots.poll()
     assert story.decide(after_s=10_000) == []
     story.slots.went_up()
     finish, _, extend = story.decide()
@@ -460,13 +460,13 @@ def test_a_finish_without_an_answer_is_sent_again(story: Story) -> None:
     story.slots.ended(fence, ended(fence))
     story.decide()
     story.slots.went_down()
-    story.slots.not_confirmed([fence], full=False)
+    story.slots.outbox.not_confirmed([fence], full=False)
     assert story.decide() == []
     story.slots.went_up()
     story.decide()
     assert story.of(Finish) == [Finish([ended(fence)], False)]
-    story.slots.confirmed([fence])
-    story.slots.look()
+    story.slots.outbox.confirmed([fence])
+    story.slots.poll()
     story.decide()
     assert story.of(Finish) == []
 
@@ -475,46 +475,46 @@ def test_a_full_redis_gets_the_outcome_with_short_outputs(story: Story) -> None:
     (fence,) = story.run("a")
     story.slots.ended(fence, ended(fence, b"o" * 100_000))
     story.decide()
-    story.slots.not_confirmed([fence], full=True)
+    story.slots.outbox.not_confirmed([fence], full=True)
     (finish,) = story.decide()
     assert (finish.cut, len(finish.ended[0].stdout)) == (True, CUT_BYTES)
 
 
 def test_a_shortage_hands_back_and_pauses_longer_each_time(story: Story) -> None:
-    pause_s = SHORTAGE_S
+    pause_s = SPAWN_FAILED_S
     for _ in range(8):
         (fence,) = story.run("a")
-        story.slots.shortage(fence, story.now_s, "no processes left")
+        story.slots.spawn_failed(fence, story.now_s, "no processes left")
         assert story.slots.busy == 0
         story.slots.wakeup()
         story.decide()
         assert story.of(Release) == [Release([(fence, b"no processes left")])]
-        assert story.slots.unfit == "no processes left"
+        assert story.slots.degraded == "no processes left"
         story.answer_extend()
-        story.slots.confirmed([fence])
+        story.slots.outbox.confirmed([fence])
         assert story.decide(after_s=pause_s - 0.01) == []
         assert [type(action) for action in story.decide(after_s=0.02)] == [Claim]
         story.slots.claimed([], story.now_s)
-        pause_s = min(2 * pause_s, LONGEST_SHORTAGE_S)
+        pause_s = min(2 * pause_s, LONGEST_SPAWN_FAILED_S)
     story.slots.started()
-    assert story.slots.unfit == ""
+    assert story.slots.degraded == ""
     (fence,) = story.run("a")
-    story.slots.shortage(fence, story.now_s, "again")
+    story.slots.spawn_failed(fence, story.now_s, "again")
     story.slots.wakeup()
     story.decide()
-    story.slots.confirmed([fence])
-    assert story.decide(after_s=SHORTAGE_S + 0.01) != []
+    story.slots.outbox.confirmed([fence])
+    assert story.decide(after_s=SPAWN_FAILED_S + 0.01) != []
 
 
 def test_a_shortage_is_told_at_once_and_several_of_one_claim_are_one(story: Story) -> None:
     fences = story.run("a", "b")
     for fence in fences:
-        story.slots.shortage(fence, story.now_s, "no processes left")
+        story.slots.spawn_failed(fence, story.now_s, "no processes left")
     story.slots.wakeup()
     assert [type(action) for action in story.decide()] == [Release, Extend]
     story.answer_extend()
-    story.slots.confirmed(fences)
-    assert [type(action) for action in story.decide(after_s=SHORTAGE_S + 0.01)] == [Claim]
+    story.slots.outbox.confirmed(fences)
+    assert [type(action) for action in story.decide(after_s=SPAWN_FAILED_S + 0.01)] == [Claim]
 
 
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -527,18 +527,18 @@ def test_drain_hands_back_what_was_not_started_and_claims_no_more(story: Story) 
     assert started is not None
     story.slots.drain()
     story.slots.wakeup()
-    story.slots.look()
+    story.slots.poll()
     story.decide()
     (release,) = story.of(Release)
     assert [fence.id for fence, _ in release.attempts] == ["b"]
     assert story.of(Claim) == []
     assert story.spawn() == []
     assert not story.slots.idle
-    story.slots.confirmed([release.attempts[0][0]])
+    story.slots.outbox.confirmed([release.attempts[0][0]])
     story.slots.ended(started[0], ended(started[0]))
     story.decide()
     assert not story.slots.idle
-    story.slots.confirmed([started[0]])
+    story.slots.outbox.confirmed([started[0]])
     assert story.slots.idle
 
 
@@ -561,16 +561,16 @@ def test_the_end_of_what_may_be_started_only_once_is_renewed_until_it_is_confirm
     (fence,) = story.spawn()
     story.slots.ended(fence, ended(fence))
     story.decide()
-    assert story.slots.answered([fence]) == [fence]
+    assert story.slots.outbox.answered([fence]) == [fence]
     story.slots.renew()
     story.decide()
     assert story.of(Extend)[0].held == [fence]
-    story.slots.not_confirmed([fence])
-    story.slots.look()
+    story.slots.outbox.not_confirmed([fence])
+    story.slots.poll()
     story.decide()
     assert story.of(Finish) == [Finish([ended(fence)], False)]
-    story.slots.answered([fence])
-    story.slots.confirmed([fence])
+    story.slots.outbox.answered([fence])
+    story.slots.outbox.confirmed([fence])
     assert story.slots.unconfirmed == 0
 
 
@@ -662,11 +662,11 @@ def test_a_claim_that_is_not_confirmed_is_handed_back_unstarted_and_claiming_pau
     story.slots.stored(unsure, story.now_s, sure=False)
     (release,) = story.decide()
     assert [fence for fence, _ in release.attempts] == unsure
-    story.slots.confirmed(unsure)
+    story.slots.outbox.confirmed(unsure)
     assert story.spawn() == []
     story.slots.wakeup()
-    assert story.decide(UNSURE_S / 2) == []
-    assert [type(action) for action in story.decide(UNSURE_S)] == [Claim]
+    assert story.decide(UNCONFIRMED_S / 2) == []
+    assert [type(action) for action in story.decide(UNCONFIRMED_S)] == [Claim]
 
 
 def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: Story) -> None:
@@ -677,7 +677,7 @@ def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: Story) -> No
     story.slots.extended(extend, ["fenced", "cancel"], story.now_s)
     (release,) = (action for action in story.decide() if isinstance(action, Release))
     assert [fence.id for fence, _ in release.attempts] == ["cancelled"]
-    story.slots.confirmed(unsure)
+    story.slots.outbox.confirmed(unsure)
     for sure in (True, False):
         story.slots.stored(unsure, story.now_s, sure=sure)
         assert (story.spawn(), story.slots.busy, story.slots.unconfirmed) == ([], 0, 0)
@@ -832,7 +832,7 @@ class Walk(RuleBasedStateMachine):
             case Extend():
                 self.slots.extended(call, reply, sent_s)
             case Finish() | Release():
-                self.slots.confirmed(reply)
+                self.slots.outbox.confirmed(reply)
 
     @precondition(lambda self: self.unsure)
     @rule(sure=st.booleans())
@@ -868,9 +868,9 @@ class Walk(RuleBasedStateMachine):
             case Extend():
                 self.slots.extend_failed()
             case Finish(rows, cut):
-                self.slots.not_confirmed([row.fence for row in rows], full=full and not cut)
+                self.slots.outbox.not_confirmed([row.fence for row in rows], full=full and not cut)
             case Release(attempts):
-                self.slots.not_confirmed([fence for fence, _ in attempts], full=False)
+                self.slots.outbox.not_confirmed([fence for fence, _ in attempts], full=False)
 
     @precondition(lambda self: self.slots.up)
     @rule(executed=st.integers(0, 5), late=st.booleans())
@@ -899,7 +899,7 @@ class Walk(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 1.0, 8.0]))
     def time_passes(self, seconds: float) -> None:
         self.now_s += seconds
-        self.slots.look()
+        self.slots.poll()
 
     @rule()
     def renewal(self) -> None:

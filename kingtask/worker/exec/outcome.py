@@ -1,33 +1,47 @@
-"""Whether an attempt succeeded, and if not, why: the one place that decides. Pure."""
+"""Decides whether an attempt succeeded and, if not, why. Pure."""
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Literal, NamedTuple
 
+from kingtask.result import SHOWN_BYTES
+
 NO_RETRY_STATUS = 100
-"""An executable ends with it to say: trying again is of no use."""
-SHOWN_BYTES = 200
-"""Of stderr in a message; the attempt's record has a longer tail."""
+"""Exit status by which an executable declares its failure permanent."""
+NEARLY = 0.75
+"""Of the limit of the address space: no program fills all of it."""
+OUT_OF_MEMORY_TEXT = re.compile(
+    rb"MemoryError|OutOfMemoryError|out of memory|cannot allocate memory|std::bad_alloc|memory exhausted"
+    rb"|failed to map segment|allocation failed",
+    re.IGNORECASE,
+)
+MIB = 1_048_576
 
 Stop = Literal["time_limit", "cancelled", "released", "interrupted", "fenced"]
 """Why the worker itself stopped an attempt."""
 
 
 class AttemptOutcome(NamedTuple):
-    verdict: Literal["succeeded", "failed", "final"]
-    """`final`: failed, not to be retried."""
+    kind: Literal["succeeded", "failed", "failed_permanently"]
+    """`failed_permanently` is not retried."""
     reason: str
     message: str
+
+    @property
+    def verdict(self) -> str:
+        """The kind in the words of the function library."""
+        return "final" if self.kind == "failed_permanently" else self.kind
 
 
 def judge(
     returncode: int, stderr: bytes, stderr_size: int, *, keep_stderr: bool, stopped: Stop | None, limit_s: float
 ) -> AttemptOutcome:
-    """`returncode` as subprocess has it (−n: killed by signal n); `stderr` is what was kept of `stderr_size` bytes.
+    """`returncode` as in subprocess (−n: killed by signal n); `stderr` is what was kept of `stderr_size` bytes.
 
-    Success is status 0 and nothing on stderr, unless the task keeps its stderr. An attempt that the worker stopped has
-    failed for that reason, whatever its last words.
+    Success is status 0 and an empty stderr, unless the task keeps its stderr. An attempt that the worker stopped has
+    failed for that reason, whatever its exit status.
     """
     match stopped:
         case "time_limit":
@@ -35,19 +49,16 @@ def judge(
         case "cancelled":
             return AttemptOutcome("failed", "cancelled", "")
         case "interrupted":
-            return AttemptOutcome(
-                "final", "interrupted", "its worker was stopped; with on_lost: fail it may not be started again"
-            )
-        case "fenced":  # heard of only where a failover has forgotten that it was lost
-            return AttemptOutcome(
-                "final", "lost", "its lease was given away; with on_lost: fail it may not be started again"
-            )
+            message = "its worker was stopped; with on_lost: fail it may not be started again"
+            return AttemptOutcome("failed_permanently", "interrupted", message)
+        case "fenced":  # recorded only if a failover of Redis forgot that the lease was lost
+            message = "its lease was given away; with on_lost: fail it may not be started again"
+            return AttemptOutcome("failed_permanently", "lost", message)
     if returncode < 0:
         return AttemptOutcome("failed", "signal", f"killed by {signal_name(-returncode)}")
     if returncode == NO_RETRY_STATUS:
-        return AttemptOutcome(
-            "final", "no_retry", "" if stderr_size else f"exit status {NO_RETRY_STATUS}: not to be retried"
-        )
+        message = "" if stderr_size else f"exit status {NO_RETRY_STATUS}: not to be retried"
+        return AttemptOutcome("failed_permanently", "no_retry", message)
     if returncode:
         return AttemptOutcome("failed", "exit", "" if stderr_size else f"exit status {returncode}, nothing on stderr")
     if stderr_size and not keep_stderr:
@@ -59,6 +70,29 @@ def judge(
             f" stderr: keep (--stderr keep): {shown}",
         )
     return AttemptOutcome("succeeded", "", "")
+
+
+def explain_memory(
+    outcome: AttemptOutcome, stderr: bytes, *, oom_killed: bool, limit: int | None, peak_bytes: int, own_bytes: int
+) -> AttemptOutcome:
+    """Give a failure by `exit` or `signal` the reason `out_of_memory` if there is evidence for it.
+
+    The evidence is one of three: `oom_killed`, a kill by the kernel; under a limit, the program's own words on stderr;
+    under a limit, a death by signal with nearly all of the limit in use (`peak_bytes`, ru_maxrss). The kernel counts
+    into the last what the worker had at the start (`own_bytes`), so only a larger peak counts.
+    """
+    if oom_killed:
+        message = f"{outcome.message}: the kernel had no memory left for it, and killed it"
+        return outcome._replace(reason="out_of_memory", message=message)
+    if limit is None:
+        return outcome
+    known = peak_bytes > own_bytes
+    full = outcome.reason == "signal" and known and peak_bytes >= NEARLY * limit
+    if not full and not OUT_OF_MEMORY_TEXT.search(stderr):
+        return outcome
+    used = f", it used {peak_bytes / MIB:,.0f} MiB" if known else ""
+    text = f"its processes may have {limit / MIB:,.0f} MiB each (limits.memory){used}"
+    return outcome._replace(reason="out_of_memory", message=f"{outcome.message}; {text}" if outcome.message else text)
 
 
 def signal_name(number: int) -> str:

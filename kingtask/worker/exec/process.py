@@ -1,11 +1,11 @@
-"""One running program, watched from its start until nothing of it is left.
+"""One running program, from its start until nothing of it is left.
 
     running ──exit seen──▶ draining ──pipes at their end──▶ gone
                               │ DRAIN_S                       ▲
                               └─▶ all killed ───SETTLE_S──────┘
 
-The exit status decides, not the pipes: a background process that inherited them cannot hold the slot. The leader is
-reaped only after its group was killed, for until then its number cannot be given to another group.
+The exit frees the slot, not the end of the pipes: a background process that inherited the pipes cannot hold the slot.
+The leader is reaped only after its group was killed: until then the kernel gives the number to no other group.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from kingtask import procfs
+from kingtask.clock import Backoff
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import EpollSet
+from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.spawn import Spawned
 from kingtask.worker.reap import reaper_process
 from kingtask.worker.reap.orphans import Orphans
@@ -29,33 +32,45 @@ from kingtask.worker.reap.orphans import Orphans
 log = logging.getLogger("kingtask.worker")
 
 READ_BYTES = 65_536
-"""What a pipe holds by default: one read empties it."""
+"""The default capacity of a pipe: one read empties it."""
 DRAIN_READS = 32
-"""Bound of one non-blocking drain, against writers that never pause; twice what a pipe can hold at most."""
+"""Bound of one non-blocking drain, against writers that never pause; twice the largest capacity of a pipe."""
 DRAIN_S = 0.2
-"""After the exit, for what background processes still write."""
+"""After the exit: how long background processes may still write."""
 SETTLE_S = 0.1
 """After everything of the attempt was killed: a pipe still open then is held by a process out of reach."""
-FIRST_PAUSE_S = 0.002
-LAST_PAUSE_S = 1.0
-"""Between looks whether an end that was seen can be taken, doubled each time: a tracer is told first (ptrace(2))."""
-INSIST_S = 1.0
-LAST_INSIST_S = 60.0
-"""After KILL, until it is told that there is no end yet; doubled each time."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.002, 1.0
+"""Between tries to reap a process that has exited; doubled each time. Its tracer is notified first (ptrace(2))."""
+INSIST_S, LONGEST_INSIST_S = 1.0, 60.0
+"""After KILL: the time until a process that still runs is logged and killed again; doubled each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the attempts of a worker share of its process."""
+
+    loop: asyncio.AbstractEventLoop
+    epoll: EpollSet
+    orphans: Orphans
+    null: int
+    """A descriptor of /dev/null, the standard input of a task without one."""
+    oom_kills: OomKills
+    now_ms: Callable[[], int]
+    """Redis's clock."""
 
 
 class Process:
     """Calls `on_end(self)` once, in the loop, when the process is gone and its output complete."""
 
     __slots__ = (
-        "_children",
-        "_grace",
+        "_epoll",
         "_loop",
         "_on_end",
+        "_orphans",
         "_pidfd",
         "_pipes",
         "_popen",
-        "_watch",
+        "_timer",
         "escaped",
         "exited_s",
         "left_behind",
@@ -65,38 +80,30 @@ class Process:
         "stdout",
     )
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        watch: EpollSet,
-        children: Orphans,
-        spawned: Spawned,
-        keep_bytes: int,
-        on_end: Callable[[Process], None],
-    ) -> None:
-        self._loop = loop
-        self._watch = watch
-        self._children = children
+    def __init__(self, host: Host, spawned: Spawned, keep_bytes: int, on_end: Callable[[Process], None]) -> None:
+        self._loop = host.loop
+        self._epoll = epoll = host.epoll
+        self._orphans = host.orphans
         self._popen = spawned.popen
         self._pidfd = spawned.pidfd
         self._on_end = on_end
-        self._grace: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.exited_s: float | None = None
-        """When the exit was seen, on the loop's clock; the rest is about what it left behind."""
+        """When the exit was seen, on the loop's clock."""
         self.stdout = Capture(keep_bytes)
         self.stderr = Capture(keep_bytes)
         self._pipes = {spawned.stdout: self.stdout, spawned.stderr: self.stderr}
         self.returncode = 0
-        """Once ended: as subprocess has it, −n for signal n."""
+        """Once ended: as in subprocess, −n for signal n."""
         self.peak_bytes = 0
-        """Once ended: the most memory that it, or one that it waited for, had at a time (getrusage(2))."""
+        """Once ended: the most memory that it, or a child that it waited for, used at a time (getrusage(2))."""
         self.left_behind = False
-        """Once ended: True if a process that it had started still held its output and was cut off."""
+        """Once ended: True if a process that it started still held its output and was killed."""
         self.escaped = False
-        """Once ended: True if such a process had also left the group and could not be killed with it."""
-        watch.add(spawned.pidfd, self._exited)
-        watch.add(spawned.stdout, partial(self._read, spawned.stdout))
-        watch.add(spawned.stderr, partial(self._read, spawned.stderr))
+        """Once ended: True if such a process kept the output open in spite of the kill."""
+        epoll.add(spawned.pidfd, self._exited)
+        epoll.add(spawned.stdout, partial(self._read, spawned.stdout))
+        epoll.add(spawned.stderr, partial(self._read, spawned.stderr))
 
     @property
     def pid(self) -> int:
@@ -104,49 +111,49 @@ class Process:
 
     @property
     def has_exited(self) -> bool:
-        """True also if that was not seen yet: the loop may have been elsewhere when it happened."""
+        """True also for an exit that the loop has not handled yet."""
         if self.exited_s is not None:
             return True
-        poll = select.poll()  # as the loop will see it: waitid(2) also tells of a stop, of one that it is to trace
+        poll = select.poll()  # as the loop will see it; waitid(2) would also report a stop of a traced process
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def stop(self, grace_s: float) -> None:
-        """End the whole group: TERM, and KILL after the grace. Calling it again may only shorten the grace."""
+        """End the whole group: TERM, and KILL after the grace. A second call can only shorten the grace."""
         if self.exited_s is not None:
             return
         if grace_s <= 0:
-            self._cancel_grace()
+            self._cancel_timer()
             self._kill()
             return
-        if self._grace is None:
+        if self._timer is None:
             self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)  # a stopped process takes TERM only once it goes on
-        elif self._grace.when() <= self._loop.time() + grace_s:
+            self._signal_group(signal.SIGCONT)  # a stopped process handles TERM only once it continues
+        elif self._timer.when() <= self._loop.time() + grace_s:
             return
         else:
-            self._grace.cancel()
-        self._grace = self._loop.call_later(grace_s, self._kill)
+            self._timer.cancel()
+        self._timer = self._loop.call_later(grace_s, self._kill)
 
     def _kill(self) -> None:
-        self._kill_group()
-        self._grace = self._loop.call_later(INSIST_S, self._insist, INSIST_S)
+        self._signal_group(signal.SIGKILL)
+        pause = Backoff(INSIST_S, LONGEST_INSIST_S)
+        self._timer = self._loop.call_later(pause.next(), self._insist, pause)
 
-    def _insist(self, pause_s: float) -> None:
-        """It sleeps in the kernel, or something traces it: its own descendants could, from outside of its group."""
+    def _insist(self, pause: Backoff) -> None:
+        """KILL its descendants: one that left the group may trace it. Else it sleeps in the kernel."""
         leader = self._popen.pid
         log.warning("attempt=not_gone pid=%d: KILL has not ended it (ps says D: in the kernel, t: traced)", leader)
         reaper_process.kill_all(procfs.descendants([leader]))
-        pause_s = min(2 * pause_s, LAST_INSIST_S)
-        self._grace = self._loop.call_later(pause_s, self._insist, pause_s)
+        self._timer = self._loop.call_later(pause.next(), self._insist, pause)
 
     def _exited(self) -> None:
         self.exited_s = self._loop.time()
-        self._watch.remove(self._pidfd)
-        self._cancel_grace()
+        self._epoll.remove(self._pidfd)
+        self._cancel_timer()
         self._drain()
         if self._pipes:
-            self._grace = self._loop.call_later(DRAIN_S, self._cut_off)
+            self._timer = self._loop.call_later(DRAIN_S, self._cut_off)
         else:
             self._end()
 
@@ -174,9 +181,9 @@ class Process:
 
     def _cut_off(self) -> None:
         self.left_behind = True
-        self._kill_group()
-        self._children.end(self._popen.pid)
-        self._grace = self._loop.call_later(SETTLE_S, self._give_up)
+        self._signal_group(signal.SIGKILL)
+        self._orphans.end(self._popen.pid)
+        self._timer = self._loop.call_later(SETTLE_S, self._give_up)
 
     def _give_up(self) -> None:
         self.escaped = True
@@ -184,19 +191,20 @@ class Process:
             self._close(fd)
         self._end()
 
-    def _end(self, pause_s: float = FIRST_PAUSE_S) -> None:
-        self._cancel_grace()
-        self._kill_group()
+    def _end(self, pause: Backoff | None = None) -> None:
+        self._cancel_timer()
+        self._signal_group(signal.SIGKILL)
         pid = self._popen.pid
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if pause_s == FIRST_PAUSE_S:
-                log.warning("attempt=traced pid=%d: it has ended; waiting until its tracer has taken note of it", pid)
-            self._children.end(pid)  # a tracer that it had started is killed, wherever it went
-            self._grace = self._loop.call_later(pause_s, self._end, min(2 * pause_s, LAST_PAUSE_S))
+            if pause is None:
+                log.warning("attempt=traced pid=%d: it has exited; waiting for its tracer", pid)
+                pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+            self._orphans.end(pid)  # kills a tracer that the attempt itself started
+            self._timer = self._loop.call_later(pause.next(), self._end, pause)
             return
-        self._children.remove(pid)
+        self._orphans.remove(pid)
         _, status, usage = os.wait4(pid, os.WNOHANG)
-        self._children.scan()
+        self._orphans.scan()
         self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
         self.peak_bytes = usage.ru_maxrss * 1024
         os.close(self._pidfd)
@@ -205,19 +213,16 @@ class Process:
 
     def _close(self, fd: int) -> None:
         del self._pipes[fd]
-        self._watch.remove(fd)
+        self._epoll.remove(fd)
         os.close(fd)
 
-    def _cancel_grace(self) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
-            self._grace = None
-
-    def _kill_group(self) -> None:
-        self._signal_group(signal.SIGKILL)
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _signal_group(self, number: signal.Signals) -> None:
-        # EPERM: nothing in the group may be signalled (all of it runs as another user); there is nothing more to do.
+        # EPERM: every process of the group runs as another user; nothing more can be done.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, number)
 

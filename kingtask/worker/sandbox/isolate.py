@@ -1,13 +1,13 @@
-"""What stands between the worker and what it runs: another user, limits, a directory of its own, a launcher.
+"""Isolates attempts from the worker: another user, limits, a scratch directory, a launcher.
 
-A start by vfork cannot change the user or the limits of the child, and one by fork copies the worker (measured: 1.6 ms
-of the loop's CPU time each, against 0.2 ms). So small programs of the system go before the executable, each of which
-becomes the next by execve(2), with the process number and the outputs staying:
+A vfork cannot change the user or the limits of the child, and a fork copies the worker (measured: 1.6 ms of the loop's
+CPU time, against 0.2 ms). So small programs of the system run before the executable. Each becomes the next by
+execve(2), which keeps the pid and the outputs:
 
     nice -n N prlimit LIMITS setpriv USER LAUNCHER… env VARIABLES… EXECUTABLE ARGUMENTS…
 
-What a client may set in the environment decides nothing in the first three (`task.ENV_REFUSED`). A launcher may heed
-other variables, so with one the request's come behind it, by env(1).
+The variables that a client may set do not affect the first three (`task.ENV_REFUSED`). They may affect a launcher, so
+with a launcher env(1) sets them behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 from kingtask import linux
@@ -25,31 +25,32 @@ from kingtask.config.sandbox_settings import Limits, UnixIdentity
 from kingtask.errors import ConfigurationError
 from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.spawn import Manner
-from kingtask.worker.sandbox.scratch import PrivateDirs
+from kingtask.worker.sandbox.scratch import ScratchDirs
 
 SEARCHED = "/usr/bin:/bin:/usr/sbin:/sbin"
 CPU_GRACE_S = 5
-"""Between XCPU, which says what it is, and KILL."""
+"""Between XCPU, which names the limit, and KILL."""
 PROBE_S = 30.0
 NEEDED = ("SETUID", "SETGID", "KILL")
 NEEDED_FOR_DIRS = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 OWN_TOOLS = ("nice", "prlimit", "setpriv", "env")
 CANNOT_EXECUTE = (126, 127)
-"""Their status when the next program cannot be executed."""
+"""Exit statuses of OWN_TOOLS when the next program cannot be executed."""
 
 
-class Place(NamedTuple):
-    """What one attempt has to itself until it is given back."""
+class Sandbox(NamedTuple):
+    """The user and the scratch directory of one attempt."""
 
     identity: UnixIdentity | None
     directory: str | None
 
 
 class Isolation:
-    """That of one worker."""
+    """The isolation of all attempts of a worker."""
 
-    def __init__(self, config: WorkerConfig, dirs: PrivateDirs | None) -> None:
-        self.dirs = dirs
+    def __init__(self, config: WorkerConfig, scratch: ScratchDirs | None) -> None:
+        """Raises ConfigurationError."""
+        self._scratch = scratch
         self.limits = config.limits or Limits()
         self.launcher = config.launcher or ()
         self.umask = -1 if config.umask is None else int(config.umask, 8)
@@ -67,59 +68,65 @@ class Isolation:
             self._tools.append(self.launcher[0].rpartition("/")[2])
 
     @classmethod
-    def make(cls, config: WorkerConfig, worker: str) -> Self | None:
-        """None if nothing of it is configured. Raises ConfigurationError if the host does not permit what is."""
+    def make(cls, config: WorkerConfig, worker: str, remove: Callable[[str], None]) -> Self | None:
+        """Check that the host permits what is configured; None if no isolation is. Raises ConfigurationError.
+
+        `remove` removes a tree in the background. Also removes the scratch directories of dead workers.
+        """
         parts = (config.run_as, config.limits, config.umask, config.private_dir, config.launcher)
         if not config.nice and all(part is None for part in parts):
             return None
         _check_rights(config)
-        made = cls(config, None)
-        made._probe(config)
+        scratch = None
         if config.private_dir is not None:
             try:
-                made.dirs = PrivateDirs(config.private_dir, worker)
+                scratch = ScratchDirs(config.private_dir, worker, remove)
             except OSError as error:
                 raise ConfigurationError(f"private_dir: {config.private_dir}: {error.strerror}") from None
+        made = cls(config, scratch)
+        made._probe(config)
+        if scratch is not None:
+            scratch.remove_abandoned()
         return made
 
     # ── an attempt ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take(self) -> Place:
-        """To be given back. Raises Shortage."""
+    def acquire(self) -> Sandbox:
+        """Take a user and make a directory, until `release`. Raises Shortage."""
         identity = None
         if self.uids:
-            if not self._users:  # never as the worker's own user
+            if not self._users:  # never fall back to the worker's own user
                 raise Shortage("run_as: each of the users runs something already")
             identity = self._users[0] if self._shared else self._users.popleft()
         try:
-            return Place(identity, None if self.dirs is None else self.dirs.make(identity))
+            return Sandbox(identity, None if self._scratch is None else self._scratch.make(identity))
         except Shortage:
-            self.give_back(Place(identity, None))
+            self.release(Sandbox(identity, None))
             raise
 
-    def give_back(self, place: Place) -> None:
-        if place.identity is not None and not self._shared:
-            self._users.append(place.identity)
-        if place.directory is not None and self.dirs is not None:
-            self.dirs.give_up(place.directory)
+    def release(self, sandbox: Sandbox) -> None:
+        if sandbox.identity is not None and not self._shared:
+            self._users.append(sandbox.identity)
+        if sandbox.directory is not None and self._scratch is not None:
+            self._scratch.release(sandbox.directory)
 
-    def manner(self, place: Place, request: Mapping[str, str]) -> Manner:
-        """How it is executed. With a launcher, the variables of `request` are set behind it."""
-        words = [*self._before[place.identity], *self.launcher]
+    def manner(self, sandbox: Sandbox, request: Mapping[str, str]) -> Manner:
+        """How to execute an attempt. With a launcher, env(1) sets the variables of `request` behind it."""
+        words = [*self._before[sandbox.identity], *self.launcher]
         if self.launcher and request and self._env is not None:
             words += [self._env, *(f"{name}={value}" for name, value in request.items())]
-        user = place.identity
+        user = sandbox.identity
         return Manner(words, self.umask, None if user is None else (user.uid, user.gid))
 
-    def variables(self, place: Place) -> dict[str, str]:
-        """What the environment says of the user, in the place of the worker's."""
-        user = place.identity
+    def variables(self, sandbox: Sandbox) -> dict[str, str]:
+        """The variables that describe the attempt's user; they replace those of the worker's."""
+        user = sandbox.identity
         if user is None:
             return {}
         return {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell}
 
     def not_executed(self, returncode: int, stderr: bytes) -> str:
-        """What one of the programs before the executable says if it could not become the next; else nothing."""
+        """The message of a program before the executable that could not execute the next one; else empty."""
         tool, _, words = stderr.partition(b": ")
         name = tool.decode("utf-8", "replace").rpartition("/")[2]
         if name not in self._tools or (returncode not in CANNOT_EXECUTE and name in OWN_TOOLS):
@@ -129,7 +136,7 @@ class Isolation:
     # ── the start of the worker ─────────────────────────────────────────────────────────────────────────────────────
 
     def _probe(self, config: WorkerConfig) -> None:
-        """Do all that an attempt needs, once as each user, but for the launcher."""
+        """Run a trial attempt once as each user, without the launcher. Raises ConfigurationError."""
         directories = [*config.bin_path, *(config.work_dir or config.private_dir or "/",)]
         if self.launcher and self._env is None:
             raise ConfigurationError(f"launcher: there is no env (coreutils) in {SEARCHED}")
@@ -197,7 +204,7 @@ def _setpriv(user: UnixIdentity | None) -> Sequence[str]:
         f"--reuid={user.uid}",
         f"--regid={user.gid}",
         f"--groups={groups}",
-        "--inh-caps=-all",  # and with them the ambient ones
+        "--inh-caps=-all",  # this drops the ambient ones, too
         "--no-new-privs",
         "--",
     )

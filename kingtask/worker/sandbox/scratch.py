@@ -1,12 +1,12 @@
-"""A directory for each attempt, below one of the worker's, which goes with the worker.
+"""Scratch directories: one for each attempt, in a directory of the worker that is removed with the worker.
 
-    private_dir/kingtask.WORKER/N      0700, owned by the user that the attempt runs as
+    private_dir/kingtask.WORKER/N      mode 0700, owned by the attempt's user
 
-The worker only makes them, and removes those that are empty. What has something in it is removed by the guard, one
-after another, with rm(1), which goes from descriptor to descriptor: it follows no link, however often names are
-exchanged below it, goes as deep as there is something, and stays on one file system. Nothing waits for that. When the
-worker is gone, its guard removes the rest; should both be killed, the next worker does that uses the same private_dir.
-A worker's directory is in use while somebody holds the lock on it, which the kernel lets go with its owner.
+The worker creates them, and removes those that are empty. The reaper removes the others in the background, one after
+another, with rm(1): rm descends by descriptors, so it follows no link even if names are exchanged meanwhile, handles
+any depth, and stays on one file system. The reaper also removes the worker's directory when the worker is gone. If
+both were killed, the next worker with the same private_dir removes it. A worker's directory is in use while a process
+holds the lock on it; the kernel releases the lock with its owner.
 """
 
 from __future__ import annotations
@@ -27,22 +27,27 @@ log = logging.getLogger("kingtask.worker")
 PREFIX = "kingtask."
 
 
-class PrivateDirs:
-    """Those of one worker. `remove` is to be set to what removes a tree in the background."""
+def directory_of(base: str, worker: str) -> Path:
+    """The directory that holds the scratch directories of this worker."""
+    return Path(base) / f"{PREFIX}{worker}"
 
-    def __init__(self, base: str, worker: str) -> None:
+
+class ScratchDirs:
+    """The scratch directories of one worker. `remove` removes a tree in the background."""
+
+    def __init__(self, base: str, worker: str, remove: Callable[[str], None]) -> None:
         """Raises OSError."""
-        self.path = Path(base) / f"{PREFIX}{worker}"
+        self.path = directory_of(base, worker)
         self.path.mkdir(mode=0o700)
-        self.path.chmod(0o711)  # whatever the umask: users pass, and see nothing of their neighbours
+        self.path.chmod(0o711)  # in spite of the umask: other users may enter, but not list their neighbours
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._number = itertools.count(1)
-        self.remove: Callable[[str], None] = lambda path: None
+        self._numbers = itertools.count(1)
+        self._remove = remove
 
     def make(self, identity: UnixIdentity | None) -> str:
-        """A new directory. Raises Shortage."""
-        path = f"{self.path}/{next(self._number)}"
+        """Create a directory for an attempt. Raises Shortage."""
+        path = f"{self.path}/{next(self._numbers)}"
         try:
             os.mkdir(path, 0o700)  # noqa: PTH102 - pathlib costs a third more
             if identity is not None:
@@ -51,26 +56,26 @@ class PrivateDirs:
             raise Shortage(f"private_dir {self.path.parent}: {error.strerror}") from None
         return path
 
-    def give_up(self, path: str) -> None:
-        """The attempt is over: remove it, now if it is empty."""
+    def release(self, path: str) -> None:
+        """Remove the directory of an ended attempt: at once if it is empty, else in the background."""
         try:
             os.rmdir(path)  # noqa: PTH106
         except OSError as error:
             if error.errno != errno.ENOENT:
-                self.remove(path)
+                self._remove(path)
 
     def remove_abandoned(self) -> None:
-        """Remove what the workers left that were killed together with their guards."""
+        """Remove the directories of workers that were killed together with their reapers."""
         for path in self.path.parent.glob(f"{PREFIX}*"):
             if path != self.path and _unlocked(path):
                 log.warning("private_dir=abandoned path=%s: its worker is gone; removing it", path)
-                self.remove(str(path))
+                self._remove(str(path))
 
 
 def _unlocked(path: Path) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # gone meanwhile, or no directory
+    except OSError:  # it is gone, or no directory
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
