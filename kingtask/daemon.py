@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -75,6 +76,8 @@ async def running(
     _watch_open_files(loop, log)
     try:
         await service.start()
+        gc.collect()
+        gc.freeze()  # later collections skip what exists now
         notifier.start(status=lambda: service.status() + reload.note, alive=lambda: service.alive)
         reload.start(notifier.reloading, notifier.reloaded)
         yield

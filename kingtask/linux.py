@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 from collections.abc import Iterable
@@ -103,6 +104,23 @@ def open_files_nearly_used_up() -> int | None:
         return limit if error.errno == errno.EMFILE else None
     os.close(free)
     return limit if limit != resource.RLIM_INFINITY and free >= limit * 9 // 10 else None
+
+
+def lock_directory(path: Path) -> int | None:
+    """Lock a directory until the descriptor that is returned is closed, at the latest by the death of this process.
+
+    None if another process has the lock, or the directory is gone.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _last_error(call: str) -> OSError:

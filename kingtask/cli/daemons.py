@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from kingtask import __version__
 from kingtask.cli.exit import Exit, exit_for
 from kingtask.cli.main import complain, discard_output
 from kingtask.errors import ConfigurationError, KingtaskError
+
+if TYPE_CHECKING:
+    from kingtask.config.settings import Settings
 
 CONFIG_DIRECTORY = Path("/etc/kingtask")
 CONFIG_FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a matter of the configuration
@@ -55,33 +59,33 @@ def _daemon(name: str, run: Callable[[Path, bool], int], text: str) -> click.Com
 
 
 def _run_broker(path: Path, check: bool) -> int:
-    from kingtask import config
+    from kingtask.config import load_broker
 
-    settings = config.load_broker(path)
+    settings = load_broker(path)
     if check:
         return _checked(path)
-    from kingtask import log
-    from kingtask.broker import server
+    from kingtask.broker.server import run
 
-    try:
-        log.setup("broker", settings.log_level, settings.log_path, log_format=settings.log_format)
-        return server.run(settings, partial(config.load_broker, path))
-    except ConfigurationError as error:
-        raise config.located(path, error) from None
+    return _run("broker", path, settings, partial(run, settings, partial(load_broker, path)))
 
 
 def _run_worker(path: Path, check: bool) -> int:
-    from kingtask import config
+    from kingtask.config import load_worker
 
-    settings = config.load_worker(path)
+    settings = load_worker(path)
     if check:
         return _checked(path)
-    from kingtask import log
-    from kingtask.worker import host
+    from kingtask.worker.host import run
+
+    return _run("worker", path, settings, partial(run, settings, partial(load_worker, path)))
+
+
+def _run(program: str, path: Path, settings: Settings, run: Callable[[], int]) -> int:
+    from kingtask import config, log
 
     try:
-        log.setup("worker", settings.log_level, settings.log_path, log_format=settings.log_format)
-        return host.run(settings, partial(config.load_worker, path))
+        log.setup(program, settings.log_level, settings.log_path, log_format=settings.log_format)
+        return run()
     except ConfigurationError as error:
         raise config.located(path, error) from None
 
@@ -89,12 +93,12 @@ def _run_worker(path: Path, check: bool) -> int:
 _broker = _daemon(
     "broker",
     _run_broker,
-    "Accept tasks and start each at its instant. SIGTERM stops it orderly, SIGHUP has it read FILE anew.",
+    "Accept tasks and start each at its instant. SIGTERM stops the broker in order, SIGHUP reloads FILE.",
 )
 _worker = _daemon(
     "worker",
     _run_worker,
-    "Run the executables that tasks name. SIGTERM finishes what runs, within drain_timeout; SIGHUP: read FILE anew.",
+    "Run the executables that tasks name. SIGTERM drains the worker, within drain_timeout; SIGHUP reloads FILE.",
 )
 
 

@@ -19,7 +19,7 @@ from kingtask.worker import environment
 from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.exec.outcome import AttemptOutcome, Stop, explain_memory, judge
 from kingtask.worker.exec.process import Host, Process
-from kingtask.worker.exec.spawn import PLAIN, Manner, Spawned, TextBusy, Unwatched, input_file, kill, spawn
+from kingtask.worker.exec.spawn import PLAIN, Spawned, TextBusy, Unwatched, input_file, kill, spawn
 from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
 from kingtask.worker.sandbox.isolate import Isolation, Sandbox
@@ -50,23 +50,6 @@ class Conditions:
 class RunningAttempt:
     """Calls `on_report(fence, report)` once, possibly before `start` returns; or `on_shortage(fence, why)` instead."""
 
-    __slots__ = (
-        "_at",
-        "_began_s",
-        "_claimed",
-        "_fence",
-        "_limit_ms",
-        "_on_report",
-        "_on_shortage",
-        "_process",
-        "_sandbox",
-        "_spec",
-        "_started_ms",
-        "_stopped",
-        "_timer",
-        "_tries",
-    )
-
     def __init__(
         self,
         conditions: Conditions,
@@ -78,7 +61,7 @@ class RunningAttempt:
     ) -> None:
         self._at = conditions
         self._fence = fence
-        self._claimed = claimed
+        self.claimed = claimed
         self._on_report = on_report
         self._on_shortage = on_shortage
         self._process: Process | None = None
@@ -92,10 +75,6 @@ class RunningAttempt:
         self._tries = 0
 
     @property
-    def queue(self) -> str:
-        return self._claimed.queue
-
-    @property
     def spawned(self) -> bool:
         return self._process is not None
 
@@ -105,7 +84,7 @@ class RunningAttempt:
         self._tries += 1
         self._timer = None
         # The estimate of Redis's clock may be behind by one reply's travel; no attempt begins before its claim.
-        self._started_ms = max(host.now_ms(), self._claimed.claimed_ms)
+        self._started_ms = max(host.now_ms(), self.claimed.claimed_ms)
         self._began_s = host.loop.time()
         try:
             spawned = self._spawn()
@@ -119,7 +98,7 @@ class RunningAttempt:
         except Unwatched as error:
             host.orphans.scan()
             why = f"this host could not watch what it had started, and killed it: {error}"
-            if self._claimed.fail_if_lost:
+            if self.claimed.fail_if_lost:
                 self._fail("failed_permanently", "interrupted", why)
             else:
                 self._on_shortage(self._fence, why)
@@ -133,7 +112,7 @@ class RunningAttempt:
             self._started(spawned)
 
     def _started(self, spawned: Spawned) -> None:
-        at, host, claimed = self._at, self._at.host, self._claimed
+        at, host, claimed = self._at, self._at.host, self.claimed
         pid = spawned.popen.pid
         host.orphans.add(pid, self._fence.id, self._fence.number)
         self._process = Process(host, spawned, at.config.max_output_bytes, self._ended)
@@ -158,7 +137,7 @@ class RunningAttempt:
                 self._fail("failed", "cancelled", "")
             else:
                 self._on_report(
-                    self._fence, pack_release(self._at.worker, self._claimed, STOPPING, self._at.host.now_ms())
+                    self._fence, pack_release(self._at.worker, self.claimed, STOPPING, self._at.host.now_ms())
                 )
 
     def kill(self) -> None:
@@ -169,66 +148,46 @@ class RunningAttempt:
     # ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _spawn(self) -> Spawned:
-        config, claimed = self._at.config, self._claimed
-        if self._spec is None:
-            self._spec = codec.unpack_spec(claimed.spec)
-            self._limit_ms = self._spec.time_limit_ms or round(config.task_run_time * 1000)
-        path = find(claimed.name, config.bin_path)
-        if self._at.isolation is not None:
-            return self._spawn_isolated(self._at.isolation, path, self._spec.env)
-        return self._execute(path, self._variables(self._at.environment, self._spec.env), config.work_dir)
-
-    def _spawn_isolated(self, isolation: Isolation, path: str, request: Mapping[str, str]) -> Spawned:
-        if isolation.launcher and request and "=" in path:
-            raise Unusable(
-                "not_executable", f"{path}: env(1) would take it for a variable; another bin_path, without ="
-            )
-        self._sandbox = sandbox = isolation.acquire()
         try:
-            common = {**self._at.environment, **isolation.variables(sandbox)}
-            variables = self._variables(common, {} if isolation.launcher else request, sandbox.directory)
-            work_dir = sandbox.directory or self._at.config.work_dir
-            return self._execute(path, variables, work_dir, isolation.manner(sandbox, request))
+            return self._execute()
         except BaseException:
             self._release_sandbox()
             raise
+
+    def _execute(self) -> Spawned:
+        claimed, config, isolation = self.claimed, self._at.config, self._at.isolation
+        spec = self._spec = self._spec or codec.unpack_spec(claimed.spec)
+        self._limit_ms = spec.time_limit_ms or round(config.task_run_time * 1000)
+        path = find(claimed.name, config.bin_path)
+        common, request, manner, directory = self._at.environment, spec.env, PLAIN, None
+        if isolation is not None:
+            if isolation.launcher and request and "=" in path:
+                raise Unusable(
+                    "not_executable", f"{path}: env(1) would take it for a variable; another bin_path, without ="
+                )
+            sandbox = self._sandbox = isolation.acquire()
+            common, manner = {**common, **isolation.variables(sandbox)}, isolation.manner(sandbox, request)
+            request = {} if isolation.launcher else request
+            directory = sandbox.directory
+        variables = environment.of_attempt(
+            common, request, claimed, deadline_ms=self._started_ms + self._limit_ms, directory=directory
+        )
+        stdin = input_file(spec.stdin) if spec.stdin else self._at.host.null
+        try:
+            spawned = spawn(path, spec.args, variables, stdin, directory or config.work_dir, manner)
+        finally:
+            if spec.stdin:
+                os.close(stdin)
+        if leads_out(path, claimed.name, config.bin_path):
+            kill(spawned.popen)
+            spawned.close()
+            raise Unusable("not_executable", f"{path} was exchanged as it was started, and leads out of bin_path")
+        return spawned
 
     def _release_sandbox(self) -> None:
         if self._sandbox is not None and self._at.isolation is not None:
             sandbox, self._sandbox = self._sandbox, None
             self._at.isolation.release(sandbox)
-
-    def _variables(
-        self, common: Mapping[str, str], request: Mapping[str, str], directory: str | None = None
-    ) -> dict[str, str]:
-        claimed = self._claimed
-        return environment.of_attempt(
-            common,
-            request,
-            task_id=claimed.id,
-            number=claimed.number,
-            queue=claimed.queue,
-            due_ms=claimed.due_ms,
-            deadline_ms=self._started_ms + self._limit_ms,
-            directory=directory,
-        )
-
-    def _execute(
-        self, path: str, variables: Mapping[str, str], work_dir: str | None, manner: Manner = PLAIN
-    ) -> Spawned:
-        assert self._spec is not None
-        spec = self._spec
-        stdin = input_file(spec.stdin) if spec.stdin else self._at.host.null
-        try:
-            spawned = spawn(path, spec.args, variables, stdin, work_dir, manner)
-        finally:
-            if spec.stdin:
-                os.close(stdin)
-        if leads_out(path, self._claimed.name, self._at.config.bin_path):
-            kill(spawned.popen)
-            spawned.close()
-            raise Unusable("not_executable", f"{path} was exchanged as it was started, and leads out of bin_path")
-        return spawned
 
     # ── end ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -269,7 +228,7 @@ class RunningAttempt:
             limit = isolation.limits.memory
             why = isolation.not_executed(process.returncode, stderr)
             if why:
-                return AttemptOutcome("failed", "exec", f"cannot execute {self._claimed.name}: {why}")
+                return AttemptOutcome("failed", "exec", f"cannot execute {self.claimed.name}: {why}")
             if process.returncode == -signal.SIGXCPU and isolation.limits.cpu_time is not None:
                 used = f"it used the {isolation.limits.cpu_time:,} s of CPU time that a process may have"
                 return outcome._replace(message=f"{outcome.message}: {used} (limits.cpu_time)")
@@ -316,7 +275,7 @@ class RunningAttempt:
             if process.exited_s is not None:
                 ended_ms -= round((self._at.host.loop.time() - process.exited_s) * 1000)
         return codec.pack_attempt(
-            self._claimed.number,
+            self.claimed.number,
             self._at.worker,
             self._started_ms,
             max(ended_ms, self._started_ms),
@@ -331,7 +290,7 @@ class RunningAttempt:
         """Log an event with the fields of this attempt; `args` fill the placeholders that `event` itself has."""
         event, _, more = event.partition(" ")
         line = f"{event} task=%s attempt=%d name=%s queue=%s worker=%s {more}".rstrip()
-        claimed = self._claimed
+        claimed = self.claimed
         fields = (claimed.id, claimed.number, claimed.name, claimed.queue, self._at.worker)
         log.log(level, line, *fields, *args, exc_info=exc_info)
 
@@ -339,9 +298,9 @@ class RunningAttempt:
         figures = self._at.figures
         if figures is None:
             return
-        figures.ended(self._claimed.queue, outcome, reason)
+        figures.ended(self.claimed.queue, outcome, reason)
         if process is not None and process.exited_s is not None:
-            figures.ran(self._claimed.queue, process.exited_s - self._began_s)
+            figures.ran(self.claimed.queue, process.exited_s - self._began_s)
 
 
 def pack_release(worker: str, claimed: Claimed, why: str, now_ms: int) -> bytes:

@@ -1,8 +1,7 @@
 """The environment of an executable, as kingtask/guide/executables.md documents it. Pure.
 
-Of the worker's own environment only PASSED goes on (or what `environment` names), so that its secrets and its
-interpreter's settings do not. Then come the request's variables, then KINGTASK_*, which a request can therefore not
-forge.
+Of the worker's own environment only PASSED goes on (or what `environment` names), so its secrets and the settings of
+its interpreter do not. The request's variables come next, then KINGTASK_*, which a request therefore cannot forge.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kingtask.config.sandbox_settings import PASSED
+from kingtask.store.functions import Claimed
 
 DEFAULTS = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
 
 WORKER_MARK = "KINGTASK_WORKER"
 TASK_MARK = "KINGTASK_ID"
 ATTEMPT_MARK = "KINGTASK_ATTEMPT"
-"""What the guard knows a process by."""
-DIRECTORY = "KINGTASK_DIR"
+"""By these `orphans` and the reaper recognize a process."""
 
 
 def base(own: Mapping[str, str], *, worker: str, brokers: str, passed: Sequence[str] | None = None) -> dict[str, str]:
-    """The part that is the same for all attempts of a worker. `brokers` as a client takes them: joined by commas."""
+    """The part that all attempts of a worker share. `brokers` as a client takes them: joined by commas."""
     found = {name: own[name] for name in (PASSED if passed is None else passed) if own.get(name)}
     return {**DEFAULTS, **found, WORKER_MARK: worker, "KINGTASK_BROKER": brokers}
 
@@ -29,27 +28,24 @@ def base(own: Mapping[str, str], *, worker: str, brokers: str, passed: Sequence[
 def of_attempt(
     common: Mapping[str, str],
     request: Mapping[str, str],
+    claimed: Claimed,
     *,
-    task_id: str,
-    number: int,
-    queue: str,
-    due_ms: int,
     deadline_ms: int,
     directory: str | None = None,
 ) -> dict[str, str]:
-    """`due_ms` and `deadline_ms` on Redis's clock; the executable sees epoch seconds with three decimals.
+    """`deadline_ms` on Redis's clock; the executable sees epoch seconds with three decimals.
 
-    `directory`: the attempt's own, if it has one.
+    `directory`: the scratch directory, if the attempt has one.
     """
     variables = {
         **common,
         **request,
         WORKER_MARK: common[WORKER_MARK],
         "KINGTASK_BROKER": common["KINGTASK_BROKER"],
-        TASK_MARK: task_id,
-        ATTEMPT_MARK: str(number),
-        "KINGTASK_QUEUE": queue,
-        "KINGTASK_DUE_AT": f"{due_ms / 1000:.3f}",
+        TASK_MARK: claimed.id,
+        ATTEMPT_MARK: str(claimed.number),
+        "KINGTASK_QUEUE": claimed.queue,
+        "KINGTASK_DUE_AT": f"{claimed.due_ms / 1000:.3f}",
         "KINGTASK_DEADLINE": f"{deadline_ms / 1000:.3f}",
     }
-    return variables if directory is None else {**variables, DIRECTORY: directory, "TMPDIR": directory}
+    return variables if directory is None else {**variables, "KINGTASK_DIR": directory, "TMPDIR": directory}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -40,47 +41,36 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     name = daemon.instance_name(config.name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the reaper starts: its variables are not for others
     directory = "" if config.private_dir is None else str(scratch.directory_of(config.private_dir, name))
-    cgroup, reaper = Cgroup.make(name), None
+    cgroup = Cgroup.make(name)
+    leave = contextlib.ExitStack()  # not a context manager: after a crash the reaper has to kill what is left
+    if cgroup is not None:
+        leave.callback(cgroup.close)
+
+    async def serve(reaper: Reaper) -> bool:
+        worker = Worker(config, name, reaper, isolation, reread)
+        async with daemon.running(worker, notifier, log, worker.signalled):
+            await worker.done
+        log.info("worker=stopped name=%s", name)
+        return worker.has_abandoned
+
     try:
         try:
             reaper = Reaper(name, MAX_CONCURRENCY, str(cgroup.path) if cgroup else "", directory)
         except OSError as error:
             raise ConfigurationError(f"the worker cannot start a process here: {error}") from None
+        leave.callback(reaper.close)
         isolation = Isolation.make(config, name, reaper.remove)
         if cgroup is not None:
             cgroup.enter()
-        abandoned = asyncio.run(_serve(config, name, reaper, isolation, reread, notifier))
+        abandoned = asyncio.run(serve(reaper))
     except ConfigurationError:
-        _leave(cgroup, reaper)
+        leave.close()
         raise
     finally:
         notifier.close()
     if not abandoned:  # else the end of this process makes the reaper kill them
-        _leave(cgroup, reaper)
+        leave.close()
     return 0
-
-
-async def _serve(
-    config: WorkerConfig,
-    name: str,
-    reaper: Reaper,
-    isolation: Isolation | None,
-    reread: Callable[[], WorkerConfig],
-    notifier: Notifier,
-) -> int:
-    """Return how many processes have not ended although they were killed."""
-    worker = Worker(config, name, reaper, isolation, reread)
-    async with daemon.running(worker, notifier, log, worker.signalled):
-        await worker.done
-    log.info("worker=stopped name=%s", name)
-    return worker.abandoned
-
-
-def _leave(cgroup: Cgroup | None, reaper: Reaper | None) -> None:
-    if cgroup is not None:
-        cgroup.close()
-    if reaper is not None:
-        reaper.close()
 
 
 def reset_signals() -> None:

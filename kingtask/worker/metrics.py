@@ -1,15 +1,14 @@
-"""A worker's figures: what became of its attempts, how late they began, how long they took."""
+"""A worker's metrics: outcomes, lateness and duration of its attempts, and its own state."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kingtask.metrics.family import Family, counter, gauge, gauges, histograms
 from kingtask.metrics.histogram import LATE_S, RUN_S, Histogram
+from kingtask.worker.worker_state import WorkerState
 
 
 class AttemptFigures:
-    """Of each queue that this worker has served; `*_ms` are of Redis's clock."""
+    """By queue; `*_ms` are on Redis's clock."""
 
     def __init__(self) -> None:
         self._late: dict[str, Histogram] = {}
@@ -24,7 +23,7 @@ class AttemptFigures:
         self._waited[queue].observe((claimed_ms - due_ms) / 1000)
 
     def ended(self, queue: str, outcome: str, reason: str) -> None:
-        """`reason` as in a result: it is empty for a success."""
+        """`reason` as in a result: empty for a success."""
         key = (queue, outcome, reason)
         self._ended[key] = self._ended.get(key, 0) + 1
 
@@ -36,56 +35,38 @@ class AttemptFigures:
             Family(
                 kind="counter",
                 name="kingtask_worker_attempts_total",
-                text="Attempts that have ended here: succeeded, failed (retried or not), or handed back.",
+                text="Attempts that have ended here: succeeded, failed (retried or not), or released.",
                 labels=("queue", "outcome", "reason"),
                 samples=tuple(sorted(self._ended.items())),
             ),
             histograms(
                 "kingtask_worker_lateness_seconds",
-                "From when a task was due to the start of its process.",
+                "From the due time to the start of the process.",
                 "queue",
                 self._late,
             ),
             histograms(
                 "kingtask_worker_queue_wait_seconds",
-                "From when a task was due to when this worker claimed it.",
+                "From the due time to the claim by this worker.",
                 "queue",
                 self._waited,
             ),
-            histograms(
-                "kingtask_worker_run_seconds",
-                "From the start of a process to its exit.",
-                "queue",
-                self._ran,
-            ),
+            histograms("kingtask_worker_run_seconds", "From the start of a process to its exit.", "queue", self._ran),
         ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFigures:
-    """How a worker stands."""
-
-    slots: int
-    busy: int
-    unconfirmed: int
-    draining: bool
-    unfit: bool
-    wakeups: int
-    claims: int
-    claimed: int
-    brokers: dict[str, bool]
-    """By endpoint: whether there is a connection."""
-
-
-def of_worker(now: WorkerFigures) -> list[Family]:
+def of_worker(
+    state: WorkerState, *, slots: int, hints: int, claims: int, claimed: int, brokers: dict[str, bool]
+) -> list[Family]:
+    """`brokers`: whether the worker is connected, by endpoint."""
     return [
-        gauge("kingtask_worker_slots", "concurrency: attempts that may run at once.", now.slots),
-        gauge("kingtask_worker_slots_used", "Slots taken by claimed tasks and running attempts.", now.busy),
-        gauge("kingtask_worker_ends_unconfirmed", "Ends that Redis has not confirmed yet.", now.unconfirmed),
-        gauge("kingtask_worker_draining", "1 if it is stopping and claims nothing more.", now.draining),
-        gauge("kingtask_worker_unfit", "1 if this host cannot start processes just now.", now.unfit),
-        counter("kingtask_worker_wakeups_total", "Hints of brokers that something is ready.", now.wakeups),
-        counter("kingtask_worker_claims_total", "Times that it asked Redis for tasks.", now.claims),
-        counter("kingtask_worker_claimed_total", "Tasks that it was given.", now.claimed),
-        gauges("kingtask_worker_broker_up", "1 if this broker's hints can be heard.", "endpoint", now.brokers),
+        gauge("kingtask_worker_slots", "concurrency: attempts that may run at once.", slots),
+        gauge("kingtask_worker_slots_used", "Slots taken by claimed tasks and running attempts.", state.busy),
+        gauge("kingtask_worker_ends_unconfirmed", "Ends that Redis has not confirmed yet.", state.unconfirmed),
+        gauge("kingtask_worker_draining", "1 if the worker is stopping and claims no tasks.", state.draining),
+        gauge("kingtask_worker_unfit", "1 if this host cannot start processes now.", bool(state.degraded)),
+        counter("kingtask_worker_wakeups_total", "Hints of brokers that a task is ready.", hints),
+        counter("kingtask_worker_claims_total", "Claims sent to Redis.", claims),
+        counter("kingtask_worker_claimed_total", "Tasks claimed.", claimed),
+        gauges("kingtask_worker_broker_up", "1 if the worker is connected to this broker.", "endpoint", brokers),
     ]

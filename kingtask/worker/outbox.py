@@ -20,10 +20,19 @@ Report = EndedTask | bytes
 """How an attempt ended; or the packed record of a release."""
 
 
+class Claim(NamedTuple):
+    token: bytes
+    nth: int
+    n: int
+    again: bool
+
+
 class Finish(NamedTuple):
     ended: list[EndedTask]
     cut: bool
     """True if the outputs are cut so that even a full Redis accepts them."""
+    claim: Claim | None = None
+    """A claim that the same call makes."""
 
 
 class Release(NamedTuple):

@@ -70,7 +70,7 @@ class Subscriber:
         on_ready: Callable[[bool], None],
         on_cancel: Callable[[str], None],
     ) -> None:
-        """Connect; nothing is read before `start`. Raises ConfigurationError for an invalid endpoint."""
+        """Connect on the running loop; nothing is read before `start`. Raises ConfigurationError for a bad endpoint."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._worker = worker
         wanted = self._topics(queues)
@@ -84,7 +84,7 @@ class Subscriber:
 
     def start(self) -> None:
         for peer in self._peers:
-            peer.start(asyncio.get_running_loop())
+            peer.start()
 
     def idle(self) -> None:
         """Slots are free, and the last claim found nothing more."""
@@ -156,7 +156,7 @@ class _Peer:
         self._on_ready = on_ready
         self._on_cancel = on_cancel
         self._exchange = _Exchange.FULL
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = asyncio.get_running_loop()
         self._replacement: asyncio.TimerHandle | None = None
         self._frames: list[bytes] = []
         self._socket, self._monitor = self._connect()
@@ -179,10 +179,9 @@ class _Peer:
             raise ConfigurationError(f"wakeup: cannot connect to {self.endpoint}: {error}") from None
         return socket, monitor
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        loop.add_reader(self._socket.fileno(), self._read)
-        loop.add_reader(self._monitor.fileno(), self._drain_monitor)
+    def start(self) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._loop.add_reader(self._monitor.fileno(), self._drain_monitor)
         self._read()
         self._drain_monitor()
 
@@ -194,10 +193,9 @@ class _Peer:
         self._topics = wanted
 
     def close(self) -> None:
-        if self._loop is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_reader(self._monitor.fileno())
-            self._cancel_replacement()
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_reader(self._monitor.fileno())
+        self._cancel_replacement()
         _close(self._socket, self._monitor)
 
     # ── idleness ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,7 +243,6 @@ class _Peer:
             if not frame.more:
                 frames, self._frames = self._frames, []
                 self._received(frames)
-        assert self._loop is not None
         self._loop.call_soon(self._read)
 
     def _drain_monitor(self) -> None:
@@ -254,7 +251,6 @@ class _Peer:
                 message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.ZMQError:  # nothing there
                 return
-            assert self._loop is not None
             self._cancel_replacement()
             event = message["event"]
             if event & _REFUSED:
@@ -287,13 +283,12 @@ class _Peer:
             self._replacement = None
 
     def _replace(self) -> None:
-        assert self._loop is not None
         if not self._refused:
             log.warning("wakeup=stalled endpoint=%s: the peer broke the protocol; reconnecting", self.endpoint)
         self.close()
         self._frames = []
         self._socket, self._monitor = self._connect()
-        self.start(self._loop)
+        self.start()
 
 
 def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:

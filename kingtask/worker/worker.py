@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -32,13 +31,13 @@ from kingtask.worker.attempt import Conditions, RunningAttempt, pack_release
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import Host
-from kingtask.worker.outbox import Finish, Release, Report
+from kingtask.worker.outbox import Claim, Finish, Release, Report
 from kingtask.worker.reap.cgroup import own_cgroup
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.subscriber import Subscriber
-from kingtask.worker.worker_state import Claim, Extend, FinishAndClaim, Readiness, StopProcess, WorkerState
+from kingtask.worker.worker_state import Extend, Readiness, StopProcess, WorkerState
 
 log = logging.getLogger("kingtask.worker")
 
@@ -150,8 +149,6 @@ class Worker:
             ",".join(config.queues),
             ":".join(config.bin_path),
         )
-        gc.collect()
-        gc.freeze()  # later collections skip what exists now
 
     async def stop(self) -> None:
         """Close everything."""
@@ -190,9 +187,9 @@ class Worker:
         )
 
     @property
-    def abandoned(self) -> int:
-        """Processes that have not ended although they were killed."""
-        return len(self._attempts)
+    def has_abandoned(self) -> bool:
+        """True if processes have not ended although they were killed."""
+        return bool(self._attempts)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -248,9 +245,7 @@ class Worker:
                 case Claim():
                     self._claim(action)
                 case Finish():
-                    self._finish(action, None)
-                case FinishAndClaim():
-                    self._finish(action.finish, action.claim)
+                    self._finish(action)
                 case Release():
                     fences = [fence for fence, _ in action.attempts]
                     call = functions.release(self._policy, self._name, action.attempts)
@@ -279,10 +274,10 @@ class Worker:
         self._claim_sent(claim)
         self._store.send(call, partial(self._claimed, monotonic_s()))
 
-    def _finish(self, finish: Finish, claim: Claim | None) -> None:
+    def _finish(self, finish: Finish) -> None:
         if failpoint.ACTIVE:
             failpoint.reach("before_complete")
-        request = None
+        request, claim = None, finish.claim
         if claim is not None:
             request = functions.ClaimRequest(self._config.queues, claim.n, claim.token, claim.nth)
             self._claim_sent(claim)
@@ -329,7 +324,7 @@ class Worker:
 
     def _claim_stored(self, fences: list[Fence], sure: bool) -> None:
         if not sure:
-            log.warning("claim=unconfirmed tasks=%d: handed back; they may be started only once", len(fences))
+            log.warning("claim=unconfirmed tasks=%d: released; they may be started only once", len(fences))
         self._state.stored(fences, monotonic_s(), sure=sure)
         self._spawn()
         self._soon()
@@ -375,7 +370,7 @@ class Worker:
                 log.warning("extend=failed held=%d kind=%s error=%r", held, INDEX_DAMAGED.kind, str(INDEX_DAMAGED))
             for fence in self._state.extended(extend, reply.answers, sent_s):
                 attempt = self._attempts.get(fence)  # None if it was not started yet
-                self._log_fenced("attempt", fence, attempt.queue if attempt is not None else "")
+                self._log_fenced("attempt", fence, attempt.claimed.queue if attempt is not None else "")
             self._spawn()
         self._soon()
 
@@ -412,16 +407,10 @@ class Worker:
         self._soon()
 
     def _spawn_failed(self, fence: Fence, why: str) -> None:
-        queue = self._attempts.pop(fence).queue
+        queue = self._attempts.pop(fence).claimed.queue
         self._state.spawn_failed(fence, monotonic_s(), why)
-        log.error(
-            "spawn=failed task=%s attempt=%d queue=%s worker=%s error=%r: handed back; claiming pauses",
-            fence.id,
-            fence.number,
-            queue,
-            self._name,
-            why,
-        )
+        text = "spawn=failed task=%s attempt=%d queue=%s worker=%s error=%r: released; claiming pauses"
+        log.error(text, fence.id, fence.number, queue, self._name, why)
         self._soon()
 
     # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -478,14 +467,8 @@ class Worker:
         return self._store.clock.now_us(monotonic_us()) // 1000
 
     def _log_fenced(self, subject: str, fence: Fence, queue: str) -> None:
-        log.warning(
-            "%s=fenced task=%s attempt=%d queue=%s worker=%s: its lease was given away",
-            subject,
-            fence.id,
-            fence.number,
-            queue,
-            self._name,
-        )
+        text = "%s=fenced task=%s attempt=%d queue=%s worker=%s: its lease was given away"
+        log.warning(text, subject, fence.id, fence.number, queue, self._name)
 
     def _heartbeat(self) -> bytes:
         state, config = self._state, self._config
@@ -504,13 +487,10 @@ class Worker:
     async def _families(self) -> list[Family]:
         state, figures = self._state, self._conditions.figures
         assert figures is not None
-        now = metrics.WorkerFigures(
+        own = metrics.of_worker(
+            state,
             slots=self._config.concurrency,
-            busy=state.busy,
-            unconfirmed=state.unconfirmed,
-            draining=state.draining,
-            unfit=bool(state.degraded),
-            wakeups=self._hints,
+            hints=self._hints,
             claims=self._claims,
             claimed=self._claimed_tasks,
             brokers=self._subscriber.connected,
@@ -518,7 +498,7 @@ class Worker:
         reloads = {"done": self.reload.done, "refused": self.reload.refused}
         return [
             *daemon_metrics.families("worker", self._name, self._config.namespace, logs.lines, reloads),
-            *metrics.of_worker(now),
+            *own,
             *figures.families(),
             *call_metrics.families(self._call_times, self._store),
         ]

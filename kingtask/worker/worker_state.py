@@ -30,26 +30,12 @@ from typing import Literal, NamedTuple
 from kingtask.clock import Backoff
 from kingtask.store.functions import DAMAGED, Claimed, Fence
 from kingtask.worker.exec.outcome import Stop
-from kingtask.worker.outbox import MAX_ITEMS, Finish, Outbox, Release, Report
+from kingtask.worker.outbox import MAX_ITEMS, Claim, Finish, Outbox, Release, Report
 
 SPAWN_FAILED_S, LONGEST_SPAWN_FAILED_S = 1.0, 30.0
 """Pause of claiming after the host could not start a process; doubled each time."""
 UNCONFIRMED_S = 1.0
 """Pause of claiming after a claim could not be confirmed: else the released tasks would be claimed again at once."""
-
-
-class Claim(NamedTuple):
-    token: bytes
-    nth: int
-    n: int
-    again: bool
-
-
-class FinishAndClaim(NamedTuple):
-    """One call that reports ends and claims new tasks."""
-
-    finish: Finish
-    claim: Claim
 
 
 class Extend(NamedTuple):
@@ -73,7 +59,7 @@ class Readiness(Enum):
     FULL = auto()
 
 
-Action = Claim | Extend | Finish | FinishAndClaim | Release | StopProcess
+Action = Claim | Extend | Finish | Release | StopProcess
 
 
 class SlotStage(Enum):
@@ -400,6 +386,6 @@ def _join(actions: list[Action], claim: Claim) -> None:
         for i in reversed(range(len(actions))):
             action = actions[i]
             if isinstance(action, Finish) and len(action.ended) + claim.n <= MAX_ITEMS:
-                actions[i] = FinishAndClaim(action, claim)
+                actions[i] = action._replace(claim=claim)
                 return
     actions.append(claim)

@@ -17,6 +17,7 @@ from kingtask.cli.exit import MEANINGS
 from kingtask.client.options import TaskOptions
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.result import Attempt
+from kingtask.store.functions import Claimed
 from kingtask.worker import environment
 
 INDEX = Path(kingtask.__file__).parent / "GUIDE.md"
@@ -105,9 +106,8 @@ def test_every_command_and_option_is_there(name: str) -> None:
 
 def test_every_variable_of_an_executable_is_there() -> None:
     common = environment.base({}, worker="w", brokers="b")
-    variables = environment.of_attempt(
-        common, {}, task_id="", number=1, queue="", due_ms=0, deadline_ms=0, directory="/"
-    )
+    claimed = Claimed("", 1, "", b"", "", 0, False, 0)
+    variables = environment.of_attempt(common, {}, claimed, deadline_ms=0, directory="/")
     part = PARTS["executables"]
     rows = {re.sub(r"\W", "", row[0]) for row in first_cells(part, "variable")}
     assert rows == {name for name in variables if name.startswith("KINGTASK_")}

@@ -215,7 +215,7 @@ class _Attempt:
         self._exited = False
         self._killed = False
         self.spawned = False
-        self.queue = claimed.queue
+        self.claimed = claimed
 
     def start(self) -> None:
         plant, loop = self._plant, self._at.host.loop
@@ -308,7 +308,6 @@ def replaced(plant: Plant) -> Iterator[None]:
             (
                 worker_module,
                 {
-                    "gc": idle_gc,
                     "os": _Os(plant.world),
                     "Store": lambda *_, **_more: WorkerStore(plant.at),
                     "Subscriber": lambda *_, **callbacks: _Subscriber(**callbacks),

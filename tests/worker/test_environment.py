@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kingtask.store.functions import Claimed
 from kingtask.worker import environment
 
 COMMON = environment.base(
@@ -12,9 +13,8 @@ COMMON = environment.base(
 
 
 def of_attempt(request: dict[str, str]) -> dict[str, str]:
-    return environment.of_attempt(
-        COMMON, request, task_id="t", number=2, queue="q", due_ms=1_800_000_000_001, deadline_ms=1_800_000_030_000
-    )
+    claimed = Claimed("t", 2, "name", b"", "q", 1_800_000_000_001, False, 0)
+    return environment.of_attempt(COMMON, request, claimed, deadline_ms=1_800_000_030_000)
 
 
 def test_only_what_is_documented() -> None:

@@ -171,7 +171,7 @@ def test_a_guard_that_is_lost_or_stopped_keeps_nobody_waiting(rig: Rig) -> None:
 
 
 def test_a_place_that_others_may_write_to_is_refused(rig: Rig) -> None:
-    assert f"every user may change what is in {rig.directory}/open" in refused(
+    assert f"every user may change the content of {rig.directory}/open" in refused(
         rig, private_dir=str(rig.directory / "open")
     )
     assert "expected a directory that this user may write to" in refused(rig, private_dir="/nowhere")

@@ -281,7 +281,7 @@ async def test_closing_leaves_nothing(listen: type[Listener], wakeups: WakeupSoc
     until(lambda: descriptors() == before, "the end of all connections, whose other side is the wakeup socket")
 
 
-def test_what_is_no_endpoint_is_said_at_once() -> None:
+async def test_what_is_no_endpoint_is_said_at_once() -> None:
     def nothing(*_: Any) -> None:
         raise AssertionError
 

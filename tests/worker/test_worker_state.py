@@ -13,15 +13,13 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kingtask.store.functions import CUT_BYTES, Claimed, EndedTask, Fence
-from kingtask.worker.outbox import MAX_ITEMS, Finish, Release
+from kingtask.worker.outbox import MAX_ITEMS, Claim, Finish, Release
 from kingtask.worker.worker_state import (
     LONGEST_SPAWN_FAILED_S,
     SPAWN_FAILED_S,
     UNCONFIRMED_S,
     Action,
-    Claim,
     Extend,
-    FinishAndClaim,
     Readiness,
     StopProcess,
     WorkerState,
@@ -52,7 +50,11 @@ def ended(fence: Fence, stdout: bytes = b"", stderr: bytes = b"") -> EndedTask:
 
 def apart(actions: Iterable[Any]) -> list[Any]:
     """What is joined into one call, as the two that it does."""
-    return [part for action in actions for part in (action if isinstance(action, FinishAndClaim) else [action])]
+    parts: list[Any] = []
+    for action in actions:
+        joined = action.claim if isinstance(action, Finish) else None
+        parts += [action] if joined is None else [action._replace(claim=None), joined]
+    return parts
 
 
 class Story:
@@ -156,7 +158,7 @@ def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> N
     first, second = story.run("a", "b")
     story.slots.ended(first, ended(first))
     finish, claim = story.decide()
-    assert story.joined == [FinishAndClaim(finish, claim)]
+    assert story.joined == [finish._replace(claim=claim)]
     story.slots.claim_failed(stored="unknown")
     story.slots.ended(second, ended(second))
     story.slots.poll()
@@ -739,8 +741,8 @@ class Walk(RuleBasedStateMachine):
 
     def execute(self, call: Any) -> Any:  # noqa: PLR0912 - four functions of Redis, each a few lines
         match call:
-            case FinishAndClaim(finish, claim):
-                return self.execute(finish), self.execute(claim)
+            case Finish(claim=Claim() as claim):
+                return self.execute(call._replace(claim=None)), self.execute(claim)
             case Claim(token, nth, n, again):
                 held = [fence for fence in self.fences.values() if fence.token == token]
                 if not (again and held):
@@ -763,7 +765,7 @@ class Walk(RuleBasedStateMachine):
                     if self.nth[fence.token] <= upto and fence not in fences and fence.token not in claims:
                         self.give_back(fence)
                 return answers
-            case Finish(rows, _):
+            case Finish(rows):
                 for row in rows:
                     if self.fences.get(row.fence.id) == row.fence:
                         del self.fences[row.fence.id]
@@ -823,8 +825,8 @@ class Walk(RuleBasedStateMachine):
 
     def take(self, call: Any, sent_s: float, reply: Any) -> None:
         match call:
-            case FinishAndClaim(finish, claim):
-                self.take(finish, sent_s, reply[0])
+            case Finish(claim=Claim() as claim):
+                self.take(call._replace(claim=None), sent_s, reply[0])
                 self.take(claim, sent_s, reply[1])
             case Claim():
                 if unsure := self.slots.claimed(reply, sent_s):
@@ -860,8 +862,8 @@ class Walk(RuleBasedStateMachine):
 
     def fail(self, call: Any, *, stored: Any, full: bool = False) -> None:
         match call:
-            case FinishAndClaim(finish, claim):
-                self.fail(finish, stored=stored, full=full)
+            case Finish(claim=Claim() as claim):
+                self.fail(call._replace(claim=None), stored=stored, full=full)
                 self.fail(claim, stored=stored)
             case Claim():
                 self.slots.claim_failed(stored=stored)

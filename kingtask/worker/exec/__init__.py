@@ -1,1 +1,1 @@
-"""One attempt's process: find the executable, spawn it, capture its output, judge its end."""
+"""One attempt's process: find the executable, spawn it, capture its output, decide its outcome."""

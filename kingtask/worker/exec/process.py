@@ -62,24 +62,6 @@ class Host:
 class Process:
     """Calls `on_end(self)` once, in the loop, when the process is gone and its output complete."""
 
-    __slots__ = (
-        "_epoll",
-        "_loop",
-        "_on_end",
-        "_orphans",
-        "_pidfd",
-        "_pipes",
-        "_popen",
-        "_timer",
-        "escaped",
-        "exited_s",
-        "left_behind",
-        "peak_bytes",
-        "returncode",
-        "stderr",
-        "stdout",
-    )
-
     def __init__(self, host: Host, spawned: Spawned, keep_bytes: int, on_end: Callable[[Process], None]) -> None:
         self._loop = host.loop
         self._epoll = epoll = host.epoll
@@ -131,8 +113,7 @@ class Process:
             self._signal_group(signal.SIGCONT)  # a stopped process handles TERM only once it continues
         elif self._timer.when() <= self._loop.time() + grace_s:
             return
-        else:
-            self._timer.cancel()
+        self._cancel_timer()
         self._timer = self._loop.call_later(grace_s, self._kill)
 
     def _kill(self) -> None:

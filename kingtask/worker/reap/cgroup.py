@@ -11,12 +11,12 @@ offer. `orphans` finds what an attempt leaves behind.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from pathlib import Path
 from typing import Self
 
+from kingtask import linux
 from kingtask.worker.reap import reaper_process
 
 log = logging.getLogger("kingtask.worker")
@@ -45,7 +45,7 @@ class Cgroup:
             for name in (worker, *(f"{worker}.{again}" for again in range(TRIES))):
                 path = own / f"{PREFIX}{name}"
                 path.mkdir()
-                lock = _locked(path)
+                lock = linux.lock_directory(path)
                 if lock is not None and path.exists():
                     break
                 if lock is not None:  # another starting worker removed it as abandoned before it was locked
@@ -109,22 +109,8 @@ def is_delegated(path: Path) -> bool:
 def remove_abandoned(own: Path) -> None:
     """Kill the cgroups of workers that were killed together with their reapers."""
     for path in own.glob(f"{PREFIX}*"):
-        lock = _locked(path)
+        lock = linux.lock_directory(path)
         if lock is not None:
             log.warning("cgroup=abandoned path=%s: its worker is gone; killing what is left in it", path)
             reaper_process.end_cgroup(str(path))
             os.close(lock)
-
-
-def _locked(path: Path) -> int | None:
-    """Lock a directory and return the descriptor; None if another process has the lock, or the directory is gone."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd

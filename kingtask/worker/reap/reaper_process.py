@@ -56,7 +56,7 @@ def main(worker_mark: str, table: int, cgroup: str = "", scratch: str = "") -> N
     below = procfs.descendants(leaders)  # before the kill: once a parent is gone, nothing leads to its children
     kill_groups(leaders)
     kill_all(below)
-    kill_marked([worker_mark.encode()])
+    kill_marked(worker_mark.encode())
     if cgroup:
         leave_cgroup(cgroup)
         end_cgroup(cgroup)
@@ -115,12 +115,11 @@ def kill_all(found: Mapping[int, int]) -> None:
         kill(each, is_the_same)
 
 
-def kill_marked(marks: Sequence[bytes]) -> int:
-    """KILL every process that was started with all these `NAME=value` in its environment; return how many."""
+def kill_marked(mark: bytes) -> int:
+    """KILL every process that was started with this `NAME=value` in its environment; return how many."""
 
     def is_marked(pid: int) -> bool:
-        environment = procfs.environment(pid)
-        return all(mark in environment for mark in marks)
+        return mark in procfs.environment(pid)
 
     killed = quiet = 0
     for _ in range(MAX_PASSES):

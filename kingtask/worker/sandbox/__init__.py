@@ -1,1 +1,1 @@
-"""Isolation of attempts: users, limits, launchers, private directories."""
+"""Isolation of attempts: users, limits, launchers, scratch directories."""

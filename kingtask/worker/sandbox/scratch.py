@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from kingtask import linux
 from kingtask.config.sandbox_settings import UnixIdentity
 from kingtask.worker.exec.executable import Shortage
 
@@ -67,20 +68,7 @@ class ScratchDirs:
     def remove_abandoned(self) -> None:
         """Remove the directories of workers that were killed together with their reapers."""
         for path in self.path.parent.glob(f"{PREFIX}*"):
-            if path != self.path and _unlocked(path):
+            if (lock := linux.lock_directory(path)) is not None:
+                os.close(lock)
                 log.warning("private_dir=abandoned path=%s: its worker is gone; removing it", path)
                 self._remove(str(path))
-
-
-def _unlocked(path: Path) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # it is gone, or no directory
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
