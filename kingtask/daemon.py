@@ -29,9 +29,6 @@ class Service(Protocol):
     """A broker or a worker."""
 
     @property
-    def reload(self) -> Reload[Any]: ...
-
-    @property
     def alive(self) -> bool:
         """False if the loop runs but its periodic work does not: the watchdog is withheld."""
 
@@ -54,13 +51,13 @@ def prepare(log: logging.Logger) -> None:
 
 @contextlib.asynccontextmanager
 async def running(
-    service: Service, notifier: Notifier, log: logging.Logger, on_signal: Callable[[], None]
+    service: Service, reload: Reload[Any], notifier: Notifier, log: logging.Logger, on_signal: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Start the service, and stop it at the end of the block. `on_signal` is called for each SIGTERM and SIGINT.
 
     SIGHUP reloads. systemd learns when the service is ready, and from the first stop signal on that it is stopping.
     """
-    loop, reload = asyncio.get_running_loop(), service.reload
+    loop = asyncio.get_running_loop()
 
     def stopping() -> None:
         reload.stop()

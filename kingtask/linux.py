@@ -48,7 +48,7 @@ def clear_ambient_capabilities() -> None:
 
 
 def missing_capabilities(names: Iterable[str]) -> list[str]:
-    """Those of CAPABILITIES that this process does not have, as `CAP_…`."""
+    """Return the capabilities that this process lacks, as `CAP_…`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     return [f"CAP_{name}" for name in names if not effective >> CAPABILITIES[name] & 1]

@@ -85,7 +85,7 @@ def name(pid: int) -> str:
 
 
 def set_own_name(text: str) -> None:
-    """What ps and top show of this process."""
+    """Set the name that ps and top show."""
     try:
         with open("/proc/self/comm", "w") as file:  # noqa: PTH123
             file.write(text)

@@ -36,7 +36,7 @@ LEFT_BEHIND = "it left a process behind that held its output and was killed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What the attempts of a worker have in common. An attempt keeps those of its start across a reload."""
+    """The settings that the attempts of a worker share. A running attempt keeps its own across a reload."""
 
     worker: str
     config: WorkerConfig

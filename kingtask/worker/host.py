@@ -48,7 +48,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
 
     async def serve(reaper: Reaper) -> bool:
         worker = Worker(config, name, reaper, isolation, reread)
-        async with daemon.running(worker, notifier, log, worker.signalled):
+        async with daemon.running(worker, worker.reload, notifier, log, worker.signalled):
             await worker.done
         log.info("worker=stopped name=%s", name)
         return worker.has_abandoned

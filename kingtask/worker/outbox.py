@@ -83,7 +83,7 @@ class Outbox:
                 self._due.append(fence)
 
     def answered(self, fences: Iterable[Fence]) -> list[Fence]:
-        """Redis answered a finish or release. Drop the reports, but for those returned, which need a confirmation."""
+        """Redis answered a finish or release. Drop the reports, except those returned, which need a confirmation."""
         unconfirmed = [fence for fence in fences if fence in self._items and self._items[fence].once]
         self.confirmed(set(fences).difference(unconfirmed))
         return unconfirmed

@@ -1,8 +1,8 @@
 """The wakeup sockets: hints from the brokers that a task is ready or to be cancelled. `period` covers every lost hint.
 
 A broker sends one hint per idle announcement. `idle` announces to all brokers that the worker has free slots, `claimed`
-that it used its hints, `full` that it cannot use them (see topics.IDLE_TOPIC). A worker that becomes full tells only a
-broker that sends a hint all the same. So no broker ever has more than two messages of a worker to read, however long
+that it used its hints, `full` that it cannot use them (see topics.IDLE_TOPIC). A worker that becomes full notifies
+only a broker that still sends a hint. So no broker ever has more than two messages of a worker to read, however long
 it was away: libzmq 4.3.5 aborts the process of a broker if its queue of subscriptions is full, with a PING behind
 them, when the connection ends (its issue 4364).
 

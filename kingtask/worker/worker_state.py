@@ -80,7 +80,7 @@ class _Held:
 
 
 class WorkerState:
-    """What a worker holds. `up`, `draining` and `degraded` (why the host cannot start programs) are for reading."""
+    """The attempts of a worker. `up`, `draining` and `degraded` (why the host cannot start programs) are read-only."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from kingtask.result import SHOWN_BYTES
 NO_RETRY_STATUS = 100
 """Exit status by which an executable declares its failure permanent."""
 NEARLY = 0.75
-"""Of the limit of the address space: no program fills all of it."""
+"""Part of the address space that counts as all of it: no program fills the rest."""
 OUT_OF_MEMORY_TEXT = re.compile(
     rb"MemoryError|OutOfMemoryError|out of memory|cannot allocate memory|std::bad_alloc|memory exhausted"
     rb"|failed to map segment|allocation failed",

@@ -47,7 +47,7 @@ INSIST_S, LONGEST_INSIST_S = 1.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the attempts of a worker share of its process."""
+    """The descriptors, clock and counters that the attempts of a worker share."""
 
     loop: asyncio.AbstractEventLoop
     epoll: EpollSet

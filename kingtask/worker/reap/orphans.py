@@ -1,7 +1,7 @@
 """Finds and kills the processes that attempts leave behind, whatever session, group or environment they chose.
 
 The worker is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): when the parent of a process below it ends, the worker
-becomes the parent. So a count tells whether anything was left behind: the worker has one child for each running
+becomes the parent. So a count shows whether anything was left behind: the worker has one child for each running
 attempt, and the reaper. The count takes 2 µs. The kernel does not reuse the pid of a child before the worker reaps it,
 so no signal can hit another process.
 
