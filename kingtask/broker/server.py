@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import faulthandler
-import gc
 import json
 import logging
 import os
-import signal
 import socket
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from kingtask import __version__, failpoint, openfiles, protocol, topics
+from kingtask import __version__, daemon, linux, protocol, topics
 from kingtask import log as logs
 from kingtask.broker import metrics
 from kingtask.broker.auth import CurveAuth
@@ -57,7 +53,7 @@ class Broker:
 
     def __init__(self, config: BrokerConfig) -> None:
         self._config = config
-        self.name = f"{_label(socket.gethostname())}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        self.name = daemon.instance_name()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 64)
         self._counters = Counters()
@@ -150,8 +146,6 @@ class Broker:
             ",".join(self._config.endpoints),
             ",".join(self._config.wakeup_endpoints),
         )
-        gc.collect()
-        gc.freeze()  # what exists now stays; later collections need not look at it
 
     async def stop(self) -> None:
         """Refuse new requests, answer those under way (at most DRAIN_S), close everything."""
@@ -284,48 +278,24 @@ class Broker:
         )
 
     def _trouble(self) -> list[str]:
-        """What there is to be ready for; the sockets are bound since there is a Broker."""
-        away = [f"redis ({link.purpose}): {link.problem or 'not yet'}" for link in self._store.links if not link.up]
-        return ["it is stopping", *away] if self._desk.draining else away
-
-
-def _label(host: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in host)[:64] or "host"
+        return daemon.reasons_not_ready(self._store.links, draining=self._desk.draining)
 
 
 def run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> int:
     """Run a broker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError.
 
-    On SIGHUP `reread` gives the configuration anew.
+    On SIGHUP `reread` returns the new configuration.
     """
-    with contextlib.suppress(RuntimeError):  # without a stderr
-        faulthandler.enable()  # of what it hung in, when the watchdog of systemd ends it
-    openfiles.raise_limit(OPEN_FILES)
-    failpoint.warn(log)
+    daemon.prepare(log)
+    linux.raise_open_files(OPEN_FILES)
     with asyncio.Runner(loop_factory=TimerfdSelector.loop) as runner:
         runner.run(_run(config, reread))
     return 0
 
 
 async def _run(config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> None:
-    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    openfiles.watch(loop, log)
     broker = Broker(config)
     broker.reload = reload = Reload(config, reread, broker.reconfigure)
-    loop.add_signal_handler(signal.SIGHUP, reload.ask)
-    notifier = Notifier.of(os.environ, os.getpid())
-    try:
-        await broker.start()
-        notifier.start(status=lambda: broker.status() + reload.note, alive=lambda: broker.alive)
-        reload.start(notifier.reloading, notifier.reloaded)
+    async with daemon.running(broker, reload, Notifier.of(os.environ, os.getpid()), log, stop.set):
         await stop.wait()
-    finally:
-        reload.stop()
-        notifier.stopping()
-        await broker.stop()
-        notifier.close()
-        # One more in the last moments, when the loop no longer takes it, would have the exit look like a crash.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))

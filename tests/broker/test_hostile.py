@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import select
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
 import zmq
 
-from kingtask import openfiles, protocol, topics
+from kingtask import protocol, topics
 from kingtask.broker import router, wakeups
 from kingtask.broker.counters import Counters
 from kingtask.broker.router import Peer
@@ -333,26 +331,3 @@ def test_each_kind_of_refusal_is_told_once_a_minute_and_counted_always(
         "refused=busy count=1 total=1 last='too many requests'",
         "refused=malformed count=500 total=501 last='again'",
     ]
-
-
-def test_open_files_are_raised_and_their_end_is_seen_coming() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        assert openfiles.raise_limit(300) == 300
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
-        assert openfiles.raise_limit(100) == 100
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300
-        assert openfiles.nearly_used_up() is None
-        with ExitStack() as stack:
-
-            def hold(number: int) -> None:
-                for _ in range(number):
-                    stack.enter_context(Path(os.devnull).open("rb"))
-
-            hold(270 - len(descriptors()) + 1)
-            assert openfiles.nearly_used_up() == 300
-            hold(300 - len(descriptors()) + 1)
-            assert openfiles.nearly_used_up() == 300
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -97,7 +97,6 @@ NOT_YET = frozenset(
         "kingtask/metrics/exposition.py",
         "kingtask/metrics/family.py",
         "kingtask/metrics/scrape_server.py",
-        "kingtask/openfiles.py",
         "kingtask/protocol.py",
         "kingtask/result.py",
         "kingtask/store/codec.py",

@@ -281,7 +281,6 @@ class _Os:
 @contextmanager
 def replaced(plant: Plant) -> Iterator[None]:
     """While this lasts, what the product makes of sockets, connections, processes and clocks is the plant's."""
-    idle_gc = SimpleNamespace(collect=lambda: None, freeze=lambda: None)
     no_zmq = SimpleNamespace(
         Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
     )
@@ -299,7 +298,6 @@ def replaced(plant: Plant) -> Iterator[None]:
                 broker_module,
                 {
                     "zmq": no_zmq,
-                    "gc": idle_gc,
                     "RouterSocket": edge,
                     "Wakeups": lambda *_: _Wakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
