@@ -206,7 +206,7 @@ class WorkerStore:
 
     def __init__(self, at: Surroundings) -> None:
         self.clock = ServerClock()
-        self.trouble = "as the world wills"
+        self.problem = "as the world wills"
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self.at = at

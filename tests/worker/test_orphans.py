@@ -78,7 +78,7 @@ def test_the_helper_of_a_running_attempt_is_left_alone_until_its_end(rig: Rig, d
     only_the_guard(worker)
 
 
-def test_one_that_hides_where_it_belongs_is_ended_once_nothing_runs_that_it_may_belong_to(rig: Rig) -> None:
+def test_an_orphan_that_hides_its_attempt_is_killed_once_none_of_the_possible_attempts_runs(rig: Rig) -> None:
     rig.script("long", f"echo up > {rig.directory}/$1; exec sleep 300")
     rig.script("daemon", NAMELESS.format(rig.directory))
     worker = rig.start(kill_grace=60)
@@ -123,7 +123,7 @@ def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig
     assert len(worker.children()) == 2
 
 
-def test_what_was_there_before_the_worker_is_none_of_its_business(rig: Rig) -> None:
+def test_orphans_of_children_from_before_the_worker_are_spared(rig: Rig) -> None:
     """It has a child from before its exec, whose own orphans become the worker's children, too."""
     stranger = (
         f"(until [ -e {rig.directory}/go ]; do sleep 0.01; done; {DAEMON.format(rig.directory)}; exec sleep 300) & exec"
@@ -178,7 +178,7 @@ time.sleep(300)
 """
 
 
-def test_the_name_that_one_gives_itself_saves_it_not(rig: Rig) -> None:
+def test_an_orphan_with_a_misleading_name_is_killed(rig: Rig) -> None:
     """Of any bytes: a name in UTF-8 may be cut within a character, too."""
     path = rig.script("named", "")
     path.write_text(NAMED)

@@ -95,7 +95,7 @@ async def test_only_what_concerns_this_worker(listen: type[Listener], wakeups: W
     assert (listener.ready, listener.cancelled) == (1, ["first", "second"])
 
 
-async def test_one_that_is_full_hands_back_what_it_is_told_and_is_left_alone_then(
+async def test_a_full_worker_returns_a_hint_once_and_gets_no_other(
     listen: type[Listener], wakeups: WakeupSocket
 ) -> None:
     listener = listen(wakeups.endpoint)
@@ -114,7 +114,7 @@ async def test_one_that_is_full_hands_back_what_it_is_told_and_is_left_alone_the
         await listener.heard()
 
 
-async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
+async def test_a_broker_that_does_not_read_has_two_messages_of_a_worker_to_read_at_most(
     listen: type[Listener], tmp_path: Path
 ) -> None:
     """A queue of words that is full, a heartbeat behind them, and the end of the connection end its process."""
@@ -140,7 +140,7 @@ async def test_a_broker_that_does_not_read_is_not_said_more_than_two_words(
     context.term()
 
 
-async def test_told_once_it_is_told_again_only_after_it_has_asked(
+async def test_one_hint_per_idle_announcement_until_the_next_claim(
     listen: type[Listener], wakeups: WakeupSocket
 ) -> None:
     listener = listen(wakeups.endpoint)
@@ -157,7 +157,7 @@ async def test_told_once_it_is_told_again_only_after_it_has_asked(
         await listener.heard()
 
 
-async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[Listener], wakeups: WakeupSocket) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     assert not wakeups.soon(), "nobody is idle: it is to be told when it is there"
@@ -175,9 +175,8 @@ async def test_of_what_is_on_its_way_one_that_is_idle_is_told(listen: type[Liste
     assert (listener.ready, listener.soon) == (2, 1)
 
 
-async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(
-    listen: type[Listener], wakeups: WakeupSocket
-) -> None:
+async def hinted_and_idle(listen: type[Listener], wakeups: WakeupSocket) -> tuple[Listener, Listener]:
+    """A worker that got a hint, and another that is idle."""
     first, second = listen(wakeups.endpoint), listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     await idle(first, wakeups)
@@ -185,19 +184,20 @@ async def test_what_one_was_told_but_has_no_room_for_is_told_to_another(
     await first.heard()
     second.subscriber.idle()
     await asyncio.to_thread(wakeups.idle)
+    return first, second
+
+
+async def test_a_hint_that_a_full_worker_returns_goes_to_an_idle_worker(
+    listen: type[Listener], wakeups: WakeupSocket
+) -> None:
+    first, second = await hinted_and_idle(listen, wakeups)
     first.subscriber.full()
     await second.heard()
     assert (first.ready, second.ready) == (1, 1)
 
 
-async def test_what_one_has_asked_for_is_told_to_nobody_else(listen: type[Listener], wakeups: WakeupSocket) -> None:
-    first, second = listen(wakeups.endpoint), listen(wakeups.endpoint)
-    await subscribed(wakeups, topics.ready_topic("default"))
-    await idle(first, wakeups)
-    wakeups.ready()
-    await first.heard()
-    second.subscriber.idle()
-    await asyncio.to_thread(wakeups.idle)
+async def test_a_hint_that_a_claim_used_goes_to_no_other_worker(listen: type[Listener], wakeups: WakeupSocket) -> None:
+    first, second = await hinted_and_idle(listen, wakeups)
     first.subscriber.claimed()
     first.subscriber.full()
     first.subscriber.idle()
@@ -281,7 +281,7 @@ async def test_closing_leaves_nothing(listen: type[Listener], wakeups: WakeupSoc
     until(lambda: descriptors() == before, "the end of all connections, whose other side is the wakeup socket")
 
 
-async def test_what_is_no_endpoint_is_said_at_once() -> None:
+async def test_an_invalid_endpoint_is_a_configuration_error() -> None:
     def nothing(*_: Any) -> None:
         raise AssertionError
 
