@@ -250,7 +250,7 @@ def test_what_listens_there_is_no_redis(place: Place):
                 line = next(line for line in process.stderr if "redis=unreachable" in line)
             process.terminate()
             process.stderr.read()
-        assert "is this address a Redis server?" in line
+        assert "is a Redis server at this address?" in line
 
 
 # ── directories (B2.67, B2.68) ────────────────────────────────────────────────────────────────────────────────────────
