@@ -1,8 +1,9 @@
-"""The broker's heap: the next instants at which something in Redis becomes due.
+"""The due heap: the next instants at which tasks or leases in Redis become due. Pure.
 
-Rules. It is a cache of what `tick` and this broker's own submits reported, never the record. Insertion only adds; an
-instant leaves only when a tick whose `now` reached it has returned. Past the cap the latest instants go: a later tick
-reports them again. So its size does not depend on how many tasks are scheduled, and losing it costs one tick.
+Rules. The heap is a cache of instants that `tick` and this broker's own submits reported, never the record. Insertion
+only adds; an instant leaves only after a tick whose `now` reached it has returned. Over the capacity the latest
+instants are dropped: a later tick reports them again. So the size does not depend on the number of scheduled tasks, and
+a lost heap costs one tick.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush, nsmallest
 
 WINDOW_MS = 60_000
-"""How far ahead instants are kept; tick reports the earliest of the next minute at least once a second."""
+"""Instants further ahead are not kept; `tick` reports those of the next minute at least once a second."""
 
 CAPACITY = 4096
-"""Distinct milliseconds kept when it sheds; it holds up to twice as many, 850 KB."""
+"""Distinct milliseconds that are left when the heap sheds; it grows to twice as many, 850 KB."""
 
 
 class DueHeap:
@@ -43,7 +44,7 @@ class DueHeap:
         return self._heap[0] == instant_ms
 
     def reached(self, now_ms: int) -> None:
-        """Forget what a tick that has returned with this `now` has covered."""
+        """Remove the instants that a tick with this `now` has handled."""
         while self._heap and self._heap[0] <= now_ms:
             self._members.discard(heappop(self._heap))
 

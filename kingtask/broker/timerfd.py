@@ -1,8 +1,8 @@
-"""A selector whose waits end on the microsecond, for a loop whose timers are what the broker is for.
+"""A selector whose timeouts are exact to the microsecond.
 
-That of asyncio waits in whole milliseconds, rounded up, and the kernel may end an epoll_wait(2) later by a thousandth
-of the wait. Together they made a tick 1.2 ms late at the median, of 5 ms until its program ran. A timer of
-timerfd_create(2) has neither.
+asyncio's own selector waits whole milliseconds, rounded up, and the kernel may end an epoll_wait(2) later by a
+thousandth of the timeout. Together they made a tick 1.2 ms late at the median, of 5 ms until its program ran. A timer
+of timerfd_create(2) has neither fault.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kingtask import linux
 
 
 class TimerfdSelector(selectors.EpollSelector):
-    """As EpollSelector, but `select` waits no longer than it is told. Raises OSError where the kernel has no timer."""
+    """An EpollSelector with exact timeouts. Raises OSError if the kernel has no timerfd."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class TimerfdSelector(selectors.EpollSelector):
 
     @classmethod
     def loop(cls) -> asyncio.AbstractEventLoop:
-        """A new event loop with one of these."""
+        """Return a new event loop with this selector."""
         return asyncio.SelectorEventLoop(cls())
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, Any]]:

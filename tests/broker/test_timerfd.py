@@ -1,4 +1,4 @@
-"""The selector of the broker's loop: waits that end when they are to, and nothing else that asyncio would notice."""
+"""The selector of the broker's loop: exact timeouts, and no other difference that asyncio would notice."""
 
 from __future__ import annotations
 
