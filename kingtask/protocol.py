@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -47,43 +47,51 @@ Cursor = Annotated[
 ]
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every op has; `tag_field` picks the class by `op`. `parse` has looked at `v` and `rid` already."""
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag=str.lower):
+    """The fields of every op; `op` on the wire is the class's name in lower case. `parse` checks `v` and `rid`."""
 
     v: int = VERSION
     rid: Rid = 0
 
+    @property
+    def op(self) -> Op:
+        return OPS[str(self.__struct_config__.tag)]
 
-class Ping(Request, frozen=True, tag_field="op", tag="ping"):
+
+class ById(Request, frozen=True):
+    """A request for one stored task. A client's rules on names and queues apply to that task."""
+
+    id: TaskId
+
+
+class Ping(Request, frozen=True):
     pass
 
 
-class Submit(Request, frozen=True, tag_field="op", tag="submit"):
+class Submit(Request, frozen=True):
     """One of `task` (its failure is the reply's) and `tasks` (an outcome each): maps, or TaskSpecs by `read_submit`."""
 
     task: Any = None
     tasks: Annotated[list[Any], msgspec.Meta(min_length=1, max_length=MAX_BATCH)] | None = None
 
 
-class Get(Request, frozen=True, tag_field="op", tag="get"):
-    id: TaskId
+class Get(ById, frozen=True):
+    pass
 
 
-class Wait(Request, frozen=True, tag_field="op", tag="wait"):
-    id: TaskId
+class Wait(ById, frozen=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 60.0
 
 
-class Cancel(Request, frozen=True, tag_field="op", tag="cancel"):
-    id: TaskId
+class Cancel(ById, frozen=True):
+    pass
 
 
-class Requeue(Request, frozen=True, tag_field="op", tag="requeue"):
-    id: TaskId
+class Requeue(ById, frozen=True):
     new_id: TaskId
 
 
-class List(Request, frozen=True, tag_field="op", tag="list"):
+class List(Request, frozen=True):
     state: State
     queue: QueueName | None = None
     since: task.Instant | None = None
@@ -92,30 +100,54 @@ class List(Request, frozen=True, tag_field="op", tag="list"):
     cursor: Cursor | None = None
 
 
-class Stats(Request, frozen=True, tag_field="op", tag="stats"):
+class Stats(Request, frozen=True):
     pass
 
 
-class Pause(Request, frozen=True, tag_field="op", tag="pause"):
+class Pause(Request, frozen=True):
     queue: QueueName
 
 
-class Resume(Request, frozen=True, tag_field="op", tag="resume"):
+class Resume(Request, frozen=True):
     queue: QueueName
 
 
-REQUESTS: dict[str, type[Request]] = {
-    "ping": Ping,
-    "submit": Submit,
-    "get": Get,
-    "wait": Wait,
-    "cancel": Cancel,
-    "requeue": Requeue,
-    "list": List,
-    "stats": Stats,
-    "pause": Pause,
-    "resume": Resume,
+class Op(NamedTuple):
+    """The row of one op."""
+
+    name: str
+    request: type[Request]
+    writes: bool = False
+    """A request without a reply may have taken effect."""
+    audited: bool = False
+    """The audit log has a line for each request."""
+    acked: bool = False
+    """An OK means that the level of `ack` was reached."""
+    permission: bool = True
+    """The op stands in `ops` of permissions.yaml. An op without a permission is open to every client."""
+
+    @property
+    def by_id(self) -> bool:
+        """The request names one stored task."""
+        return issubclass(self.request, ById)
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op("ping", Ping, permission=False),  # shows nothing of tasks
+        Op("submit", Submit, writes=True, acked=True),
+        Op("get", Get),
+        Op("wait", Wait),
+        Op("cancel", Cancel, writes=True, audited=True),
+        Op("requeue", Requeue, writes=True, audited=True, acked=True),
+        Op("list", List),
+        Op("stats", Stats),
+        Op("pause", Pause, writes=True, audited=True),
+        Op("resume", Resume, writes=True, audited=True),
+    )
 }
+"""Every op, by its name on the wire. Broker, permissions and clients read these rows; no other list exists."""
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,11 +174,11 @@ def parse(envelope: dict[str, Any]) -> Request:
     if type(version) is not int or version != VERSION:
         raise InvalidRequest(f"v: expected {VERSION}, got {show(version)}", code="unsupported_version", field="v")
     op = envelope.get("op")
-    kind = REQUESTS.get(op) if isinstance(op, str) else None
-    if kind is None:
-        known = ", ".join(REQUESTS)
+    row = OPS.get(op) if isinstance(op, str) else None
+    if row is None:
+        known = ", ".join(OPS)
         raise InvalidRequest(f"op: expected one of {known}, got {show(op)}", code="unknown_op", field="op")
-    request = convert(envelope, kind)
+    request = convert(envelope, row.request)
     if isinstance(request, Submit) and (request.task is None) == (request.tasks is None):
         raise InvalidRequest("task: expected exactly one of task and tasks", field="task")
     return request

@@ -1,10 +1,10 @@
-"""Who may speak to a broker: CURVE on both its sockets, and the authenticator that knows the keys.
+"""CURVE on both sockets of a broker, with an authenticator that knows the authorized keys.
 
-pyzmq's authenticator on the broker's own loop, not its thread: a change of the keys then happens between two messages,
-and there is no second thread that could die unseen while the broker lives. A request to it that fails is a refusal.
+pyzmq's authenticator runs on the broker's own loop, not on its thread. So the keys change between two messages, and no
+second thread can die unnoticed. A request to the authenticator that fails is a refusal.
 
-libzmq lets an unknown key in where no authenticator runs or where the domain is empty; so it is told to insist, on a
-domain with a name, and before the broker serves anybody a key made up on the spot has to be turned away.
+libzmq accepts unknown keys if no authenticator runs or if the domain is empty. So the sockets enforce a domain that has
+a name, and the broker starts only after it saw each socket refuse a key made for that test.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import struct
 from pathlib import Path
+from typing import Self
 
 import zmq
 import zmq.auth
@@ -26,40 +27,50 @@ from kingtask.errors import ConfigurationError
 log = logging.getLogger("kingtask.broker")
 
 DOMAIN = "kingtask"
-PROOF_MS = 10_000
-"""For a handshake with ourselves."""
+SELF_TEST_MS = 10_000
+"""The longest wait for the handshake of the test."""
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _WHY = {
     int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH): "it came without a key",
-    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "it took us for another server (wrong server key)",
+    int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC): "it expects another server (wrong server key)",
 }
 
-_KIND_TO = {int(zmq.ROUTER): zmq.DEALER, int(zmq.XPUB): zmq.SUB}
-"""Who comes as the wrong kind is turned away for that, with whatever key, and would prove nothing."""
+_PEER_TYPE = {int(zmq.ROUTER): zmq.DEALER, int(zmq.XPUB): zmq.SUB}
+"""A peer of a type that does not match is refused with any key, and would prove nothing."""
 
 Socket = zmq.Socket[bytes]
 
 
-class Known(tuple[bytes, ...]):
-    """The frames in front of a message, and who sent it: a key and its client's name, None if it was revoked."""
+class AuthenticatedPeer(tuple[bytes, ...]):
+    """The frames in front of a message, and the client that sent it. `client` is None if its key was revoked."""
 
-    key: str
-    client: str | None
+    def __new__(cls, frames: tuple[bytes, ...], _auth: CurveAuth, _key: str) -> Self:
+        return super().__new__(cls, frames)
+
+    def __init__(self, _frames: tuple[bytes, ...], auth: CurveAuth, key: str) -> None:
+        self._auth = auth
+        self._key = key
+        self.client = auth.client_of(key)
+
+    @property
+    def revoked(self) -> bool:
+        """True if the key is no longer authorized."""
+        return not self._auth.knows(self._key)
 
 
 class CurveAuth:
-    """`guard` each socket before it is bound, then `open` before anything is read from it."""
+    """Call `secure` for each socket before it is bound, then `open` before anything is read from it."""
 
     def __init__(
         self, context: zmq.Context[Socket], secret_key_file: Path, authorized: Path, counters: Counters
     ) -> None:
-        """Raises ConfigurationError."""
-        self._context = context
+        """Read the keys. Raises ConfigurationError."""
         self._counters = counters
         self._directory = authorized
         self._pair = curve.read_pair(secret_key_file)
         self._names = curve.read_directory(authorized)
+        """Of clients, by key."""
         self._sockets: list[Socket] = []
         self._monitors: list[Socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,8 +79,8 @@ class CurveAuth:
         if not (failpoint.ACTIVE and failpoint.variant("no_authenticator") is not None):
             self._authenticator.start()
 
-    def guard(self, socket: Socket) -> None:
-        """Let nobody in without a key that is known."""
+    def secure(self, socket: Socket) -> None:
+        """Set the options by which the socket refuses every key that is not authorized."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._pair.secret)
         if not (failpoint.ACTIVE and failpoint.variant("empty_domain") is not None):
@@ -81,54 +92,54 @@ class CurveAuth:
         self._monitors.append(monitor)
 
     async def open(self) -> None:
-        """Begin to let clients in, once it is certain that others stay out. Raises ConfigurationError."""
+        """Accept clients, once each socket has refused an unknown key. Raises ConfigurationError if one did not."""
         self._loop = asyncio.get_running_loop()
         if (zap := self._zap) is not None:
             self._loop.add_reader(int(zap.getsockopt(zmq.FD)), self._authenticate)
             self._authenticate()
-        await self._prove()
+        await self._self_test()
         for monitor in self._monitors:
-            while monitor.poll(0):  # what the proof left
+            while monitor.poll(0):  # events of the test
                 monitor.recv_multipart()
-            self._loop.add_reader(int(monitor.getsockopt(zmq.FD)), self._look, monitor)
-            self._look(monitor)
+            self._loop.add_reader(int(monitor.getsockopt(zmq.FD)), self._drain_monitor, monitor)
+            self._drain_monitor(monitor)
         log.info("curve=on clients=%d directory=%s", len(self._names), self._directory)
         if not self._names:
             log.warning("curve=no_clients: there is no *.key in %s, so nobody is let in", self._directory)
 
     def stop(self) -> None:
-        """After the sockets have been closed. Idempotent."""
+        """Call this after the sockets were closed. Idempotent."""
         for socket in [*self._monitors, *([self._zap] if self._zap is not None else [])]:
             if self._loop is not None and not socket.closed:
                 self._loop.remove_reader(int(socket.getsockopt(zmq.FD)))
             socket.close(0)
         self._authenticator.stop()
 
-    async def _prove(self) -> None:
-        """Come to each socket with a key that nobody knows."""
+    async def _self_test(self) -> None:
+        """Connect to each socket with an unknown key."""
         for socket in self._sockets:
             endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
             if await asyncio.get_running_loop().run_in_executor(
-                None, self._is_open, endpoint, _KIND_TO[int(socket.getsockopt(zmq.TYPE))]
+                None, self._accepts_unknown_key, endpoint, _PEER_TYPE[int(socket.getsockopt(zmq.TYPE))]
             ):
                 raise ConfigurationError(
                     f"curve: a client with an unknown key was let in at {endpoint}, so this broker does not start;"
                     " is this libzmq older than 4.3?"
                 )
 
-    def _is_open(self, endpoint: str, kind: int) -> bool:
+    def _accepts_unknown_key(self, endpoint: str, peer_type: int) -> bool:
         public, secret = zmq.curve_keypair()
         keys = curve.ClientKeys(own=curve.Pair(public=public, secret=secret), server=self._pair.public)
         context: zmq.Context[Socket] = zmq.Context()
         try:
-            with context.socket(kind) as socket:
+            with context.socket(peer_type) as socket:
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.setsockopt(zmq.RECONNECT_IVL, -1)
                 socket.setsockopt(zmq.IPV6, 1)
                 keys.put_on(socket)
                 with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED) as monitor:
                     socket.connect(endpoint)
-                    if not monitor.poll(PROOF_MS):
+                    if not monitor.poll(SELF_TEST_MS):
                         return False
                     event, _ = struct.unpack("=HI", monitor.recv_multipart()[0])
                     return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -138,7 +149,7 @@ class CurveAuth:
     # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reload(self, names: dict[str, str]) -> None:
-        """From now on these are let in, by key; of the others not one message more is taken."""
+        """Authorize these keys; not one more message of any other key is accepted."""
         old = self._names
         for key in sorted(names.keys() - old.keys()):
             log.info("key=added client=%s", names[key])
@@ -147,7 +158,7 @@ class CurveAuth:
         self._names = names
 
     def read(self) -> dict[str, str]:
-        """What `reload` takes. Raises ConfigurationError."""
+        """Read the keys for `reload`. Raises ConfigurationError."""
         return curve.read_directory(self._directory)
 
     def key_of(self, frame: zmq.Frame) -> str:
@@ -156,19 +167,19 @@ class CurveAuth:
     def knows(self, key: str) -> bool:
         return key in self._names
 
-    def known(self, peer: tuple[bytes, ...], frame: zmq.Frame) -> Known:
-        """The peer that sent this frame, with its name."""
-        found = Known(peer)
-        found.key = self.key_of(frame)
-        found.client = self._names.get(found.key)
-        return found
+    def client_of(self, key: str) -> str | None:
+        return self._names.get(key)
+
+    def peer_of(self, frames: tuple[bytes, ...], frame: zmq.Frame) -> AuthenticatedPeer:
+        """Return the peer that sent this frame."""
+        return AuthenticatedPeer(frames, self, self.key_of(frame))
 
     # ── handshakes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """For the authenticator: whether this key is let in."""
+        """Return True if this key is authorized. The authenticator calls this."""
         if failpoint.ACTIVE and failpoint.variant("authenticator_fails") is not None:
-            raise RuntimeError("told to fail")
+            raise RuntimeError("this variant fails")
         return domain == DOMAIN and key.decode() in self._names
 
     @property
@@ -183,13 +194,13 @@ class CurveAuth:
             except zmq.Again:
                 return
             try:
-                with contextlib.suppress(StopIteration):  # it awaits nothing, since `callback` is no coroutine
+                with contextlib.suppress(StopIteration):  # the coroutine never suspends, since `callback` is none
                     self._authenticator.handle_zap_message(request).send(None)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the answer is no)
+            except Exception as error:  # noqa: BLE001  (any error is a refusal)
                 self._counters.count(counters.AUTHENTICATOR, repr(error))
                 zap.send_multipart([b"1.0", request[1], b"500", b"the authenticator failed", b"", b""])
 
-    def _look(self, monitor: Socket) -> None:
+    def _drain_monitor(self, monitor: Socket) -> None:
         while not monitor.closed:
             try:
                 frames = monitor.recv_multipart(zmq.NOBLOCK)
@@ -197,9 +208,9 @@ class CurveAuth:
                 return
             event, value = struct.unpack("=HI", frames[0])  # zmq_socket_monitor(3)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                why = "its key is not known" if value == 400 else f"the authenticator said {value}"
+                why = "its key is not known" if value == 400 else f"the authenticator replied {value}"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 why = _WHY.get(value, f"it broke the protocol (0x{value:x})")
             else:
-                why = "it left, as one without a key may, or said nothing for 3 s"
+                why = "it closed the connection, or sent nothing for 3 s"
             self._counters.count(counters.HANDSHAKE, f"{why}, at {frames[1].decode(errors='replace')}")

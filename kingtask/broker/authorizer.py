@@ -1,7 +1,7 @@
-"""What each client may do, decided before anything is stored. No socket and no Redis; times are given.
+"""Decides what each client may do, before anything is stored. Pure: times are parameters.
 
-A client is known by the name of its key file; without keys everyone is ANONYMOUS. Each refusal names the rule that it
-comes from, and leaves a line in the log.
+A client's name is that of its key file; without CURVE every client is ANONYMOUS. Each refusal names the rule in
+permissions.yaml that it comes from, and writes a line to the audit log.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _NOTHING = Rule(ops=())
 
 
 class Rate:
-    """At most `per_s` a second on the average, and as many (at least one) at once."""
+    """A token bucket: `per_s` on average, and a burst of as many, at least one. Times are monotonic."""
 
-    def __init__(self, per_s: float, now_s: float) -> None:
+    def __init__(self, per_s: float) -> None:
         self.per_s = per_s
         self._most = max(1.0, per_s)
         self._left = self._most
-        self._at_s = now_s
+        self._at_s = 0.0
 
     def take(self, now_s: float) -> float:
-        """Take one; returns 0, or after how many seconds there will be one."""
+        """Take one token. Return 0, or the seconds until there is one."""
         self._left = min(self._most, self._left + max(0.0, now_s - self._at_s) * self.per_s)
         self._at_s = now_s
         if self._left >= 1:
@@ -41,14 +41,11 @@ class Rate:
         return (1 - self._left) / self.per_s
 
 
-_About = dict[str, str | None]
-"""What an audit line says, by name; the names are ours."""
-
-
 class ClientPolicy:
-    """Of one client. Its methods return nothing, or raise PermissionDenied or Busy (`rate_limited`)."""
+    """The rules of one client. The checks raise PermissionDenied, or Busy (`rate_limited`)."""
 
     def __init__(self, client: str, rule: Rule, source: str, rate: Rate | None) -> None:
+        """`source` is the rule's path in the file, for messages."""
         self.client = client
         self._rule = rule
         self._source = source
@@ -57,42 +54,42 @@ class ClientPolicy:
         self._tasks = None if rule.tasks is None else compiled(rule.tasks)
         self.quota = None if rule.max_outstanding is None else Quota(client, rule.max_outstanding)
 
-    def looks_at(self, request: protocol.Request) -> bool:
-        """It depends on the task whether this client may do that with it."""
+    def depends_on_task(self, request: protocol.ById) -> bool:
+        """True if `check_task` has to see the stored task first."""
         if self._queues is not None or self._tasks is not None:
             return True
         return self._rate is not None and isinstance(request, protocol.Requeue)
 
-    def request(self, request: protocol.Request) -> None:
-        """As far as the request itself tells; before anything else is done with it."""
-        op = str(type(request).__struct_config__.tag)
+    def check_request(self, request: protocol.Request) -> None:
+        """Check the op, and the queue if the request names one."""
+        op = request.op.name
         if self._rule.ops is not None and op not in self._rule.ops:
-            self._deny(op, _ids(request), "op", f"this client may not {op}", "ops")
+            self._deny(op, _subject(request), "op", f"this client may not {op}", "ops")
         queue = getattr(request, "queue", None)
         if queue is not None and not self.has_queue(queue):
             self._deny(op, {"queue": queue}, "queue", f"not one of this client's: {queue}", "queues")
 
-    def submit(self, spec: TaskSpec, place: str, now_s: float) -> Quota | None:
-        """One task of a submit; `now_s` is monotonic. Returns what only the store can count."""
+    def check_submit(self, spec: TaskSpec, place: str, now_s: float) -> Quota | None:
+        """Check one task of a submit, at `place` of the request. Return the bound that only the store can check."""
         rule = self._rule
-        self._name("submit", spec.id, spec.name, spec.queue, place)
+        self._check_names("submit", spec.id, spec.name, spec.queue, place)
         if rule.max_priority is not None and spec.priority > rule.max_priority:
-            told = f"expected at most {rule.max_priority}, got {spec.priority}"
-            self._deny("submit", {"id": spec.id}, f"{place}.priority", told, "max_priority")
+            why = f"expected at most {rule.max_priority}, got {spec.priority}"
+            self._deny("submit", {"id": spec.id}, f"{place}.priority", why, "max_priority")
         if (
             rule.max_time_limit is not None
             and not (spec.time_limit_s or rule.max_time_limit + 1) <= rule.max_time_limit
         ):
-            told = f"expected one of at most {rule.max_time_limit:g} s"
-            self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", told, "max_time_limit")
-        self._count(place, now_s)
+            why = f"expected one of at most {rule.max_time_limit:g} s"
+            self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", why, "max_time_limit")
+        self._check_rate(place, now_s)
         return self.quota
 
-    def task(self, op: str, found: Result, now_s: float) -> None:
-        """A task that is there, for what is done by its id."""
-        self._name(op, found.id, found.name, found.queue, "id")
+    def check_task(self, op: str, task: Result, now_s: float) -> None:
+        """Check the stored task on which a request acts."""
+        self._check_names(op, task.id, task.name, task.queue, "id")
         if op == "requeue":
-            self._count("id", now_s)
+            self._check_rate("id", now_s)
 
     def has_queue(self, queue: str) -> bool:
         return self._queues is None or self._queues.fullmatch(queue) is not None
@@ -101,15 +98,15 @@ class ClientPolicy:
         return self.has_queue(queue) and (self._tasks is None or self._tasks.fullmatch(name) is not None)
 
     def filtered(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Of the reply to `list` or `stats`, what this client may see."""
+        """Return the reply to `list` or `stats` without the tasks and queues that this client may not see."""
         if "tasks" in fields:
-            tasks = [one for one in fields["tasks"] if self.has_task(one["name"], one["queue"])]
+            tasks = [task for task in fields["tasks"] if self.has_task(task["name"], task["queue"])]
             return {**fields, "tasks": tasks}
         if "queues" in fields:
-            return {**fields, "queues": [one for one in fields["queues"] if self.has_queue(one["name"])]}
+            return {**fields, "queues": [queue for queue in fields["queues"] if self.has_queue(queue["name"])]}
         return fields
 
-    def _name(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
+    def _check_names(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
         if not self.has_queue(queue):
             where = place if place == "id" else f"{place}.queue"
             self._deny(op, {"id": task_id}, where, f"not one of this client's queues: {queue}", "queues")
@@ -117,7 +114,7 @@ class ClientPolicy:
             where = place if place == "id" else f"{place}.name"
             self._deny(op, {"id": task_id}, where, f"not one of this client's tasks: {name}", "tasks")
 
-    def _count(self, place: str, now_s: float) -> None:
+    def _check_rate(self, place: str, now_s: float) -> None:
         if self._rate is not None and (wait_s := self._rate.take(now_s)):
             raise Busy(
                 f"{place}: this client may submit {self._rate.per_s:g} tasks a second"
@@ -126,64 +123,59 @@ class ClientPolicy:
                 retry_after_s=round(wait_s, 3),
             )
 
-    def _deny(self, op: str, about: _About, field: str, why: str, key: str) -> NoReturn:
+    def _deny(self, op: str, subject: dict[str, str | None], field: str, why: str, key: str) -> NoReturn:
         rule = f"{self._source}.{key}"
-        _audit(logging.WARNING, "denied", {"client": self.client, "op": op, **about, "rule": rule})
+        _write_audit(logging.WARNING, "denied", {"client": self.client, "op": op, **subject, "rule": rule})
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 
 class Authorizer:
-    """A Permit for each client, made when it is first asked for. A reload that leaves a rate alone lets it go on."""
+    """Holds a ClientPolicy for each client, made at its first request. A reload keeps rates that it does not change."""
 
-    def __init__(self) -> None:
-        self.on = False
-        """There are any; looked at for each request."""
-        self._permissions: PermissionsFile | None = None
-        self._permits: dict[str, ClientPolicy] = {}
+    def __init__(self, permissions: PermissionsFile | None) -> None:
+        self._permissions = permissions
+        self._policies: dict[str, ClientPolicy] = {}
+        """At most as many as there are keys."""
         self._rates: dict[str, Rate] = {}
 
     def reload(self, permissions: PermissionsFile | None) -> None:
         self._permissions = permissions
-        self.on = permissions is not None
-        self._permits.clear()
+        self._policies.clear()
 
-    def of(self, client: str, now_s: float) -> ClientPolicy:
-        """There are as many as there are keys. Not to be called unless `on`."""
-        permit = self._permits.get(client)
-        if permit is None:
-            permit = self._permits[client] = self._make(client, now_s)
-        return permit
+    def policy_of(self, client: str) -> ClientPolicy | None:
+        """Return the rules of this client, or None if the broker has no permissions."""
+        if self._permissions is None:
+            return None
+        policy = self._policies.get(client)
+        if policy is None:
+            policy = self._policies[client] = self._make(self._permissions, client)
+        return policy
 
-    def _make(self, client: str, now_s: float) -> ClientPolicy:
-        assert self._permissions is not None
-        rule, source = self._permissions.clients.get(client), f"clients.{client}"
+    def _make(self, permissions: PermissionsFile, client: str) -> ClientPolicy:
+        rule, source = permissions.clients.get(client), f"clients.{client}"
         if rule is None:
-            rule, source = self._permissions.default or _NOTHING, "default"
+            rule, source = permissions.default or _NOTHING, "default"
         rate = self._rates.get(client)
         if rule.submits_per_second is None:
             self._rates.pop(client, None)
             rate = None
         elif rate is None or rate.per_s != rule.submits_per_second:
-            rate = self._rates[client] = Rate(rule.submits_per_second, now_s)
+            rate = self._rates[client] = Rate(rule.submits_per_second)
         return ClientPolicy(client, rule, source, rate)
 
 
-def _ids(request: protocol.Request) -> _About:
+def audit(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:
+    """Log that this client made this request, and its outcome."""
+    outcome = str(answer) if isinstance(answer, Exception) else answer.get("outcome", "done")
+    _write_audit(logging.INFO, request.op.name, {"client": client, **_subject(request), "outcome": repr(outcome)})
+
+
+def _subject(request: protocol.Request) -> dict[str, str | None]:
+    """Return the ids and the queue that the request names."""
     found = {name: getattr(request, name, None) for name in ("id", "new_id", "queue")}
     return {name: value for name, value in found.items() if value is not None} or {"id": None}
 
 
-def audited(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:
-    """A line for who changed what: cancel, requeue, pause and resume."""
-    op = str(type(request).__struct_config__.tag)
-    outcome = str(answer) if isinstance(answer, Exception) else answer.get("outcome", "done")
-    _audit(logging.INFO, op, {"client": client, **_ids(request), "outcome": repr(outcome)})
-
-
-def _audit(level: int, what: str, about: _About) -> None:
-    shape = " ".join(["audit=%s", *(f"{name}=%s" for name in about)])
-    log.log(level, shape, what, *about.values())
-
-
-AUDITED = (protocol.Cancel, protocol.Requeue, protocol.Pause, protocol.Resume)
-BY_ID = (protocol.Get, protocol.Wait, protocol.Cancel, protocol.Requeue)
+def _write_audit(level: int, event: str, fields: dict[str, str | None]) -> None:
+    """The names of the fields are ours, so they may stand in the format."""
+    log.log(level, " ".join(["audit=%s", *(f"{name}=%s" for name in fields)]), event, *fields.values())

@@ -1,73 +1,74 @@
-"""Where each message becomes one reply: what the client may do, how much is under way, and which call it takes.
+"""Turns each message into one reply: checks rights and bounds, then makes the call of its op.
 
-Nothing is queued here. What is too much is answered `busy` at once, and what Redis cannot take now `unavailable`.
+Nothing is queued here. A request over a bound gets `busy` at once; without Redis it gets `unavailable`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from kingtask import protocol, wire
-from kingtask.broker import authorizer as rules
+from kingtask import __version__, protocol, wire
 from kingtask.broker import ops
-from kingtask.broker.auth import CurveAuth, Known
-from kingtask.broker.authorizer import Authorizer, ClientPolicy
-from kingtask.broker.counters import Counters
-from kingtask.broker.metrics import RequestTimes
-from kingtask.broker.router import Peer
-from kingtask.broker.submits import Submits
+from kingtask.broker.auth import AuthenticatedPeer
+from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy, audit
+from kingtask.broker.router import Peer, RouterSocket
+from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
-from kingtask.metrics.histogram import Histogram
-from kingtask.result import Result
+from kingtask.metrics.histogram import CALL_S, Histogram
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
 
 log = logging.getLogger("kingtask.broker")
 
+REQUEST_S = (*CALL_S, 10.0, 30.0, 60.0)
+"""Bounds of the histograms of requests; a `wait` takes as long as its client likes."""
+
 
 class Dispatcher:
-    """`pending` requests, of `pending_bytes`, are under way: `wait` is not among them once it has begun.
-
-    `pong` makes the fields of the reply to `ping`; `times`, if there are any, are taken of each request.
-    """
+    """`pending` requests, of `pending_bytes`, are in progress. A `wait` counts only until it begins to wait."""
 
     def __init__(
         self,
+        name: str,
         config: BrokerConfig,
         store: BrokerStore,
-        submits: Submits,
-        waits: Waiters,
-        counters: Counters,
-        gate: CurveAuth | None,
-        *,
-        reply: Callable[[Peer, bytes], None],
-        pong: Callable[[], dict[str, Any]],
+        router: RouterSocket,
+        batcher: SubmitBatcher,
+        waiters: Waiters,
     ) -> None:
-        self._permits = Authorizer()
-        self.reconfigure(config, config.load_permissions())
-        self.times: RequestTimes | None = None
+        """Raises ConfigurationError for the file of permissions."""
+        self._name = name
+        self._config, self._policy = config, config.policy
+        self._authorizer = Authorizer(config.load_permissions())
+        self._store = store
+        self._router = router
+        self._batcher = batcher
+        self._waiters = waiters
+        self._idle = asyncio.Event()
         self.pending = 0
         self.pending_bytes = 0
         self.draining = False
-        self._store = store
-        self._submits = submits
-        self._waits = waits
-        self._counters = counters
-        self._gate = gate
-        self.reply = reply
-        self._pong = pong
-        self._idle = asyncio.Event()
+        self.times: dict[str, Histogram] = {}
+        """From a request to its reply, by op; empty without metrics."""
+        if config.metrics_addr is not None:
+            self.times = {op: Histogram(REQUEST_S) for op in protocol.OPS if op != "ping"}
+
+    @property
+    def waiting(self) -> int:
+        """The number of clients that wait for the end of a task."""
+        return len(self._waiters)
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse what comes from now on, and wait until what is under way is answered."""
+        """Refuse new requests and end all waits, then wait until every request in progress has its reply."""
         self.draining = True
+        self._waiters.stop()
         if self.pending:
             self._idle.clear()
             try:
@@ -76,17 +77,17 @@ class Dispatcher:
                 log.warning("broker=stopping unanswered=%d", self.pending)
 
     def reconfigure(self, config: BrokerConfig, permissions: PermissionsFile | None) -> None:
-        """Go by these from now on."""
+        """Use these for later requests."""
         self._config, self._policy = config, config.policy
-        self._permits.reload(permissions)
+        self._authorizer.reload(permissions)
 
-    def take(self, peer: Peer, message: bytes) -> None:
-        """Take one message, which gets its reply sooner or later. Raises nothing."""
+    def dispatch(self, peer: Peer, message: bytes) -> None:
+        """Handle one message, which gets its reply now or later. Raises nothing."""
         rid: protocol.Rid | None = None
-        answer: _Answer | None = None
+        reply: _PendingReply | None = None
         try:
-            if self._gate is not None and isinstance(peer, Known) and peer.client is None:
-                self._turn_away(peer, message)
+            if isinstance(peer, AuthenticatedPeer) and peer.revoked:
+                self._router.refuse(peer, protocol.rid_of(wire.decode(message)), _revoked())
                 return
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
@@ -95,97 +96,23 @@ class Dispatcher:
                 request = protocol.parse(envelope)
             rid = request.rid
             if isinstance(request, protocol.Ping):
-                self.reply(peer, protocol.ok(rid, self._pong()))
+                self._router.reply(peer, protocol.ok(rid, self._pong()))
                 return
-            permit = None
-            if self._permits.on:
-                permit = self._permits.of(_client(peer), monotonic_s())
-                permit.request(request)
-            self._admit()
-            if self.times is None:
-                answer = _Answer(self, peer, rid, len(message))
-            else:
-                answer = _TimedAnswer(self, peer, rid, len(message), self.times.of(request))
-            if permit is None:
-                self._act(request, answer)
-            else:
-                self._act_permitted(request, answer, permit)
+            client = self._authorizer.policy_of(_client_name(peer))
+            if client is not None:
+                client.check_request(request)
+            self._check_bounds()
+            times = self.times[request.op.name] if self.times else None
+            reply = _PendingReply(self, peer, rid, len(message), times)
+            self._act(request, reply, client)
         except Exception as error:  # noqa: BLE001  (a fault of ours costs one reply, not the broker)
-            refused = error if isinstance(error, RequestRefused) else _fault(error)
-            if answer is not None:
-                answer.give(refused)
+            refused = _refusal(error)
+            if reply is None:
+                self._router.refuse(peer, rid, refused)
             else:
-                self.refuse(peer, rid, refused)
+                reply.send(refused)
 
-    def _turn_away(self, peer: Peer, message: bytes) -> None:
-        """Its key was revoked: nothing of the message is looked at but which answer it waits for."""
-        rid = protocol.rid_of(wire.decode(message))
-        self.refuse(peer, rid, _revoked())
-
-    def _act_permitted(self, request: protocol.Request, answer: _Answer, permit: ClientPolicy) -> None:
-        """The same within what the client may do; for what is done by id the task is looked at first."""
-        if isinstance(request, protocol.Submit):
-            now_s = monotonic_s()
-            self._submits.take(request, wall_s(), answer.give, lambda spec, place: permit.submit(spec, place, now_s))
-        elif isinstance(request, rules.BY_ID) and permit.looks_at(request):
-
-            def looked(found: functions.StoredTask | StoreError) -> None:
-                if isinstance(found, StoreError):
-                    answer.give(ops.store_refusal(found, writes=False))
-                    return
-                if found.result is None:
-                    answer.give(ops.not_found(request.id))
-                    return
-                try:
-                    permit.task(str(type(request).__struct_config__.tag), found.result, monotonic_s())
-                    self._act(request, answer, permit)
-                except Exception as error:  # noqa: BLE001  (as in `take`)
-                    answer.give(error if isinstance(error, RequestRefused) else _fault(error))
-
-            self._store.send(functions.get(request.id), looked)
-        else:
-            self._act(request, answer, permit)
-
-    def _act(self, request: protocol.Request, answer: _Answer, permit: ClientPolicy | None = None) -> None:
-        if isinstance(request, protocol.Submit):
-            self._submits.take(request, wall_s(), answer.give)
-        elif isinstance(request, protocol.Wait):
-            self._wait(request, answer)
-        else:
-            op = ops.OPS[type(request)]
-
-            def answered(value: Any) -> None:
-                fields = _fields(op, request, value)
-                if permit is not None and not isinstance(fields, RequestRefused):
-                    fields = permit.filtered(fields)
-                if isinstance(request, rules.AUDITED):
-                    rules.audited(_client(answer.peer), request, fields)
-                if op.confirmed and not isinstance(fields, RequestRefused):
-                    self._store.confirm(lambda reached: answer.give(fields if reached else ops.not_confirmed()))
-                else:
-                    answer.give(fields)
-
-            quota = None if permit is None else permit.quota
-            self._store.send(op.call(request, self._policy, quota), answered)
-
-    def _wait(self, request: protocol.Wait, answer: _Answer) -> None:
-        if len(self._waits) >= self._config.max_waits:
-            raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
-        answer.release()  # a wait may be long, it has a bound of its own
-
-        def ended(found: Result | StoreError | None) -> None:
-            if self._gate is not None and isinstance(answer.peer, Known) and not self._gate.knows(answer.peer.key):
-                answer.give(_revoked())  # since it began to wait
-            elif isinstance(found, StoreError):
-                answer.give(ops.store_refusal(found, writes=False))
-            elif found is None:
-                answer.give(ops.not_found(request.id))
-            else:
-                answer.give({**ops.task_reply(request.id, found), "pending": not found.ended})
-
-        self._waits.add(request.id, request.timeout_s, ended)
-
-    def _admit(self) -> None:
+    def _check_bounds(self) -> None:
         if self.draining:
             raise Unavailable("this broker is stopping; ask another one", retry_after_s=ops.AWAY_AGAIN_S)
         if self.pending >= self._config.max_pending or self.pending_bytes >= self._config.max_pending_bytes:
@@ -196,79 +123,140 @@ class Dispatcher:
                 retry_after_s=ops.AWAY_AGAIN_S,
             )
 
-    def taken(self, size: int) -> None:
+    def _act(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
+        if isinstance(request, protocol.Submit):
+            self._batcher.submit(request, client, reply.send)
+        elif client is not None and isinstance(request, protocol.ById) and client.depends_on_task(request):
+            self._store.send(functions.get(request.id), partial(self._check_task, request, reply, client))
+        else:
+            self._call(request, reply, client)
+
+    def _check_task(
+        self,
+        request: protocol.ById,
+        reply: _PendingReply,
+        client: ClientPolicy,
+        found: functions.StoredTask | StoreError,
+    ) -> None:
+        try:
+            client.check_task(request.op.name, ops.task_of(request.id, found), monotonic_s())
+            self._call(request, reply, client)
+        except Exception as error:  # noqa: BLE001  (as in `dispatch`)
+            reply.send(_refusal(error))
+
+    def _call(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
+        if isinstance(request, protocol.Wait):
+            self._wait(request, reply)
+        else:
+            call = ops.call_of(request, self._policy, None if client is None else client.quota)
+            self._store.send(call, partial(self._called, request, reply, client))
+
+    def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
+        fields: dict[str, Any] | RequestRefused
+        try:
+            fields = ops.reply_to(request, value)
+            if client is not None:
+                fields = client.filtered(fields)
+        except Exception as error:  # noqa: BLE001  (as in `dispatch`)
+            fields = _refusal(error)
+        if request.op.audited:
+            audit(_client_name(reply.peer), request, fields)
+        if request.op.acked and not isinstance(fields, RequestRefused):
+            self._store.confirm(partial(self._confirmed, reply, fields))
+        else:
+            reply.send(fields)
+
+    def _confirmed(self, reply: _PendingReply, fields: dict[str, Any], reached: bool) -> None:
+        reply.send(fields if reached else ops.not_confirmed())
+
+    def _wait(self, request: protocol.Wait, reply: _PendingReply) -> None:
+        if len(self._waiters) >= self._config.max_waits:
+            raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
+        reply.release()  # a wait may be long; max_waits bounds it
+        self._waiters.add(request.id, request.timeout_s, partial(self._waited, request.id, reply))
+
+    def _waited(self, task_id: str, reply: _PendingReply, found: functions.StoredTask | StoreError) -> None:
+        if isinstance(reply.peer, AuthenticatedPeer) and reply.peer.revoked:
+            reply.send(_revoked())
+            return
+        try:
+            task = ops.task_of(task_id, found)
+        except RequestRefused as refused:
+            reply.send(refused)
+        else:
+            reply.send({"task": protocol.result_fields(task), "pending": not task.ended})
+
+    def _pong(self) -> dict[str, Any]:
+        clock = self._store.clock
+        return {
+            "server": "kingtask",
+            "version": __version__,
+            "protocols": [protocol.VERSION],
+            "broker": self._name,
+            "ready": self._store.up and not self.draining,
+            "ack": self._store.ack_level,
+            "now": clock.now_us(monotonic_us()) / 1e6 if clock.known else wall_s(),
+            "limits": protocol.LIMITS,
+        }
+
+    def began(self, size: int) -> None:
         self.pending += 1
         self.pending_bytes += size
 
-    def given(self, size: int) -> None:
+    def ended(self, size: int) -> None:
         self.pending -= 1
         self.pending_bytes -= size
         if not self.pending:
             self._idle.set()
 
-    def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
-        self._counters.refused(error)
-        self.reply(peer, protocol.refusal(rid, error))
+    def answer(self, peer: Peer, rid: protocol.Rid, fields: dict[str, Any] | RequestRefused) -> None:
+        if isinstance(fields, RequestRefused):
+            self._router.refuse(peer, rid, fields)
+        else:
+            self._router.reply(peer, protocol.ok(rid, fields))
 
 
-class _Answer:
-    """One request's reply: counted while it is under way, given once."""
+class _PendingReply:
+    """The reply to one request in progress."""
 
-    __slots__ = ("_desk", "_rid", "_size", "peer")
+    __slots__ = ("_began_us", "_dispatcher", "_rid", "_size", "_times", "peer")
 
-    def __init__(self, desk: Dispatcher, peer: Peer, rid: protocol.Rid, size: int) -> None:
-        self._desk = desk
+    def __init__(
+        self, dispatcher: Dispatcher, peer: Peer, rid: protocol.Rid, size: int, times: Histogram | None
+    ) -> None:
+        self._dispatcher = dispatcher
         self.peer = peer
         self._rid = rid
         self._size = size
-        desk.taken(size)
+        self._times = times
+        self._began_us = 0 if times is None else monotonic_us()
+        dispatcher.began(size)
 
     def release(self) -> None:
-        """No longer count it as under way."""
+        """No longer count the request as in progress."""
         if self._size:
-            self._desk.given(self._size)
+            self._dispatcher.ended(self._size)
             self._size = 0
 
-    def give(self, fields: dict[str, Any] | RequestRefused) -> None:
+    def send(self, fields: dict[str, Any] | RequestRefused) -> None:
+        """Send the reply; once."""
         self.release()
-        if isinstance(fields, RequestRefused):
-            self._desk.refuse(self.peer, self._rid, fields)
-        else:
-            self._desk.reply(self.peer, protocol.ok(self._rid, fields))
+        self._dispatcher.answer(self.peer, self._rid, fields)
+        if self._times is not None:
+            self._times.observe((monotonic_us() - self._began_us) / 1e6)
 
 
-class _TimedAnswer(_Answer):
-    """One whose time is taken."""
-
-    __slots__ = ("_began_us", "_times")
-
-    def __init__(self, desk: Dispatcher, peer: Peer, rid: protocol.Rid, size: int, times: Histogram) -> None:
-        super().__init__(desk, peer, rid, size)
-        self._times = times
-        self._began_us = monotonic_us()
-
-    def give(self, fields: dict[str, Any] | RequestRefused) -> None:
-        super().give(fields)
-        self._times.observe((monotonic_us() - self._began_us) / 1e6)
-
-
-def _client(peer: Peer) -> str:
-    return (isinstance(peer, Known) and peer.client) or rules.ANONYMOUS
+def _client_name(peer: Peer) -> str:
+    return (isinstance(peer, AuthenticatedPeer) and peer.client) or ANONYMOUS
 
 
 def _revoked() -> PermissionDenied:
     return PermissionDenied("the key of this client was revoked; ask the broker's operator")
 
 
-def _fault(error: Exception) -> RequestRefused:
+def _refusal(error: Exception) -> RequestRefused:
+    """Return the error of the reply; an unexpected one is logged."""
+    if isinstance(error, RequestRefused):
+        return error
     log.error("request=failed error=%r", describe_error(error), exc_info=error)
     return RequestRefused("the broker failed at this request; its log says why")
-
-
-def _fields(op: ops.Op, request: protocol.Request, value: Any) -> dict[str, Any] | RequestRefused:
-    if isinstance(value, StoreError):
-        return ops.store_refusal(value, writes=op.writes)
-    try:
-        return op.answer(request, value)
-    except RequestRefused as error:
-        return error

@@ -1,17 +1,16 @@
-"""What each request means: values in, values out, no socket and no Redis.
+"""The calls and replies of the ops. Pure: values in, values out.
 
-An op that is one call is an `Op`: how the request becomes the call, and how the call's answer becomes the reply's
-fields (or a RequestRefused). `ping`, `submit` and `wait` need more than one call and live in `server`.
+`call_of` returns the function call of a request, `reply_to` the reply's fields for what that call returned. `ping`,
+`submit` and `wait` are not single calls: see `dispatcher`, `submit` and `waiters`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from kingtask import policy, protocol
+from kingtask import protocol
 from kingtask.errors import (
     Busy,
     IdConflict,
@@ -23,46 +22,65 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
+from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 from kingtask.store import functions
 from kingtask.store.codec import Page
 from kingtask.store.stats import StoreStats
-from kingtask.task import TaskSpec
 
 BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0
 AWAY_AGAIN_S = 0.5
 OUTSTANDING_AGAIN_S = 1.0
 WORKER_ALIVE_S = 20.0
-"""A worker heartbeats every 5 s; after this silence a queue no longer counts as served by it."""
+"""A worker sends a heartbeat every 5 s. After this time without one its queues no longer count as served."""
 
 
-class Op(NamedTuple):
-    call: Callable[[Any, policy.Policy, functions.Quota | None], functions.FunctionCall]
-    answer: Callable[[Any, Any], dict[str, Any]]
-    writes: bool = True
-    confirmed: bool = False
-    """An OK means what that of `submit` means: it waits for the same barrier."""
+def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | None) -> functions.FunctionCall:
+    """Return the call of an op that is a single one. `quota` bounds a requeue. Raises InvalidRequest."""
+    match request:
+        case protocol.Get():
+            return functions.get(request.id)
+        case protocol.Cancel():
+            return functions.cancel(policy, request.id)
+        case protocol.Requeue():
+            return functions.requeue(policy, request.id, request.new_id, quota)
+        case protocol.List():
+            return _list_call(request)
+        case protocol.Stats():
+            return functions.stats()
+        case protocol.Pause():
+            return functions.pause(policy, request.queue, True)
+        case protocol.Resume():
+            return functions.pause(policy, request.queue, False)
+        case _:
+            raise TypeError(f"{request.op.name} is not a single call")
 
 
-Check = Callable[[TaskSpec, str], functions.Quota | None]
-"""Whether the client may submit this task, which stands at that place of its request; raises if it may not.
-
-Returns what the store has to hold the client to, if there is anything."""
-
-
-def prepare(
-    value: Any, now_s: float, place: str, new_id: Callable[[], str], check: Check | None = None
-) -> functions.Prepared:
-    """One task's map, checked, as the store takes it. Raises InvalidRequest naming the place, and what `check` does."""
-    spec: TaskSpec = protocol.parse_task(value, now_s, place)
-    quota = None if check is None else check(spec, place)
-    return functions.prepare(spec.id or new_id(), spec, quota)
+def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
+    """Return the reply's fields; `value` is what the call returned. Raises RequestRefused, also for a StoreError."""
+    if isinstance(value, StoreError):
+        raise store_refusal(value, writes=request.op.writes)
+    match request:
+        case protocol.Get():
+            return {"task": protocol.result_fields(task_of(request.id, value))}
+        case protocol.Cancel():
+            return _cancelled(request.id, value)
+        case protocol.Requeue():
+            return _requeued(request, *value)
+        case protocol.List():
+            return _page(value)
+        case protocol.Stats():
+            return stats_reply(value)
+        case protocol.Pause() | protocol.Resume():
+            return _paused(request, value)
+        case _:
+            raise TypeError(f"{request.op.name} is not a single call")
 
 
 def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
-    """The error for a task's outcome, None if it is stored."""
+    """Return the error for a task's outcome, or None if the task is stored."""
     match outcome:
         case "ready" | "scheduled" | "exists":
             return None
@@ -99,7 +117,7 @@ def not_confirmed() -> NotConfirmed:
 
 
 def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
-    """What a failed call means for the one who asked."""
+    """Return the reply's error for a failed call. A call that `writes` may have taken effect without a reply."""
     if error.kind == "permission":
         text = f"the broker's user in Redis lacks a right ({error}); `kingtask doctor` on its host says which"
         return RequestRefused(text, stored=error.stored if writes else "no")
@@ -114,35 +132,45 @@ def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
     return Unavailable(f"Redis cannot serve this now: {error}", retry_after_s=AWAY_AGAIN_S)
 
 
-def task_reply(task_id: str, result: Result | None) -> dict[str, Any]:
-    if result is None:
-        raise not_found(task_id)
-    return {"task": protocol.result_fields(result)}
+def task_of(task_id: str, found: functions.StoredTask | StoreError) -> Result:
+    """Return what `get` found. Raises TaskNotFound, or the error of a call that failed."""
+    if isinstance(found, StoreError):
+        raise store_refusal(found, writes=False)
+    if found.result is None:
+        raise _not_found(task_id)
+    return found.result
 
 
-def not_found(task_id: str) -> TaskNotFound:
+def _not_found(task_id: str) -> TaskNotFound:
     return TaskNotFound(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
 
 
-def _get(request: protocol.Get, found: functions.StoredTask) -> dict[str, Any]:
-    return task_reply(request.id, found.result)
+def stats_reply(stats: StoreStats) -> dict[str, Any]:
+    served = {
+        queue for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S for queue in worker.facts.get("queues", ())
+    }
+    return {
+        "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in stats.queues],
+        "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.workers],
+        "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.brokers],
+    }
 
 
-def _cancel(request: protocol.Cancel, state: str) -> dict[str, Any]:
+def _cancelled(task_id: str, state: str) -> dict[str, Any]:
     if state == "missing":
-        raise not_found(request.id)
+        raise _not_found(task_id)
     if state == State.RUNNING:
-        return {"id": request.id, "outcome": "cancelling"}
+        return {"id": task_id, "outcome": "cancelling"}
     if state in TERMINAL and state != State.CANCELLED:
-        raise WrongState(f"id: task {request.id} has ended already ({state})", field="id")
-    return {"id": request.id, "outcome": "cancelled"}
+        raise WrongState(f"id: task {task_id} has ended already ({state})", field="id")
+    return {"id": task_id, "outcome": "cancelled"}
 
 
-def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, Any]:
-    outcome, _ = answer
+def _requeued(request: protocol.Requeue, outcome: str, queue: str) -> dict[str, Any]:
+    """`queue` is that of the new task; without a new task, `outcome` may be the state of the old one."""
     if outcome == "missing":
-        raise not_found(request.id)
-    if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not answer[1]):
+        raise _not_found(request.id)
+    if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not queue):
         raise WrongState(f"id: task {request.id} has not ended yet ({outcome})", field="id")
     refused = submit_refusal(outcome, request.new_id)
     if refused is not None:
@@ -150,9 +178,7 @@ def _requeue(request: protocol.Requeue, answer: tuple[str, str]) -> dict[str, An
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
 
-def _list_call(
-    request: protocol.List, _policy: policy.Policy, _quota: functions.Quota | None
-) -> functions.FunctionCall:
+def _list_call(request: protocol.List) -> functions.FunctionCall:
     timed = request.since is not None or request.until is not None
     if request.state is State.READY and request.queue is None:
         raise InvalidRequest("queue: required to list ready tasks (each queue has its own order)", field="queue")
@@ -171,37 +197,13 @@ def _list_call(
     )
 
 
-def _list(_request: protocol.List, page: Page) -> dict[str, Any]:
+def _page(page: Page) -> dict[str, Any]:
     cursor = None if page.cursor is None else f"{page.cursor[0]}:{page.cursor[1]}"
     return {"tasks": [protocol.result_fields(result) for result in page.tasks], "cursor": cursor}
 
 
-def _stats(_request: protocol.Stats, stats: StoreStats) -> dict[str, Any]:
-    served = {
-        queue for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S for queue in worker.facts.get("queues", ())
-    }
-    return {
-        "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in stats.queues],
-        "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.workers],
-        "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.brokers],
-    }
-
-
-def _pause(request: protocol.Pause | protocol.Resume, answer: str) -> dict[str, Any]:
-    refused = None if answer == "ok" else submit_refusal(answer, "")
+def _paused(request: protocol.Pause | protocol.Resume, outcome: str) -> dict[str, Any]:
+    refused = None if outcome == "ok" else submit_refusal(outcome, "")
     if refused is not None:
         raise refused
     return {"queue": request.queue, "paused": isinstance(request, protocol.Pause)}
-
-
-OPS: dict[type[protocol.Request], Op] = {
-    protocol.Get: Op(lambda r, _policy, _quota: functions.get(r.id), _get, writes=False),
-    protocol.Cancel: Op(lambda r, policy, _quota: functions.cancel(policy, r.id), _cancel),
-    protocol.Requeue: Op(
-        lambda r, policy, quota: functions.requeue(policy, r.id, r.new_id, quota), _requeue, confirmed=True
-    ),
-    protocol.List: Op(_list_call, _list, writes=False),
-    protocol.Stats: Op(lambda r, _policy, _quota: functions.stats(), _stats, writes=False),
-    protocol.Pause: Op(lambda r, policy, _quota: functions.pause(policy, r.queue, True), _pause),
-    protocol.Resume: Op(lambda r, policy, _quota: functions.pause(policy, r.queue, False), _pause),
-}

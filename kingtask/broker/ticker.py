@@ -1,6 +1,6 @@
-"""The chore of time: call `tick` when the next instant is reached, at least once a second, one at a time.
+"""Calls `tick` when the next instant is reached, at least once a second, one call at a time.
 
-Any broker may tick at any time and ticking twice is harmless, so nothing here is elected or locked.
+Every broker may tick at any time, and a second tick is harmless. So nothing here is elected or locked.
 """
 
 from __future__ import annotations
@@ -8,71 +8,66 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from math import inf
 
-from kingtask import policy
 from kingtask.broker.due_heap import WINDOW_MS, DueHeap
+from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
+from kingtask.policy import Policy
 from kingtask.store import functions
 from kingtask.store.store import Store
 
 log = logging.getLogger("kingtask.broker")
 
 IDLE_S = 1.0
-"""Leases, expiry and what other brokers scheduled are looked at this often at least."""
+"""The longest pause. Leases, expiry and instants of other brokers depend on it."""
 APART_S = 0.001
+"""The shortest pause."""
 STALLED_S = 15.0
-"""Without a tick: something of ours is broken, since a call to Redis fails after 5 s."""
+"""Without a tick for this long the broker is broken, since a call to Redis fails after 5 s."""
 UPCOMING = 1_000
-"""Instants asked for once a second."""
-REHEARSAL_S = 0.0015
-"""Before an instant, if no tick was for RESTED_S: Redis is asked for its time, and a worker looks for nothing. A
-process that has slept for 20 ms takes 5 to 20 times as long for the same work as one that has just worked; so tasks
-start 0.8 ms earlier (measured: 2.95 instead of 3.75 ms after their instant)."""
-RESTED_S = 0.01
+"""Instants requested once a second."""
 NEXT = 32
-"""Asked for by the ticks between; enough, since whoever puts in a new earliest instant announces it."""
+"""Instants requested by the ticks between. That is enough: a new earliest instant is announced by its submit."""
+WARM_UP_S = 0.0015
+"""This long before an instant, if no tick was for RESTED_S, the broker pings Redis and makes one worker poll. A process
+that slept for 20 ms takes 5 to 20 times as long for the same work as a busy one; so tasks start 0.8 ms earlier
+(measured: 2.95 instead of 3.75 ms after their instant)."""
+RESTED_S = 0.01
 
 
 class Ticker:
-    """`on_ready(queue, tasks)` is called for each queue that gained work, `on_soon()` shortly before some may."""
+    """`heartbeat` returns the facts that this broker records in Redis once a second."""
 
     def __init__(
-        self,
-        store: Store,
-        policy: policy.Policy,
-        broker: str,
-        *,
-        heartbeat: Callable[[], bytes],
-        on_ready: Callable[[str, int], None],
-        on_soon: Callable[[], None],
+        self, store: Store, policy: Policy, broker: str, wakeups: Wakeups, *, heartbeat: Callable[[], bytes]
     ) -> None:
         self._store = store
-        self.policy = policy
-        """Of calls to come; it may be exchanged."""
+        self._policy = policy
         self._broker = broker
+        self._wakeups = wakeups
         self._heartbeat = heartbeat
-        self._on_ready = on_ready
-        self._on_soon = on_soon
-        self._schedule = DueHeap()
+        self._due = DueHeap()
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = False
         self._last_s = 0.0
-        self._housekept_s = 0.0
+        self._housekept_s = -inf
         self._stopped = True
         self.ticks = 0
-        """Calls that were sent; of these `failed` came to nothing, and `lost` attempts were found to be."""
         self.failed = 0
+        """Ticks that Redis refused or did not answer."""
         self.lost = 0
+        """Attempts whose lease had expired."""
 
     @property
     def instants(self) -> int:
-        """How many the timer knows."""
-        return len(self._schedule)
+        """The size of the due heap."""
+        return len(self._due)
 
     @property
     def alive(self) -> bool:
-        """True if it ticked lately, or tried to."""
+        """True if the last tick, or attempt to tick, is recent."""
         return monotonic_s() - self._last_s < STALLED_S
 
     def start(self) -> None:
@@ -86,12 +81,16 @@ class Ticker:
         if self._timer is not None:
             self._timer.cancel()
 
+    def reconfigure(self, policy: Policy) -> None:
+        """Use this policy for later ticks."""
+        self._policy = policy
+
     def now(self) -> None:
-        """Tick as soon as may be: on start, and whenever Redis is back."""
+        """Tick as soon as possible."""
         self._arm(at_s=0.0)
 
     def learn(self, due_ms: Sequence[int]) -> None:
-        """Take in instants that were just put into Redis's schedule."""
+        """Add instants that were just scheduled in Redis."""
         clock = self._store.clock
         if not clock.known:
             return
@@ -99,33 +98,38 @@ class Ticker:
         earlier = False
         for instant_ms in due_ms:
             if instant_ms <= horizon_ms:
-                earlier |= self._schedule.add(instant_ms)
+                earlier |= self._due.add(instant_ms)
         if earlier:
             self._arm()
 
     def _arm(self, at_s: float | None = None) -> None:
+        """Set the timer to `at_s`, or to the next instant."""
         if self._stopped or self._in_flight:
             return
         act = self._tick
         if at_s is None:
             at_s = self._housekept_s + IDLE_S
-            next_ms = self._schedule.next_ms
+            next_ms = self._due.next_ms
             if next_ms is not None and self._store.clock.known:
                 due_s = self._store.clock.monotonic_s(next_ms)
-                rehearsal_s = due_s - REHEARSAL_S
-                if due_s < at_s and rehearsal_s > max(self._last_s + RESTED_S, monotonic_s()):
-                    act = self._rehearse
-                at_s = min(at_s, rehearsal_s if act == self._rehearse else due_s)
+                warm_up_s = due_s - WARM_UP_S
+                if due_s < at_s and warm_up_s > max(self._last_s + RESTED_S, monotonic_s()):
+                    act = self._warm_up
+                at_s = min(at_s, warm_up_s if act == self._warm_up else due_s)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(max(at_s, self._last_s + APART_S), act)
 
-    def _rehearse(self) -> None:
+    def _warm_up(self) -> None:
         try:
-            self._on_soon()
-            self._store.send(functions.clock(), lambda told: None)
+            self._wakeups.warm_up()
+            self._ping()
         finally:
             self._arm()
+
+    def _ping(self) -> None:
+        """Sample Redis's clock: the store observes it in every reply."""
+        self._store.send(functions.clock(), lambda _reply: None)
 
     def _tick(self) -> None:
         if self._in_flight:
@@ -134,12 +138,12 @@ class Ticker:
         housekeep = self._last_s - self._housekept_s >= IDLE_S
         if housekeep:
             self._housekept_s = self._last_s
-        self._arm(at_s=self._last_s + IDLE_S)  # also for the case that what follows raises
+        self._arm(at_s=self._last_s + IDLE_S)  # also in case the rest raises
         if not self._store.up:
             return
         self.ticks += 1
         call = functions.tick(
-            self.policy,
+            self._policy,
             self._broker,
             self._heartbeat() if housekeep else b"",
             upcoming=UPCOMING if housekeep else NEXT,
@@ -156,16 +160,16 @@ class Ticker:
             log.warning("tick=failed error=%r", str(reply))
             self._arm(at_s=self._last_s + IDLE_S)
             return
-        self._schedule.reached(reply.now_us // 1000)
+        self._due.reached(reply.now_us // 1000)
         for instant_ms in reply.upcoming_ms:
-            self._schedule.add(instant_ms)
+            self._due.add(instant_ms)
         self._arm(at_s=0.0 if reply.more else None)
         for queue, tasks in reply.ready:
-            self._on_ready(queue, tasks)
+            self._wakeups.ready(queue, tasks)
         for lost in reply.lost:
             self.lost += 1
             log.warning("lease=expired task=%s attempt=%d queue=%s worker=%s", *lost)
         if self._housekept_s == self._last_s:
-            # Timers are as good as what is known of Redis's clock, and the reply to a write waits for the disk (as does
-            # what is sent with it): without this ticks were 0.7 ms later.
-            self._store.send(functions.clock(), lambda told: None)
+            # The timer is as good as the sample of Redis's clock. The reply to a write waits for the disk, and delays
+            # the replies behind it: without this ping ticks were 0.7 ms later.
+            self._ping()

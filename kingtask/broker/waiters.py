@@ -1,7 +1,7 @@
-"""Clients that wait for a task's end, answered by push.
+"""Clients that wait for the end of a task.
 
-The task is marked as watched, and the end of a watched task publishes its id. A publication may be lost, so all waited
-ids are looked at once a second in one call, and again whenever the subscription comes back.
+`wait` marks the task as watched, and the end of a watched task publishes its id. A publication may get lost. So the
+broker polls all waited tasks once a second by one call, and again whenever it has subscribed again.
 """
 
 from __future__ import annotations
@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from kingtask.errors import StoreError
-from kingtask.result import Result
 from kingtask.states import TERMINAL
 from kingtask.store import functions
+from kingtask.store.functions import StoredTask
 from kingtask.store.store import Store
 
-LOOK_S = 1.0
+POLL_S = 1.0
 CHUNK = 200
+"""Tasks polled by one call."""
 
 _STOPPING = StoreError("stopping", "this broker is stopping; ask another one")
 
-Answer = Callable[[Result | StoreError | None], None]
-"""Called once: the record (ended or, after the time-out, as it stands), None if there is no such task, or an error."""
+Answer = Callable[[StoredTask | StoreError], None]
+"""Called once, with the task as it ended, or after the timeout as it is."""
 
 
 @dataclass(eq=False, slots=True)
-class _Wait:
+class _Waiter:
     id: str
     answer: Answer
     timer: asyncio.TimerHandle | None = None
@@ -37,7 +39,7 @@ class Waiters:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._by_id: dict[str, list[_Wait]] = {}
+        self._by_id: dict[str, list[_Waiter]] = {}
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -46,94 +48,91 @@ class Waiters:
         return self._count
 
     def stop(self) -> None:
-        """Send every waiting client to another broker; idempotent."""
+        """Refuse all waits, now and later, so that clients ask another broker; idempotent."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        for wait in [wait for waits in self._by_id.values() for wait in waits]:
-            self._remove(wait)
-            wait.answer(_STOPPING)
+        for waiter in [waiter for waiters in self._by_id.values() for waiter in waiters]:
+            self._remove(waiter)
+            waiter.answer(_STOPPING)
 
     def add(self, task_id: str, timeout_s: float, answer: Answer) -> None:
         if self._stopped:
             answer(_STOPPING)
             return
-        wait = _Wait(task_id, answer)
-        self._by_id.setdefault(task_id, []).append(wait)  # before the mark, so that no publication finds nobody
+        waiter = _Waiter(task_id, answer)
+        self._by_id.setdefault(task_id, []).append(waiter)  # before the mark, so that no publication is missed
         self._count += 1
         if self._timer is None:
-            self._look_later()
-        wait.timer = asyncio.get_running_loop().call_later(timeout_s, self._overdue, wait)
+            self._poll_later()
+        waiter.timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, waiter)
+        self._store.send(functions.wait(task_id), partial(self._marked, waiter))
 
-        def marked(state: str | StoreError) -> None:
-            if isinstance(state, StoreError) or state == "missing":
-                if self._remove(wait):
-                    answer(state if isinstance(state, StoreError) else None)
-            elif state in TERMINAL:
-                self._settle(task_id)
-
-        self._store.send(functions.wait(task_id), marked)
+    def _marked(self, waiter: _Waiter, state: str | StoreError) -> None:
+        if isinstance(state, StoreError) or state == "missing":
+            if self._remove(waiter):
+                waiter.answer(state if isinstance(state, StoreError) else StoredTask(0, None))
+        elif state in TERMINAL:
+            self._settle(waiter.id)
 
     def ended(self, task_id: str) -> None:
-        """A publication: this task has ended."""
-        if task_id in self._by_id:
-            self._settle(task_id)
+        """Handle a publication: this task has ended."""
+        self._settle(task_id)
 
-    def look(self) -> None:
-        """Look at every waited task: for what was published while nobody listened."""
+    def poll(self) -> None:
+        """Ask Redis for the state of every waited task."""
         ids = list(self._by_id)
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
+            self._store.send(functions.states(chunk), partial(self._polled, chunk))
 
-            def looked(states: list[str] | StoreError, chunk: list[str] = chunk) -> None:
-                if not isinstance(states, StoreError):
-                    for task_id, state in zip(chunk, states, strict=True):
-                        if not state or state in TERMINAL:
-                            self._settle(task_id)
+    def _polled(self, chunk: list[str], states: list[str] | StoreError) -> None:
+        if not isinstance(states, StoreError):
+            for task_id, state in zip(chunk, states, strict=True):
+                if not state or state in TERMINAL:
+                    self._settle(task_id)
 
-            self._store.send(functions.states(chunk), looked)
+    def _poll_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
 
-    def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look_regularly)
-
-    def _look_regularly(self) -> None:
-        """As long as anybody waits: a broker with nothing to do shall not wake up for it."""
+    def _poll_again(self) -> None:
+        """Poll as long as a client waits; a broker without one sleeps."""
         self._timer = None
         if not self._by_id or self._stopped:
             return
-        self._look_later()
+        self._poll_later()
         if self._store.up:
-            self.look()
+            self.poll()
 
-    def _overdue(self, wait: _Wait) -> None:
-        if self._remove(wait):
-            self._fetch(wait.id, [wait])
+    def _timed_out(self, waiter: _Waiter) -> None:
+        if self._remove(waiter):
+            self._fetch(waiter.id, [waiter])
 
     def _settle(self, task_id: str) -> None:
-        waits = self._by_id.pop(task_id, None)
-        if not waits:
-            return
-        self._count -= len(waits)
-        for wait in waits:
-            if wait.timer is not None:
-                wait.timer.cancel()
-        self._fetch(task_id, waits)
+        waiters = self._by_id.pop(task_id, [])
+        self._count -= len(waiters)
+        for waiter in waiters:
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+        if waiters:
+            self._fetch(task_id, waiters)
 
-    def _fetch(self, task_id: str, waits: list[_Wait]) -> None:
-        def found(reply: functions.StoredTask | StoreError) -> None:
-            for wait in waits:
-                wait.answer(reply if isinstance(reply, StoreError) else reply.result)
+    def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
+        self._store.send(functions.get(task_id), partial(self._fetched, waiters))
 
-        self._store.send(functions.get(task_id), found)
+    def _fetched(self, waiters: list[_Waiter], found: StoredTask | StoreError) -> None:
+        for waiter in waiters:
+            waiter.answer(found)
 
-    def _remove(self, wait: _Wait) -> bool:
-        waits = self._by_id.get(wait.id)
-        if waits is None or wait not in waits:
+    def _remove(self, waiter: _Waiter) -> bool:
+        """Return False if this waiter is gone already."""
+        waiters = self._by_id.get(waiter.id)
+        if waiters is None or waiter not in waiters:
             return False
-        waits.remove(wait)
-        if not waits:
-            del self._by_id[wait.id]
-        if wait.timer is not None:
-            wait.timer.cancel()
+        waiters.remove(waiter)
+        if not waiters:
+            del self._by_id[waiter.id]
+        if waiter.timer is not None:
+            waiter.timer.cancel()
         self._count -= 1
         return True

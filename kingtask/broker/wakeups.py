@@ -1,12 +1,13 @@
-"""The XPUB: hints to workers that a queue has something to claim or that a task is to be cancelled.
+"""The XPUB socket: hints to workers that a queue has ready tasks, or that a task is to be cancelled.
 
-A worker that is idle says so, and is told of one task; then it claims, and says so again if it still has room. One that
-has become full since hands back what it is told. So a task wakes one worker and not all of them, none is told twice of
-what it did not look for yet, and what came while nobody was idle is told to those who become so.
+An idle worker subscribes to IDLE_TOPIC and gets one hint. It claims, then subscribes again while it has free slots. A
+worker that filled up meanwhile unsubscribes, and its hint goes to another worker. So a task wakes one worker, not all,
+and a hint that no idle worker could get goes to the next one that becomes idle. A lost hint costs the `period` of a
+worker, nothing else.
 
-libzmq remembers every topic that a peer asks for until it leaves, also one that is refused here (200 bytes took 10 KB),
-and looks through all of them whenever a connection ends. So topics are short, longer words are not even read, and a
-connection that says too much is cut off. A wakeup that is lost costs a worker's `period`, nothing else.
+libzmq keeps every topic that a connection subscribes to until it ends, also a topic that this broker ignores (one of
+200 bytes took 10 KB), and walks all of them whenever a connection ends. So topics are short, longer messages are not
+read at all, and a connection that sends too many is cut off.
 """
 
 from __future__ import annotations
@@ -16,59 +17,68 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import zmq
 
 from kingtask import topics
 from kingtask.broker import counters
+from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
-from kingtask.broker.descriptors import cut_off, is_still
-from kingtask.broker.flood_guard import PartialMessageGuard
-from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, prepare
+from kingtask.broker.flood_guard import PartialMessageGuard, cut_off, is_still
+from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, set_options
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from kingtask.broker.auth import CurveAuth
-
-MAX_WORD_BYTES = 48
-"""A topic has three; the handshake, which must fit too, some forty."""
-MAX_GUARDED_BYTES = 512
-"""The same with CURVE: its handshake has some 330, and 33 come with each word."""
+MAX_MESSAGE_BYTES = 48
+"""A topic has three; the handshake, which must fit as well, has some forty."""
+MAX_CURVE_BYTES = 512
+"""The same with CURVE: its handshake has some 330, and it adds 33 to each message."""
 MAX_TOPICS = 258
-"""Of one connection: a worker subscribes to each of its queues (256 at most), to its own name, and as idle."""
-WORDS_A_SECOND = 5_000
-"""What a connection may say: a worker says at most two for each time that it is told. One takes some 10 µs."""
-MAX_STRAY = 4
-"""Of these, what we do not understand; a newer worker may have topics that are new to us."""
+"""A worker subscribes to each of its queues (256 at most), to its own name and to IDLE_TOPIC."""
+MESSAGES_A_SECOND = 5_000
+"""Of one connection. A worker sends at most two for each hint; one takes this broker some 10 µs."""
+MAX_UNKNOWN = 4
+"""Unknown topics of one connection: a newer worker may have new ones."""
 MAX_UNREAD = 16
-"""Words of a connection that libzmq takes in before they are counted here. With 1,000 words of 200 bytes a storm of 64
-connections stopped the loop for 6 s when they ended."""
+"""Messages of one connection that libzmq takes in before they are counted here. With 1,000 messages of 200 bytes, 64
+hostile connections stopped the loop for 6 s when they ended."""
 RECEIVE_BYTES = 2_048
-"""Of the kernel's buffer: what libzmq takes at once it works through, also when the connection is cut off."""
+"""The kernel's buffer: libzmq processes all that it has read, even after the connection was cut off."""
 FIRST_SWEEP = 1_024
 
 
 class WakeupPeer:
-    """What one connection has said. It is known by the inode of its socket, which no other one has while it lives."""
+    """The subscriptions of one connection. The inode of its socket identifies it as long as it lives."""
 
-    __slots__ = ("cut", "fd", "idle", "inode", "key", "named", "queues", "second", "stray", "told", "topic", "words")
+    __slots__ = (
+        "cut",
+        "fd",
+        "hint",
+        "idle",
+        "inode",
+        "key",
+        "messages",
+        "names",
+        "queues",
+        "second",
+        "topic",
+        "unknown",
+    )
 
-    def __init__(self, fd: int, inode: int) -> None:
+    def __init__(self, fd: int, inode: int, key: str) -> None:
         self.fd = fd
         self.inode = inode
-        self.key = ""
-        """With which it came through the gate."""
+        self.key = key
+        """The key of the client; empty without CURVE."""
         self.queues: set[bytes] = set()
-        self.named: set[bytes] = set()
-        """For cancels."""
+        self.names: set[bytes] = set()
+        """Topics for cancels."""
         self.topic = b""
-        """Its own, which nobody else is subscribed to."""
+        """The topic of this connection alone, for hints."""
         self.idle = False
-        self.told = b""
-        """Since it was idle."""
-        self.second = self.words = self.stray = 0
+        self.hint = b""
+        """The hint that it got since it was idle."""
+        self.second = self.messages = self.unknown = 0
         self.cut = False
 
 
@@ -80,15 +90,16 @@ class Wakeups:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Sequence[str],
         counters: Counters,
-        hoards: PartialMessageGuard | None = None,
-        gate: CurveAuth | None = None,
+        flood_guard: PartialMessageGuard | None = None,
+        auth: CurveAuth | None = None,
     ) -> None:
-        self._gate = gate
+        """Raises ConfigurationError if an endpoint cannot be bound."""
+        self._auth = auth
         self._counters = counters
-        self._hoards = hoards
+        self._flood_guard = flood_guard
         self._socket = context.socket(zmq.XPUB)
-        prepare(self._socket, gate)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_WORD_BYTES if gate is None else MAX_GUARDED_BYTES)
+        set_options(self._socket, auth)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES if auth is None else MAX_CURVE_BYTES)
         self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
         self._socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
         self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
@@ -99,206 +110,209 @@ class Wakeups:
             raise
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._look_again = False
-        self._lines: dict[int, WakeupPeer] = {}
+        self._drain_scheduled = False
+        self._peers: dict[int, WakeupPeer] = {}
         self._numbers = itertools.count(1)
-        # By the topic of a queue: who is idle, the longest first, and of how many tasks nobody could be told.
+        # By the topic of a queue: its idle peers, the longest idle first, and how many tasks found none.
         self._idle: dict[bytes, dict[WakeupPeer, None]] = {}
-        self._untold: dict[bytes, int] = {}
-        self._last = b""
-        """Of which queue something was told last."""
+        self._undelivered: dict[bytes, int] = {}
+        self._last_queue = b""
+        """The topic of the latest hint."""
         self._sweep_at = FIRST_SWEEP
-        self.told = 0
-        """Hints that idle workers were given."""
+        self.hints_sent = 0
 
     @property
     def idle(self) -> int:
-        """Connections of workers that wait to be told."""
-        return sum(line.idle for line in self._lines.values())
-
-    @property
-    def anybody(self) -> bool:
-        """Whether somebody waits to be told, of any queue."""
-        return any(self._idle.values())
+        """The number of idle connections."""
+        return sum(peer.idle for peer in self._peers.values())
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._read)
-        self._read()
+        self._loop.add_reader(self._fd, self._drain)
+        self._drain()
 
     def stop(self) -> None:
+        """Idempotent."""
         if self._socket.closed:
             return
         if self._loop is not None:
             self._loop.remove_reader(self._fd)
         self._socket.close(0)
 
+    # ── hints ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
     def ready(self, queue: str, tasks: int) -> None:
-        self._ready(topics.ready_topic(queue), tasks)
+        """Send one hint per task, as far as there are idle workers; the rest stays undelivered."""
+        self._deliver(topics.ready_topic(queue), tasks)
 
-    def soon(self, queue: str) -> bool:
-        """Tell of a task that is on its way to Redis; False if nobody is idle: it is to be told when it is there."""
-        topic = self._last = topics.ready_topic(queue)
-        line = self._longest_idle(topic)
-        if line is not None:
-            self._tell(line, topic, topics.EARLY)
-        return line is not None
+    def notify_early(self, queue: str) -> bool:
+        """Send a hint for a task on its way to Redis. Return False if no worker is idle; then call `ready` later."""
+        topic = self._last_queue = topics.ready_topic(queue)
+        peer = self._pop_idle(topic)
+        if peer is not None:
+            self._send_hint(peer, topic + topics.EARLY)
+        return peer is not None
 
-    def rehearse(self) -> None:
-        """Have a worker look for nothing, so that it is awake for what comes in a moment."""
-        for queue in (self._last, *self._idle):
-            line = self._longest_idle(queue)
-            if line is not None:
-                self._tell(line, queue)
+    def warm_up(self) -> None:
+        """Make one worker poll, so that it is awake for the next task."""
+        for queue in (self._last_queue, *self._idle):
+            peer = self._pop_idle(queue)
+            if peer is not None:
+                self._send_hint(peer, queue)
                 return
-
-    def _ready(self, queue: bytes, tasks: int, more: bytes = b"") -> None:
-        self._last = queue
-        while tasks and (line := self._longest_idle(queue)) is not None:
-            self._tell(line, queue, more)
-            tasks -= 1
-        if tasks:
-            self._untold[queue] = min(self._untold.get(queue, 0) + tasks, len(self._lines))
-
-    def _longest_idle(self, queue: bytes) -> WakeupPeer | None:
-        """It is idle no longer, for it is told something."""
-        idle = self._idle.get(queue)
-        while idle:
-            line = next(iter(idle))
-            self._busy(line)
-            if is_still(line.fd, line.inode):
-                return line
-        return None
-
-    def _tell(self, line: WakeupPeer, queue: bytes, more: bytes = b"") -> None:
-        line.told = queue + more
-        self.told += 1
-        self._publish(line.topic, line.told)
 
     def cancel(self, worker: str, task_id: str) -> None:
         self._publish(topics.cancel_topic(worker), task_id.encode())
+
+    def _deliver(self, queue: bytes, tasks: int, suffix: bytes = b"") -> None:
+        self._last_queue = queue
+        while tasks and (peer := self._pop_idle(queue)) is not None:
+            self._send_hint(peer, queue + suffix)
+            tasks -= 1
+        if tasks:
+            self._undelivered[queue] = min(self._undelivered.get(queue, 0) + tasks, len(self._peers))
+
+    def _pop_idle(self, queue: bytes) -> WakeupPeer | None:
+        """Take the peer of this queue that has been idle longest, for a hint."""
+        idle = self._idle.get(queue)
+        while idle:
+            peer = next(iter(idle))
+            self._set_busy(peer)
+            if is_still(peer.fd, peer.inode):
+                return peer
+        return None
+
+    def _send_hint(self, peer: WakeupPeer, hint: bytes) -> None:
+        peer.hint = hint
+        self.hints_sent += 1
+        self._publish(peer.topic, hint)
 
     def _publish(self, topic: bytes, body: bytes) -> None:
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
             self._socket.send(topic, NOBLOCK_MORE)
             self._socket.send(body, NOBLOCK)
-        self._look()  # the descriptor is edge-triggered
+        self._drain_again()  # the descriptor is edge-triggered
 
-    def _look(self) -> None:
-        if not self._look_again and self._loop is not None:
-            self._look_again = True
-            self._loop.call_soon(self._read)
+    # ── subscriptions ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _read(self) -> None:
-        """Take in what the connections say, so much of it at a time that everything else goes on."""
-        self._look_again = False
+    def _drain_again(self) -> None:
+        if not self._drain_scheduled and self._loop is not None:
+            self._drain_scheduled = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Read messages for at most DRAIN_US, so that the loop is not blocked."""
+        self._drain_scheduled = False
         until_us = monotonic_us() + DRAIN_US
         while monotonic_us() < until_us:
             if self._socket.closed:
                 return
             try:
-                self._take(self._socket.recv(NOBLOCK, copy=False))
-            except zmq.ZMQError:  # nothing there
+                self._receive(self._socket.recv(NOBLOCK, copy=False))
+            except zmq.ZMQError:  # nothing to read
                 return
-        self._look()
+        self._drain_again()
 
-    def _take(self, frame: zmq.Frame) -> None:
-        """A word: one byte (1 on, 0 off), then the topic. Without a connection: libzmq says that one left."""
-        if self._hoards is not None and self._hoards.wary:
-            self._hoards.heard(frame)
+    def _receive(self, frame: zmq.Frame) -> None:
+        """Handle a message: 1 (subscribe) or 0, then the topic. libzmq sends 0 itself when a connection has ended."""
+        if self._flood_guard is not None and self._flood_guard.watching:
+            self._flood_guard.completed(frame)
         try:
             fd = int(frame.get("__fd"))
             inode = os.fstat(fd).st_ino
-        except (zmq.ZMQError, OSError):
+        except (zmq.ZMQError, OSError):  # the connection has ended
             return
-        line = self._lines.get(inode)
-        if line is None:
-            if len(self._lines) >= self._sweep_at:
+        peer = self._peers.get(inode)
+        if peer is None:
+            if len(self._peers) >= self._sweep_at:
                 self._sweep()
-            line = self._lines[inode] = WakeupPeer(fd, inode)
-            if self._gate is not None:
-                line.key = self._gate.key_of(frame)
-        if line.cut:
+            key = "" if self._auth is None else self._auth.key_of(frame)
+            peer = self._peers[inode] = WakeupPeer(fd, inode, key)
+        if peer.cut:
             return
-        if self._gate is not None and not self._gate.knows(line.key):
-            self._end(line, "its key was revoked")
+        if self._auth is not None and not self._auth.knows(peer.key):
+            self._cut_off(peer, "its key was revoked")
             return
         second = monotonic_us() // 1_000_000
-        if second != line.second:
-            line.second, line.words = second, 0
-        line.words += 1
-        word = frame.bytes
-        if not (word and word[0] <= 1 and topics.is_topic(word[1:]) and self._said(line, word[1:], word[0] == 1)):
-            line.stray += 1
-            self._counters.count(counters.UNKNOWN_TOPIC, repr(word))
-        subscribed = len(line.queues) + len(line.named)
-        if line.words > WORDS_A_SECOND or line.stray > MAX_STRAY or subscribed > MAX_TOPICS:
-            self._end(line, f"words={line.words} topics={subscribed} stray={line.stray}")
+        if second != peer.second:
+            peer.second, peer.messages = second, 0
+        peer.messages += 1
+        message = frame.bytes
+        on, topic = message[:1] == b"\1", message[1:]
+        if not (message[:1] in {b"\0", b"\1"} and topics.is_topic(topic) and self._subscribe(peer, topic, on)):
+            peer.unknown += 1
+            self._counters.count(counters.UNKNOWN_TOPIC, repr(message))
+        subscribed = len(peer.queues) + len(peer.names)
+        if peer.messages > MESSAGES_A_SECOND or peer.unknown > MAX_UNKNOWN or subscribed > MAX_TOPICS:
+            self._cut_off(peer, f"messages={peer.messages} topics={subscribed} unknown={peer.unknown}")
 
-    def _end(self, line: WakeupPeer, why: str) -> None:
-        line.cut = True
-        self._busy(line)
-        cut_off(line.fd, line.inode)
-        self._counters.count(counters.CUT_OFF, why)
-
-    def turn_out(self) -> None:
-        """Cut off whom the gate no longer knows."""
-        assert self._gate is not None
-        for line in list(self._lines.values()):
-            if not line.cut and not self._gate.knows(line.key):
-                self._end(line, "its key was revoked")
-
-    def _said(self, line: WakeupPeer, topic: bytes, on: bool) -> bool:
-        """False if a worker would not have said so."""
+    def _subscribe(self, peer: WakeupPeer, topic: bytes, on: bool) -> bool:
+        """Subscribe or unsubscribe. Return False if no worker would have sent this."""
         if topic == topics.IDLE_TOPIC:
             if on:
-                self._became_idle(line)
-            elif line.told:
-                told, line.told = line.told, b""
-                self._ready(told[: topics.READY_TOPIC_BYTES], 1, told[topics.READY_TOPIC_BYTES :])
+                self._set_idle(peer)
+            elif peer.hint:
+                hint, peer.hint = peer.hint, b""  # it was given back
+                self._deliver(hint[: topics.READY_TOPIC_BYTES], 1, hint[topics.READY_TOPIC_BYTES :])
             else:
-                self._busy(line)
+                self._set_busy(peer)
             return True
-        subscribed = line.queues if topic[:1] == b"r" else line.named
+        subscribed = peer.queues if topic[:1] == b"r" else peer.names
         if on == (topic in subscribed):
             return on
-        idle = line.idle  # libzmq says all again, sorted, after a lost connection: "idle" comes before the queues
-        self._busy(line)
+        idle = peer.idle  # after a reconnect libzmq subscribes again in sorted order: IDLE_TOPIC before the queues
+        self._set_busy(peer)
         if on:
             subscribed.add(topic)
         else:
             subscribed.remove(topic)
-        if subscribed is line.named:
+        if subscribed is peer.names:
             self._socket.setsockopt(zmq.SUBSCRIBE if on else zmq.UNSUBSCRIBE, topic)
         if idle:
-            self._became_idle(line)
+            self._set_idle(peer)
         return True
 
-    def _became_idle(self, line: WakeupPeer) -> None:
-        if not line.topic:
-            line.topic = topics.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
-            self._socket.setsockopt(zmq.SUBSCRIBE, line.topic)
-        line.told = b""
-        for queue in line.queues:
-            if left := self._untold.pop(queue, 0):
+    def _set_idle(self, peer: WakeupPeer) -> None:
+        """Send a hint that found no idle worker, else keep the peer for the next one."""
+        if not peer.topic:
+            peer.topic = topics.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
+            self._socket.setsockopt(zmq.SUBSCRIBE, peer.topic)
+        peer.hint = b""
+        for queue in peer.queues:
+            if left := self._undelivered.pop(queue, 0):
                 if left > 1:
-                    self._untold[queue] = left - 1
-                self._busy(line)
-                self._tell(line, queue)
+                    self._undelivered[queue] = left - 1
+                self._set_busy(peer)
+                self._send_hint(peer, queue)
                 return
-        line.idle = True
-        for queue in line.queues:
-            self._idle.setdefault(queue, {})[line] = None
+        peer.idle = True
+        for queue in peer.queues:
+            self._idle.setdefault(queue, {})[peer] = None
 
-    def _busy(self, line: WakeupPeer) -> None:
-        if line.idle:
-            line.idle = False
-            for queue in line.queues:
-                del self._idle[queue][line]
+    def _set_busy(self, peer: WakeupPeer) -> None:
+        if peer.idle:
+            peer.idle = False
+            for queue in peer.queues:
+                del self._idle[queue][peer]
+
+    # ── connections ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def disconnect_revoked(self) -> None:
+        """Cut off the connections whose key is no longer authorized."""
+        assert self._auth is not None
+        for peer in list(self._peers.values()):
+            if not peer.cut and not self._auth.knows(peer.key):
+                self._cut_off(peer, "its key was revoked")
+
+    def _cut_off(self, peer: WakeupPeer, why: str) -> None:
+        peer.cut = True
+        self._set_busy(peer)
+        cut_off(peer.fd, peer.inode)
+        self._counters.count(counters.CUT_OFF, why)
 
     def _sweep(self) -> None:
-        """Forget the connections that are gone."""
-        for line in [line for line in self._lines.values() if not is_still(line.fd, line.inode)]:
-            self._busy(line)
-            del self._lines[line.inode]
-        self._sweep_at = max(FIRST_SWEEP, 2 * len(self._lines))
+        """Drop the connections that have ended."""
+        for peer in [peer for peer in self._peers.values() if not is_still(peer.fd, peer.inode)]:
+            self._set_busy(peer)
+            del self._peers[peer.inode]
+        self._sweep_at = max(FIRST_SWEEP, 2 * len(self._peers))

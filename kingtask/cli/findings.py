@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kingtask import __version__
-from kingtask.broker.ops import OPS, WORKER_ALIVE_S
+from kingtask.broker.ops import WORKER_ALIVE_S, stats_reply
 from kingtask.cli.times import short_duration
 from kingtask.endpoint import parse
 from kingtask.errors import StoreError
-from kingtask.protocol import Stats
 from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.sentinel import Named
@@ -317,8 +316,7 @@ def _queues(queues: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 def as_on_the_wire(stats: StoreStats) -> dict[str, Any]:
     """What a broker answers to `stats`, for when none does."""
-    found: dict[str, Any] = OPS[Stats].answer(None, stats)
-    return found
+    return stats_reply(stats)
 
 
 def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:

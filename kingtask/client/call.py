@@ -21,9 +21,6 @@ R = TypeVar("R")
 
 Reply = dict[str, Any]
 
-WRITES = frozenset({"submit", "cancel", "requeue", "pause", "resume"})
-"""Ops after whose failure it matters whether they took effect."""
-
 LONGEST_ASKED_REST_S = 60.0
 
 
@@ -81,6 +78,7 @@ class Call:
         delay_s: float = 0.0,
     ) -> None:
         self.op = op
+        self.writes = protocol.OPS[op].writes
         self.fields = fields
         self.timeout_s = timeout_s
         self.about = about
@@ -169,14 +167,14 @@ def no_answer(call: Call, endpoints: Sequence[str], complaint: str | None) -> No
         text += "no connection; is kingtask-broker running there, is the address right, does a firewall let it through?"
         if any(endpoint.startswith("ipc:") for endpoint in endpoints):
             text += " Is this user in the group of the socket?"
-        stored = call.op in WRITES and call.maybe_stored
+        stored = call.writes and call.maybe_stored
     else:
         times = "once" if call.tries == 1 else f"{call.tries} times"
         text += f"it was sent {times}; is the broker overloaded or stopped (see its log)?"
-        stored = call.op in WRITES
+        stored = call.writes
     if complaint:
         text += f" Last seen: {complaint}."
-    if call.op in WRITES:
+    if call.writes:
         text += _advice(call, stored)
     return NoAnswer(text, stored="unknown" if stored else "no")
 

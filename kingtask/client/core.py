@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from kingtask import protocol
-from kingtask.client.call import WRITES, Call, CallStage, Reply, asked_rest_s, no_answer
+from kingtask.client.call import Call, CallStage, Reply, asked_rest_s, no_answer
 from kingtask.clock import Backoff
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
@@ -180,7 +180,7 @@ class Core:
             (call for call in self._calls.values() if call.stage is CallStage.SENT), key=lambda call: -call.rid
         )
         for call in sent:
-            call.maybe_stored = call.op in WRITES
+            call.maybe_stored = call.writes
             call.stage = CallStage.QUEUED
             call.deadline = min(call.deadline, now + call.silence_s)
             self._queue.appendleft(call)
@@ -253,7 +253,7 @@ class Core:
     def _overdue(self, call: Call, now: float) -> None:
         """Its reply should have come: ask again, elsewhere if nothing at all has been heard since it was sent."""
         call.overdue += 1
-        call.maybe_stored = call.op in WRITES
+        call.maybe_stored = call.writes
         silent = self._heard_at < call.sent_at
         if silent and (len(self._endpoints) > 1 or call.overdue > 1):
             self.broken(now)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from kingtask import curve, task
+from kingtask import curve, protocol, task
 from kingtask.config import document
 from kingtask.errors import InvalidRequest
 from kingtask.validation import convert, nearest, show
 
-Op = Literal["submit", "get", "wait", "cancel", "requeue", "list", "stats", "pause", "resume"]
-"""`ping` is for everyone: it tells nothing of tasks."""
+if TYPE_CHECKING:
+    Op = str
+else:
+    Op = Literal[tuple(op.name for op in protocol.OPS.values() if op.permission)]
 _SEGMENT = r"(\*\*|[A-Za-z0-9._*-]{1,64})"
 Pattern = Annotated[
     str,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import State
@@ -143,17 +145,32 @@ class Quota(NamedTuple):
     most: int
 
 
-Prepared = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, Quota]
-"""A task as `submit` takes it: id, spec, plan, and the quota of a client that has one."""
+class Prepared(msgspec.Struct, frozen=True):
+    """A task as `submit` takes it, with the facts that a broker needs beside: so nobody unpacks the plan.
+
+    A struct, since a NamedTuple takes five times as long to make.
+    """
+
+    id: str
+    row: tuple[str, bytes, bytes] | tuple[str, bytes, bytes, Quota]
+    """The arguments of `submit`: id, spec, plan, and the quota of a client that has one."""
+    size: int
+    """Bytes of spec and plan."""
+    name: str
+    queue: str
+    immediate: bool
+    """The task is ready as soon as it is stored."""
 
 
 def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepared:
-    plain = (task_id, codec.pack_spec(spec), codec.pack_plan(spec))
-    return plain if quota is None else (*plain, quota)
+    packed, plan = codec.pack_spec(spec), codec.pack_plan(spec)
+    row = (task_id, packed, plan) if quota is None else (task_id, packed, plan, quota)
+    immediate = not (spec.start_at or spec.delay_s)
+    return Prepared(task_id, row, len(packed) + len(plan), spec.name, spec.queue, immediate)
 
 
 def submit(policy: Policy, tasks: Sequence[Prepared]) -> FunctionCall:
-    return FunctionCall("submit", {**_room(policy), "tasks": tasks}, _submitted)
+    return FunctionCall("submit", {**_room(policy), "tasks": [task.row for task in tasks]}, _submitted)
 
 
 def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = None) -> FunctionCall:

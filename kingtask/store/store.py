@@ -28,6 +28,9 @@ log = logging.getLogger("kingtask.store")
 
 DEFAULT = Ack()
 
+TIMEOUT_S = 5.0
+"""Of a call."""
+
 REPLICAS_POLL_S = 0.1
 """Pause between two counts of the attached replicas at the start."""
 
@@ -53,7 +56,7 @@ class Store:
         ack: Ack = DEFAULT,
         cluster: str | None = None,
         login: Callable[[], RedisAddress] | None = None,
-        timeout_s: float = 5.0,
+        observer: Observer | None = None,
     ) -> None:
         """`cluster` is the only database to work on; None: the first one that is found, and then no other.
 
@@ -65,9 +68,8 @@ class Store:
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
         self._identity = DatabaseIdentity(cluster, creates=self.role == "broker")
-        self._timeout_s = timeout_s
         self.clock = ServerClock()
-        self.observer: Observer | None = None
+        self.observer = observer
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self._link = self._connect_for(
@@ -80,7 +82,7 @@ class Store:
         self._barrier: ReplicaBarrier | None = None
         if ack.level == "replicas":
             self._confirming = self._connect_for(
-                "barrier", timeout_s=timeout_s + ack.timeout_s, on_up=self._count_replicas
+                "barrier", timeout_s=TIMEOUT_S + ack.timeout_s, on_up=self._count_replicas
             )
             self._barrier = ReplicaBarrier(self._confirming, lambda: self._command(functions.mark()), ack)
 
@@ -215,9 +217,7 @@ class Store:
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
         """Add a connection; `more` are fields of its Purpose."""
         handshake = Handshake(self._keys, self._library, self._identity)
-        link = SupervisedConnection(
-            self._primary, handshake, Purpose(name=purpose, **{"timeout_s": self._timeout_s, **more})
-        )
+        link = SupervisedConnection(self._primary, handshake, Purpose(name=purpose, **{"timeout_s": TIMEOUT_S, **more}))
         self._links.append(link)
         return link
 
@@ -243,9 +243,9 @@ class BrokerStore(Store):
         ack: Ack,
         cluster: str | None = None,
         login: Callable[[], RedisAddress] | None = None,
-        timeout_s: float = 5.0,
+        observer: Observer | None = None,
     ) -> None:
-        super().__init__(address, namespace, ack=ack, cluster=cluster, login=login, timeout_s=timeout_s)
+        super().__init__(address, namespace, ack=ack, cluster=cluster, login=login, observer=observer)
         self.ack_level: AckLevel | None = None
         """The current level of an OK; None before the first connect."""
         self._submits = self._connect_for("submit", accept=self._accept)

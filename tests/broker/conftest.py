@@ -1,10 +1,11 @@
-"""An Edge on a loop of its own, and clients for it."""
+"""A RouterSocket on a loop of its own, and clients for it."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -18,34 +19,40 @@ PATIENCE_MS = 20_000
 
 
 class Served:
-    """An Edge that answers each message with itself, on a loop in a thread of its own."""
+    """A RouterSocket that echoes each message, on a loop in a thread of its own; tests may replace both callbacks."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.endpoint = f"tcp://127.0.0.1:{self.port}"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.counters = Counters()
-        self.edge = RouterSocket(
+        self.router = RouterSocket(
             self.context,
             (self.endpoint,),
-            on_request=self.answer,
-            on_drained=lambda: None,
-            counters=self.counters,
-            hoards=PartialMessageGuard((self.endpoint,), 2**40, self.counters),
+            self.counters,
+            PartialMessageGuard((self.endpoint,), 2**40, self.counters),
         )
+        self.on_request: Callable[[Peer, bytes], object] = self.answer
+        self.on_drained: Callable[[], None] = lambda: None
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def answer(self, peer: Peer, message: bytes) -> None:
-        self.edge.reply(peer, message)
+        self.router.reply(peer, message)
+
+    def _request(self, peer: Peer, message: bytes) -> None:
+        self.on_request(peer, message)
+
+    def _drained(self) -> None:
+        self.on_drained()
 
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.call_soon(self.edge.start)
+        self.loop.call_soon(partial(self.router.start, self._request, self._drained))
         self.loop.run_forever()
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.edge.stop, 0)
+        self.loop.call_soon_threadsafe(self.router.stop, 0)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()

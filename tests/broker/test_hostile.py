@@ -79,7 +79,7 @@ NO_ZMTP = {
 def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: Served) -> None:
     """Silence, other protocols, old framing, a greeting cut at each byte, kinds that do not fit, endless frames."""
     received = []
-    served.edge._on_request = lambda peer, message: (received.append(message), served.answer(peer, message))  # type: ignore[func-returns-value, assignment]
+    served.on_request = lambda peer, message: (received.append(message), served.answer(peer, message))  # type: ignore[func-returns-value]
     with raw(served.port, NO_ZMTP) as connections:
         dealer = sockets.new(zmq.DEALER, served.endpoint)
         dealer.send(b"still here")
@@ -99,7 +99,7 @@ def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: in
 
 def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served) -> None:
     received: list[bytes] = []
-    served.edge._on_request = lambda peer, message: received.append(message)
+    served.on_request = lambda peer, message: received.append(message)
     sizes = [50_000] * 30 + [1_000_000]
     with raw(served.port, {str(n): os.urandom(size) for n, size in enumerate(sizes)}) as connections:
         until_closed(connections)
@@ -108,14 +108,14 @@ def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served
 
 def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets, served: Served) -> None:
     frames, turns = 50_000, 0
-    drained = served.edge._on_drained
+    drained = served.on_drained
 
     def count() -> None:
         nonlocal turns
         turns += 1
         drained()
 
-    served.edge._on_drained = count
+    served.on_drained = count
     sender, other = sockets.new(zmq.DEALER, served.endpoint), sockets.new(zmq.DEALER, served.endpoint)
     sender.send_multipart([b"x"] * frames, copy=False)
     other.send(b"still here")
@@ -156,9 +156,7 @@ def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets
 def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets, served: Served) -> None:
     """A routing id is the client's choice: the second to come with it is not heard."""
     held: list[Peer] = []
-    served.edge._on_request = lambda peer, message: (
-        held.append(peer) if message == b"hold" else served.answer(peer, message)
-    )
+    served.on_request = lambda peer, message: held.append(peer) if message == b"hold" else served.answer(peer, message)
     first, second = sockets.new(zmq.DEALER), sockets.new(zmq.DEALER)
     for dealer in (first, second):
         dealer.routing_id = b"victim"
@@ -170,7 +168,7 @@ def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets
     for _ in range(100):
         first.send(b"still here")
         assert first.recv() == b"still here"
-    served.loop.call_soon_threadsafe(served.edge.reply, held[0], b"for the first")
+    served.loop.call_soon_threadsafe(served.router.reply, held[0], b"for the first")
     assert first.recv() == b"for the first"
     assert not second.poll(0)
 
@@ -305,29 +303,6 @@ def test_the_table_of_connections_does_not_grow_with_those_that_left(monkeypatch
             with scene.connect() as connection:
                 connection.sendall(word(b"nonsense"))
                 await scene.until(partial(lambda n: scene.counters.counts.get("unknown_topic") == n, number))
-        assert len(scene.wakeups._lines) <= 40
+        assert len(scene.wakeups._peers) <= 40
 
     play(story)
-
-
-# ── what is told of it ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_each_kind_of_refusal_is_told_once_a_minute_and_counted_always(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now_s = 1000.0
-    monkeypatch.setattr("kingtask.broker.counters.monotonic_s", lambda: now_s)
-    counters = Counters()
-    for _ in range(500):
-        counters.count("malformed", "the message is not msgpack")
-        counters.count("not_found", "id: there is no task")
-    counters.count("busy", "too many requests")
-    assert counters.counts == {"malformed": 500, "not_found": 500, "busy": 1}
-    now_s += 61
-    counters.count("malformed", "again")
-    assert [record.getMessage() for record in caplog.records] == [
-        "refused=malformed count=1 total=1 last='the message is not msgpack'",
-        "refused=busy count=1 total=1 last='too many requests'",
-        "refused=malformed count=500 total=501 last='again'",
-    ]

@@ -1,4 +1,4 @@
-"""What requests mean: values in, values out."""
+"""The calls and the replies of the ops: values in, values out."""
 
 from __future__ import annotations
 
@@ -30,17 +30,60 @@ POLICY = policy.Policy()
 
 
 def answer(request: protocol.Request, value: Any) -> dict[str, Any]:
-    return ops.OPS[type(request)].answer(request, value)
+    return ops.reply_to(request, value)
 
 
-def test_every_op_has_one_place() -> None:
-    elsewhere = {protocol.Ping, protocol.Submit, protocol.Wait}
-    assert set(ops.OPS) | elsewhere == set(protocol.REQUESTS.values())
-    assert not set(ops.OPS) & elsewhere
+REQUESTS: dict[str, protocol.Request] = {
+    "get": protocol.Get(id=ID),
+    "cancel": protocol.Cancel(id=ID),
+    "requeue": protocol.Requeue(id=ID, new_id=OTHER),
+    "list": protocol.List(state=State.FAILED),
+    "stats": protocol.Stats(),
+    "pause": protocol.Pause(queue="mail"),
+    "resume": protocol.Resume(queue="mail"),
+}
+
+
+def test_every_op_has_its_call_but_those_of_other_modules() -> None:
+    assert set(REQUESTS) == set(protocol.OPS) - {"ping", "submit", "wait"}
+    for request in (protocol.Ping(), protocol.Submit(task={}), protocol.Wait(id=ID)):
+        with pytest.raises(TypeError, match="is not a single call"):
+            ops.call_of(request, POLICY, None)
+        with pytest.raises(TypeError, match="is not a single call"):
+            ops.reply_to(request, None)
+
+
+@pytest.mark.parametrize("op", REQUESTS)
+def test_an_op_calls_the_function_of_its_name(op: str) -> None:
+    function = "pause" if op == "resume" else op
+    assert ops.call_of(REQUESTS[op], POLICY, None).function == function
+
+
+def test_pause_and_resume_differ_in_one_argument_and_in_the_reply() -> None:
+    for request, paused in ((REQUESTS["pause"], True), (REQUESTS["resume"], False)):
+        arguments = ops.call_of(request, POLICY, None).arguments
+        assert (arguments["queue"], arguments["paused"]) == ("mail", int(paused))
+        assert answer(request, "ok") == {"queue": "mail", "paused": paused}
+        with pytest.raises(Busy, match="too many queues"):
+            answer(request, "too_many_queues")
+
+
+def test_the_call_of_a_requeue_carries_the_quota() -> None:
+    assert "quota" not in ops.call_of(REQUESTS["requeue"], POLICY, None).arguments
+    quota = functions.Quota("alice", 7)
+    assert ops.call_of(REQUESTS["requeue"], POLICY, quota).arguments["quota"] == quota
+
+
+def test_a_failed_call_is_refused_by_whether_the_op_writes() -> None:
+    lost = StoreError("lost", "why", stored="unknown")
+    for op, request in REQUESTS.items():
+        with pytest.raises(RequestRefused) as refused:
+            answer(request, lost)
+        assert (refused.value.stored == "unknown") == protocol.OPS[op].writes, op
 
 
 @pytest.mark.parametrize("outcome", ["ready", "scheduled", "exists"])
-def test_what_is_stored_is_no_refusal(outcome: str) -> None:
+def test_a_stored_task_is_no_refusal(outcome: str) -> None:
     assert ops.submit_refusal(outcome, ID) is None
 
 
@@ -56,7 +99,9 @@ def test_what_is_stored_is_no_refusal(outcome: str) -> None:
         ("??", RequestRefused, False, "unknown"),
     ],
 )
-def test_refused_outcomes(outcome: str, kind: type[RequestRefused], retryable: bool, stored: str) -> None:
+def test_each_outcome_of_submit_has_its_refusal(
+    outcome: str, kind: type[RequestRefused], retryable: bool, stored: str
+) -> None:
     refused = ops.submit_refusal(outcome, ID)
     assert type(refused) is kind
     assert (refused.retryable, refused.stored) == (retryable, stored)
@@ -94,7 +139,7 @@ def test_cancel_of_an_ended_task(state: str) -> None:
         answer(protocol.Cancel(id=ID), state)
 
 
-def test_what_is_not_there() -> None:
+def test_an_unknown_task_is_not_found() -> None:
     for request, value in (
         (protocol.Cancel(id=ID), "missing"),
         (protocol.Get(id=ID), functions.StoredTask(0, None)),
@@ -118,7 +163,7 @@ def test_requeue_of_a_living_task(state: str) -> None:
 
 def list_arguments(**fields: Any) -> dict[str, Any]:
     request = protocol.List(**fields)
-    return ops.OPS[protocol.List].call(request, POLICY, None).arguments
+    return ops.call_of(request, POLICY, None).arguments
 
 
 def test_list_reads_living_tasks_forwards_and_ended_ones_backwards() -> None:

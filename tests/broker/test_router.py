@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 
 import pytest
 import zmq
 
-from kingtask import protocol, topics, wire
-from kingtask.broker.counters import Counters
+from kingtask import protocol, wire
 from kingtask.broker.router import Peer, bind
-from kingtask.broker.wakeups import Wakeups
 from kingtask.errors import ConfigurationError
 from tests.broker.conftest import PATIENCE_MS, Served, Sockets
 from tests.servers import free_port
@@ -81,10 +78,10 @@ def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: Served) -
             held.append(sender)
             waiting.set()
         else:
-            served.edge.reply(held[0], b"too late") if message == b"now" else None
-            served.edge.reply(sender, message)
+            served.router.reply(held[0], b"too late") if message == b"now" else None
+            served.router.reply(sender, message)
 
-    served.edge._on_request = hold
+    served.on_request = hold
     gone = sockets.new(zmq.DEALER, served.endpoint)
     gone.send(b"hold")
     assert waiting.wait(PATIENCE_MS / 1000)
@@ -99,32 +96,6 @@ def test_a_port_in_use_says_what_to_do(sockets: Sockets, served: Served) -> None
     other = sockets.new(zmq.ROUTER)
     with pytest.raises(ConfigurationError, match=f"addr: cannot listen on {served.endpoint}: it is in use"):
         bind(other, (served.endpoint,), "addr")
-
-
-def test_only_known_topics_can_be_subscribed_to(sockets: Sockets) -> None:
-    async def scene() -> None:
-        endpoint = f"tcp://127.0.0.1:{free_port()}"
-        serving: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        wakeups = Wakeups(serving, (endpoint,), counters := Counters())
-        wakeups.start()
-        known, unknown = sockets.new(zmq.SUB, endpoint), sockets.new(zmq.SUB, endpoint)
-        for topic in (topics.ready_topic("default"), topics.IDLE_TOPIC):
-            known.subscribe(topic)
-        for topic in (b"", b"r", b"ready:default/"):
-            unknown.subscribe(topic)
-        deadline = asyncio.get_running_loop().time() + PATIENCE_MS / 1000
-        while not known.poll(0) or counters.counts.get("unknown_topic", 0) < 3:
-            assert asyncio.get_running_loop().time() < deadline
-            wakeups.ready("default", 3)
-            await asyncio.sleep(0.005)
-        topic, queue = known.recv_multipart()
-        assert topic.startswith(topics.IDLE_TOPIC)
-        assert queue == topics.ready_topic("default")
-        assert not unknown.poll(0)
-        wakeups.stop()
-        serving.term()
-
-    asyncio.run(scene())
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="Python without IPv6")

@@ -1,4 +1,4 @@
-"""Clients that wait, at the end of a broker."""
+"""Clients that wait for the end of a task: publications, polls, timeouts, and the end of the broker."""
 
 from __future__ import annotations
 
@@ -11,50 +11,138 @@ import pytest
 from kingtask.broker import waiters as module
 from kingtask.broker.waiters import Waiters
 from kingtask.errors import StoreError
+from kingtask.result import Result
+from kingtask.states import State
 from kingtask.store.functions import FunctionCall, StoredTask
 from kingtask.store.store import Store
 from tests.broker.conftest import PATIENCE_MS
+from tests.broker.fakes import LOST, FakeStore
+
+ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
+OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
+ENDED = StoredTask(1, Result(id=ID, name="a", queue="q", priority=5, state=State.SUCCEEDED, created_at=1.0, due_at=1.0))
 
 
-class _Silent(Store):
-    def __init__(self) -> None:  # nothing is to be asked of it
-        pass
+class Setting:
+    """Waits of one broker; `answers` are those of all."""
 
-    def send(self, *_: Any) -> None:
-        raise AssertionError("a broker that has stopped asks Redis")
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.waiters = Waiters(self.store)
+        self.answers: list[StoredTask | StoreError] = []
+
+    def wait(self, task_id: str = ID, timeout_s: float = 60.0, state: str | StoreError = "running") -> None:
+        """A wait for a task that Redis has in this state."""
+        self.waiters.add(task_id, timeout_s, self.answers.append)
+        self.store.answer("wait", state)
 
 
-def test_who_comes_when_a_broker_has_stopped_is_sent_on_at_once() -> None:
-    told: list[Any] = []
-    waits = Waiters(_Silent())
-    waits.stop()
-    waits.add("6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", 60.0, told.append)
-    (answer,) = told
-    assert isinstance(answer, StoreError)
-    assert answer.kind == "stopping"
-    assert len(waits) == 0
+async def test_a_wait_ends_with_the_publication_of_its_task() -> None:
+    setting = Setting()
+    setting.wait()
+    setting.waiters.ended(OTHER)
+    assert not setting.store.sent
+    setting.waiters.ended(ID)
+    setting.store.answer("get", ENDED)
+    assert (setting.answers, len(setting.waiters)) == ([ENDED], 0)
+
+
+async def test_all_waits_for_one_task_end_with_one_read() -> None:
+    setting = Setting()
+    setting.wait()
+    setting.wait()
+    assert len(setting.waiters) == 2
+    setting.waiters.ended(ID)
+    setting.store.answer("get", ENDED)
+    assert (setting.answers, setting.store.sent) == ([ENDED, ENDED], [])
+
+
+async def test_a_wait_for_an_ended_task_is_answered_at_once() -> None:
+    setting = Setting()
+    setting.wait(state="succeeded")
+    setting.store.answer("get", ENDED)
+    assert setting.answers == [ENDED]
+
+
+@pytest.mark.parametrize(("state", "answer"), [("missing", StoredTask(0, None)), (LOST, LOST)])
+async def test_a_wait_that_cannot_begin_is_answered_at_once(
+    state: str | StoreError, answer: StoredTask | StoreError
+) -> None:
+    setting = Setting()
+    setting.wait(state=state)
+    assert (setting.answers, len(setting.waiters)) == ([answer], 0)
+
+
+async def test_a_wait_that_times_out_gets_the_task_as_it_is() -> None:
+    setting = Setting()
+    setting.wait(timeout_s=0.0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(setting.waiters) == 0
+    setting.store.answer("get", ENDED)
+    setting.waiters.ended(ID)
+    assert (setting.answers, setting.store.sent) == ([ENDED], [])
+
+
+async def test_a_poll_finds_ends_whose_publication_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    setting = Setting()
+    ids = [f"{n}{ID[1:]}" for n in range(3)]
+    for task_id in ids:
+        setting.wait(task_id)
+    setting.waiters.poll()
+    first = setting.store.answer("states", ["running", ""])
+    second = setting.store.answer("states", LOST)
+    assert [first.arguments["ids"], second.arguments["ids"]] == [ids[:2], ids[2:]]
+    assert setting.store.answer("get", ENDED).arguments["id"] == ids[1]
+    assert len(setting.waiters) == 2
+
+
+async def test_no_poll_is_sent_while_redis_is_unreachable_or_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    setting = Setting()
+    setting.store.connected = False
+    setting.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not setting.store.sent
+    setting.waiters.ended(ID)
+    setting.store.sent.clear()
+    setting.store.connected = True
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not setting.store.sent
+
+
+async def test_a_broker_that_stops_ends_its_waits_and_refuses_new_ones() -> None:
+    setting = Setting()
+    setting.wait()
+    setting.waiters.stop()
+    setting.waiters.add(OTHER, 60.0, setting.answers.append)
+    setting.waiters.stop()
+    assert [answer.kind for answer in setting.answers if isinstance(answer, StoreError)] == ["stopping", "stopping"]
+    assert (len(setting.waiters), setting.store.sent) == (0, [])
 
 
 class _FailsOnce(Store):
-    """Of the task's end nothing is published, and the first look at it fails."""
+    """Publishes no end, and raises at the first poll."""
 
     up = True
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.polls = 0
 
     def send(self, call: FunctionCall, callback: Callable[[Any], None]) -> None:
         if call.function == "states":
-            self.looks += 1
-            if self.looks == 1:
+            self.polls += 1
+            if self.polls == 1:
                 raise RuntimeError("a fault of ours")
         callback({"wait": "running", "states": ["failed"], "get": StoredTask(0, None)}[call.function])
 
 
-async def test_waited_tasks_are_looked_at_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.001)
+async def test_waited_tasks_are_polled_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 0.001)
     answered = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda *_: None)
-    Waiters(_FailsOnce()).add("6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", 60.0, lambda answer: answered.set())
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    Waiters(_FailsOnce()).add(ID, 60.0, lambda answer: answered.set())
     await asyncio.wait_for(answered.wait(), PATIENCE_MS / 1000)

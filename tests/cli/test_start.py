@@ -166,10 +166,14 @@ def test_a_port_that_is_taken_and_so_for_wakeups(place: Place):
 def test_a_file_where_the_socket_should_be_is_left_alone(place: Place):
     precious = place.directory / "precious"
     precious.write_text("data")
-    assert "it is there and no socket; name another" in describe_error(place, "broker", "addr", f"ipc://{precious}")
-    assert "it is there and no socket; name another" in describe_error(place, "broker", "wakeup", f"ipc://{precious}")
+    assert "the file exists and is no socket; choose another path" in describe_error(
+        place, "broker", "addr", f"ipc://{precious}"
+    )
+    assert "the file exists and is no socket; choose another path" in describe_error(
+        place, "broker", "wakeup", f"ipc://{precious}"
+    )
     assert precious.read_text() == "data"
-    assert "it is there and no socket" in describe_error(place, "broker", "addr", f"ipc://{place.directory}/bin")
+    assert "the file exists and is no socket" in describe_error(place, "broker", "addr", f"ipc://{place.directory}/bin")
     assert "directory does not exist; make it" in describe_error(
         place, "broker", "addr", f"ipc://{place.directory}/no/socket"
     )

@@ -82,7 +82,7 @@ def _value(chance: random.Random, depth: int = 0) -> object:
 
 def _fields(chance: random.Random) -> list[bytes]:
     fields = {chance.choice(("id", "task", "tasks", "state", "queue", "limit", "x")): _value(chance) for _ in range(3)}
-    return [wire.pack({"v": 1, "rid": 1, "op": chance.choice(list(protocol.REQUESTS)), **fields})]
+    return [wire.pack({"v": 1, "rid": 1, "op": chance.choice(list(protocol.OPS)), **fields})]
 
 
 def _frames(chance: random.Random) -> list[bytes]:

@@ -12,4 +12,4 @@ def test_each_vector_and_what_was_found_once_comes_to_a_known_end() -> None:
     inputs = [*seeds().values(), *findings()]
     told = {decide(message) for message in inputs}
     assert {"submit", "malformed", "invalid_request", "unknown_op", "unsupported_version"} <= told
-    assert told <= {*protocol.REQUESTS, *REFUSALS}
+    assert told <= {*protocol.OPS, *REFUSALS}

@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from kingtask import Client, KingtaskError, RequestRefused, TaskFailed, protocol, wire
-from kingtask.broker import ops
 from kingtask.broker.counters import Counters
+from kingtask.broker.submit import prepare
 from tests.integration.rig import Daemon, Rig
 from tests.metrics.scrape import ask
 from tests.processes import PATIENCE_S, until
@@ -142,7 +142,7 @@ def test_a_refusal_is_written_down_without_the_value(request_: Any, caplog: pyte
 def _take(message: bytes) -> None:
     submit = protocol.parse(wire.decode(message))
     assert isinstance(submit, protocol.Submit)
-    ops.prepare(submit.task, 0.0, "task", lambda: "x")
+    prepare(submit.task, 0.0, "task", None)
 
 
 def _works(client: Client, secrets: dict[str, Any]) -> bool:

@@ -48,10 +48,10 @@ def test_every_vector_has_a_name_of_its_own():
 
 def test_there_is_a_vector_for_everything():
     requests = [vector.request.value for vector in GOOD]
-    assert {request["op"] for request in requests} == set(protocol.REQUESTS)
-    for op, kind in protocol.REQUESTS.items():
-        shown = {field for request in requests if request["op"] == op for field in request} - {"op"}
-        assert shown == {field.name for field in msgspec.structs.fields(kind)}
+    assert {request["op"] for request in requests} == set(protocol.OPS)
+    for op in protocol.OPS.values():
+        shown = {field for request in requests if request["op"] == op.name for field in request} - {"op"}
+        assert shown == {field.name for field in msgspec.structs.fields(op.request)}
     assert {field for request in requests for field in request.get("task", ())} == set(TaskSpec.__struct_fields__)
     records = [vector.reply.value["task"] for vector in GOOD if "task" in vector.reply.value]
     assert {field for record in records for field in record} >= set(Result.__struct_fields__)

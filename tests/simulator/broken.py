@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from kingtask.broker.batch import SubmitBatcher
+from kingtask.broker.submit import SubmitBatcher
 from kingtask.client.core import Core
 from kingtask.states import State
 from kingtask.store.functions import Fence
@@ -118,11 +118,11 @@ class ForgetsTheSchedule(Model):
 def acknowledge_before_it_is_stored() -> Any:
     add = SubmitBatcher.add
 
-    def add_and_say_so(self: SubmitBatcher, task: Any, callback: Callable[[Any], None]) -> None:
-        add(self, task, lambda outcome: None)
-        callback("ready")
+    def add_and_reply(self: SubmitBatcher, task: Any, reply: Any, i: int = 0) -> None:
+        add(self, task, mock.Mock())
+        reply.settle(i, task, "ready")
 
-    return mock.patch.object(SubmitBatcher, "add", add_and_say_so)
+    return mock.patch.object(SubmitBatcher, "add", add_and_reply)
 
 
 def forget_ends_that_failed_to_arrive() -> Any:

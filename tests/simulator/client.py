@@ -106,7 +106,7 @@ class Client:
 
     def _carry(self, broker: HostedBroker, connection: int, message: bytes) -> None:
         peer: Peer = (self.name.encode(), str(connection).encode())
-        broker.loop.call_soon(broker.edge.arrived, peer, message)
+        broker.loop.call_soon(broker.router.arrived, peer, message)
 
 
 class Switchboard:

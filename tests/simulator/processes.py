@@ -12,8 +12,10 @@ from unittest import mock
 
 import kingtask.broker.server as broker_module
 import kingtask.worker.worker as worker_module
-from kingtask import clock
+from kingtask import clock, protocol
+from kingtask.broker.counters import Counters
 from kingtask.config import BrokerConfig, WorkerConfig
+from kingtask.errors import RequestRefused
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec.outcome import Stop, judge
@@ -52,13 +54,13 @@ class HostedBroker(broker_module.Broker):
     """A broker with its loop, and the edges that the world talks to."""
 
     def __init__(self, config: BrokerConfig, loop: Loop) -> None:
-        super().__init__(config)
+        super().__init__(config, lambda: config)
         self.loop = loop
 
     @property
-    def edge(self) -> _Edge:
-        edge: Any = self._edge
-        return edge
+    def router(self) -> _Router:
+        router: Any = self._router
+        return router
 
     @property
     def store(self) -> BrokerStore:
@@ -67,25 +69,26 @@ class HostedBroker(broker_module.Broker):
 
     @property
     def draining(self) -> bool:
-        return self._desk.draining
+        return self._dispatcher.draining
 
     @property
     def occupied(self) -> int:
         """Requests and waits that are not answered."""
-        return self._desk.pending + len(self._waits)
+        return self._dispatcher.pending + self._dispatcher.waiting
 
 
-class _Edge:
-    def __init__(
-        self, plant: Plant, on_request: Callable[[Peer, bytes], None], on_drained: Callable[[], None], **_more: Any
-    ) -> None:
+class _Router:
+    def __init__(self, plant: Plant, counters: Counters) -> None:
         self._plant = plant
-        self._on_request = on_request
-        self._on_drained = on_drained
+        self._counters = counters
+        self._on_request: Callable[[Peer, bytes], None] = lambda peer, message: None
+        self._on_drained: Callable[[], None] = lambda: None
         self._draining = False
         self.open = False
 
-    def start(self) -> None:
+    def start(self, on_request: Callable[[Peer, bytes], None], on_drained: Callable[[], None]) -> None:
+        self._on_request = on_request
+        self._on_drained = on_drained
         self.open = True
 
     def stop(self, linger_ms: int = 0) -> None:
@@ -93,6 +96,10 @@ class _Edge:
 
     def reply(self, peer: Peer, message: bytes) -> None:
         self._plant.replies(peer, message)
+
+    def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
+        self._counters.refused(error)
+        self.reply(peer, protocol.refusal(rid, error))
 
     def arrived(self, peer: Peer, message: bytes) -> None:
         """In the broker's loop; what arrives at one instant is one drain."""
@@ -121,13 +128,11 @@ class _Wakeups:
     def ready(self, queue: str, tasks: int) -> None:
         self._plant.wakeup(self._loop, queue, "")
 
-    anybody = True
-
-    def soon(self, queue: str) -> bool:
+    def notify_early(self, queue: str) -> bool:
         self._plant.wakeup(self._loop, f"soon:{queue}", "")
         return True
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         self._plant.wakeup(self._loop, "any", "")
 
     def cancel(self, worker: str, task_id: str) -> None:
@@ -285,8 +290,8 @@ def replaced(plant: Plant) -> Iterator[None]:
         Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
     )
 
-    def edge(_context: Any, _endpoints: Sequence[str], _gate: None, **callbacks: Any) -> _Edge:
-        return _Edge(plant, **callbacks)
+    def router(_context: Any, _endpoints: Sequence[str], counters: Counters, *_: Any) -> _Router:
+        return _Router(plant, counters)
 
     def attempt(conditions: Any, fence: Fence, claimed: Claimed, **callbacks: Any) -> _Attempt:
         return _Attempt(plant, conditions, fence, claimed, **callbacks)
@@ -298,7 +303,7 @@ def replaced(plant: Plant) -> Iterator[None]:
                 broker_module,
                 {
                     "zmq": no_zmq,
-                    "RouterSocket": edge,
+                    "RouterSocket": router,
                     "Wakeups": lambda *_: _Wakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
                 },

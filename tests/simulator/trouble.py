@@ -64,7 +64,7 @@ class Trouble:
     def _drain_broker(self) -> None:
         """SIGTERM."""
         broker = self._cast.some(self._cast.brokers)
-        if broker is not None and broker.edge.open and not broker.draining and not self.healed:
+        if broker is not None and broker.router.open and not broker.draining and not self.healed:
             self._world.note(broker.loop.name, "SIGTERM")
             broker.loop.call_soon(self._stop_by_itself, broker)
 

@@ -88,7 +88,7 @@ class Work:
 
     def _registered(self, spec: TaskSpec) -> TaskSpec:
         assert spec.id is not None
-        self._redis.specs[tuple(functions.prepare(spec.id, spec))] = spec
+        self._redis.specs[functions.prepare(spec.id, spec).row] = spec
         self._ledger.invoked.setdefault(spec.id, []).append(spec)
         return spec
 

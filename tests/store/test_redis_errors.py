@@ -35,8 +35,8 @@ def troubled() -> Iterator[RedisServer]:
         yield running
 
 
-def broker_store(server: RedisServer, **options: Any) -> BrokerStore:
-    return BrokerStore(server.address, "troubled", ack=Ack(level="stored"), **options)
+def broker_store(server: RedisServer) -> BrokerStore:
+    return BrokerStore(server.address, "troubled", ack=Ack(level="stored"))
 
 
 async def submit(store: BrokerStore) -> functions.Submitted | StoreError:
@@ -275,9 +275,10 @@ def test_every_kind_is_explained() -> None:
 
 @pytest.mark.parametrize("lose", [RedisServer.pause, RedisServer.kill], ids=["silent", "gone"])
 async def test_without_an_answer_it_may_have_been_done(
-    troubled: RedisServer, lose: Callable[[RedisServer], None]
+    troubled: RedisServer, lose: Callable[[RedisServer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = broker_store(troubled, timeout_s=0.3)
+    monkeypatch.setattr("kingtask.store.store.TIMEOUT_S", 0.3)
+    store = broker_store(troubled)
     await store.open()
     try:
         troubled.pause()
@@ -296,9 +297,12 @@ async def test_without_an_answer_it_may_have_been_done(
         await store.close()
 
 
-async def test_a_subscription_notices_that_nothing_answers(troubled: RedisServer) -> None:
+async def test_a_subscription_notices_that_nothing_answers(
+    troubled: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It has nothing to send of its own accord."""
-    store = broker_store(troubled, timeout_s=0.4)
+    monkeypatch.setattr("kingtask.store.store.TIMEOUT_S", 0.4)
+    store = broker_store(troubled)
     stands, heard = asyncio.Event(), asyncio.Queue[str]()
     store.listen({"ready": heard.put_nowait}, stands.set)
     await store.open()

@@ -88,7 +88,7 @@ def test_any_msgpack_is_a_request_or_is_refused(value: object):
     st.dictionaries(st.sampled_from(["id", "task", "tasks", "timeout_s", "limit", "state", "new_id", "x"]), anything)
 )
 def test_any_fields_of_any_op_are_a_request_or_are_refused(fields: dict[str, object]):
-    for op in protocol.REQUESTS:
+    for op in protocol.OPS:
         try:
             protocol.parse(wire.decode(wire.pack({"v": 1, "rid": 1, "op": op, **fields})))
         except InvalidRequest as error:

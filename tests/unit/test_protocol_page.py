@@ -47,13 +47,13 @@ def own_fields(kind: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]:
 
 def test_every_op_has_its_section_in_order():
     listed = re.findall(r"^### `(\w+)`$", TEXT, re.MULTILINE)
-    assert listed == list(protocol.REQUESTS)
-    assert documented(section("Messages"))["op"][0] == f"one of {', '.join(protocol.REQUESTS)}"
+    assert listed == list(protocol.OPS)
+    assert documented(section("Messages"))["op"][0] == f"one of {', '.join(protocol.OPS)}"
 
 
-@pytest.mark.parametrize("op", protocol.REQUESTS)
+@pytest.mark.parametrize("op", protocol.OPS)
 def test_the_fields_of_an_op(op: str):
-    fields = own_fields(protocol.REQUESTS[op])
+    fields = own_fields(protocol.OPS[op].request)
     shown = documented(section(f"`{op}`"))
     assert list(shown) == [field.name for field in fields]
     for field in fields:

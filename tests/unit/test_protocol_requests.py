@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +42,28 @@ def refused_task(**fields: Any) -> InvalidRequest:
 
 
 # ── the envelope ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_op_has_one_row_by_the_name_on_the_wire():
+    for name, op in protocol.OPS.items():
+        assert (name, op.request.__struct_config__.tag) == (op.name, op.name)
+    assert len({op.request for op in protocol.OPS.values()}) == len(protocol.OPS)
+
+
+def ops_that(of: Callable[[protocol.Op], bool]) -> set[str]:
+    return {op.name for op in protocol.OPS.values() if of(op)}
+
+
+def test_the_rows_of_the_ops():
+    assert ops_that(lambda op: op.writes) == {"submit", "cancel", "requeue", "pause", "resume"}
+    assert ops_that(lambda op: op.by_id) == {"get", "wait", "cancel", "requeue"}
+    assert ops_that(lambda op: op.audited) == {"cancel", "requeue", "pause", "resume"}
+    assert ops_that(lambda op: op.acked) == {"submit", "requeue"}
+    assert ops_that(lambda op: not op.permission) == {"ping"}
+
+
+def test_a_request_knows_its_row():
+    assert protocol.Cancel(id=ID).op is protocol.OPS["cancel"]
 
 
 @pytest.mark.parametrize(

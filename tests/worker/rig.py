@@ -20,7 +20,7 @@ import zmq
 
 from kingtask import topics
 from kingtask.broker.counters import Counters
-from kingtask.broker.descriptors import is_still
+from kingtask.broker.flood_guard import is_still
 from kingtask.broker.wakeups import Wakeups
 from kingtask.policy import Policy
 from kingtask.result import Result
@@ -53,8 +53,8 @@ class WakeupSocket:
         return asyncio.run_coroutine_threadsafe(acted(), self._loop).result(PATIENCE_S)
 
     def _lines(self) -> list[tuple[set[bytes], bool]]:
-        lines = self.wakeups._lines.values()
-        return [(line.queues | line.named, line.idle) for line in lines if is_still(line.fd, line.inode)]
+        peers = self.wakeups._peers.values()
+        return [(peer.queues | peer.names, peer.idle) for peer in peers if is_still(peer.fd, peer.inode)]
 
     def heard(self, topic: bytes) -> None:
         """Wait until somebody subscribes to it."""
@@ -66,13 +66,13 @@ class WakeupSocket:
 
     def handed_back(self) -> None:
         """Wait until somebody has handed back what it was told, and nobody is there to be told instead."""
-        until(lambda: any(self._do(self.wakeups._untold.values)), "something is handed back")
+        until(lambda: any(self._do(self.wakeups._undelivered.values)), "something is handed back")
 
     def ready(self, queue: str = "default", tasks: int = 1) -> None:
         self._do(partial(self.wakeups.ready, queue, tasks))
 
     def soon(self, queue: str = "default") -> bool:
-        return self._do(partial(self.wakeups.soon, queue))
+        return self._do(partial(self.wakeups.notify_early, queue))
 
     def cancel(self, worker: str, task_id: str) -> None:
         self._do(partial(self.wakeups.cancel, worker, task_id))

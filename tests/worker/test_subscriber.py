@@ -250,7 +250,7 @@ async def test_nonsense_does_no_harm(listen: type[Listener], wakeups: WakeupSock
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     await idle(listener, wakeups)
-    (topic,) = {line.topic for line in wakeups.wakeups._lines.values()}
+    (topic,) = {line.topic for line in wakeups.wakeups._peers.values()}
     cancel = topics.cancel_topic("w.1")
     hostile: list[list[bytes]] = [
         [topic],

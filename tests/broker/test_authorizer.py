@@ -1,0 +1,164 @@
+"""The rights of clients: values in, a quota or a refusal out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kingtask import protocol
+from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy, Rate, audit
+from kingtask.config.permissions_file import PermissionsFile, Rule
+from kingtask.errors import Busy, PermissionDenied
+from kingtask.result import Result
+from kingtask.states import State
+from kingtask.store.functions import Quota
+from kingtask.task import TaskSpec
+
+ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
+NEW_ID = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
+
+
+def policy(**rule: Any) -> ClientPolicy:
+    read = Rule(**rule)
+    rate = Rate(read.submits_per_second) if read.submits_per_second else None
+    return ClientPolicy("alice", read, "clients.alice", rate)
+
+
+def rules(default: Rule | None = None, **clients: Rule) -> PermissionsFile:
+    return PermissionsFile(path="", clients=clients, default=default)
+
+
+def policy_of(authorizer: Authorizer, client: str) -> ClientPolicy:
+    found = authorizer.policy_of(client)
+    assert found is not None
+    return found
+
+
+def test_a_client_without_an_entry_has_no_rights() -> None:
+    authorizer = Authorizer(rules(alice=Rule()))
+    policy_of(authorizer, "alice").check_request(protocol.Stats())
+    for client in ("bob", ANONYMOUS):
+        with pytest.raises(PermissionDenied, match=r"op: this client may not stats \(default.ops"):
+            policy_of(authorizer, client).check_request(protocol.Stats())
+
+
+def test_a_client_without_an_entry_has_the_default_rights() -> None:
+    authorizer = Authorizer(rules(Rule(ops=("get",)), alice=Rule()))
+    bob = policy_of(authorizer, "bob")
+    bob.check_request(protocol.Get(id=ID))
+    with pytest.raises(PermissionDenied, match=r"default\.ops"):
+        bob.check_request(protocol.Cancel(id=ID))
+
+
+def test_without_permissions_there_is_no_policy() -> None:
+    assert Authorizer(None).policy_of("alice") is None
+
+
+SPEC: dict[str, Any] = {"name": "reports/daily", "queue": "reports", "time_limit_s": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "spec", "message"),
+    [
+        ({"queues": ("reports",)}, {"queue": "mail"}, "task.queue: not one of .*: mail .clients.alice.queues"),
+        ({"tasks": ("reports/*",)}, {"name": "rm"}, "task.name: not one of .*: rm .clients.alice.tasks"),
+        ({"max_priority": 5}, {"priority": 6}, "task.priority: expected at most 5, got 6 .clients.alice.max_priority"),
+        ({"max_time_limit": 60}, {"time_limit_s": 61.0}, "task.time_limit_s: expected one of at most 60 s"),
+        ({"max_time_limit": 60}, {"time_limit_s": None}, "task.time_limit_s: expected one of at most 60 s"),
+    ],
+)
+def test_a_submit_outside_a_rule_is_denied_with_the_rule(
+    rule: dict[str, Any], spec: dict[str, Any], message: str
+) -> None:
+    policy(**rule).check_submit(TaskSpec(**SPEC), "task", 0.0)
+    with pytest.raises(PermissionDenied, match=message):
+        policy(**rule).check_submit(TaskSpec(**{**SPEC, **spec}), "task", 0.0)
+
+
+def test_a_request_with_a_queue_is_checked_against_the_rules_of_queues() -> None:
+    mine = policy(queues=("mail",), ops=("list", "pause"))
+    mine.check_request(protocol.Pause(queue="mail"))
+    for request in (protocol.Pause(queue="other"), protocol.List(state=State.READY, queue="other")):
+        with pytest.raises(PermissionDenied, match="queue: not one of this client's: other"):
+            mine.check_request(request)
+    with pytest.raises(PermissionDenied, match=r"op: this client may not cancel .clients.alice.ops"):
+        mine.check_request(protocol.Cancel(id=ID))
+
+
+@pytest.mark.parametrize("op", [op for op in protocol.OPS.values() if op.by_id], ids=lambda op: op.name)
+def test_an_op_by_id_is_checked_against_the_stored_task(op: protocol.Op) -> None:
+    theirs = Result(id=ID, name="rm", queue="mail", priority=5, state=State.READY, created_at=1.0, due_at=1.0)
+    for rule, field in (({"queues": ("reports",)}, "queues"), ({"tasks": ("reports/*",)}, "tasks")):
+        with pytest.raises(PermissionDenied, match=rf"id: not one of .*clients.alice.{field}"):
+            policy(**rule).check_task(op.name, theirs, 0.0)
+    policy(queues=("mail",), tasks=("rm",)).check_task(op.name, theirs, 0.0)
+
+
+def test_only_rules_on_tasks_need_the_stored_task() -> None:
+    get, requeue = protocol.Get(id=ID), protocol.Requeue(id=ID, new_id=NEW_ID)
+    assert not policy().depends_on_task(get)
+    assert policy(queues=("mail",)).depends_on_task(get)
+    assert policy(tasks=("rm",)).depends_on_task(get)
+    assert not policy(submits_per_second=1).depends_on_task(get)
+    assert policy(submits_per_second=1).depends_on_task(requeue)
+
+
+def test_replies_are_filtered_by_queue_and_task() -> None:
+    mine = policy(queues=("mail",), tasks=("send*",))
+    tasks = [{"name": "send", "queue": "mail"}, {"name": "rm", "queue": "mail"}, {"name": "send", "queue": "other"}]
+    assert mine.filtered({"tasks": tasks, "cursor": None}) == {"tasks": tasks[:1], "cursor": None}
+    assert mine.filtered({"queues": [{"name": "mail"}, {"name": "other"}]}) == {"queues": [{"name": "mail"}]}
+    assert mine.filtered({"id": ID}) == {"id": ID}
+
+
+def test_a_rate_limited_submit_says_when_to_retry() -> None:
+    mine = policy(submits_per_second=2)
+    for _ in range(2):
+        mine.check_submit(TaskSpec(**SPEC), "task", 0.0)
+    with pytest.raises(Busy, match=r"clients\.alice\.submits_per_second") as refused:
+        mine.check_submit(TaskSpec(**SPEC), "task", 0.0)
+    assert (refused.value.code, refused.value.retryable, refused.value.retry_after_s) == ("rate_limited", True, 0.5)
+    mine.check_submit(TaskSpec(**SPEC), "task", 0.5)
+
+
+@given(st.floats(0.01, 1000), st.lists(st.floats(0, 3), max_size=200))
+def test_a_rate_holds_over_any_time(per_s: float, steps: list[float]) -> None:
+    rate, now_s, taken = Rate(per_s), 0.0, 0
+    for step in steps:
+        now_s += step
+        wait_s = rate.take(now_s)
+        taken += not wait_s
+        assert 0 <= wait_s <= 1 / per_s + 1e-6
+        assert taken <= max(1.0, per_s) + per_s * now_s + 1e-6
+
+
+def test_a_submit_returns_the_quota_that_the_store_checks() -> None:
+    assert policy(max_outstanding=7).check_submit(TaskSpec(**SPEC), "task", 0.0) == Quota("alice", 7)
+    assert policy().check_submit(TaskSpec(**SPEC), "task", 0.0) is None
+
+
+def test_a_reload_keeps_an_unchanged_rate() -> None:
+    authorizer = Authorizer(rules(alice=Rule(submits_per_second=1)))
+    policy_of(authorizer, "alice").check_submit(TaskSpec(**SPEC), "task", 0.0)
+    authorizer.reload(rules(alice=Rule(submits_per_second=1)))
+    with pytest.raises(Busy):
+        policy_of(authorizer, "alice").check_submit(TaskSpec(**SPEC), "task", 0.0)
+    authorizer.reload(rules(alice=Rule(submits_per_second=2)))
+    policy_of(authorizer, "alice").check_submit(TaskSpec(**SPEC), "task", 0.0)
+
+
+def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "kingtask.audit")
+    audit("alice", protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "created"})
+    audit("bob", protocol.Pause(queue="mail"), Busy("no room"))
+    with pytest.raises(PermissionDenied):
+        policy(ops=()).check_request(protocol.Cancel(id=ID))
+    assert caplog.messages == [
+        f"audit=requeue client=alice id={ID} new_id={NEW_ID} outcome='created'",
+        "audit=pause client=bob queue=mail outcome='no room'",
+        f"audit=denied client=alice op=cancel id={ID} rule=clients.alice.ops",
+    ]

@@ -1,0 +1,229 @@
+"""Hints to idle workers, over a real XPUB socket: one each, to the worker that has been idle longest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import zmq
+
+from kingtask import topics
+from kingtask.broker.auth import CurveAuth
+from kingtask.broker.counters import Counters
+from kingtask.broker.flood_guard import is_still
+from kingtask.broker.wakeups import WakeupPeer, Wakeups
+from kingtask.clock import monotonic_s
+from tests.broker.conftest import Sockets
+from tests.processes import PATIENCE_S
+
+DEFAULT = topics.ready_topic("default")
+EARLY = DEFAULT + topics.EARLY
+
+
+class Worker:
+    """The SUB socket of a worker that serves the queue `default`."""
+
+    def __init__(self, scene: Scene, socket: zmq.Socket[bytes]) -> None:
+        self._scene = scene
+        self._socket = socket
+        socket.connect(scene.endpoint)
+
+    async def subscribe(self, topic: bytes) -> None:
+        self._socket.subscribe(topic)
+        await self._scene.until(lambda: any(topic in peer.queues | peer.names for peer in self._scene.peers()))
+
+    async def set_idle(self) -> None:
+        """Subscribe to IDLE_TOPIC anew, until the broker knows."""
+        before = self._scene.wakeups.idle
+        self._socket.subscribe(topics.IDLE_TOPIC)
+        await self._scene.until(lambda: self._scene.wakeups.idle == before + 1)
+
+    def announce(self) -> None:
+        """Subscribe to IDLE_TOPIC; a hint may follow at once."""
+        self._socket.subscribe(topics.IDLE_TOPIC)
+
+    def give_back(self) -> None:
+        """Unsubscribe from IDLE_TOPIC although a hint came."""
+        self._socket.unsubscribe(topics.IDLE_TOPIC)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def has_message(self) -> bool:
+        return bool(self._socket.poll(0))
+
+    async def message(self) -> bytes:
+        """The body of the next message."""
+        await self._scene.until(self.has_message)
+        return self._socket.recv_multipart()[-1]
+
+
+class Scene:
+    """A Wakeups on the loop of the test, and workers."""
+
+    def __init__(self, endpoint: str, sockets: Sockets, auth: CurveAuth | None = None) -> None:
+        self.endpoint = endpoint
+        self.counters = Counters()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets = sockets
+        self.wakeups = Wakeups(self._context, (endpoint,), self.counters, None, auth)
+
+    def peers(self) -> list[WakeupPeer]:
+        return list(self.wakeups._peers.values())
+
+    async def worker(self) -> Worker:
+        made = Worker(self, self._sockets.new(zmq.SUB))
+        before = sum(DEFAULT in peer.queues for peer in self.peers())
+        made._socket.subscribe(DEFAULT)
+        await self.until(lambda: sum(DEFAULT in peer.queues for peer in self.peers()) == before + 1)
+        return made
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        deadline_s = monotonic_s() + PATIENCE_S
+        while not condition():
+            assert monotonic_s() < deadline_s
+            await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        self.wakeups.stop()
+        self._context.term()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, sockets: Sockets) -> AsyncIterator[Scene]:
+    made = Scene(f"ipc://{tmp_path}/wakeups", sockets)
+    made.wakeups.start()
+    yield made
+    made.close()
+
+
+async def test_an_idle_worker_gets_one_hint_until_it_is_idle_again(scene: Scene) -> None:
+    worker = await scene.worker()
+    await worker.set_idle()
+    scene.wakeups.ready("default", 3)
+    assert await worker.message() == DEFAULT
+    assert (scene.wakeups.idle, scene.wakeups.hints_sent) == (0, 1)
+    worker.announce()
+    assert await worker.message() == DEFAULT, "of the tasks that found no idle worker"
+
+
+async def test_a_task_wakes_one_worker_and_the_one_that_has_been_idle_longest(scene: Scene) -> None:
+    first, second = await scene.worker(), await scene.worker()
+    await first.set_idle()
+    await second.set_idle()
+    scene.wakeups.ready("default", 1)
+    assert await first.message() == DEFAULT
+    assert not second.has_message()
+    scene.wakeups.ready("default", 1)
+    assert await second.message() == DEFAULT
+
+
+async def test_several_tasks_wake_as_many_workers(scene: Scene) -> None:
+    workers = [await scene.worker() for _ in range(3)]
+    for worker in workers:
+        await worker.set_idle()
+    scene.wakeups.ready("default", 2)
+    assert [await worker.message() for worker in workers[:2]] == [DEFAULT, DEFAULT]
+    assert scene.wakeups.idle == 1
+
+
+async def test_a_worker_gets_no_hint_for_a_queue_that_it_does_not_serve(scene: Scene) -> None:
+    worker = await scene.worker()
+    await worker.set_idle()
+    scene.wakeups.ready("other", 1)
+    assert scene.wakeups.idle == 1
+    assert not scene.wakeups.notify_early("other")
+
+
+async def test_a_hint_that_a_full_worker_gives_back_goes_to_another(scene: Scene) -> None:
+    first, second = await scene.worker(), await scene.worker()
+    await first.set_idle()
+    await second.set_idle()
+    scene.wakeups.notify_early("default")
+    await first.message()
+    first.give_back()
+    assert await second.message() == EARLY
+
+
+async def test_an_early_hint_is_marked_and_needs_an_idle_worker(scene: Scene) -> None:
+    worker = await scene.worker()
+    assert not scene.wakeups.notify_early("default")
+    await worker.set_idle()
+    assert scene.wakeups.notify_early("default")
+    assert await worker.message() == EARLY
+    assert not scene.wakeups.notify_early("default")
+
+
+async def test_a_warm_up_makes_one_idle_worker_poll(scene: Scene) -> None:
+    first, second = await scene.worker(), await scene.worker()
+    scene.wakeups.warm_up()
+    await first.set_idle()
+    await second.set_idle()
+    scene.wakeups.warm_up()
+    await first.message()
+    assert scene.wakeups.idle == 1
+
+
+async def test_a_cancel_reaches_the_worker_of_that_name_alone(scene: Scene) -> None:
+    first, second = await scene.worker(), await scene.worker()
+    await first.subscribe(topics.cancel_topic("w.1"))
+    await second.subscribe(topics.cancel_topic("w.2"))
+    scene.wakeups.cancel("w.2", "an-id")
+    assert await second.message() == b"an-id"
+    assert not first.has_message()
+
+
+async def test_a_hint_skips_a_worker_that_has_left(scene: Scene) -> None:
+    first, second = await scene.worker(), await scene.worker()
+    await first.set_idle()
+    await second.set_idle()
+    gone = scene.peers()[0]
+    first.close()
+    await scene.until(lambda: not is_still(gone.fd, gone.inode))
+    scene.wakeups.ready("default", 1)
+    assert await second.message() == DEFAULT
+
+
+class _Keys(CurveAuth):
+    """Authorizes the key of every connection, which is empty without CURVE, until `revoke`."""
+
+    def __init__(self) -> None:
+        self._names = {"": "alice"}
+
+    def secure(self, socket: zmq.Socket[bytes]) -> None:
+        pass
+
+    def key_of(self, frame: zmq.Frame) -> str:
+        return ""
+
+
+async def test_a_connection_whose_key_is_revoked_is_cut_off(tmp_path: Path, sockets: Sockets) -> None:
+    keys = _Keys()
+    scene = Scene(f"ipc://{tmp_path}/wakeups", sockets, keys)
+    scene.wakeups.start()
+    try:
+        await (await scene.worker()).set_idle()
+        (peer,) = scene.peers()
+        scene.wakeups.disconnect_revoked()
+        assert not peer.cut
+        keys.reload({})
+        scene.wakeups.disconnect_revoked()
+        assert (peer.cut, scene.wakeups.idle) == (True, 0)
+        assert scene.counters.counts == {"cut_off": 1}
+        await scene.until(lambda: not is_still(peer.fd, peer.inode))
+    finally:
+        scene.close()
+
+
+@pytest.mark.parametrize("topic", [b"", b"r", b"ready:default/"])
+async def test_an_unknown_topic_is_counted_and_hears_nothing(scene: Scene, sockets: Sockets, topic: bytes) -> None:
+    worker, stranger = await scene.worker(), sockets.new(zmq.SUB, scene.endpoint)
+    stranger.subscribe(topic)
+    await scene.until(lambda: scene.counters.counts == {"unknown_topic": 1})
+    await worker.set_idle()
+    scene.wakeups.ready("default", 1)
+    scene.wakeups.cancel("w.1", "an-id")
+    await worker.message()
+    assert not stranger.poll(0)

@@ -1,0 +1,102 @@
+"""permissions.yaml: what is read, and what is refused by file, line and key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kingtask import protocol
+from kingtask.config import permissions_file
+from kingtask.config.permissions_file import Rule, compiled
+from kingtask.errors import ConfigurationError
+
+SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"
+Load = Callable[[str], permissions_file.PermissionsFile]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def loaded(text: str) -> permissions_file.PermissionsFile:
+        path = tmp_path / "permissions.yaml"
+        path.write_text(text)
+        return permissions_file.load(path)
+
+    return loaded
+
+
+def test_the_shipped_file_is_what_its_comments_say():
+    read = permissions_file.load(SHIPPED)
+    assert set(read.clients) == {"operator", "reports", "dashboard"}
+    assert read.clients["operator"] == Rule()
+    assert read.default == Rule(ops=("get", "wait"))
+    text = SHIPPED.read_text()
+    for key in Rule.__struct_fields__:
+        assert re.search(rf"^#   {key} +\S", text, re.MULTILINE), key
+    ops = set(protocol.OPS) - {"ping"}
+    assert set(permissions_file.Op.__args__) == ops  # type: ignore[attr-defined]
+
+
+def test_one_value_may_stand_for_a_list(load: Load):
+    assert load("clients: {a: {ops: submit, queues: mail, tasks: '**'}}").clients["a"] == Rule(
+        ops=("submit",), queues=("mail",), tasks=("**",)
+    )
+    assert load("clients: {a: }\n").clients["a"] == Rule()
+    assert load("# nothing\nclients:\n") == permissions_file.PermissionsFile(
+        path=load("# nothing\nclients:\n").path, clients={}, default=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("client: {}", "1: client: unknown key; did you mean clients"),
+        ("xyz: {}", "1: xyz: unknown key; expected clients or default"),
+        ("clients: []", "1: clients: expected a map of names"),
+        ("clients:\n  a/b: {}", "2: clients: expected names of 1 to 64"),
+        ("clients:\n  a: []", "2: clients.a: expected a map"),
+        ("clients:\n  a: {}\n  a: {}", "3: clients.a: stands here twice"),
+        ("clients:\n  a:\n    queue: [x]", "3: clients.a.queue: unknown key; did you mean queues"),
+        ("clients:\n  a:\n    ops: [get, gte]", "3: clients.a.ops[1]: expected one of cancel, "),
+        ("clients:\n  a:\n    ops: gte", "3: clients.a.ops: expected one of cancel, "),
+        ("clients:\n  a:\n    tasks: [../x/]", "3: clients.a.tasks[0]: expected a name in which *"),
+        ("clients:\n  a:\n    tasks: ['a b']", "3: clients.a.tasks[0]: expected a name in which *"),
+        ("default: {max_priority: 10}", "1: default.max_priority: expected an integer from 0 to 9, got 10"),
+        ("default: {max_time_limit: 0}", "1: default.max_time_limit: expected a number from"),
+        ("default: {submits_per_second: 0}", "1: default.submits_per_second: expected a number from"),
+        ("default: {max_outstanding: 0}", "1: default.max_outstanding: expected an integer from 1"),
+        ("default: {max_waits: 5}", "1: default.max_waits: unknown key"),
+        ("[]", "1: expected lines of the form"),
+    ],
+)
+def test_what_is_wrong_is_told_by_file_line_and_key(load: Load, text: str, told: str):
+    with pytest.raises(ConfigurationError) as refused:
+        load(text)
+    assert f"permissions.yaml:{told}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("reports/*", ["reports/a", "reports/a.b-c"], ["reports", "reports/a/b", "xreports/a", "a/reports/b"]),
+        ("reports/**", ["reports", "reports/a", "reports/a/b/c"], ["reports2", "reports2/a", "a/reports"]),
+        ("**", ["a", "a/b/c/d"], []),
+        ("**/daily", ["daily", "a/daily", "a/b/daily"], ["xdaily", "a/daily/b"]),
+        ("a/**/z", ["a/z", "a/b/z", "a/b/c/z"], ["az", "a/bz", "a/z/b"]),
+        ("a*c", ["ac", "abc", "a.c"], ["a/c", "abcd"]),
+        ("*", ["a"], ["a/b"]),
+        ("a.c", ["a.c"], ["abc"]),
+    ],
+)
+def test_a_star_stops_at_a_part(pattern: str, yes: list[str], no: list[str]):
+    names = compiled((pattern,))
+    assert [name for name in yes if not names.fullmatch(name)] == []
+    assert [name for name in no if names.fullmatch(name)] == []
+
+
+def test_no_pattern_is_no_name():
+    assert compiled(()).fullmatch("") is None
+    assert compiled(()).fullmatch("a") is None
+    assert compiled(("a|b", "c")).fullmatch("a") is None
