@@ -1,0 +1,372 @@
+"""The dispatcher: rights and bounds, the call of each op, and one reply to each message."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kingtask import protocol, wire
+from kingtask.broker.auth import AuthenticatedPeer, CurveAuth
+from kingtask.broker.counters import Counters
+from kingtask.broker.dispatcher import Dispatcher
+from kingtask.broker.router import Peer
+from kingtask.broker.submit import SubmitBatcher
+from kingtask.broker.waiters import Waiters
+from kingtask.config import BrokerConfig, permissions_file
+from kingtask.errors import StoreError
+from kingtask.result import Result
+from kingtask.states import State
+from kingtask.store.functions import StoredTask
+from kingtask.store.stats import QueueStats, StoreStats
+from tests.broker.fakes import LOST, FakeRouter, FakeStore, FakeTicker, FakeWakeups
+from tests.processes import PATIENCE_S
+
+ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
+OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
+PEER: Peer = (b"peer",)
+
+
+def stored(state: State = State.READY, *, name: str = "a", queue: str = "default") -> StoredTask:
+    task = Result(id=ID, name=name, queue=queue, priority=5, state=state, created_at=1.0, due_at=1.0)
+    return StoredTask(1, task)
+
+
+class Setting:
+    """A dispatcher between fakes."""
+
+    def __init__(self, **config: Any) -> None:
+        self.counters = Counters()
+        self.store = FakeStore()
+        self.router = FakeRouter(self.counters)
+        self.config = BrokerConfig(**config)
+        self.batcher = SubmitBatcher(self.store, self.config.policy, FakeWakeups(), FakeTicker())
+        self.dispatcher = Dispatcher(
+            "broker.1", self.config, self.store, self.router, self.batcher, Waiters(self.store)
+        )
+
+    def ask(self, op: str, rid: int = 7, peer: Peer = PEER, **fields: Any) -> None:
+        self.dispatcher.dispatch(peer, protocol.encode_request(rid, op, fields))
+        self.batcher.flush()
+
+    def reply(self, peer: Peer = PEER) -> dict[str, Any]:
+        """The only reply so far, which is then forgotten."""
+        ((to, fields),) = self.router.replies
+        self.router.replies.clear()
+        assert to == peer
+        return fields
+
+    def code(self, peer: Peer = PEER) -> str:
+        code: str = self.reply(peer)["error"]["code"]
+        return code
+
+
+@pytest.fixture
+def setting() -> Setting:
+    return Setting()
+
+
+# ── one message, one reply ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_ping_is_answered_without_redis(setting: Setting) -> None:
+    setting.store.connected = False
+    setting.ask("ping")
+    reply = setting.reply()
+    assert (reply["ok"], reply["rid"], reply["broker"], reply["ready"]) == (True, 7, "broker.1", False)
+    assert reply["limits"] == protocol.LIMITS
+    assert not setting.store.sent
+
+
+REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
+    "get": ({"id": ID}, stored(), {"task": {"id": ID, "name": "a"}}),
+    "cancel": ({"id": ID}, "ready", {"id": ID, "outcome": "cancelled"}),
+    "stats": ({}, StoreStats([], [], []), {"queues": [], "workers": [], "brokers": []}),
+    "pause": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": True}),
+    "resume": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": False}),
+}
+
+
+@pytest.mark.parametrize("op", REPLIES)
+async def test_an_op_is_one_call_and_its_value_the_reply(setting: Setting, op: str) -> None:
+    fields, value, expected = REPLIES[op]
+    setting.ask(op, **fields)
+    assert setting.router.replies == []
+    setting.store.answer("pause" if op == "resume" else op, value)
+    reply = setting.reply()
+    assert (reply["rid"], reply["ok"]) == (7, True)
+    assert {**expected, "task": None} == {**{key: reply[key] for key in expected}, "task": None}
+    if op == "get":
+        assert reply["task"]["id"] == ID
+
+
+async def test_a_submit_is_answered_when_it_is_confirmed(setting: Setting) -> None:
+    setting.ask("submit", task={"name": "a", "id": ID})
+    (sent,) = setting.store.submits
+    assert setting.dispatcher.pending == 1
+    sent.succeed("ready")
+    assert setting.reply() == {"v": 1, "rid": 7, "ok": True, "id": ID, "outcome": "created", "ack": "fsync"}
+    assert (setting.dispatcher.pending, setting.dispatcher.pending_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(("reached", "ok"), [(True, True), (False, False)])
+async def test_a_requeue_is_answered_when_it_is_confirmed(setting: Setting, reached: bool, ok: bool) -> None:
+    setting.ask("requeue", id=ID, new_id=OTHER)
+    setting.store.answer("requeue", ("ready", "default"))
+    assert setting.router.replies == []
+    setting.store.confirms.pop()(reached)
+    reply = setting.reply()
+    assert reply["ok"] == ok
+    assert ok or reply["error"]["code"] == "not_confirmed"
+
+
+async def test_a_refused_requeue_waits_for_no_replica(setting: Setting) -> None:
+    setting.ask("requeue", id=ID, new_id=OTHER)
+    setting.store.answer("requeue", ("missing", ""))
+    assert setting.code() == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "rid"),
+    [
+        (b"\xc1", "malformed", None),
+        (wire.pack({"v": 1, "rid": 3, "op": "fly"}), "unknown_op", 3),
+        (wire.pack({"v": 2, "rid": 3, "op": "ping"}), "unsupported_version", 3),
+        (wire.pack({"v": 1, "rid": 3, "op": "get", "id": "x"}), "invalid_request", 3),
+        (wire.pack({"v": 1, "rid": [], "op": "ping"}), "invalid_request", None),
+    ],
+)
+async def test_a_bad_request_is_refused_with_its_rid(
+    setting: Setting, message: bytes, code: str, rid: int | None
+) -> None:
+    setting.dispatcher.dispatch(PEER, message)
+    reply = setting.reply()
+    assert (reply["error"]["code"], reply["rid"]) == (code, rid)
+    assert setting.counters.counts == {code: 1}
+
+
+async def test_a_fault_of_the_broker_costs_one_reply(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    setting.ask("list", state="failed")
+    setting.store.answer("list", "no page")
+    assert setting.code() == "internal"
+    assert setting.dispatcher.pending == 0
+    assert any(message.startswith("request=failed") for message in caplog.messages)
+
+
+# ── bounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_over_max_pending_the_reply_is_busy() -> None:
+    setting = Setting(max_pending=1)
+    setting.ask("stats")
+    setting.ask("stats")
+    assert setting.code() == "busy"
+    setting.store.answer("stats", LOST)
+    setting.router.replies.clear()
+    setting.ask("stats")
+    assert setting.router.replies == [], "there is room again"
+
+
+async def test_over_max_pending_bytes_the_reply_is_busy(setting: Setting) -> None:
+    setting.dispatcher.pending_bytes = setting.config.max_pending_bytes
+    setting.ask("stats")
+    assert setting.code() == "busy"
+
+
+async def test_without_redis_the_reply_is_unavailable(setting: Setting) -> None:
+    setting.store.connected = False
+    setting.ask("submit", task={"name": "a"})
+    reply = setting.reply()
+    assert (reply["error"]["code"], reply["error"]["stored"]) == ("unavailable", "no")
+    assert "connection refused" in reply["error"]["message"]
+
+
+async def test_a_call_without_an_answer_leaves_open_whether_a_write_happened(setting: Setting) -> None:
+    for op, stored_ in (("cancel", "unknown"), ("get", "no")):
+        setting.ask(op, id=ID)
+        setting.store.answer(op, LOST)
+        assert setting.reply()["error"]["stored"] == stored_
+
+
+async def test_a_reload_changes_the_bounds(setting: Setting) -> None:
+    setting.dispatcher.reconfigure(BrokerConfig(max_pending=1), None)
+    setting.ask("stats")
+    setting.ask("stats")
+    assert setting.code() == "busy"
+
+
+# ── waits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_wait_is_answered_at_the_end_of_the_task_and_is_not_pending(setting: Setting) -> None:
+    setting.ask("wait", id=ID, timeout_s=60.0)
+    assert (setting.dispatcher.pending, setting.dispatcher.waiting) == (0, 1)
+    setting.store.answer("wait", "succeeded")
+    setting.store.answer("get", stored(State.SUCCEEDED))
+    reply = setting.reply()
+    assert (reply["task"]["state"], reply["pending"]) == ("succeeded", False)
+    assert setting.dispatcher.waiting == 0
+
+
+async def test_a_wait_that_timed_out_is_pending_still(setting: Setting) -> None:
+    setting.ask("wait", id=ID)
+    setting.store.answer("wait", "succeeded")
+    setting.store.answer("get", stored(State.RUNNING))
+    assert setting.reply()["pending"] is True
+
+
+async def test_a_wait_for_an_unknown_task_is_not_found(setting: Setting) -> None:
+    setting.ask("wait", id=ID)
+    setting.store.answer("wait", "missing")
+    assert setting.code() == "not_found"
+
+
+async def test_over_max_waits_the_reply_is_busy() -> None:
+    setting = Setting(max_waits=1)
+    setting.ask("wait", id=ID)
+    setting.ask("wait", id=ID)
+    assert setting.code() == "busy"
+
+
+# ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_broker_that_stops_ends_waits_and_answers_requests_in_progress(setting: Setting) -> None:
+    setting.ask("wait", id=ID)
+    setting.ask("stats", rid=8)
+    draining = asyncio.ensure_future(setting.dispatcher.drain(PATIENCE_S))
+    await asyncio.sleep(0)
+    assert setting.code() == "unavailable", "the wait"
+    setting.ask("stats", rid=9)
+    assert setting.code() == "unavailable"
+    assert not draining.done()
+    setting.store.sent.pop(0)
+    setting.store.answer("stats", StoreStats([], [], []))
+    await draining
+    assert setting.reply()["rid"] == 8
+
+
+async def test_a_drain_ends_at_its_timeout(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    setting.ask("stats")
+    await setting.dispatcher.drain(0.001)
+    assert "broker=stopping unanswered=1" in caplog.messages
+
+
+# ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Keys(CurveAuth):
+    def __init__(self, **clients: str) -> None:
+        self._names = {key: name for name, key in clients.items()}
+
+    def peer(self, key: str) -> AuthenticatedPeer:
+        return AuthenticatedPeer(PEER, self, key)
+
+
+def with_permissions(directory: Path, **file: Any) -> Setting:
+    path = directory / "permissions.yaml"
+    path.write_text(yaml.safe_dump(file))
+    return Setting(permissions=str(path))
+
+
+async def test_a_revoked_key_is_denied_whatever_it_sends(setting: Setting) -> None:
+    setting.ask("ping", peer=_Keys().peer("key"))
+    assert setting.code() == "permission_denied"
+
+
+async def test_a_key_revoked_during_a_wait_gets_no_result(setting: Setting) -> None:
+    keys = _Keys(alice="key")
+    setting.ask("wait", peer=keys.peer("key"), id=ID)
+    keys.reload({})
+    setting.store.answer("wait", "succeeded")
+    setting.store.answer("get", stored(State.SUCCEEDED))
+    assert setting.code() == "permission_denied"
+
+
+async def test_a_client_is_known_by_its_key(tmp_path: Path) -> None:
+    setting = with_permissions(tmp_path, clients={"alice": {"ops": ["stats"]}})
+    alice = _Keys(alice="key").peer("key")
+    setting.ask("stats", peer=alice)
+    assert setting.router.replies == []
+    setting.ask("cancel", peer=alice, id=ID)
+    assert setting.code(alice) == "permission_denied"
+    setting.ask("stats")
+    assert setting.code() == "permission_denied", "without a key"
+
+
+async def test_an_op_by_id_reads_the_task_before_it_acts(tmp_path: Path) -> None:
+    setting = with_permissions(tmp_path, default={"queues": ["mail"]})
+    setting.ask("cancel", id=ID)
+    setting.store.answer("get", stored(queue="mail"))
+    setting.store.answer("cancel", "ready")
+    assert setting.reply()["ok"]
+    setting.ask("cancel", id=ID)
+    setting.store.answer("get", stored(queue="other"))
+    assert setting.code() == "permission_denied"
+    assert not setting.store.sent
+    for found, code in ((StoredTask(1, None), "not_found"), (LOST, "unavailable")):
+        setting.ask("cancel", id=ID)
+        setting.store.answer("get", found)
+        assert setting.code() == code
+
+
+async def test_stats_show_only_the_queues_of_a_client(tmp_path: Path) -> None:
+    setting = with_permissions(tmp_path, default={"queues": ["mail"]})
+    setting.ask("stats")
+    queues = [
+        QueueStats(name=name, paused=False, scheduled=0, ready=0, running=0, oldest_waiting_s=0, totals={}, rates={})
+        for name in ("mail", "other")
+    ]
+    setting.store.answer("stats", StoreStats(queues, [], []))
+    assert [queue["name"] for queue in setting.reply()["queues"]] == ["mail"]
+
+
+async def test_a_requeue_carries_the_quota_of_its_client(tmp_path: Path) -> None:
+    setting = with_permissions(tmp_path, default={"max_outstanding": 7})
+    setting.ask("requeue", id=ID, new_id=OTHER)
+    assert setting.store.sent[0].call.arguments["quota"] == ("anonymous", 7)
+
+
+async def test_a_reload_changes_the_permissions(setting: Setting, tmp_path: Path) -> None:
+    path = tmp_path / "permissions.yaml"
+    path.write_text("default: {ops: [get]}")
+    setting.dispatcher.reconfigure(setting.config, permissions_file.load(path))
+    setting.ask("stats")
+    assert setting.code() == "permission_denied"
+
+
+@pytest.mark.parametrize("op", [op for op in protocol.OPS.values() if op.name not in {"ping", "wait", "submit"}])
+async def test_only_audited_ops_are_in_the_audit_log(
+    op: protocol.Op, setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kingtask.audit")
+    fields: dict[str, dict[str, Any]] = {
+        "get": {"id": ID},
+        "cancel": {"id": ID},
+        "requeue": {"id": ID, "new_id": OTHER},
+        "stats": {},
+    }
+    fields |= {"list": {"state": "failed"}, "pause": {"queue": "mail"}, "resume": {"queue": "mail"}}
+    setting.ask(op.name, **fields[op.name])
+    setting.store.sent.pop().answer(StoreError("away", "gone"))
+    lines = [message for message in caplog.messages if message.startswith(f"audit={op.name} client=anonymous ")]
+    assert len(lines) == op.audited
+
+
+# ── times ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_with_metrics_each_reply_is_timed_by_its_op() -> None:
+    setting = Setting(metrics_addr="127.0.0.1:9597")
+    assert set(setting.dispatcher.times) == set(protocol.OPS) - {"ping"}
+    setting.ask("stats")
+    setting.store.answer("stats", StoreStats([], [], []))
+    counted = {op: times.buckets()[-1][1] for op, times in setting.dispatcher.times.items()}
+    assert counted == {**dict.fromkeys(counted, 0), "stats": 1}
+
+
+async def test_without_metrics_nothing_is_timed(setting: Setting) -> None:
+    assert setting.dispatcher.times == {}
