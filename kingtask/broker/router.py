@@ -1,6 +1,6 @@
 """The ROUTER socket: receives whole messages and sends replies, without ever blocking the loop.
 
-A ROUTER that nobody reads buffers without limit. So reading never stops, and the dispatcher answers `busy` over its
+A ROUTER that is not read buffers without limit. So reading never stops, and the dispatcher answers `busy` over its
 bounds. The socket's descriptor is edge-triggered, so its events are checked again after each batch of sends and
 receives. Every frame is hostile.
 """
@@ -101,7 +101,7 @@ def _check_path(setting: str, path: str) -> None:
         )
     with _socket.socket(_socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):  # else nobody listens any more
+        if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):  # else no process listens
             advice = _advice(errno.EADDRINUSE, "")
             raise ConfigurationError(f"{setting}: cannot listen on ipc://{path}: {advice}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -32,7 +33,7 @@ CALLS = 1
 """Calls in flight; a second one would halve the batches and gain nothing (measured)."""
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576
-"""Of one call: while Redis works on it, nobody else is served (10,000 moves blocked it for 100 ms)."""
+"""Of one call: Redis serves no other client meanwhile (10,000 moves blocked it for 100 ms)."""
 
 Outcome = str | StoreError
 """What `submit` returned for a task, or `unconfirmed` if the level of `ack` was not reached, or why the call failed."""
@@ -40,18 +41,16 @@ Respond = Callable[[dict[str, Any] | RequestRefused], None]
 """Called once, with the fields of the reply or with its error."""
 
 
+@dataclass(slots=True, eq=False)
 class _Batch:
     """The tasks of one call, and for each of them the reply and its place there."""
 
-    __slots__ = ("bytes", "hinted_us", "outcomes", "replies", "tasks")
-
-    def __init__(self) -> None:
-        self.tasks: list[Prepared] = []
-        self.replies: list[tuple[SingleReply | BulkReply, int]] = []
-        self.bytes = 0
-        self.hinted_us: int | None = None
-        """When a worker got a hint of the only task, before Redis returned."""
-        self.outcomes: list[str] = []
+    tasks: list[Prepared] = field(default_factory=list)
+    replies: list[tuple[SingleReply | BulkReply, int]] = field(default_factory=list)
+    bytes: int = 0
+    hinted_us: int | None = None
+    """When a worker got a hint of the only task, before Redis returned."""
+    outcomes: list[str] = field(default_factory=list)
 
 
 class SubmitBatcher:

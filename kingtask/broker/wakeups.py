@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import zmq
 
@@ -47,39 +48,27 @@ RECEIVE_BYTES = 2_048
 FIRST_SWEEP = 1_024
 
 
+@dataclass(slots=True, eq=False)
 class WakeupPeer:
     """The subscriptions of one connection. The inode of its socket identifies it as long as it lives."""
 
-    __slots__ = (
-        "cut",
-        "fd",
-        "hint",
-        "idle",
-        "inode",
-        "key",
-        "messages",
-        "names",
-        "queues",
-        "second",
-        "topic",
-        "unknown",
-    )
-
-    def __init__(self, fd: int, inode: int, key: str) -> None:
-        self.fd = fd
-        self.inode = inode
-        self.key = key
-        """The key of the client; empty without CURVE."""
-        self.queues: set[bytes] = set()
-        self.names: set[bytes] = set()
-        """Topics for cancels."""
-        self.topic = b""
-        """The topic of this connection alone, for hints."""
-        self.idle = False
-        self.hint = b""
-        """The hint that it got since it was idle."""
-        self.second = self.messages = self.unknown = 0
-        self.cut = False
+    fd: int
+    inode: int
+    key: str
+    """The key of the client; empty without CURVE."""
+    queues: set[bytes] = field(default_factory=set)
+    names: set[bytes] = field(default_factory=set)
+    """Topics for cancels."""
+    topic: bytes = b""
+    """The topic of this connection alone, for hints."""
+    idle: bool = False
+    hint: bytes = b""
+    """The hint that it got since it was idle."""
+    second: int = 0
+    messages: int = 0
+    """Within this second."""
+    unknown: int = 0
+    cut: bool = False
 
 
 class Wakeups:
