@@ -122,7 +122,7 @@ class Op(NamedTuple):
     audited: bool = False
     """The audit log has a line for each request."""
     acked: bool = False
-    """An OK means that the level of `ack` was reached."""
+    """An OK waits until the level of `ack` is reached."""
     permission: bool = True
     """The op stands in `ops` of permissions.yaml. An op without a permission is open to every client."""
 

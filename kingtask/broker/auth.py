@@ -70,7 +70,7 @@ class CurveAuth:
         self._directory = authorized
         self._pair = curve.read_pair(secret_key_file)
         self._names = curve.read_directory(authorized)
-        """Of clients, by key."""
+        """The names of the clients, by key."""
         self._sockets: list[Socket] = []
         self._monitors: list[Socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None

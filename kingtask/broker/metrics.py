@@ -74,7 +74,7 @@ def of_broker(
         counter("kingtask_broker_lost_total", "Lost attempts found by the ticks of this broker.", ticker.lost),
         gauge("kingtask_broker_instants", "Instants of the next minute that the timer knows.", ticker.instants),
         gauge("kingtask_broker_draining", "1 while the broker stops.", dispatcher.draining),
-        facts("kingtask_broker_ack_info", "The level that an OK means.", {"level": ack_level or "unknown"}),
+        facts("kingtask_broker_ack_info", "The durability of an acknowledgement.", {"level": ack_level or "unknown"}),
         gauge("kingtask_tasks_limit", "max_tasks: above it the reply is busy.", config.max_tasks),
         gauge("kingtask_queues_limit", "max_queues: above it the reply is busy.", config.max_queues),
         gauge("kingtask_output_bytes_limit", "max_result_bytes: above it outputs go.", config.max_result_bytes),

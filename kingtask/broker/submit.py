@@ -33,10 +33,10 @@ CALLS = 1
 """Calls in flight; a second one would halve the batches and gain nothing (measured)."""
 MAX_ITEMS = 200
 MAX_BYTES = 1_048_576
-"""Of one call: Redis serves no other client meanwhile (10,000 moves blocked it for 100 ms)."""
+"""Bound of one call: Redis serves no other client meanwhile (10,000 moves blocked it for 100 ms)."""
 
 Outcome = str | StoreError
-"""What `submit` returned for a task, or `unconfirmed` if the level of `ack` was not reached, or why the call failed."""
+"""Returned by `submit` for a task, or `unconfirmed` if the level of `ack` was not reached, or why the call failed."""
 Respond = Callable[[dict[str, Any] | RequestRefused], None]
 """Called once, with the fields of the reply or with its error."""
 
@@ -66,7 +66,7 @@ class SubmitBatcher:
 
     @property
     def ack_level(self) -> str | None:
-        """The level that an OK means now."""
+        """The durability of an acknowledgement now."""
         return self._store.ack_level
 
     def reconfigure(self, policy: Policy) -> None:

@@ -37,7 +37,7 @@ MAX_CURVE_BYTES = 512
 MAX_TOPICS = 258
 """A worker subscribes to each of its queues (256 at most), to its own name and to IDLE_TOPIC."""
 MESSAGES_A_SECOND = 5_000
-"""Of one connection. A worker sends at most two for each hint; one takes this broker some 10 µs."""
+"""Messages of one connection. A worker sends at most two for each hint; one takes this broker some 10 µs."""
 MAX_UNKNOWN = 4
 """Unknown topics of one connection: a newer worker may have new ones."""
 MAX_UNREAD = 16

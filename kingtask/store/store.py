@@ -29,7 +29,7 @@ log = logging.getLogger("kingtask.store")
 DEFAULT = Ack()
 
 TIMEOUT_S = 5.0
-"""Of a call."""
+"""The longest wait for the reply to a call."""
 
 REPLICAS_POLL_S = 0.1
 """Pause between two counts of the attached replicas at the start."""
