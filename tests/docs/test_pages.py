@@ -26,7 +26,6 @@ FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"(?<![\w/.~-])(?:kingtask|tests|deploy|etc)/[\w./*-]*[\w/*]")
 MODULE = re.compile(r"(?<![\w/.@-])kingtask(?:\.[A-Za-z_]\w*)+")
 OTHER_NAMES = {
-    "kingtask/ARCHITECTURE.md": "a page that is still to be written",
     "kingtask.conf": "a file of sysusers.d and tmpfiles.d on a host",
     "kingtask.Example": "a class of the client in Java",
     "kingtask.main": "a method of the click group",

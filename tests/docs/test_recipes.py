@@ -1,0 +1,77 @@
+"""The recipes of kingtask/ARCHITECTURE.md: a test fails when a place of a recipe was forgotten."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import kingtask
+from kingtask import AsyncClient, Client
+from kingtask.broker import ops
+from kingtask.cli.commands import COMMANDS
+from kingtask.client.options import TaskOptions
+from kingtask.config import BrokerConfig, WorkerConfig
+from kingtask.protocol import OPS
+from kingtask.store import functions
+from kingtask.task import TaskSpec
+
+TOP = Path(__file__).parents[2]
+PACKAGE = Path(kingtask.__file__).parent
+LUA = "\n".join(path.read_text() for path in sorted((PACKAGE / "store" / "lua").glob("*.lua")))
+REGISTERED = re.findall(r"^ *register\('(\w+)'", LUA, re.MULTILINE)
+
+
+def page(name: str) -> str:
+    return (TOP / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
+def test_every_place_of_an_op(op):
+    assert hasattr(Client, op.name)
+    assert hasattr(AsyncClient, op.name)
+    assert op.name in COMMANDS
+    assert re.search(rf"^### `{op.name}`$", page("kingtask/PROTOCOL.md"), re.MULTILINE)
+    assert re.search(rf"[` ]{op.name}[` ]", page("kingtask/guide/command-line.md"))
+    assert f"{op.name}(" in page("kingtask/guide/python.md")
+    vectors = json.loads(page("tests/interop/vectors/ops.json"))
+    assert any(f'"op": "{op.name}"' in json.dumps(vector) for vector in vectors), "no vector"
+    if op.permission:
+        listed = re.search(r"^# +ops +(.*(?:\n#  {10,}.*)*)", page("etc/permissions.yaml"), re.MULTILINE)
+        assert listed
+        assert re.search(rf"\b{op.name}\b", listed[1])
+    if op.name not in ("ping", "submit", "wait"):  # these three are more than one call
+        assert f"case protocol.{op.request.__name__}()" in inspect.getsource(ops.call_of)
+
+
+@pytest.mark.parametrize("field", TaskSpec.__struct_fields__)
+def test_every_place_of_a_task_option(field: str):
+    assert f"`{field}`" in page("kingtask/PROTOCOL.md")
+    assert f'"{field}"' in page("tests/interop/vectors/ops.json")
+    if field not in ("id", "name", "args"):
+        python = {"start_at": "at"}.get(field, field.removesuffix("_s"))
+        assert python in TaskOptions.__annotations__
+        assert f"`{python}`" in page("kingtask/guide/python.md")
+        flag = {"tags": "tag"}.get(python, python).replace("_", "-")
+        assert f"--{flag}" in page("kingtask/guide/command-line.md")
+
+
+@pytest.mark.parametrize("function", REGISTERED)
+def test_every_place_of_a_lua_function(function: str):
+    assert re.search(rf'FunctionCall\([^)]*"{function}"', inspect.getsource(functions))
+
+
+def test_every_call_has_its_lua_function():
+    called = set(re.findall(r'FunctionCall\("(\w+)"', inspect.getsource(functions)))
+    assert called <= set(REGISTERED)
+    assert called - {"finish_cut"} > set()
+
+
+@pytest.mark.parametrize(("file", "config"), [("broker", BrokerConfig), ("worker", WorkerConfig)])
+def test_every_place_of_a_configuration_key(file: str, config: type[BrokerConfig] | type[WorkerConfig]):
+    text = page(f"etc/{file}.yaml")
+    assert [key for key in config.__struct_fields__ if not re.search(rf"^#? ?{key}:", text, re.MULTILINE)] == []
+    assert config.live <= set(config.__struct_fields__)
