@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from kingtask import failpoint, linux
 from kingtask.config import Reload
+from kingtask.event import Event
 from kingtask.store.redis.supervisor import SupervisedConnection
 from kingtask.systemd import Notifier
 
@@ -109,7 +110,7 @@ def _watch_open_files(loop: asyncio.AbstractEventLoop, log: logging.Logger) -> N
         nonlocal warned
         limit = linux.open_files_nearly_used_up()
         if limit is not None and not warned:
-            log.warning("descriptors=short limit=%d: raise LimitNOFILE, or new connections are refused", limit)
+            log.warning(Event("descriptors=short", "raise LimitNOFILE, or new connections are refused", limit=limit))
         warned = limit is not None
         loop.call_later(CHECK_OPEN_FILES_S, check)
 

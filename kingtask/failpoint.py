@@ -28,6 +28,7 @@ import signal
 from collections.abc import Mapping
 
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 
 VARIABLE = "KINGTASK_FAILPOINTS"
 PLACES = frozenset(
@@ -78,7 +79,7 @@ class Failpoints:
 def warn(log: logging.Logger) -> None:
     """Log at the start that this process may fail on purpose."""
     if ACTIVE:
-        log.warning("failpoints=%s: this process is under test and will fail on purpose", ",".join(SETTINGS))
+        log.warning(Event(f"failpoints={','.join(SETTINGS)}", "this process is under test and will fail on purpose"))
 
 
 SETTINGS = parse(os.environ.get(VARIABLE, ""))

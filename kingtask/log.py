@@ -1,13 +1,12 @@
-"""The daemons' log: one line per event, `key=value` pairs or JSON, to stderr and, if wished, to a file.
+"""The daemons' log: one line per event, as `key=value` pairs or JSON, to stderr and optionally to a file.
 
     time=2026-03-01T12:00:00.123Z level=warning program=broker from=kingtask.store redis=unreachable address=…
     {"time":"2026-03-01T12:00:00.123Z","level":"warning","program":"broker","from":"kingtask.store",
      "event":"redis=unreachable","address":"…"}
 
-Modules log through `logging.getLogger("kingtask.…")` and write their pairs as the message, the event first and words
-for people behind a colon at the end; `event` makes fields of it. Whatever a message holds (a peer's bytes, a traceback)
-stays on its line: control characters are escaped. The file may be moved or removed while it is written (logrotate); a
-disk that is full costs lines, never the daemon.
+Modules log an `Event` through `logging.getLogger("kingtask.…")`. Every record stays on its line, whatever it holds (a
+peer's bytes, a traceback): control characters are escaped. The file may be moved or removed at any time (logrotate). A
+full disk costs lines, never the daemon.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import json
 import logging
 import logging.handlers
 import os
-import re
 import sys
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, TextIO
 
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))} | {
     ord("\n"): "\\n",
@@ -32,17 +30,17 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80,
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
-"""What ends a line or talks to a terminal."""
+"""Characters that end a line or control a terminal."""
 
 
 Format = Literal["text", "json"]
 
 lines: dict[str, int] = dict.fromkeys(("debug", "info", "warning", "error", "critical"), 0)
-"""How many were logged since the start, by level."""
+"""Number of lines since the start, by level."""
 
 
 class LineFormatter(logging.Formatter):
-    """One record as one line of pairs."""
+    """Formats a record as one line of pairs."""
 
     def __init__(self, program: str) -> None:
         super().__init__()
@@ -58,7 +56,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One record as one JSON object; in ASCII, so that nothing in it ends the line."""
+    """Formats a record as one JSON object, in ASCII, so that no character ends the line."""
 
     def __init__(self, program: str) -> None:
         super().__init__()
@@ -71,60 +69,17 @@ class JsonFormatter(logging.Formatter):
             "program": self._program,
             "from": record.name,
         }
-        for name, value in event(str(record.msg), record.args).items():
+        if isinstance(record.msg, Event):
+            said = {"event": record.msg.name, **record.msg.fields}
+            if record.msg.words:
+                said["message"] = record.msg.words
+        else:  # from a library
+            said = {"message": record.getMessage()}
+        for name, value in said.items():
             fields.setdefault(name, value)
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields, separators=(",", ":"), default=str)
-
-
-class _Shape(NamedTuple):
-    """What the text of an event is made of: names and formats of its fields, and the words at its end."""
-
-    event: str
-    fields: tuple[tuple[str, str], ...]
-    words: str
-
-
-_PAIR = re.compile(r"\s*([a-z_]+|%s)=((?:%[-#0-9.]*[a-z]|[^\s:%])+)")
-_CONVERSION = re.compile(r"%[-#0-9.]*[a-z]")
-
-
-@lru_cache(maxsize=256)
-def _shape(message: str) -> _Shape | None:
-    pairs = []
-    at = 0
-    while match := _PAIR.match(message, at):
-        pairs.append((match[1], match[2]))
-        at = match.end()
-    rest = message[at:]
-    if not pairs or (rest and not rest.startswith(": ")):
-        return None
-    (name, value), *others = pairs
-    return _Shape(f"{name}={value}", tuple(others), rest.removeprefix(": "))
-
-
-def event(message: str, args: Any) -> dict[str, Any]:
-    """The fields of an event: numbers stay numbers. What does not read as one is a `message`, whole."""
-    shape = _shape(message)
-    left = list(args) if isinstance(args, tuple) else []
-    if shape is None or (args and not left):
-        return {"message": message % args if args else message}
-    found: dict[str, Any] = {"event": _filled(shape.event, left)}
-    for name, value in shape.fields:
-        found[name] = _filled(value, left)
-    if shape.words:
-        found["message"] = _filled(shape.words, left)
-    return found
-
-
-def _filled(text: str, left: list[Any]) -> Any:
-    """`text` with what it takes of `left`; a value alone stays what it is."""
-    taken = [left.pop(0) for _ in _CONVERSION.findall(text)]
-    if len(taken) == 1 and _CONVERSION.fullmatch(text):
-        value = taken[0]
-        return value if isinstance(value, str | int | float) else text % value
-    return text % tuple(taken)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -133,7 +88,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """Counts what is logged. To the journal it says how bad each line is (sd-daemon(3))."""
+    """Counts lines. For the journal it prefixes each with its priority (sd-daemon(3))."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
@@ -147,11 +102,11 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""Of syslog(3)."""
+"""Priorities of syslog(3)."""
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Whether systemd connected this stream to the journal: it says which one (systemd.exec(5))."""
+    """True if systemd connected this stream to the journal (JOURNAL_STREAM, systemd.exec(5))."""
     try:
         stat = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):  # closed, or no file at all
@@ -160,7 +115,7 @@ def _is_journal(stream: TextIO) -> bool:
 
 
 class LogFile(logging.handlers.WatchedFileHandler):
-    """A file that is opened anew when it was moved away. That it cannot be written is said once, on stderr."""
+    """A log file that is reopened after it was moved. A write failure is reported once, on stderr."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
@@ -171,13 +126,13 @@ class LogFile(logging.handlers.WatchedFileHandler):
         self._failed = False
         try:
             super().emit(record)
-        except OSError:  # from opening it anew, e.g. when the directory is gone
+        except OSError:  # from reopening, e.g. if the directory is gone
             self.handleError(record)
         if not self._failed:
             self._reported = False
 
     def reopen(self) -> None:
-        """Open it anew: for whoever moved it away and says so, instead of waiting for the next line."""
+        """Reopen the file now, not at the next line."""
         try:
             self.reopenIfNeeded()
         except OSError:
@@ -188,7 +143,7 @@ class LogFile(logging.handlers.WatchedFileHandler):
         if not self._reported:
             self._reported = True
             error = sys.exc_info()[1]
-            logging.getLogger("kingtask.log").error("log=unwritable path=%s error=%r", self.baseFilename, str(error))
+            logging.getLogger("kingtask.log").error(Event("log=unwritable", path=self.baseFilename, error=str(error)))
 
 
 _installed: list[logging.Handler] = []
@@ -205,9 +160,8 @@ def setup(
 ) -> None:
     """Send all logging to stderr (or `stream`), and to `<log_path>/<program>.log` if a directory is given.
 
-    `level` (debug, info, warning, error) is kingtask's own; libraries are heard from `warning` on. Calling it again
-    replaces what was set up before, but for a format that is not given. Raises ConfigurationError if the file cannot be
-    written.
+    `level` (debug, info, warning, error) applies to kingtask; libraries log from `warning` on. A further call replaces
+    the setup, and keeps the format if none is given. Raises ConfigurationError if the file cannot be written.
     """
     global _format
     handlers: list[logging.Handler] = [_ToStderr(stream)]
@@ -230,7 +184,7 @@ def setup(
 
 
 def reopen() -> None:
-    """Open the file anew if it was moved away; without it the next line does. Raises nothing."""
+    """Reopen the file if it was moved; otherwise the next line does. Raises nothing."""
     for handler in _installed:
         if isinstance(handler, LogFile):
             handler.reopen()
@@ -238,7 +192,9 @@ def reopen() -> None:
 
 def _open(directory: Path, program: str) -> LogFile:
     if not directory.is_dir():
-        raise ConfigurationError(f"log_path: expected a directory, but {directory} is none; create it or leave it out")
+        raise ConfigurationError(
+            f"log_path: expected a directory, but {directory} is not one; create it or remove log_path"
+        )
     path = directory / f"{program}.log"
     try:
         return LogFile(path)

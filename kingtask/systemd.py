@@ -14,6 +14,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Self
 
 from kingtask.clock import US_PER_S, monotonic_s, monotonic_us
+from kingtask.event import Event
 
 log = logging.getLogger("kingtask.systemd")
 
@@ -37,7 +38,7 @@ class Notifier:
         if address.startswith(("/", "@")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         elif address:
-            log.warning("notify=failed address=%r: expected a path, or a name behind @", address)
+            log.warning(Event("notify=failed", "expected a path, or a name behind @", address=address))
         self._unsent: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -95,7 +96,7 @@ class Notifier:
             if self._alive():
                 lines.append("WATCHDOG=1")
             else:
-                log.error("watchdog=withheld: the loop runs, but its periodic work does not")
+                log.error(Event("watchdog=withheld", "the loop runs, but its periodic work does not"))
         self._send(*lines if not self._unsent else ())
 
     def _new_status(self) -> list[str]:
@@ -121,5 +122,5 @@ class Notifier:
         except BlockingIOError:
             return
         except OSError as error:
-            log.warning("notify=failed error=%r", str(error))
+            log.warning(Event("notify=failed", error=str(error)))
         self._unsent = []

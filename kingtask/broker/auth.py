@@ -23,6 +23,7 @@ from kingtask import curve, failpoint
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 
 log = logging.getLogger("kingtask.broker")
 
@@ -103,9 +104,9 @@ class CurveAuth:
                 monitor.recv_multipart()
             self._loop.add_reader(int(monitor.getsockopt(zmq.FD)), self._drain_monitor, monitor)
             self._drain_monitor(monitor)
-        log.info("curve=on clients=%d directory=%s", len(self._names), self._directory)
+        log.info(Event("curve=on", clients=len(self._names), directory=self._directory))
         if not self._names:
-            log.warning("curve=no_clients: there is no *.key in %s, so nobody is let in", self._directory)
+            log.warning(Event("curve=no_clients", f"there is no *.key in {self._directory}, so nobody is let in"))
 
     def stop(self) -> None:
         """Call this after the sockets were closed. Idempotent."""
@@ -152,9 +153,9 @@ class CurveAuth:
         """Authorize these keys; not one more message of any other key is accepted."""
         old = self._names
         for key in sorted(names.keys() - old.keys()):
-            log.info("key=added client=%s", names[key])
+            log.info(Event("key=added", client=names[key]))
         for key in sorted(old.keys() - names.keys()):
-            log.info("key=revoked client=%s", old[key])
+            log.info(Event("key=revoked", client=old[key]))
         self._names = names
 
     def read(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from kingtask import protocol
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.errors import Busy, PermissionDenied
+from kingtask.event import Event
 from kingtask.result import Result
 from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
@@ -125,7 +126,7 @@ class ClientPolicy:
 
     def _deny(self, op: str, subject: dict[str, str | None], field: str, why: str, key: str) -> NoReturn:
         rule = f"{self._source}.{key}"
-        _write_audit(logging.WARNING, "denied", {"client": self.client, "op": op, **subject, "rule": rule})
+        log.warning(Event("audit=denied", client=self.client, op=op, **subject, rule=rule))
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 
@@ -167,15 +168,10 @@ class Authorizer:
 def audit(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:
     """Log that this client made this request, and its outcome."""
     outcome = str(answer) if isinstance(answer, Exception) else answer.get("outcome", "done")
-    _write_audit(logging.INFO, request.op.name, {"client": client, **_subject(request), "outcome": repr(outcome)})
+    log.info(Event(f"audit={request.op.name}", client=client, **_subject(request), outcome=outcome))
 
 
 def _subject(request: protocol.Request) -> dict[str, str | None]:
     """Return the ids and the queue that the request names."""
     found = {name: getattr(request, name, None) for name in ("id", "new_id", "queue")}
     return {name: value for name, value in found.items() if value is not None} or {"id": None}
-
-
-def _write_audit(level: int, event: str, fields: dict[str, str | None]) -> None:
-    """The names of the fields are ours, so they may stand in the format."""
-    log.log(level, " ".join(["audit=%s", *(f"{name}=%s" for name in fields)]), event, *fields.values())

@@ -6,6 +6,7 @@ import logging
 
 from kingtask.clock import monotonic_s
 from kingtask.errors import RequestRefused
+from kingtask.event import Event
 
 log = logging.getLogger("kingtask.broker")
 
@@ -38,7 +39,7 @@ class Counters:
         logged_s, logged = self._logged.get(kind, (now_s - EVERY_S, 0))
         if now_s - logged_s >= EVERY_S:
             self._logged[kind] = (now_s, number)
-            log.warning("refused=%s count=%d total=%d last=%r", kind, number - logged, number, why)
+            log.warning(Event(f"refused={kind}", count=number - logged, total=number, last=why))
 
     def refused(self, error: RequestRefused) -> None:
         """Count a refusal by its code. The log omits the value that was sent, which may be secret."""

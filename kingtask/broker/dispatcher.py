@@ -21,6 +21,7 @@ from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
+from kingtask.event import Event
 from kingtask.metrics.histogram import CALL_S, Histogram
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
@@ -74,7 +75,7 @@ class Dispatcher:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
             except TimeoutError:
-                log.warning("broker=stopping unanswered=%d", self.pending)
+                log.warning(Event("broker=stopping", unanswered=self.pending))
 
     def reconfigure(self, config: BrokerConfig, permissions: PermissionsFile | None) -> None:
         """Use these for later requests."""
@@ -258,5 +259,5 @@ def _refusal(error: Exception) -> RequestRefused:
     """Return the error of the reply; an unexpected one is logged."""
     if isinstance(error, RequestRefused):
         return error
-    log.error("request=failed error=%r", describe_error(error), exc_info=error)
+    log.error(Event("request=failed", error=describe_error(error)), exc_info=error)
     return RequestRefused("the broker failed at this request; its log says why")

@@ -16,6 +16,7 @@ from kingtask.broker.ticker import Ticker
 from kingtask.broker.wakeups import Wakeups
 from kingtask.config import BrokerConfig
 from kingtask.errors import REFUSALS, StoreError
+from kingtask.event import Event
 from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
 from kingtask.states import TERMINAL
 from kingtask.store import functions
@@ -42,7 +43,7 @@ async def ask_queues(store: Store) -> list[QueuesPage]:
                 pages.append(await store.ask(functions.queues(pages[-1].cursor if pages else "0")))
                 queues += len(pages[-1].queues)
     except (StoreError, TimeoutError) as error:
-        log.debug("queues=unknown error=%r", str(error))
+        log.debug(Event("queues=unknown", error=str(error)))
         return []
     return pages
 

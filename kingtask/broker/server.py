@@ -28,6 +28,7 @@ from kingtask.broker.waiters import Waiters
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
+from kingtask.event import Event
 from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
@@ -112,11 +113,13 @@ class Broker:
         self._wakeups.start()
         self._ticker.start()
         log.info(
-            "broker=started name=%s version=%s addr=%s wakeup=%s",
-            self.name,
-            __version__,
-            ",".join(self._config.endpoints),
-            ",".join(self._config.wakeup_endpoints),
+            Event(
+                "broker=started",
+                name=self.name,
+                version=__version__,
+                addr=",".join(self._config.endpoints),
+                wakeup=",".join(self._config.wakeup_endpoints),
+            ),
         )
 
     async def stop(self) -> None:
@@ -132,7 +135,7 @@ class Broker:
             self._auth.stop()
         await self._store.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
-        log.info("broker=stopped name=%s", self.name)
+        log.info(Event("broker=stopped", name=self.name))
 
     def _reconfigure(self, config: BrokerConfig) -> None:
         """Use this configuration, which differs in `live` keys only. Raises ConfigurationError before any change."""

@@ -22,6 +22,7 @@ from kingtask.broker.ticker import Ticker
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.errors import RequestRefused, StoreError
+from kingtask.event import Event
 from kingtask.policy import Policy
 from kingtask.store import functions
 from kingtask.store.functions import Prepared
@@ -190,7 +191,7 @@ def refusal(task: Prepared, outcome: Outcome) -> RequestRefused | None:
     """Return the error for an outcome, or None if the task is stored."""
     if log.isEnabledFor(logging.DEBUG):
         shown = outcome.kind if isinstance(outcome, StoreError) else outcome
-        log.debug("submit=%s task=%s name=%s queue=%s", shown, task.id, task.name, task.queue)
+        log.debug(Event(f"submit={shown}", task=task.id, name=task.name, queue=task.queue))
     if isinstance(outcome, StoreError):
         return ops.store_refusal(outcome, writes=True)
     return ops.submit_refusal(outcome, task.id)

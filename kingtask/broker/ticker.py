@@ -14,6 +14,7 @@ from kingtask.broker.due_heap import WINDOW_MS, DueHeap
 from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_s
 from kingtask.errors import StoreError
+from kingtask.event import Event
 from kingtask.policy import Policy
 from kingtask.store import functions
 from kingtask.store.store import Store
@@ -157,7 +158,7 @@ class Ticker:
         self._in_flight = False
         if isinstance(reply, StoreError):
             self.failed += 1
-            log.warning("tick=failed error=%r", str(reply))
+            log.warning(Event("tick=failed", error=str(reply)))
             self._arm(at_s=self._last_s + IDLE_S)
             return
         self._due.reached(reply.now_us // 1000)
@@ -168,7 +169,7 @@ class Ticker:
             self._wakeups.ready(queue, tasks)
         for lost in reply.lost:
             self.lost += 1
-            log.warning("lease=expired task=%s attempt=%d queue=%s worker=%s", *lost)
+            log.warning(Event("lease=expired", task=lost.id, attempt=lost.number, queue=lost.queue, worker=lost.worker))
         if self._housekept_s == self._last_s:
             # The timer is as good as the sample of Redis's clock. The reply to a write waits for the disk, and delays
             # the replies behind it: without this ping ticks were 0.7 ms later.

@@ -14,6 +14,7 @@ import msgspec
 from kingtask.config.checks import InvalidSetting
 from kingtask.config.load import C
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 
 log = logging.getLogger("kingtask.config")
 
@@ -65,13 +66,13 @@ class Reload(Generic[C]):
         except ConfigurationError as error:
             self.refused += 1
             self.problem = str(error)
-            log.error("reload=refused error=%r: the configuration stays as it was", self.problem)  # noqa: TRY400 - a typing mistake needs no traceback
+            log.error(Event("reload=refused", "the configuration stays as it was", error=self.problem))  # noqa: TRY400 - a typing mistake needs no traceback
         else:
             self.done += 1
             self.problem = ""
-            log.info("reload=done changed=%s", ",".join(changed) or "nothing")
+            log.info(Event("reload=done", changed=",".join(changed) or "nothing"))
             if later:
-                log.warning("reload=partial keys=%s: these take effect with a restart", ",".join(later))
+                log.warning(Event("reload=partial", "these take effect with a restart", keys=",".join(later)))
         self._ended()
 
     def _merge(self, new: C) -> tuple[list[str], list[str]]:

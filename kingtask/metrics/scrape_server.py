@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 from kingtask.metrics.family import Family
 
 log = logging.getLogger("kingtask.metrics")
@@ -85,12 +86,16 @@ class ScrapeServer:
             )
         except OSError as error:
             raise ConfigurationError(f"metrics_addr: cannot listen on {address}: {_advice(error)}") from None
-        log.info("metrics=listening address=%s", address)
+        log.info(Event("metrics=listening", address=address))
         if self._public:
             # Refused it would be where `insecure: true` is missing. But that says that everyone may run everything, and
             # whoever only wanted figures to be read would have to say so: then an `addr` is opened without a complaint.
             log.warning(
-                "metrics=public address=%s: whoever reaches it can read names of queues, and how busy they are", address
+                Event(
+                    "metrics=public",
+                    "whoever reaches it can read names of queues, and how busy they are",
+                    address=address,
+                )
             )
 
     async def close(self) -> None:
@@ -149,7 +154,7 @@ class ScrapeServer:
                 parts.append(part)
                 await asyncio.sleep(0)
         except Exception as error:
-            log.exception("metrics=failed")
+            log.exception(Event("metrics=failed"))
             answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"the log says why: {type(error).__name__}")
         else:
             self._text, self._text_s = b"".join(parts), monotonic_s()

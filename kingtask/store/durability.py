@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.event import Event
 from kingtask.policy import Ack, AckLevel
 from kingtask.store.redis.handshake import ServerFacts, history_of
 from kingtask.store.redis.supervisor import SupervisedConnection
@@ -91,7 +92,7 @@ class ReplicaBarrier:
             self._link.send(command, answered)
 
     def _failed(self, asked: list[_Asked], error: StoreError) -> None:
-        log.warning("barrier=failed kind=%s error=%r", error.kind, str(error))
+        log.warning(Event("barrier=failed", kind=error.kind, error=str(error)))
         self._link.reconnect(str(error))  # a WAIT behind the refused command may still block this connection
         self._answer([*asked, *self._take()], "")
         self._busy = False

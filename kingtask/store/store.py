@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from kingtask import failpoint
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import ConfigurationError, StoreError, describe_error
+from kingtask.event import Event
 from kingtask.policy import Ack, AckLevel
 from kingtask.store import functions
 from kingtask.store.durability import ReplicaBarrier, level_on
@@ -163,7 +164,7 @@ class Store:
             try:
                 value = call.decode(reply)
             except Exception as error:  # noqa: BLE001  (a damaged record may raise anything)
-                log.warning("record=damaged call=%s error=%r", call.function, describe_error(error))
+                log.warning(Event("record=damaged", call=call.function, error=describe_error(error)))
                 callback(
                     StoreError(
                         "damaged", f"a record in Redis cannot be read ({describe_error(error)})", stored="unknown"
@@ -209,9 +210,12 @@ class Store:
     def _count_replicas(self, server: ServerFacts) -> None:
         if server.replicas < self._ack.replicas:
             log.warning(
-                "ack=replicas wanted=%d attached=%d: until more are, nothing can be confirmed",
-                self._ack.replicas,
-                server.replicas,
+                Event(
+                    "ack=replicas",
+                    "until more are, nothing can be confirmed",
+                    wanted=self._ack.replicas,
+                    attached=server.replicas,
+                ),
             )
 
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
@@ -283,9 +287,12 @@ class BrokerStore(Store):
         level = level_on(self._ack, server)
         if self._ack.level is None and level == "stored" and self.ack_level != level:
             log.warning(
-                "ack=stored persistence=%r: an OK means that Redis has the task in memory; what it has not written to"
-                " disk is lost if it dies. Set appendonly yes and appendfsync always, or ack: stored to silence this.",
-                server.persistence,
+                Event(
+                    "ack=stored",
+                    "an OK means that Redis has the task in memory; a task not yet on disk is lost if Redis dies."
+                    " Set appendonly yes and appendfsync always, or ack: stored to silence this.",
+                    persistence=server.persistence,
+                ),
             )
         if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
             raise ConfigurationError(

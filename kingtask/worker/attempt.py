@@ -13,6 +13,7 @@ from typing import Literal
 
 from kingtask.config import WorkerConfig
 from kingtask.errors import describe_error
+from kingtask.event import Event
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker import environment
@@ -104,8 +105,8 @@ class RunningAttempt:
                 self._on_shortage(self._fence, why)
         except Unusable as error:
             self._fail("failed", error.reason, str(error))
-        except Exception as error:  # noqa: BLE001  (one bad task must not cost the worker a slot)
-            self._log(logging.ERROR, "attempt=broken", exc_info=True)
+        except Exception as error:
+            log.exception(self._event("attempt=broken"))
             why = f"the worker could not make sense of this task: {describe_error(error)}"
             self._fail("failed_permanently", "exec", why)
         else:
@@ -122,7 +123,7 @@ class RunningAttempt:
                 claimed.queue, due_ms=claimed.due_ms, claimed_ms=claimed.claimed_ms, started_ms=self._started_ms
             )
         if log.isEnabledFor(logging.DEBUG):
-            self._log(logging.DEBUG, "attempt=started pid=%d", pid)
+            log.debug(self._event("attempt=started", pid=pid))
 
     def stop(self, why: Stop) -> None:
         """Stop the process, unless it has exited; the first reason counts. `fenced` gives no grace."""
@@ -197,13 +198,10 @@ class RunningAttempt:
             self._timer = None
         self._release_sandbox()
         if process.left_behind:
-            self._log(
-                logging.WARNING,
-                "attempt=left_processes out_of_reach=%s: they held its output after its exit and were killed",
-                "yes" if process.escaped else "no",
-            )
+            words = "they held its output after its exit and were killed"
+            log.warning(self._event("attempt=left_processes", words, out_of_reach="yes" if process.escaped else "no"))
         if self._stopped == "released":
-            self._log(logging.INFO, "attempt=released returncode=%d", process.returncode)
+            log.info(self._event("attempt=released", returncode=process.returncode))
             self._count("released", "released", process)
             self._on_report(self._fence, self._pack("released", STOPPING, process))
             return
@@ -253,9 +251,9 @@ class RunningAttempt:
             # Only a reader of the result may see the output of a task; `set -x` writes every secret to stderr.
             shown = "" if outcome.reason == "stderr" else outcome.message
             code = process.returncode if process is not None else "none"
-            self._log(logging.INFO, "attempt=failed reason=%s returncode=%s message=%r", outcome.reason, code, shown)
+            log.info(self._event("attempt=failed", reason=outcome.reason, returncode=code, message=shown))
         elif log.isEnabledFor(logging.DEBUG):
-            self._log(logging.DEBUG, "attempt=succeeded")
+            log.debug(self._event("attempt=succeeded"))
         if self._stopped in ("cancelled", "fenced"):  # a fenced attempt has its outcome elsewhere
             self._count(self._stopped, outcome.reason, process)
         else:
@@ -286,13 +284,11 @@ class RunningAttempt:
             stderr=stderr,
         )
 
-    def _log(self, level: int, event: str, *args: object, exc_info: bool = False) -> None:
-        """Log an event with the fields of this attempt; `args` fill the placeholders that `event` itself has."""
-        event, _, more = event.partition(" ")
-        line = f"{event} task=%s attempt=%d name=%s queue=%s worker=%s {more}".rstrip()
+    def _event(self, name: str, words: str = "", /, **fields: object) -> Event:
+        """Return an event with the fields of this attempt."""
         claimed = self.claimed
-        fields = (claimed.id, claimed.number, claimed.name, claimed.queue, self._at.worker)
-        log.log(level, line, *fields, *args, exc_info=exc_info)
+        attempt = {"task": claimed.id, "attempt": claimed.number, "name": claimed.name, "queue": claimed.queue}
+        return Event(name, words, **attempt, worker=self._at.worker, **fields)
 
     def _count(self, outcome: str, reason: str, process: Process | None) -> None:
         figures = self._at.figures

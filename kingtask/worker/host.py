@@ -14,6 +14,7 @@ from kingtask import daemon, linux
 from kingtask.config import WorkerConfig
 from kingtask.config.settings import MAX_CONCURRENCY
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 from kingtask.systemd import Notifier
 from kingtask.worker.reap.cgroup import Cgroup
 from kingtask.worker.reap.reaper import Reaper
@@ -36,7 +37,10 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     raise_open_files(config.concurrency)
     if not Path("/proc/self").exists():
         log.warning(
-            "procfs=unavailable: what a task leaves behind in another session is neither found nor ended; mount /proc"
+            Event(
+                "procfs=unavailable",
+                "what a task leaves behind in another session is neither found nor ended; mount /proc",
+            )
         )
     name = daemon.instance_name(config.name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the reaper starts: its variables are not for others
@@ -50,7 +54,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
         worker = Worker(config, name, reaper, isolation, reread)
         async with daemon.running(worker, worker.reload, notifier, log, worker.signalled):
             await worker.done
-        log.info("worker=stopped name=%s", name)
+        log.info(Event("worker=stopped", name=name))
         return worker.has_abandoned
 
     try:

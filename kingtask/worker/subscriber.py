@@ -25,6 +25,7 @@ from kingtask import topics
 from kingtask.clock import monotonic_s
 from kingtask.curve import ClientKeys
 from kingtask.errors import ConfigurationError
+from kingtask.event import Event
 
 log = logging.getLogger("kingtask.worker")
 
@@ -258,11 +259,11 @@ class _Peer:
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._refused = False
                 self.connected = True
-                log.info("wakeup=connected endpoint=%s", self.endpoint)
+                log.info(Event("wakeup=connected", endpoint=self.endpoint))
             elif event == zmq.EVENT_DISCONNECTED:
                 self.connected = False
                 if not self._refused:
-                    log.info("wakeup=disconnected endpoint=%s", self.endpoint)
+                    log.info(Event("wakeup=disconnected", endpoint=self.endpoint))
                 pause_s = REPLACE_REFUSED_S if self._refused else REPLACE_S
                 self._replacement = self._loop.call_later(pause_s, self._replace)
 
@@ -275,7 +276,7 @@ class _Peer:
             why = f"the broker does not know this worker's key (status {value})"
         else:
             why = "the connection ended in the handshake; do the keys (curve) fit those of the broker?"
-        log.warning("wakeup=refused endpoint=%s: %s. Tasks are found by polling alone", self.endpoint, why)
+        log.warning(Event("wakeup=refused", f"{why}. Tasks are found by polling alone", endpoint=self.endpoint))
 
     def _cancel_replacement(self) -> None:
         if self._replacement is not None:
@@ -284,7 +285,7 @@ class _Peer:
 
     def _replace(self) -> None:
         if not self._refused:
-            log.warning("wakeup=stalled endpoint=%s: the peer broke the protocol; reconnecting", self.endpoint)
+            log.warning(Event("wakeup=stalled", "the peer broke the protocol; reconnecting", endpoint=self.endpoint))
         self.close()
         self._frames = []
         self._socket, self._monitor = self._connect()

@@ -18,6 +18,7 @@ from kingtask.clock import monotonic_s, monotonic_us
 from kingtask.config import Reload, WorkerConfig
 from kingtask.daemon import reasons_not_ready
 from kingtask.errors import StoreError
+from kingtask.event import Event
 from kingtask.metrics import call_times as call_metrics
 from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
@@ -141,13 +142,15 @@ class Worker:
         self._every("poll", config.period, self._poll)
         self._every("renew", config.renew, self._renew)
         log.info(
-            "worker=started name=%s version=%s pid=%d slots=%d queues=%s bin_path=%s",
-            self._name,
-            __version__,
-            os.getpid(),
-            config.concurrency,
-            ",".join(config.queues),
-            ":".join(config.bin_path),
+            Event(
+                "worker=started",
+                name=self._name,
+                version=__version__,
+                pid=os.getpid(),
+                slots=config.concurrency,
+                queues=",".join(config.queues),
+                bin_path=":".join(config.bin_path),
+            ),
         )
 
     async def stop(self) -> None:
@@ -308,7 +311,7 @@ class Worker:
     def _claimed(self, sent_s: float, reply: functions.Claims | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._state.claim_failed(stored=reply.stored)
-            log.warning("claim=failed kind=%s error=%r", reply.kind, str(reply))
+            log.warning(Event("claim=failed", kind=reply.kind, error=str(reply)))
         else:
             if failpoint.ACTIVE and reply.tasks:
                 failpoint.reach("after_claim")
@@ -324,7 +327,7 @@ class Worker:
 
     def _claim_stored(self, fences: list[Fence], sure: bool) -> None:
         if not sure:
-            log.warning("claim=unconfirmed tasks=%d: released; they may be started only once", len(fences))
+            log.warning(Event("claim=unconfirmed", "released; they may be started only once", tasks=len(fences)))
         self._state.stored(fences, monotonic_s(), sure=sure)
         self._spawn()
         self._soon()
@@ -336,7 +339,7 @@ class Worker:
         if isinstance(reply, StoreError):
             outbox.not_confirmed(fences, full=reply.kind == "full")
             log.warning(
-                "%s=failed attempts=%d kind=%s error=%r retrying=yes", call, len(fences), reply.kind, str(reply)
+                Event(f"{call}=failed", attempts=len(fences), kind=reply.kind, error=str(reply), retrying="yes")
             )
         else:
             if failpoint.ACTIVE and call == "finish":
@@ -363,11 +366,11 @@ class Worker:
     def _extended(self, extend: Extend, sent_s: float, reply: functions.Statuses | StoreError) -> None:
         if isinstance(reply, StoreError):
             self._state.extend_failed()
-            log.warning("extend=failed held=%d kind=%s error=%r", len(extend.held), reply.kind, str(reply))
+            log.warning(Event("extend=failed", held=len(extend.held), kind=reply.kind, error=str(reply)))
         else:
             if functions.DAMAGED in reply.answers:
                 held = reply.answers.count(functions.DAMAGED)
-                log.warning("extend=failed held=%d kind=%s error=%r", held, INDEX_DAMAGED.kind, str(INDEX_DAMAGED))
+                log.warning(Event("extend=failed", held=held, kind=INDEX_DAMAGED.kind, error=str(INDEX_DAMAGED)))
             for fence in self._state.extended(extend, reply.answers, sent_s):
                 attempt = self._attempts.get(fence)  # None if it was not started yet
                 self._log_fenced("attempt", fence, attempt.claimed.queue if attempt is not None else "")
@@ -409,8 +412,8 @@ class Worker:
     def _spawn_failed(self, fence: Fence, why: str) -> None:
         queue = self._attempts.pop(fence).claimed.queue
         self._state.spawn_failed(fence, monotonic_s(), why)
-        text = "spawn=failed task=%s attempt=%d queue=%s worker=%s error=%r: released; claiming pauses"
-        log.error(text, fence.id, fence.number, queue, self._name, why)
+        attempt = {"task": fence.id, "attempt": fence.number, "queue": queue, "worker": self._name}
+        log.error(Event("spawn=failed", "released; claiming pauses", **attempt, error=why))
         self._soon()
 
     # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -419,7 +422,7 @@ class Worker:
         """A stop signal. First: drain. Second: stop the running attempts. Third: kill them."""
         self._signals += 1
         if self._signals == 1:
-            log.info("worker=draining running=%d drain_timeout_s=%g", self._state.busy, self._config.drain_timeout)
+            log.info(Event("worker=draining", running=self._state.busy, drain_timeout_s=self._config.drain_timeout))
             self._state.drain()
             self._timers["drain"] = self._loop.call_later(self._config.drain_timeout, self._stop_all)
             self._flush()
@@ -433,16 +436,19 @@ class Worker:
         self._timers["drain"].cancel()
         if "give_up" in self._timers:
             return
-        log.info("worker=stopping running=%d kill_grace_s=%g", self._state.busy, self._config.kill_grace)
+        log.info(Event("worker=stopping", running=self._state.busy, kill_grace_s=self._config.kill_grace))
         self._timers["give_up"] = self._loop.call_later(self._config.kill_grace + DELIVER_S, self._give_up)
         self._state.stop_all()
         self._flush()
 
     def _give_up(self) -> None:
         log.error(
-            "worker=leaving running=%d unconfirmed=%d: Redis has not confirmed them; their leases will run out",
-            self._state.busy,
-            self._state.unconfirmed,
+            Event(
+                "worker=leaving",
+                "Redis has not confirmed them; their leases will run out",
+                running=self._state.busy,
+                unconfirmed=self._state.unconfirmed,
+            ),
         )
         self._leave()
 
@@ -458,7 +464,7 @@ class Worker:
         loop.default_exception_handler(context)
         error = context.get("exception")
         if "handle" in context and isinstance(error, Exception) and not self.done.done():
-            log.critical("worker=broken error=%r: leaving", repr(error))
+            log.critical(Event("worker=broken", "leaving", error=repr(error)))
             self.done.set_exception(error)
 
     # ── reports about the worker ────────────────────────────────────────────────────────────────────────────────────
@@ -467,8 +473,8 @@ class Worker:
         return self._store.clock.now_us(monotonic_us()) // 1000
 
     def _log_fenced(self, subject: str, fence: Fence, queue: str) -> None:
-        text = "%s=fenced task=%s attempt=%d queue=%s worker=%s: its lease was given away"
-        log.warning(text, subject, fence.id, fence.number, queue, self._name)
+        attempt = {"task": fence.id, "attempt": fence.number, "queue": queue, "worker": self._name}
+        log.warning(Event(f"{subject}=fenced", "its lease was given away", **attempt))
 
     def _heartbeat(self) -> bytes:
         state, config = self._state, self._config
@@ -513,4 +519,4 @@ def raise_open_files(slots: int) -> None:
     wanted = slots * OPEN_FILES_PER_SLOT + OTHER_OPEN_FILES
     limit = linux.raise_open_files(wanted)
     if limit < wanted:
-        log.warning("descriptors=short limit=%d wanted=%d: lower concurrency, or raise LimitNOFILE", limit, wanted)
+        log.warning(Event("descriptors=short", "lower concurrency, or raise LimitNOFILE", limit=limit, wanted=wanted))

@@ -158,7 +158,7 @@ def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCapture
     with pytest.raises(PermissionDenied):
         policy(ops=()).check_request(protocol.Cancel(id=ID))
     assert caplog.messages == [
-        f"audit=requeue client=alice id={ID} new_id={NEW_ID} outcome='created'",
+        f"audit=requeue client=alice id={ID} new_id={NEW_ID} outcome=created",
         "audit=pause client=bob queue=mail outcome='no room'",
         f"audit=denied client=alice op=cancel id={ID} rule=clients.alice.ops",
     ]

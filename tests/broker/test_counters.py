@@ -24,7 +24,7 @@ def test_each_kind_is_logged_once_a_minute_and_always_counted(
     assert caplog.messages == [
         "refused=malformed count=1 total=1 last='the message is not msgpack'",
         "refused=busy count=1 total=1 last='too many requests'",
-        "refused=malformed count=500 total=501 last='again'",
+        "refused=malformed count=500 total=501 last=again",
     ]
 
 

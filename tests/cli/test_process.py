@@ -40,7 +40,7 @@ def test_a_command_that_is_far_from_any_gets_them_all():
 def test_help_has_the_exit_statuses():
     done = kingtask("--help")
     assert done.returncode == 0
-    assert b"8  the broker cannot say" in done.stdout
+    assert b"8  nobody knows whether the task" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["submit", "list", "dev", "doctor"])

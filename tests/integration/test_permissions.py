@@ -115,8 +115,8 @@ def test_what_is_allowed_is_done_and_told(keyed: Keyed):
     carol.resume("mail")
     text = broker.text()
     for line in (
-        f"audit=cancel client=carol id={mine.id} outcome='cancelled'",
-        f"audit=requeue client=carol id={mine.id} new_id={again.id} outcome='created'",
+        f"audit=cancel client=carol id={mine.id} outcome=cancelled",
+        f"audit=requeue client=carol id={mine.id} new_id={again.id} outcome=created",
         "audit=pause client=carol queue=mail",
         "audit=resume client=carol queue=mail",
     ):

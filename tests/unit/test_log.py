@@ -160,7 +160,7 @@ def test_a_log_path_that_is_no_directory(tmp_path: Path, kind: str):
     path = tmp_path / "log"
     if kind == "file":
         path.write_text("")
-    with pytest.raises(ConfigurationError, match=r"log_path: expected a directory, but .*/log is none"):
+    with pytest.raises(ConfigurationError, match=r"log_path: expected a directory, but .*/log is not one"):
         log.setup("broker", log_path=str(path))
 
 

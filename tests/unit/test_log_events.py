@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import kingtask
 from kingtask import log
+from kingtask.event import Event
 
 LOGGER = logging.getLogger("kingtask.test")
 
@@ -37,8 +39,8 @@ def as_before() -> Iterator[None]:
     ours.setLevel(levels[1])
 
 
-def describe_error(message: str, *args: Any, exc_info: bool = False) -> dict[str, Any]:
-    """One event as it comes out, read again."""
+def logged(message: object, *args: Any, exc_info: bool = False) -> dict[str, Any]:
+    """Log one record as JSON; return its fields without those of every line."""
     stream = io.StringIO()
     log.setup("worker", log_format="json", stream=stream)
     LOGGER.warning(message, *args, exc_info=exc_info)
@@ -50,91 +52,83 @@ def describe_error(message: str, *args: Any, exc_info: bool = False) -> dict[str
     return fields
 
 
-def test_pairs_become_fields_and_numbers_stay_numbers() -> None:
-    assert describe_error("attempt=failed task=%s attempt=%d code=%s message=%r", "6f1c", 3, -9, "it's\nhere") == {
+def test_the_fields_of_an_event_are_fields_and_numbers_stay_numbers() -> None:
+    assert logged(Event("attempt=failed", "it's\nhere", task="6f1c", attempt=3, code=-9, limit_s=0.5)) == {
         "event": "attempt=failed",
         "task": "6f1c",
         "attempt": 3,
         "code": -9,
+        "limit_s": 0.5,
         "message": "it's\nhere",
     }
+    assert logged(Event("redis=up", path=Path("/x"), name="n")) == {"event": "redis=up", "path": "/x", "name": "n"}
 
 
-def test_words_behind_a_colon_are_the_message() -> None:
-    assert describe_error("%s=fenced task=%s: its lease was given away", "finish", "6f1c") == {
-        "event": "finish=fenced",
-        "task": "6f1c",
-        "message": "its lease was given away",
-    }
-    assert describe_error("redis=up server=%s-%s retrying=yes", "valkey", "9.1") == {
-        "event": "redis=up",
-        "server": "valkey-9.1",
-        "retrying": "yes",
-    }
-    assert describe_error("failpoints=%s: under test", "a,b") == {"event": "failpoints=a,b", "message": "under test"}
+def test_the_text_of_an_event_is_pairs_then_words() -> None:
+    event = Event("redis=lost", "reconnecting", address="a:1", error="no answer", n=3, s=0.5, empty="", quote='a"b')
+    assert str(event) == "redis=lost address=a:1 error='no answer' n=3 s=0.5 empty='' quote='a\"b': reconnecting"
+    assert str(Event("metrics=failed")) == "metrics=failed"
 
 
 @pytest.mark.parametrize("args", [(), ("x",), ({"a": 1},)])
-def test_what_is_no_event_of_ours_is_a_message(args: tuple[Any, ...]) -> None:
+def test_a_record_of_a_library_is_a_message(args: tuple[Any, ...]) -> None:
     message = "Task was destroyed" if not args else "%(a)d left" if isinstance(args[0], dict) else "gone: %s"
-    assert describe_error(message, *args) == {
+    assert logged(message, *args) == {
         "message": message % (args[0] if isinstance(args[0], dict) else args) if args else message
     }
 
 
-def test_an_event_may_not_change_who_says_it() -> None:
-    assert describe_error("a=b level=%s time=%s", "critical", "never") == {"event": "a=b"}
+def test_a_field_cannot_replace_those_of_every_line() -> None:
+    assert logged(Event("a=b", level="critical", time="never")) == {"event": "a=b"}
 
 
 @given(st.text(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_value_comes_through(text: str, number: int, fraction: float) -> None:
-    assert describe_error("a=b text=%s shown=%r number=%d fraction=%g", text, text, number, fraction) == {
-        "event": "a=b",
-        "text": text,
-        "shown": text,
-        "number": number,
-        "fraction": fraction,
-    }
+    event = Event("a=b", text=text, number=number, fraction=fraction)
+    assert logged(event) == {"event": "a=b", "text": text, "number": number, "fraction": fraction}
 
 
 def test_a_traceback_is_a_field() -> None:
     try:
         int("first\nsecond")
     except ValueError:
-        fields = describe_error("loop=broken", exc_info=True)
+        fields = logged(Event("loop=broken"), exc_info=True)
     assert fields["event"] == "loop=broken"
     assert "ValueError: invalid literal for int()" in fields["traceback"]
 
 
-def events() -> Iterator[tuple[str, str]]:
-    """Every text that our code logs, and where."""
-    levels = {"debug", "info", "warning", "error", "critical", "exception", "log"}
+def calls(names: tuple[str, ...]) -> Iterator[tuple[ast.Call, str]]:
+    """Yield every call of these functions in the product, with its place."""
     for path in Path(kingtask.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            logs = isinstance(node.func.value, ast.Name) and node.func.value.id == "log" and node.func.attr in levels
-            if logs or node.func.attr == "_tell":
-                texts = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)]
-                for text in texts:
-                    if isinstance(text, str):
-                        yield text, f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+                yield node, f"{path.name}:{node.lineno}"
 
 
-@pytest.mark.parametrize(("text", "place"), [pytest.param(*found, id=found[1]) for found in events()])
-def test_whatever_the_daemons_log_reads_as_an_event(text: str, place: str) -> None:
-    shape = log._shape(text)
-    assert shape is not None, f"{place}: expected pairs, then words behind a colon: {text!r}"
-    names = [name for name, _ in shape.fields]
-    assert len(set(names)) == len(names), place
-    assert not set(names) & {"time", "level", "program", "from", "event"}, place
+EVENTS = ("Event", "self._event")
+LOGS = tuple(f"log.{level}" for level in "debug info warning error critical exception log".split())
+
+
+@pytest.mark.parametrize(("call", "place"), [pytest.param(*found, id=found[1]) for found in calls(LOGS)])
+def test_the_product_logs_events_only(call: ast.Call, place: str) -> None:
+    made = [arg for arg in call.args if isinstance(arg, ast.Call) and ast.unparse(arg.func) in EVENTS]
+    assert made, f"{place}: expected an Event"
+
+
+@pytest.mark.parametrize(("call", "place"), [pytest.param(*found, id=found[1]) for found in calls(EVENTS)])
+def test_an_event_is_named_subject_and_verdict(call: ast.Call, place: str) -> None:
+    if not call.args or isinstance(call.args[0], ast.Name):  # of threading, or passed on
+        return
+    name = ast.unparse(call.args[0])
+    assert re.fullmatch(r"f?['\"]([a-z_]+|\{\w+\})=([a-z_]+|\{.+\})['\"]", name), f"{place}: {name}"
+    assert not {keyword.arg for keyword in call.keywords} & {"time", "level", "program", "from", "event"}, place
 
 
 def test_a_format_that_is_not_given_stays() -> None:
     stream = io.StringIO()
     log.setup("worker", log_format="json", stream=io.StringIO())
     log.setup("worker", "debug", stream=stream)  # as a reload does
-    LOGGER.debug("a=b")
+    LOGGER.debug(Event("a=b"))
     assert json.loads(stream.getvalue())["event"] == "a=b"
 
 
@@ -143,7 +137,7 @@ def test_lines_are_counted_by_level() -> None:
     before = dict(log.lines)
     LOGGER.warning("a=b")
     LOGGER.warning("a=b")
-    LOGGER.debug("a=b")
+    LOGGER.debug(Event("a=b"))
     assert {level: n - before[level] for level, n in log.lines.items() if n != before[level]} == {"warning": 2}
 
 

@@ -17,6 +17,7 @@ import hiredis
 
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.event import Event
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.redis_errors import store_error
 
@@ -96,7 +97,7 @@ class Connection(asyncio.Protocol):
                 try:
                     callback(store_error(reply) if isinstance(reply, hiredis.ReplyError) else reply)
                 except Exception:  # a bug in the callback must not affect other replies
-                    log.exception("reply=failed")
+                    log.exception(Event("reply=failed"))
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort(f"the answer is not in Redis's protocol ({error}); is a Redis server at this address?")
 
@@ -117,7 +118,7 @@ class Connection(asyncio.Protocol):
             try:
                 callback(StoreError("lost", f"no answer from Redis: {self._why}", stored="unknown"))
             except Exception:
-                log.exception("reply=failed")
+                log.exception(Event("reply=failed"))
 
     def _check_overdue(self) -> None:
         self._watch = None

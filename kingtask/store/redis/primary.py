@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kingtask.errors import StoreError
+from kingtask.event import Event
 from kingtask.store.redis.address import RedisAddress
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ class Primary:
                 await self._ask()
             except StoreError as error:
                 if not problem:
-                    log.warning("sentinels=unreachable error=%r: going on with %s", str(error), self._known)
+                    log.warning(Event("sentinels=unreachable", f"going on with {self._known}", error=str(error)))
                 problem = str(error)
             else:
                 if problem:
-                    log.info("sentinels=up primary=%s", self._known)
+                    log.info(Event("sentinels=up", primary=self._known))
                 problem = ""
 
     async def _ask(self) -> None:
@@ -130,5 +131,5 @@ class Primary:
             return
         before, self._known = self._known, address
         if before is not None:
-            log.warning("primary=moved before=%s now=%s", before, address)
+            log.warning(Event("primary=moved", before=before, now=address))
             self._on_moved(address)

@@ -12,6 +12,7 @@ from typing import Any
 
 from kingtask.clock import Backoff
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.event import Event
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, connect
 from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Handshake, ServerFacts
@@ -156,7 +157,7 @@ class SupervisedConnection:
         if self._purpose.channels is not None:
             self._ping_later(connection)
         log.info(
-            "redis=up address=%s purpose=%s server=%s-%s", self._address, self.purpose, server.product, server.version
+            Event("redis=up", address=self._address, purpose=self.purpose, server=f"{server.product}-{server.version}")
         )
         self._purpose.on_up(server)
 
@@ -190,10 +191,7 @@ class SupervisedConnection:
         kind = error.kind if isinstance(error, StoreError) else ""
         log.log(
             LEVELS.get(kind, logging.WARNING),
-            "redis=unreachable address=%s purpose=%s error=%r retrying=yes",
-            self._address,
-            self.purpose,
-            self.problem,
+            Event("redis=unreachable", address=self._address, purpose=self.purpose, error=self.problem, retrying="yes"),
         )
 
     def _dropped(self, connection: Connection, why: str) -> None:
@@ -202,7 +200,7 @@ class SupervisedConnection:
         self._connection = self._server = None
         self._lost.set()
         self.problem = why
-        log.warning("redis=lost address=%s purpose=%s error=%r", self._address, self.purpose, why)
+        log.warning(Event("redis=lost", address=self._address, purpose=self.purpose, error=why))
         self._purpose.on_down()
 
     def _message(self, channel: bytes, message: bytes) -> None:

@@ -22,6 +22,7 @@ from functools import partial
 
 from kingtask import procfs
 from kingtask.clock import Backoff
+from kingtask.event import Event
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import OomKills
@@ -124,7 +125,9 @@ class Process:
     def _insist(self, pause: Backoff) -> None:
         """KILL its descendants: one that left the group may trace it. Else it sleeps in the kernel."""
         leader = self._popen.pid
-        log.warning("attempt=not_gone pid=%d: KILL has not ended it (ps says D: in the kernel, t: traced)", leader)
+        log.warning(
+            Event("attempt=not_gone", "KILL has not ended it (ps says D: in the kernel, t: traced)", pid=leader)
+        )
         reaper_process.kill_all(procfs.descendants([leader]))
         self._timer = self._loop.call_later(pause.next(), self._insist, pause)
 
@@ -178,7 +181,7 @@ class Process:
         pid = self._popen.pid
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if pause is None:
-                log.warning("attempt=traced pid=%d: it has exited; waiting for its tracer", pid)
+                log.warning(Event("attempt=traced", "it has exited; waiting for its tracer", pid=pid))
                 pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
             self._orphans.end(pid)  # kills a tracer that the attempt itself started
             self._timer = self._loop.call_later(pause.next(), self._end, pause)

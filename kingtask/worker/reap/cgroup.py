@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from kingtask import linux
+from kingtask.event import Event
 from kingtask.worker.reap import reaper_process
 
 log = logging.getLogger("kingtask.worker")
@@ -58,7 +59,7 @@ class Cgroup:
                 return None
             made = cls(path, lock)
         except OSError as error:
-            log.info("cgroup=none error=%r", str(error))
+            log.info(Event("cgroup=none", error=str(error)))
             return None
         return made
 
@@ -67,9 +68,9 @@ class Cgroup:
         try:
             (self.path / "cgroup.procs").write_text("0")
         except OSError as error:  # threaded, frozen, or another owner's
-            log.info("cgroup=none error=%r", str(error))
+            log.info(Event("cgroup=none", error=str(error)))
         else:
-            log.info("cgroup=entered path=%s", self.path)
+            log.info(Event("cgroup=entered", path=self.path))
 
     def close(self) -> None:
         """Move this process back, and remove the cgroup."""
@@ -111,6 +112,6 @@ def remove_abandoned(own: Path) -> None:
     for path in own.glob(f"{PREFIX}*"):
         lock = linux.lock_directory(path)
         if lock is not None:
-            log.warning("cgroup=abandoned path=%s: its worker is gone; killing what is left in it", path)
+            log.warning(Event("cgroup=abandoned", "its worker is gone; killing what is left in it", path=path))
             reaper_process.end_cgroup(str(path))
             os.close(lock)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from kingtask import linux, procfs
 from kingtask.clock import Backoff
+from kingtask.event import Event
 from kingtask.worker.environment import ATTEMPT_MARK, TASK_MARK, WORKER_MARK
 from kingtask.worker.reap.reaper import Groups, Reaper
 
@@ -74,7 +75,7 @@ class Orphans:
         try:
             linux.become_subreaper()
         except OSError as error:  # an old kernel, or a sandbox that refuses it
-            log.warning("orphans=lost error=%r: what leaves its session may outlive its attempt", error.strerror)
+            log.warning(Event("orphans=lost", "what leaves its session may outlive its attempt", error=error.strerror))
             return
         with contextlib.suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
             self._list = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,11 +171,11 @@ class Orphans:
 
     def _kill(self, pid: int) -> bool:
         if self._pause.is_fresh:
-            log.warning("orphan=killed pid=%d name=%r: its attempt is over", pid, procfs.name(pid))
+            log.warning(Event("orphan=killed", "its attempt is over", pid=pid, name=procfs.name(pid)))
         try:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
-            log.warning("orphan=left pid=%d name=%r: it runs as another user", pid, procfs.name(pid))
+            log.warning(Event("orphan=left", "it runs as another user", pid=pid, name=procfs.name(pid)))
             self._spared.add(pid)
             return False
         return True

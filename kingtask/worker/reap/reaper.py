@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kingtask.event import Event
 from kingtask.worker.environment import WORKER_MARK
 from kingtask.worker.reap import reaper_process
 
@@ -82,7 +83,7 @@ class Reaper:
     def _start(self) -> subprocess.Popen[bytes]:
         mark, cgroup, scratch = self._arguments
         package = str(Path(reaper_process.__file__).parents[3])
-        python = (sys.executable, "-I", "-S", "-c", reaper_process.START, package)
+        python = (sys.executable, "-I", "-S", "-B", "-c", reaper_process.START, package)
         command = [*python, mark, str(self.groups.fd), cgroup, scratch]
         if not scratch and os.access(SHELL, os.X_OK):
             command = [SHELL, "-c", WAIT, reaper_process.NAME, *command]
@@ -99,15 +100,15 @@ class Reaper:
         """Replace a lost reaper; log a missing program file once. Call this every few seconds."""
         missing = next((path for path in (sys.executable, reaper_process.__file__) if not os.access(path, os.R_OK)), "")
         if missing and not self._unusable:
-            log.error("reaper=unusable missing=%s: restart this worker, or what it runs may outlive it", missing)
+            log.error(Event("reaper=unusable", "restart this worker, or what it runs may outlive it", missing=missing))
         self._unusable = missing != ""
         status = self._process.poll()
         if status is not None:
-            log.error("reaper=lost status=%d: starting another", status)
+            log.error(Event("reaper=lost", "starting another", status=status))
             try:
                 self._process = self._start()
             except OSError as error:  # out of processes or memory; the next check tries again
-                log.warning("reaper=missing error=%r: trying again", str(error))
+                log.warning(Event("reaper=missing", "trying again", error=str(error)))
 
     def remove(self, path: str) -> None:
         """Have the reaper remove this tree in the background, at the worker's end if the pipe is full."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from kingtask import linux
 from kingtask.config.sandbox_settings import UnixIdentity
+from kingtask.event import Event
 from kingtask.worker.exec.executable import Shortage
 
 log = logging.getLogger("kingtask.worker")
@@ -70,5 +71,5 @@ class ScratchDirs:
         for path in self.path.parent.glob(f"{PREFIX}*"):
             if (lock := linux.lock_directory(path)) is not None:
                 os.close(lock)
-                log.warning("private_dir=abandoned path=%s: its worker is gone; removing it", path)
+                log.warning(Event("private_dir=abandoned", "its worker is gone; removing it", path=path))
                 self._remove(str(path))
