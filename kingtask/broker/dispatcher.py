@@ -22,7 +22,7 @@ from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
 from kingtask.event import Event
-from kingtask.metrics.histogram import CALL_S, Histogram
+from kingtask.metrics.call_times import CALL_S, Histogram
 from kingtask.store import functions
 from kingtask.store.store import BrokerStore
 

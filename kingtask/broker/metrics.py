@@ -9,6 +9,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
+from prometheus_client.metrics_core import CounterMetricFamily as Counter
+from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
+from prometheus_client.metrics_core import HistogramMetricFamily, InfoMetricFamily, Metric
+
 from kingtask.broker import counters as kinds
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
@@ -17,7 +21,7 @@ from kingtask.broker.wakeups import Wakeups
 from kingtask.config import BrokerConfig
 from kingtask.errors import REFUSALS, StoreError
 from kingtask.event import Event
-from kingtask.metrics.family import Family, Kind, counter, counters, facts, gauge, histograms
+from kingtask.metrics.collector import Kind, by_label, in_parts
 from kingtask.states import TERMINAL
 from kingtask.store import functions
 from kingtask.store.stats import QueueFigures, QueuesPage
@@ -55,81 +59,61 @@ def of_broker(
     wakeups: Wakeups,
     ticker: Ticker,
     refused: Counters,
-) -> list[Family]:
-    return [
-        gauge("kingtask_broker_in_flight", "Requests that wait for Redis.", dispatcher.pending),
-        gauge("kingtask_broker_in_flight_bytes", "The bytes of these requests.", dispatcher.pending_bytes),
-        gauge("kingtask_broker_in_flight_limit", "max_pending: above it the reply is busy.", config.max_pending),
-        gauge("kingtask_broker_waits", "Clients that wait for the end of a task.", dispatcher.waiting),
-        gauge("kingtask_broker_waits_limit", "max_waits: above it the reply is busy.", config.max_waits),
-        counters(
-            "kingtask_broker_refusals_total",
-            "Error replies by code, and dropped messages, replies and connections.",
-            "code",
-            {**dict.fromkeys(KINDS, 0), **refused.counts},
-        ),
-        counter("kingtask_broker_wakeups_total", "Hints sent to idle workers.", wakeups.hints_sent),
-        gauge("kingtask_broker_idle_workers", "Connections of workers that wait for a hint.", wakeups.idle),
-        counter("kingtask_broker_ticks_total", "Calls of tick, which makes due tasks ready.", ticker.ticks),
-        counter("kingtask_broker_ticks_failed_total", "Ticks that Redis refused or did not answer.", ticker.failed),
-        counter("kingtask_broker_lost_total", "Lost attempts found by the ticks of this broker.", ticker.lost),
-        gauge("kingtask_broker_instants", "Instants of the next minute that the timer knows.", ticker.instants),
-        gauge("kingtask_broker_draining", "1 while the broker stops.", dispatcher.draining),
-        facts("kingtask_broker_ack_info", "The durability of an acknowledgement.", {"level": ack_level or "unknown"}),
-        gauge("kingtask_tasks_limit", "max_tasks: above it the reply is busy.", config.max_tasks),
-        gauge("kingtask_queues_limit", "max_queues: above it the reply is busy.", config.max_queues),
-        gauge("kingtask_output_bytes_limit", "max_result_bytes: above it outputs go.", config.max_result_bytes),
-        histograms("kingtask_broker_request_seconds", "From a request to its reply.", "op", dispatcher.times),
-    ]
+) -> Iterator[Metric]:
+    yield Gauge("kingtask_broker_in_flight", "Requests that wait for Redis.", dispatcher.pending)
+    yield Gauge("kingtask_broker_in_flight_bytes", "The bytes of these requests.", dispatcher.pending_bytes)
+    yield Gauge("kingtask_broker_in_flight_limit", "max_pending: above it the reply is busy.", config.max_pending)
+    yield Gauge("kingtask_broker_waits", "Clients that wait for the end of a task.", dispatcher.waiting)
+    yield Gauge("kingtask_broker_waits_limit", "max_waits: above it the reply is busy.", config.max_waits)
+    text = "Error replies by code, and dropped messages, replies and connections."
+    counts = {**dict.fromkeys(KINDS, 0), **refused.counts}
+    yield from by_label(Counter, "kingtask_broker_refusals_total", text, "code", counts)
+    yield Counter("kingtask_broker_wakeups_total", "Hints sent to idle workers.", wakeups.hints_sent)
+    yield Gauge("kingtask_broker_idle_workers", "Connections of workers that wait for a hint.", wakeups.idle)
+    yield Counter("kingtask_broker_ticks_total", "Calls of tick, which makes due tasks ready.", ticker.ticks)
+    yield Counter("kingtask_broker_ticks_failed_total", "Ticks that Redis refused or did not answer.", ticker.failed)
+    yield Counter("kingtask_broker_lost_total", "Lost attempts found by the ticks of this broker.", ticker.lost)
+    yield Gauge("kingtask_broker_instants", "Instants of the next minute that the timer knows.", ticker.instants)
+    yield Gauge("kingtask_broker_draining", "1 while the broker stops.", dispatcher.draining)
+    level = {"level": ack_level or "unknown"}  # of kingtask_broker_ack_info
+    yield InfoMetricFamily("kingtask_broker_ack", "The durability of an acknowledgement.", level)
+    yield Gauge("kingtask_tasks_limit", "max_tasks: above it the reply is busy.", config.max_tasks)
+    yield Gauge("kingtask_queues_limit", "max_queues: above it the reply is busy.", config.max_queues)
+    yield Gauge("kingtask_output_bytes_limit", "max_result_bytes: above it outputs go.", config.max_result_bytes)
+    text = "From a request to its reply."
+    yield from by_label(HistogramMetricFamily, "kingtask_broker_request_seconds", text, "op", dispatcher.times)
 
 
-def of_queues(pages: list[QueuesPage]) -> Iterator[Family]:
+def of_queues(pages: list[QueuesPage]) -> Iterator[Metric]:
     """Without `pages` the only metric is that Redis did not answer."""
-    yield gauge("kingtask_queues_told", "1 if Redis returned the queues in time for this scrape.", bool(pages))
+    yield Gauge("kingtask_queues_told", "1 if Redis returned the queues in time for this scrape.", bool(pages))
     if not pages:
         return
     last = pages[-1]
     queues = sorted({queue.name: queue for page in pages for queue in page.queues}.values())[:MAX_QUEUES]
 
-    def of_each(kind: Kind, name: str, text: str, figure: Callable[[QueueFigures], float]) -> Family:
-        samples = (((queue.name,), figure(queue)) for queue in queues)
-        return Family(kind=kind, name=name, text=text, labels=("queue",), samples=samples)
+    def of_each(kind: Kind, name: str, text: str, figure: Callable[[QueueFigures], float]) -> Iterator[Metric]:
+        return in_parts(kind, name, text, ("queue",), (((queue.name,), figure(queue)) for queue in queues))
 
-    def count(name: str, text: str, field: str) -> Family:
-        return of_each("counter", name, text, lambda queue: queue.counts.get(field, 0))
+    def count(kind: Kind, name: str, text: str, field: str) -> Iterator[Metric]:
+        return of_each(kind, name, text, lambda queue: queue.counts.get(field, 0))
 
-    yield gauge("kingtask_queues", "Names of queues; at most 1,000 of them have metrics.", last.names)
-    yield gauge("kingtask_tasks", "Tasks that have not ended.", last.live)
-    yield gauge("kingtask_output_bytes", "Bytes of stdout and stderr in Redis.", last.kept_bytes)
-    yield gauge("kingtask_workers", "Workers with a heartbeat within 20 s.", last.workers)
-    yield gauge("kingtask_brokers", "Brokers with a heartbeat within 20 s.", last.brokers)
-    yield of_each("gauge", "kingtask_queue_ready", "Tasks that a worker could claim now.", lambda queue: queue.ready)
-    yield of_each(
-        "gauge",
-        "kingtask_queue_scheduled",
-        "Tasks that wait for their instant, with retries.",
-        lambda queue: queue.counts.get("scheduled", 0),
-    )
-    yield of_each(
-        "gauge", "kingtask_queue_running", "Attempts in progress.", lambda queue: queue.counts.get("running", 0)
-    )
-    yield of_each(
-        "gauge",
-        "kingtask_queue_oldest_ready_seconds",
-        "How long the oldest ready task has waited; 0 if there is none.",
-        lambda queue: queue.oldest_ready_s,
-    )
-    yield of_each(
-        "gauge", "kingtask_queue_paused", "1 if workers get no task of this queue.", lambda queue: queue.paused
-    )
-    yield count("kingtask_queue_submitted_total", "Tasks accepted, also by requeue.", "submitted")
-    yield count("kingtask_queue_started_total", "Attempts claimed by a worker.", "started")
-    yield count("kingtask_queue_retried_total", "Failed attempts with a retry to follow.", "retried")
-    yield count("kingtask_queue_lost_total", "Attempts whose lease expired.", "lost")
-    yield Family(
-        kind="counter",
-        name="kingtask_queue_finished_total",
-        text="Tasks that have ended, by outcome.",
-        labels=("queue", "outcome"),
-        samples=(((queue.name, state), queue.counts.get(state, 0)) for queue in queues for state in sorted(TERMINAL)),
-    )
+    yield Gauge("kingtask_queues", "Names of queues; at most 1,000 of them have metrics.", last.names)
+    yield Gauge("kingtask_tasks", "Tasks that have not ended.", last.live)
+    yield Gauge("kingtask_output_bytes", "Bytes of stdout and stderr in Redis.", last.kept_bytes)
+    yield Gauge("kingtask_workers", "Workers with a heartbeat within 20 s.", last.workers)
+    yield Gauge("kingtask_brokers", "Brokers with a heartbeat within 20 s.", last.brokers)
+    yield from of_each(Gauge, "kingtask_queue_ready", "Tasks that a worker could claim now.", lambda queue: queue.ready)
+    yield from count(Gauge, "kingtask_queue_scheduled", "Tasks that wait for their instant, with retries.", "scheduled")
+    yield from count(Gauge, "kingtask_queue_running", "Attempts in progress.", "running")
+    text = "How long the oldest ready task has waited; 0 if there is none."
+    yield from of_each(Gauge, "kingtask_queue_oldest_ready_seconds", text, lambda queue: queue.oldest_ready_s)
+    text = "1 if workers get no task of this queue."
+    yield from of_each(Gauge, "kingtask_queue_paused", text, lambda queue: queue.paused)
+    yield from count(Counter, "kingtask_queue_submitted_total", "Tasks accepted, also by requeue.", "submitted")
+    yield from count(Counter, "kingtask_queue_started_total", "Attempts claimed by a worker.", "started")
+    yield from count(Counter, "kingtask_queue_retried_total", "Failed attempts with a retry to follow.", "retried")
+    yield from count(Counter, "kingtask_queue_lost_total", "Attempts whose lease expired.", "lost")
+    samples = (((queue.name, state), queue.counts.get(state, 0)) for queue in queues for state in sorted(TERMINAL))
+    text = "Tasks that have ended, by outcome."
+    yield from in_parts(Counter, "kingtask_queue_finished_total", text, ("queue", "outcome"), samples)

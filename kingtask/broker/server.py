@@ -10,12 +10,12 @@ import socket
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from kingtask import __version__, daemon, linux
 from kingtask import log as logs
-from kingtask.broker import metrics
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
@@ -29,13 +29,14 @@ from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_us, wall_s
 from kingtask.config import BrokerConfig, Reload
 from kingtask.event import Event
-from kingtask.metrics import call_times as call_metrics
-from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
-from kingtask.metrics.family import Family
-from kingtask.metrics.scrape_server import ScrapeServer
 from kingtask.store.store import BrokerStore
 from kingtask.systemd import Notifier
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from kingtask.metrics.scrape_server import ScrapeServer
 
 log = logging.getLogger("kingtask.broker")
 
@@ -91,9 +92,9 @@ class Broker:
         )
         self._scrape_server: ScrapeServer | None = None
         if (address := config.metrics_address) is not None:
-            self._scrape_server = ScrapeServer(
-                address.host, address.port, public=address.public, families=self._families, trouble=self._not_ready
-            )
+            from kingtask.metrics.scrape_server import ScrapeServer  # noqa: PLC0415 - 3 MB, 25 ms: only with metrics
+
+            self._scrape_server = ScrapeServer(address, self._collect, self._not_ready)
 
     def _make_auth(self) -> CurveAuth | None:
         if self._config.curve is None:
@@ -185,16 +186,19 @@ class Broker:
         }
         return json.dumps(facts).encode()
 
-    async def _families(self) -> Iterable[Family]:
+    async def _collect(self) -> Iterable[Metric]:
+        from kingtask.broker import metrics  # noqa: PLC0415 - as the scrape server
+        from kingtask.metrics import collector  # noqa: PLC0415
+
         pages = await metrics.ask_queues(self._store) if self._store.up else []
         reloads = {"done": self.reload.done, "refused": self.reload.refused}
         return chain(
-            daemon_metrics.families("broker", self.name, self._config.namespace, logs.lines, reloads),
+            collector.of_daemon("broker", self.name, self._config.namespace, logs.lines, reloads),
             metrics.of_queues(pages),
             metrics.of_broker(
                 self._config, self._store.ack_level, self._dispatcher, self._wakeups, self._ticker, self._counters
             ),
-            call_metrics.families(self._call_times, self._store),
+            collector.of_redis(self._call_times, self._store),
         )
 
     def _not_ready(self) -> list[str]:

@@ -16,10 +16,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 
+from prometheus_client.metrics_core import Metric
+
 from kingtask.clock import monotonic_s
+from kingtask.endpoint import Address
 from kingtask.errors import ConfigurationError
 from kingtask.event import Event
-from kingtask.metrics.family import Family
+from kingtask.metrics.collector import CONTENT_TYPE, text_parts
 
 log = logging.getLogger("kingtask.metrics")
 
@@ -47,23 +50,15 @@ class ScrapeServer:
     """`open` once, `close` at the end."""
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        public: bool,
-        families: Callable[[], Awaitable[Iterable[Family]]],
-        trouble: Callable[[], list[str]],
+        self, address: Address, collect: Callable[[], Awaitable[Iterable[Metric]]], not_ready: Callable[[], list[str]]
     ) -> None:
-        """`families` must come back within a few seconds; `trouble` says what there is to be ready for, one line each.
+        """`collect` must return within a few seconds. `not_ready` returns the reasons for not being ready, in lines.
 
-        The host `*` means all of this machine's addresses; `public` that other machines may reach it.
+        The host `*` stands for all addresses of this machine.
         """
-        self._host = host
-        self._port = port
-        self._public = public
-        self._families = families
-        self._trouble = trouble
+        self._address = address
+        self._collect = collect
+        self._not_ready = not_ready
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._waiting: list[Callable[[Reply], None]] = []
@@ -75,19 +70,16 @@ class ScrapeServer:
 
     async def open(self) -> None:
         """Listen. Raises ConfigurationError."""
-        from kingtask.metrics import exposition  # noqa: PLC0415 - 5 MB and 0.2 s, only where metrics are on
-
-        self._exposition = exposition
         loop = asyncio.get_running_loop()
-        address = f"{self._host}:{self._port}"
+        address = self._address
         try:
             self._server = await loop.create_server(
-                lambda: _Connection(self), self._host.strip("[]*") or None, self._port, backlog=CONNECTIONS
+                lambda: _Connection(self), address.host.strip("[]*") or None, address.port, backlog=CONNECTIONS
             )
         except OSError as error:
             raise ConfigurationError(f"metrics_addr: cannot listen on {address}: {_advice(error)}") from None
         log.info(Event("metrics=listening", address=address))
-        if self._public:
+        if address.public:
             # Refused it would be where `insecure: true` is missing. But that says that everyone may run everything, and
             # whoever only wanted figures to be read would have to say so: then an `addr` is opened without a complaint.
             log.warning(
@@ -132,7 +124,7 @@ class ScrapeServer:
             case "/healthz":  # whoever reads this has seen the loop turn
                 reply(_plain(HTTPStatus.OK, "ok"))
             case "/readyz":
-                trouble = self._trouble()
+                trouble = self._not_ready()
                 status = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
                 reply(_plain(status, "\n".join(trouble) or "ok"))
             case _:
@@ -140,7 +132,7 @@ class ScrapeServer:
 
     def _tell(self, reply: Callable[[Reply], None]) -> None:
         if self._text and monotonic_s() - self._text_s < KEEP_S:
-            reply((HTTPStatus.OK, self._exposition.CONTENT_TYPE, self._text))
+            reply((HTTPStatus.OK, CONTENT_TYPE, self._text))
             return
         self._waiting.append(reply)
         if self._writing is None:
@@ -150,7 +142,7 @@ class ScrapeServer:
         """The text for all who wait; the loop does something else between its parts."""
         try:
             parts = []
-            for part in self._exposition.slices(await self._families()):
+            for part in text_parts(await self._collect()):
                 parts.append(part)
                 await asyncio.sleep(0)
         except Exception as error:
@@ -158,7 +150,7 @@ class ScrapeServer:
             answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"the log says why: {type(error).__name__}")
         else:
             self._text, self._text_s = b"".join(parts), monotonic_s()
-            answer = (HTTPStatus.OK, self._exposition.CONTENT_TYPE, self._text)
+            answer = (HTTPStatus.OK, CONTENT_TYPE, self._text)
         self._writing = None
         waiting, self._waiting = self._waiting, []
         for reply in waiting:

@@ -9,7 +9,7 @@ import resource
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kingtask.config import WorkerConfig
 from kingtask.errors import describe_error
@@ -21,9 +21,11 @@ from kingtask.worker.exec.executable import Shortage, Unusable, find, leads_out
 from kingtask.worker.exec.outcome import AttemptOutcome, Stop, explain_memory, judge
 from kingtask.worker.exec.process import Host, Process
 from kingtask.worker.exec.spawn import PLAIN, Spawned, TextBusy, Unwatched, input_file, kill, spawn
-from kingtask.worker.metrics import AttemptFigures
 from kingtask.worker.outbox import Report
 from kingtask.worker.sandbox.isolate import Isolation, Sandbox
+
+if TYPE_CHECKING:
+    from kingtask.worker.metrics import AttemptFigures
 
 log = logging.getLogger("kingtask.worker")
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from kingtask.metrics.family import Family, counter, gauge, gauges, histograms
-from kingtask.metrics.histogram import LATE_S, RUN_S, Histogram
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import CounterMetricFamily as Counter
+from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+
+from kingtask.metrics.call_times import LATE_S, RUN_S, Histogram
+from kingtask.metrics.collector import by_label, in_parts
 from kingtask.worker.worker_state import WorkerState
 
 
@@ -30,43 +36,29 @@ class AttemptFigures:
     def ran(self, queue: str, seconds: float) -> None:
         self._ran[queue].observe(seconds)
 
-    def families(self) -> list[Family]:
-        return [
-            Family(
-                kind="counter",
-                name="kingtask_worker_attempts_total",
-                text="Attempts that have ended here: succeeded, failed (retried or not), or released.",
-                labels=("queue", "outcome", "reason"),
-                samples=tuple(sorted(self._ended.items())),
-            ),
-            histograms(
-                "kingtask_worker_lateness_seconds",
-                "From the due time to the start of the process.",
-                "queue",
-                self._late,
-            ),
-            histograms(
-                "kingtask_worker_queue_wait_seconds",
-                "From the due time to the claim by this worker.",
-                "queue",
-                self._waited,
-            ),
-            histograms("kingtask_worker_run_seconds", "From the start of a process to its exit.", "queue", self._ran),
-        ]
+    def collect(self) -> Iterator[Metric]:
+        text = "Attempts that have ended here: succeeded, failed (retried or not), or released."
+        labels = ("queue", "outcome", "reason")
+        yield from in_parts(Counter, "kingtask_worker_attempts_total", text, labels, sorted(self._ended.items()))
+        for name, text, times in (
+            ("kingtask_worker_lateness_seconds", "From the due time to the start of the process.", self._late),
+            ("kingtask_worker_queue_wait_seconds", "From the due time to the claim by this worker.", self._waited),
+            ("kingtask_worker_run_seconds", "From the start of a process to its exit.", self._ran),
+        ):
+            yield from by_label(HistogramMetricFamily, name, text, "queue", times)
 
 
 def of_worker(
     state: WorkerState, *, slots: int, hints: int, claims: int, claimed: int, brokers: dict[str, bool]
-) -> list[Family]:
+) -> Iterator[Metric]:
     """`brokers`: whether the worker is connected, by endpoint."""
-    return [
-        gauge("kingtask_worker_slots", "concurrency: attempts that may run at once.", slots),
-        gauge("kingtask_worker_slots_used", "Slots taken by claimed tasks and running attempts.", state.busy),
-        gauge("kingtask_worker_ends_unconfirmed", "Ends that Redis has not confirmed yet.", state.unconfirmed),
-        gauge("kingtask_worker_draining", "1 if the worker is stopping and claims no tasks.", state.draining),
-        gauge("kingtask_worker_unfit", "1 if this host cannot start processes now.", bool(state.degraded)),
-        counter("kingtask_worker_wakeups_total", "Hints of brokers that a task is ready.", hints),
-        counter("kingtask_worker_claims_total", "Claims sent to Redis.", claims),
-        counter("kingtask_worker_claimed_total", "Tasks claimed.", claimed),
-        gauges("kingtask_worker_broker_up", "1 if the worker is connected to this broker.", "endpoint", brokers),
-    ]
+    yield Gauge("kingtask_worker_slots", "concurrency: attempts that may run at once.", slots)
+    yield Gauge("kingtask_worker_slots_used", "Slots taken by claimed tasks and running attempts.", state.busy)
+    yield Gauge("kingtask_worker_ends_unconfirmed", "Ends that Redis has not confirmed yet.", state.unconfirmed)
+    yield Gauge("kingtask_worker_draining", "1 if the worker is stopping and claims no tasks.", state.draining)
+    yield Gauge("kingtask_worker_unfit", "1 if this host cannot start processes now.", bool(state.degraded))
+    yield Counter("kingtask_worker_wakeups_total", "Hints of brokers that a task is ready.", hints)
+    yield Counter("kingtask_worker_claims_total", "Claims sent to Redis.", claims)
+    yield Counter("kingtask_worker_claimed_total", "Tasks claimed.", claimed)
+    text = "1 if the worker is connected to this broker."
+    yield from by_label(Gauge, "kingtask_worker_broker_up", text, "endpoint", brokers)

@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from kingtask import __version__, failpoint, linux, topics
 from kingtask import log as logs
@@ -19,15 +20,11 @@ from kingtask.config import Reload, WorkerConfig
 from kingtask.daemon import reasons_not_ready
 from kingtask.errors import StoreError
 from kingtask.event import Event
-from kingtask.metrics import call_times as call_metrics
-from kingtask.metrics import daemon as daemon_metrics
 from kingtask.metrics.call_times import CallTimes
-from kingtask.metrics.family import Family
-from kingtask.metrics.scrape_server import ScrapeServer
 from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.store.store import Store
-from kingtask.worker import environment, metrics
+from kingtask.worker import environment
 from kingtask.worker.attempt import Conditions, RunningAttempt, pack_release
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.oom import OomKills
@@ -39,6 +36,12 @@ from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.subscriber import Subscriber
 from kingtask.worker.worker_state import Extend, Readiness, StopProcess, WorkerState
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from kingtask.metrics.scrape_server import ScrapeServer
+    from kingtask.worker.metrics import AttemptFigures
 
 log = logging.getLogger("kingtask.worker")
 
@@ -103,12 +106,13 @@ class Worker:
         self._early = self._expected = 0
         self._call_times = CallTimes()
         self._scrape: ScrapeServer | None = None
-        figures: metrics.AttemptFigures | None = None
+        figures: AttemptFigures | None = None
         if (address := config.metrics_address) is not None:
-            self._scrape = ScrapeServer(
-                address.host, address.port, public=address.public, families=self._families, trouble=self._not_ready
-            )
-            figures = metrics.AttemptFigures()
+            from kingtask.metrics.scrape_server import ScrapeServer  # noqa: PLC0415 - 3 MB, 25 ms: only with metrics
+            from kingtask.worker.metrics import AttemptFigures  # noqa: PLC0415
+
+            self._scrape = ScrapeServer(address, self._collect, self._not_ready)
+            figures = AttemptFigures()
             self._store.observer = self._call_times
         uids: frozenset[int] = frozenset() if isolation is None else isolation.uids - {os.getuid()}
         self._host = Host(
@@ -490,24 +494,26 @@ class Worker:
         }
         return json.dumps(facts).encode()
 
-    async def _families(self) -> list[Family]:
-        state, figures = self._state, self._conditions.figures
+    async def _collect(self) -> Iterable[Metric]:
+        from kingtask.metrics import collector  # noqa: PLC0415 - as the scrape server
+        from kingtask.worker import metrics  # noqa: PLC0415
+
+        figures = self._conditions.figures
         assert figures is not None
-        own = metrics.of_worker(
-            state,
-            slots=self._config.concurrency,
-            hints=self._hints,
-            claims=self._claims,
-            claimed=self._claimed_tasks,
-            brokers=self._subscriber.connected,
-        )
         reloads = {"done": self.reload.done, "refused": self.reload.refused}
-        return [
-            *daemon_metrics.families("worker", self._name, self._config.namespace, logs.lines, reloads),
-            *own,
-            *figures.families(),
-            *call_metrics.families(self._call_times, self._store),
-        ]
+        return chain(
+            collector.of_daemon("worker", self._name, self._config.namespace, logs.lines, reloads),
+            metrics.of_worker(
+                self._state,
+                slots=self._config.concurrency,
+                hints=self._hints,
+                claims=self._claims,
+                claimed=self._claimed_tasks,
+                brokers=self._subscriber.connected,
+            ),
+            figures.collect(),
+            collector.of_redis(self._call_times, self._store),
+        )
 
     def _not_ready(self) -> list[str]:
         reasons = reasons_not_ready(self._store.links, draining=self._state.draining)

@@ -13,7 +13,7 @@ from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.config import BrokerConfig
 from kingtask.errors import REFUSALS, StoreError
-from kingtask.metrics import exposition
+from kingtask.metrics.collector import text_parts
 from kingtask.store.functions import FunctionCall
 from kingtask.store.stats import QueueFigures, QueuesPage
 from tests.broker.fakes import FakeRouter, FakeStore, FakeTicker, FakeWakeups
@@ -23,7 +23,7 @@ CONFIG = BrokerConfig(max_pending=11, max_waits=12, max_tasks=13, max_queues=14,
 
 
 def exposed(families: Any) -> Figures:
-    return Figures(b"".join(exposition.slices(families)).decode())
+    return Figures(b"".join(text_parts(families)).decode())
 
 
 def page(*names: str, cursor: str = "0", counts: dict[str, int] | None = None) -> QueuesPage:

@@ -10,10 +10,11 @@ import pytest
 
 from kingtask import TaskNotFound
 from kingtask.broker import metrics
+from kingtask.metrics.collector import text_parts
 from kingtask.store.stats import QueueFigures, QueuesPage
 from tests.integration.rig import Rig
 from tests.metrics.conftest import Metered
-from tests.metrics.scrape import ask, scrape
+from tests.metrics.scrape import Figures, ask, scrape
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
 
@@ -231,7 +232,7 @@ def test_of_very_many_queues_only_some_are_told() -> None:
         return QueuesPage(0, cursor, queues, 5_000, 0, 0, 1, 1)
 
     pages = [page(0, "7"), page(500, "9")]  # 100 came twice, as a hash that grows meanwhile gives them
-    families = {family.name: family for family in metrics.of_queues(pages)}
-    ready = list(families["kingtask_queue_ready"].samples)
-    assert len(ready) == len({labels for labels, _ in ready}) == metrics.MAX_QUEUES
-    assert families["kingtask_queues"].samples == (((), 5_000),)
+    figures = Figures(b"".join(text_parts(metrics.of_queues(pages))).decode())
+    ready = [sample.labels["queue"] for sample in figures.samples if sample.name == "kingtask_queue_ready"]
+    assert len(ready) == len(set(ready)) == metrics.MAX_QUEUES
+    assert figures("kingtask_queues") == 5_000

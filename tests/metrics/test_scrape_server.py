@@ -1,4 +1,4 @@
-"""The HTTP server against peers that misbehave: it answers, and is there for the next one."""
+"""The HTTP server with hostile peers: it replies, and serves the next peer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.metrics_core import CounterMetricFamily
 
+from kingtask.endpoint import Address
 from kingtask.errors import ConfigurationError
 from kingtask.metrics import scrape_server as module
-from kingtask.metrics.family import Family, counter
 from kingtask.metrics.scrape_server import CONNECTIONS, MAX_HEAD_BYTES, ScrapeServer
 from tests.metrics.scrape import Figures, ask
 from tests.processes import until
@@ -24,29 +25,27 @@ PATIENCE_S = 20.0
 
 
 class Served:
-    """An Endpoint on a loop in a thread of its own."""
+    """A ScrapeServer on a loop in its own thread."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.scrapes = 0
-        self.trouble: list[str] = []
+        self.reasons: list[str] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.broken: Exception | None = None
         self.many = 1
-        self.endpoint = ScrapeServer(
-            "127.0.0.1", self.port, public=False, families=self.families, trouble=lambda: self.trouble
-        )
+        self.server = ScrapeServer(Address("127.0.0.1", self.port), self.collect, lambda: self.reasons)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.run, daemon=True)
 
-    async def families(self) -> list[Family]:
+    async def collect(self) -> list[CounterMetricFamily]:
         self.scrapes += 1
         await self.go_on.wait()
         if self.broken is not None:
             raise self.broken
-        return [counter(f"kingtask_things{n}_total", "Things.", n) for n in range(self.many)]
+        return [CounterMetricFamily(f"kingtask_things{n}", "Things.", n) for n in range(self.many)]
 
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -54,10 +53,10 @@ class Served:
 
     def start(self) -> None:
         self.thread.start()
-        asyncio.run_coroutine_threadsafe(self.endpoint.open(), self.loop).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(self.server.open(), self.loop).result(PATIENCE_S)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.endpoint.close(), self.loop).result(PATIENCE_S)
+        asyncio.run_coroutine_threadsafe(self.server.close(), self.loop).result(PATIENCE_S)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -69,8 +68,8 @@ class Served:
         self.loop.call_soon_threadsafe(self.go_on.set)
 
     def forget(self) -> None:
-        """As if the last text were old."""
-        self.endpoint._text_s = -1e9
+        """Make the last text old."""
+        self.server._text_s = -1e9
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
@@ -85,7 +84,7 @@ def served() -> Iterator[Served]:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other end closes; empty if it cuts."""
+    """Return the bytes received until the peer closes; empty if it aborts."""
     got = b""
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(65_536):
@@ -105,12 +104,12 @@ def test_figures_health_and_readiness(served: Served) -> None:
     assert (status, Figures(text)("kingtask_things0_total")) == (200, 0.0)
     assert ask(served.address, "/healthz") == (200, "ok\n")
     assert ask(served.address, "/readyz") == (200, "ok\n")
-    served.trouble = ["redis: away", "another"]
+    served.reasons = ["redis: away", "another"]
     assert ask(served.address, "/readyz") == (503, "redis: away\nanother\n")
     assert ask(served.address, "/healthz") == (200, "ok\n")
 
 
-def test_head_has_no_body_and_others_are_told_what_is_expected(served: Served) -> None:
+def test_head_has_no_body_and_other_methods_and_paths_are_errors(served: Served) -> None:
     head = exchange(served, b"HEAD /healthz HTTP/1.0\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert head.endswith(b"\r\n\r\n")
@@ -132,7 +131,7 @@ def test_head_has_no_body_and_others_are_told_what_is_expected(served: Served) -
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_what_is_no_request_is_told_so(served: Served, sent: bytes) -> None:
+def test_a_malformed_request_is_a_bad_request(served: Served, sent: bytes) -> None:
     assert exchange(served, sent).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
@@ -144,7 +143,7 @@ def test_a_head_without_end_is_refused_at_its_bound(served: Served) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_whatever_is_sent_the_next_one_is_answered(served: Served, sent: bytes) -> None:
+def test_after_any_bytes_the_next_request_is_answered(served: Served, sent: bytes) -> None:
     with served.connect() as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
@@ -152,7 +151,7 @@ def test_whatever_is_sent_the_next_one_is_answered(served: Served, sent: bytes) 
     assert ask(served.address, "/healthz") == (200, "ok\n")
 
 
-def test_a_request_in_pieces_and_a_peer_that_has_said_all(served: Served) -> None:
+def test_a_request_in_pieces_and_a_half_closed_connection(served: Served) -> None:
     with served.connect() as connection:
         for byte in b"GET /metrics HTTP/1.1\r\n\r\n":
             connection.sendall(bytes([byte]))
@@ -160,13 +159,13 @@ def test_a_request_in_pieces_and_a_peer_that_has_said_all(served: Served) -> Non
         assert b"kingtask_things0_total 0.0\n" in everything(connection)
 
 
-def test_who_says_nothing_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_peer_is_disconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_S", 0.05)
     with served.connect() as connection:
         assert everything(connection) == b""
 
 
-def test_a_reader_that_does_not_read_is_cut_off_and_hinders_nobody(
+def test_a_peer_that_does_not_read_is_disconnected_and_blocks_no_other(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REPLY_S", 0.3)
@@ -176,27 +175,29 @@ def test_a_reader_that_does_not_read_is_cut_off_and_hinders_nobody(
         lazy.connect(("127.0.0.1", served.port))
         lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert ask(served.address, "/healthz") == (200, "ok\n")
-        until(lambda: not served.endpoint._connections, "the end of the connection")
+        until(lambda: not served.server._connections, "the end of the connection")
 
 
-def test_too_many_at_once_are_turned_away_and_leave_room_when_they_go(served: Served) -> None:
+def test_connections_above_the_limit_are_aborted_until_others_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_S", 10 * PATIENCE_S)
     held = [served.connect() for _ in range(CONNECTIONS)]
-    until(lambda: len(served.endpoint._connections) == CONNECTIONS, "all of them")
+    until(lambda: len(served.server._connections) == CONNECTIONS, "all of them")
     with served.connect() as one_more:
         assert everything(one_more) == b""
-    assert served.endpoint.turned_away == 1
     for connection in held:
         connection.close()
-    until(lambda: not served.endpoint._connections, "nobody")
+    until(lambda: not served.server._connections, "nobody")
     assert ask(served.address, "/healthz")[0] == 200
 
 
-def test_scrapes_at_once_share_one_text_and_a_young_one_is_told_again(served: Served) -> None:
+def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: Served) -> None:
     served.hold()
     held = [served.connect() for _ in range(8)]
     for connection in held:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-    until(lambda: len(served.endpoint._waiting) == 8, "all of them wait")
+    assert ask(served.address, "/healthz")[0] == 200  # by now the loop has read the earlier requests
     held.pop().close()  # one does not wait for it
     served.release()
     answers = {everything(connection) for connection in held}
@@ -211,15 +212,15 @@ def test_scrapes_at_once_share_one_text_and_a_young_one_is_told_again(served: Se
     assert served.scrapes == 2
 
 
-def test_a_fault_of_ours_costs_that_scrape(served: Served) -> None:
+def test_an_exception_fails_that_scrape_only(served: Served) -> None:
     served.broken = RuntimeError("a bug")
     assert ask(served.address, "/metrics") == (500, "the log says why: RuntimeError\n")
     served.broken = None
     assert ask(served.address, "/metrics")[0] == 200
 
 
-def test_the_loop_goes_on_while_a_long_text_is_written(served: Served) -> None:
-    """Turns of the loop during one scrape, not milliseconds: they tell the same on a busy machine."""
+def test_the_loop_runs_while_a_long_text_is_formatted(served: Served) -> None:
+    """Count the turns of the loop during a scrape, not milliseconds: a busy machine does not change them."""
     served.many = 2_000
     turns = 0
     done = threading.Event()
@@ -237,7 +238,7 @@ def test_the_loop_goes_on_while_a_long_text_is_written(served: Served) -> None:
     assert turns - before > 2_000
 
 
-def test_an_address_that_is_taken(served: Served) -> None:
-    other = ScrapeServer("127.0.0.1", served.port, public=False, families=served.families, trouble=list)
+def test_an_address_in_use(served: Served) -> None:
+    other = ScrapeServer(Address("127.0.0.1", served.port), served.collect, list)
     with pytest.raises(ConfigurationError, match=r"metrics_addr: cannot listen on 127\.0\.0\.1:\d+: it is in use"):
         asyncio.run(other.open())
