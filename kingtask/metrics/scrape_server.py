@@ -1,18 +1,20 @@
-"""A small HTTP server on the daemon's loop: /metrics, /healthz, /readyz, and nothing else.
+"""A small HTTP server on the daemon's loop: /metrics, /healthz and /readyz.
 
-    connected ──head complete──▶ asked ──text ready──▶ answered ──all sent──▶ closed
-        └── REQUEST_S, MAX_HEAD_BYTES ──┴────────────────── REPLY_S ──────────┘
+    connected ──head complete──▶ requested ──text ready──▶ answered ──all sent──▶ closed
+        └── REQUEST_S, MAX_HEAD_BYTES ──┴────────────────── REPLY_S ───────────────┘
 
-One request a connection. Whatever a peer does it holds one of CONNECTIONS places for some seconds, 4 KiB, and the text
-that all share; no answer is waited for, and nothing it sends is looked at but the first line.
+One request per connection; only its first line is parsed. A peer can hold one of CONNECTIONS places for REQUEST_S and
+REPLY_S, a few times MAX_HEAD_BYTES, and a reference to the text that all share.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import re
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 
@@ -28,13 +30,13 @@ log = logging.getLogger("kingtask.metrics")
 
 MAX_HEAD_BYTES = 4_096
 REQUEST_S = 5.0
-"""For the whole head to come."""
+"""For the whole head to arrive."""
 REPLY_S = 10.0
-"""For the reply to be taken, Prometheus's own patience; after it the connection is cut."""
+"""For the peer to read the reply: Prometheus's own timeout. After it the connection is aborted."""
 CONNECTIONS = 16
-"""At once: a few Prometheus servers, a load balancer's probe, somebody who looks."""
+"""At once: a few Prometheus servers, the probe of a load balancer, a person."""
 KEEP_S = 1.0
-"""A text so young is told again instead of being made anew."""
+"""Scrapes share a text of at most this age."""
 
 PLAIN = "text/plain; charset=utf-8"
 PATHS = "/metrics, /healthz, /readyz"
@@ -43,11 +45,11 @@ _LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,2048}) HTTP/1\.[01]\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
 Reply = tuple[HTTPStatus, str, bytes]
-"""Status, type of content, and the content."""
+"""Status, type of content, content."""
 
 
 class ScrapeServer:
-    """`open` once, `close` at the end."""
+    """Call `open` and `close` once each."""
 
     def __init__(
         self, address: Address, collect: Callable[[], Awaitable[Iterable[Metric]]], not_ready: Callable[[], list[str]]
@@ -60,174 +62,118 @@ class ScrapeServer:
         self._collect = collect
         self._not_ready = not_ready
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
-        self._waiting: list[Callable[[Reply], None]] = []
-        self._writing: asyncio.Task[None] | None = None
-        self._text = b""
+        self._connections: set[asyncio.Task[None]] = set()
+        self._text: asyncio.Task[Reply] | None = None
         self._text_s = 0.0
-        self.turned_away = 0
-        """Connections that found no place."""
+        """When the last text was complete. A failed one is not kept."""
 
     async def open(self) -> None:
         """Listen. Raises ConfigurationError."""
-        loop = asyncio.get_running_loop()
         address = self._address
         try:
-            self._server = await loop.create_server(
-                lambda: _Connection(self), address.host.strip("[]*") or None, address.port, backlog=CONNECTIONS
+            self._server = await asyncio.start_server(
+                self._serve, address.host.strip("[]*") or None, address.port, limit=MAX_HEAD_BYTES, backlog=CONNECTIONS
             )
         except OSError as error:
             raise ConfigurationError(f"metrics_addr: cannot listen on {address}: {_advice(error)}") from None
+        for listener in self._server.sockets:  # connections inherit it; else asyncio reads 256 KiB at once
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_HEAD_BYTES)
         log.info(Event("metrics=listening", address=address))
         if address.public:
-            # Refused it would be where `insecure: true` is missing. But that says that everyone may run everything, and
-            # whoever only wanted figures to be read would have to say so: then an `addr` is opened without a complaint.
-            log.warning(
-                Event(
-                    "metrics=public",
-                    "whoever reaches it can read names of queues, and how busy they are",
-                    address=address,
-                )
-            )
+            # Not an error without `insecure: true`: that key would also open `addr` without a complaint.
+            log.warning(Event("metrics=public", "every host that reaches it can read names of queues", address=address))
 
     async def close(self) -> None:
         """Idempotent."""
         if self._server is None:
             return
         self._server.close()
-        for connection in list(self._connections):
-            connection.cut()
-        if self._writing is not None:
-            self._writing.cancel()
         self._server = None
+        tasks = [*self._connections, *([self._text] if self._text else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    # ── for connections ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def admit(self, connection: _Connection) -> bool:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= CONNECTIONS or self._server is None:
-            self.turned_away += 1
-            return False
-        self._connections.add(connection)
-        return True
-
-    def left(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
-
-    def answer(self, method: str, path: str, reply: Callable[[Reply], None]) -> None:
-        """`reply` is called once, possibly at once."""
-        if method not in ("GET", "HEAD"):
-            reply(_plain(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET or HEAD"))
+            writer.transport.abort()
             return
-        match path.partition("?")[0]:
-            case "/metrics":
-                self._tell(reply)
-            case "/healthz":  # whoever reads this has seen the loop turn
-                reply(_plain(HTTPStatus.OK, "ok"))
-            case "/readyz":
-                trouble = self._not_ready()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if trouble else HTTPStatus.OK
-                reply(_plain(status, "\n".join(trouble) or "ok"))
-            case _:
-                reply(_plain(HTTPStatus.NOT_FOUND, f"expected one of {PATHS}"))
-
-    def _tell(self, reply: Callable[[Reply], None]) -> None:
-        if self._text and monotonic_s() - self._text_s < KEEP_S:
-            reply((HTTPStatus.OK, CONTENT_TYPE, self._text))
-            return
-        self._waiting.append(reply)
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        """The text for all who wait; the loop does something else between its parts."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
         try:
-            parts = []
+            with contextlib.suppress(OSError):  # also TimeoutError
+                async with asyncio.timeout(REQUEST_S):
+                    head = await _read_head(reader)
+                async with asyncio.timeout(REPLY_S):
+                    if head:
+                        writer.write(_packed(await self._reply(head), bare=head.startswith(b"HEAD ")))
+                    writer.close()
+                    await writer.wait_closed()  # until all is sent
+        finally:
+            writer.transport.abort()
+            self._connections.discard(task)
+
+    async def _reply(self, head: bytes) -> Reply:
+        line = _LINE.match(head)
+        if len(head) > MAX_HEAD_BYTES:
+            too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            return _plain(too_large, f"expected at most {MAX_HEAD_BYTES:,} bytes of request")
+        if line is None:
+            return _plain(HTTPStatus.BAD_REQUEST, f"expected GET of one of {PATHS}, in HTTP/1.1")
+        if line[1] not in (b"GET", b"HEAD"):
+            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET or HEAD")
+        match line[2].partition(b"?")[0]:
+            case b"/metrics":
+                if self._text is None or (self._text.done() and monotonic_s() - self._text_s >= KEEP_S):
+                    self._text = asyncio.create_task(self._write_text())
+                return await asyncio.shield(self._text)
+            case b"/healthz":  # a reply shows that the loop runs
+                return _plain(HTTPStatus.OK, "ok")
+            case b"/readyz":
+                reasons = self._not_ready()
+                status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+                return _plain(status, "\n".join(reasons) or "ok")
+            case _:
+                return _plain(HTTPStatus.NOT_FOUND, f"expected one of {PATHS}")
+
+    async def _write_text(self) -> Reply:
+        """Format the text for all scrapes of a second. The loop runs between any two parts."""
+        parts = []
+        try:
             for part in text_parts(await self._collect()):
                 parts.append(part)
                 await asyncio.sleep(0)
         except Exception as error:
             log.exception(Event("metrics=failed"))
-            answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"the log says why: {type(error).__name__}")
-        else:
-            self._text, self._text_s = b"".join(parts), monotonic_s()
-            answer = (HTTPStatus.OK, CONTENT_TYPE, self._text)
-        self._writing = None
-        waiting, self._waiting = self._waiting, []
-        for reply in waiting:
-            reply(answer)
+            return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"the log says why: {type(error).__name__}")
+        self._text_s = monotonic_s()
+        return HTTPStatus.OK, CONTENT_TYPE, b"".join(parts)
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, endpoint: ScrapeServer) -> None:
-        self._endpoint = endpoint
-        self._transport: asyncio.Transport | None = None
-        self._head = bytearray()
-        self._asked = False
-        self._bare = False
-        self._deadline: asyncio.TimerHandle | None = None
+async def _read_head(reader: asyncio.StreamReader) -> bytes:
+    """Return the request up to its empty line, more than MAX_HEAD_BYTES, or nothing if the peer stopped before."""
+    head = b""
+    while (end := _END.search(head)) is None and len(head) <= MAX_HEAD_BYTES:
+        part = await reader.read(MAX_HEAD_BYTES)
+        if not part:
+            return b""
+        head += part
+    return head if end is None else head[: end.end()]
 
-    def cut(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
-    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        if not self._endpoint.admit(self):
-            transport.abort()
-            return
-        self._transport = transport
-        self._deadline = asyncio.get_running_loop().call_later(REQUEST_S, self.cut)
-
-    def data_received(self, data: bytes) -> None:
-        if self._asked or self._transport is None:
-            return
-        self._head += data[: MAX_HEAD_BYTES + 1]
-        end = _END.search(self._head)
-        if end is None and len(self._head) <= MAX_HEAD_BYTES:
-            return
-        self._asked = True
-        self._transport.pause_reading()  # what else it has to say stays in the kernel
-        assert self._deadline is not None
-        self._deadline.cancel()
-        self._deadline = asyncio.get_running_loop().call_later(REPLY_S, self.cut)
-        line = _LINE.match(self._head)
-        if end is None:
-            too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-            self._reply(_plain(too_large, f"expected at most {MAX_HEAD_BYTES:,} bytes of request"))
-        elif line is None:
-            self._reply(_plain(HTTPStatus.BAD_REQUEST, f"expected GET of one of {PATHS}, in HTTP/1.1"))
-        else:
-            method = line[1].decode()
-            self._bare = method == "HEAD"
-            self._endpoint.answer(method, line[2].decode(), self._reply)
-
-    def eof_received(self) -> bool:
-        """True: it may have said all, and still wait for the answer."""
-        return self._asked
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._endpoint.left(self)
-
-    def _reply(self, reply: Reply) -> None:
-        if self._transport is None:  # gone meanwhile
-            return
-        status, kind, body = reply
-        lines = [
-            f"HTTP/1.1 {status.value} {status.phrase}",
-            f"Content-Type: {kind}",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
-            "Connection: close",
-        ]
-        if status is HTTPStatus.METHOD_NOT_ALLOWED:
-            lines.append("Allow: GET, HEAD")
-        self._transport.write("\r\n".join([*lines, "", ""]).encode() + (b"" if self._bare else body))
-        self._transport.close()  # once all of it is sent, or the deadline has come
+def _packed(reply: Reply, *, bare: bool) -> bytes:
+    status, kind, body = reply
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        lines.append("Allow: GET, HEAD")
+    return "\r\n".join([*lines, "", ""]).encode() + (b"" if bare else body)
 
 
 def _plain(status: HTTPStatus, text: str) -> Reply:

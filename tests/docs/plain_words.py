@@ -73,7 +73,6 @@ NOT_YET = frozenset(
         "kingtask/client/bulk.py",
         "kingtask/client/core.py",
         "kingtask/client/pool.py",
-        "kingtask/metrics/scrape_server.py",
         "kingtask/result.py",
         "kingtask/store/codec.py",
         "kingtask/store/functions.py",

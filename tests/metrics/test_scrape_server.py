@@ -159,6 +159,27 @@ def test_a_request_in_pieces_and_a_half_closed_connection(served: Served) -> Non
         assert b"kingtask_things0_total 0.0\n" in everything(connection)
 
 
+def test_bytes_after_the_head_are_ignored(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"x" * (MAX_HEAD_BYTES - 1))
+        assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_peer_that_keeps_sending_fills_no_memory(served: Served) -> None:
+    served.hold()
+    taken = 0
+    with served.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        connection.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while taken < 1_000_000:
+                taken += connection.send(b"x" * 4_096)
+    served.release()
+    assert taken < 100_000
+    assert ask(served.address, "/healthz")[0] == 200
+
+
 def test_a_silent_peer_is_disconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_S", 0.05)
     with served.connect() as connection:
@@ -210,6 +231,20 @@ def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: Served)
     assert served.scrapes == 2
     assert ask(served.address, "/metrics")[0] == 200
     assert served.scrapes == 2
+
+
+def test_a_scrape_that_times_out_leaves_the_text_to_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.hold()
+    with monkeypatch.context() as patched, served.connect() as connection:
+        patched.setattr(module, "REPLY_S", 0.05)
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert everything(connection) == b""
+    with served.connect() as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert ask(served.address, "/healthz")[0] == 200  # by now the loop has read the earlier request
+        served.release()
+        assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert served.scrapes == 1
 
 
 def test_an_exception_fails_that_scrape_only(served: Served) -> None:
