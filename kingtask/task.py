@@ -86,6 +86,14 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tags: Annotated[tuple[Tag, ...], msgspec.Meta(max_length=MAX_TAGS)] = ()
 
 
+OPTIONS: dict[str, str] = {
+    "at" if field == "start_at" else field.removesuffix("_s"): field
+    for field in TaskSpec.__struct_fields__
+    if field not in ("id", "name", "args")
+}
+"""The fields that every client offers as options, by the names of the options, which have no unit."""
+
+
 _ENV_NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 
 ENV_REFUSED_PREFIXES = ("KINGTASK_", "LD_", "DYLD_")

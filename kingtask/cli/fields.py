@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from kingtask import protocol
+from kingtask import protocol, task
 from kingtask.cli.param_types import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
 from kingtask.cli.times import When
 from kingtask.clock import wall_s
@@ -18,52 +18,49 @@ from kingtask.task import MAX_STDIN_BYTES, TaskSpec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--at", "start_at", metavar="TIME", type=WHEN, help="Start at this instant. A time without a zone is local."
-    ),
-    click.option(
-        "--delay", "delay_s", metavar="S", type=SECONDS, help="Start after so many seconds, or 90s, 5m, 1h30m."
-    ),
-    click.option(
-        "--retry", metavar="S,S,…", type=INTERVALS, help="After the first failure wait so long, after the second … ."
-    ),
-    click.option("--queue", metavar="QUEUE", help="The queue.  [default: default]"),
-    click.option("--priority", metavar="0-9", type=click.IntRange(0, 9), help="Higher goes first.  [default: 5]"),
-    click.option("--time-limit", "time_limit_s", metavar="S", type=SECONDS, help="How long an attempt may run."),
-    click.option("--stdin", metavar="FILE|-", help="What the executable reads; - is the standard input here."),
-    click.option("--env", metavar="NAME=VALUE", type=PAIR, multiple=True, help="A variable of its environment; again."),
-    click.option("--id", metavar="UUID", type=TASK_ID, help="The task's id; submitting it again changes nothing."),
+SETTINGS: dict[str, dict[str, Any]] = {
+    "at": {"metavar": "TIME", "type": WHEN, "help": "Start at this instant. A time without a zone is local."},
+    "delay": {"metavar": "S", "type": SECONDS, "help": "Start after so many seconds, or 90s, 5m, 1h30m."},
+    "retry": {"metavar": "S,S,…", "type": INTERVALS, "help": "Pause before the second attempt, before the third, … ."},
+    "queue": {"metavar": "QUEUE", "help": "The queue.  [default: default]"},
+    "priority": {"metavar": "0-9", "type": click.IntRange(0, 9), "help": "Higher goes first.  [default: 5]"},
+    "time_limit": {"metavar": "S", "type": SECONDS, "help": "Longest duration of an attempt."},
+    "stdin": {"metavar": "FILE|-", "help": "Standard input of the executable; - passes on this command's."},
+    "env": {"metavar": "NAME=VALUE", "type": PAIR, "multiple": True, "help": "Environment variable; repeatable."},
+    "keep_result": {"metavar": "S", "type": SECONDS, "help": "How long to keep the result after the end."},
+    "expires_at": {"metavar": "TIME", "type": WHEN, "help": "Do not start it after this instant."},
+    "stderr": {
+        "type": click.Choice(["fail", "keep"]),
+        "help": "Whether output on stderr makes the task fail.  [default: the worker's setting]",
+    },
+    "on_lost": {
+        "type": click.Choice(["retry", "fail"]),
+        "help": "If its worker dies during an attempt: run it again, or fail (at most one execution).  [default: retry]",
+    },
+    "tags": {"metavar": "TEXT", "multiple": True, "help": "A note kept with the task; repeatable."},
+}
+"""The arguments of click.option for each of task.OPTIONS."""
+
+IDS = (
+    click.option("--id", metavar="UUID", type=TASK_ID, help="Id of the task; submitting it again changes nothing."),
     click.option(
         "--key", metavar="TEXT", help="Derive the id from this text: cron on two hosts then makes one task, not two."
-    ),
-    click.option("--tag", "tags", metavar="TEXT", multiple=True, help="A note kept with the task; again for more."),
-    click.option(
-        "--stderr",
-        type=click.Choice(["fail", "keep"]),
-        help="Whether writing to stderr makes it fail (worker's choice).",
-    ),
-    click.option(
-        "--on-lost",
-        type=click.Choice(["retry", "fail"]),
-        help="If its worker dies while it runs: run it again, or fail (at most one execution).  [default: retry]",
-    ),
-    click.option("--expires-at", metavar="TIME", type=WHEN, help="Do not start it after this instant."),
-    click.option(
-        "--keep-result", "keep_result_s", metavar="S", type=SECONDS, help="How long its result is kept once it ended."
     ),
 )
 
 
 def task_options(command: Decorated) -> Decorated:
-    """Add all of OPTIONS."""
-    for option in reversed(OPTIONS):
+    """Add an option for each of task.OPTIONS, --id and --key."""
+    for option in IDS:
         command = option(command)
+    for name, field in reversed(task.OPTIONS.items()):
+        flag = "--tag" if name == "tags" else f"--{name.replace('_', '-')}"
+        command = click.option(flag, field, **SETTINGS[name])(command)
     return command
 
 
 def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that were given as fields of a submit request. Raises click.UsageError."""
+    """Return the given options as fields of a submit request. Raises click.UsageError."""
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if "id" in given and "key" in given:
         raise click.UsageError("--id and --key exclude each other.")
@@ -95,7 +92,7 @@ def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_of(name: str, args: tuple[str, ...], fields: Mapping[str, Any]) -> TaskSpec:
-    """The task, checked as the broker would. Raises click.UsageError."""
+    """Return the task, checked as a broker checks it. Raises click.UsageError."""
     texts = [_text(f"argument {i}", arg) for i, arg in enumerate(args, 1)]
     try:
         return protocol.parse_task({**fields, "name": _text("NAME", name), "args": texts}, wall_s(), "")
@@ -108,7 +105,7 @@ def _start(when: When) -> dict[str, float]:
         return {"start_at": when.seconds}
     if when.seconds < 0:
         raise click.UsageError("--at: a time in the past; leave it out to start now.")
-    # As a delay: counted on the record's clock, and equal on every host for the same --key.
+    # A delay counts on Redis's clock, and is equal on every host for the same --key.
     return {"delay_s": when.seconds}
 
 
@@ -131,7 +128,7 @@ def _text(place: str, value: str) -> str:
         if not value.isascii():
             try:
                 value.encode()
-            except UnicodeEncodeError:  # bytes that the locale has no character for: they may be UTF-8 all the same
+            except UnicodeEncodeError:  # bytes without a character in this locale may be UTF-8 all the same
                 value = os.fsencode(value).decode()
     except ValueError:
         raise click.UsageError(f"{place}: not UTF-8 text ({value!a}).") from None

@@ -10,6 +10,7 @@ from uuid import UUID
 from kingtask.client.handles import AsyncTask, Task
 from kingtask.errors import InvalidRequest
 from kingtask.result import Result
+from kingtask.task import OPTIONS
 
 Instant = float | datetime
 """Epoch seconds, or a datetime that has a time zone."""
@@ -21,9 +22,9 @@ TaskRef = str | UUID | Task | AsyncTask | Result
 
 
 class TaskOptions(TypedDict, total=False):
-    """All options of a task; an option that is left out or None has the default of broker or worker.
+    """The types of task.OPTIONS for Python callers; an option that is left out or None has its default.
 
-    TaskSpec defines and checks them. A test compares these names with its fields and with the command line.
+    TaskSpec defines and checks the options.
     """
 
     at: Instant | None
@@ -42,13 +43,19 @@ class TaskOptions(TypedDict, total=False):
 
 
 def task_fields(task_id: str, name: str, args: Iterable[str], options: TaskOptions) -> dict[str, Any]:
-    """Return the map of one task. Raises InvalidRequest for a datetime without zone; the protocol checks the rest."""
+    """Return the map of one task, whose values the protocol checks.
+
+    Raises TypeError for an unknown option, InvalidRequest for a datetime without zone.
+    """
     fields: dict[str, Any] = {"id": task_id, "name": name}
     if args != ():
         fields["args"] = _listed(args)
     for option, value in options.items():
         if value is not None and value != ():
-            field, convert = WIRE.get(option, (option, None))
+            field = OPTIONS.get(option)
+            if field is None:
+                raise TypeError(f"unknown task option {option!r}; the options are {', '.join(OPTIONS)}")
+            convert = CONVERSIONS.get(field)
             fields[field] = value if convert is None else convert(value)
     return fields
 
@@ -97,15 +104,15 @@ def _map(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-WIRE: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "at": ("start_at", lambda value: epoch_s(value, "task.start_at")),
-    "delay": ("delay_s", _seconds),
-    "retry": ("retry", _intervals),
-    "time_limit": ("time_limit_s", _seconds),
-    "stdin": ("stdin", _binary),
-    "env": ("env", _map),
-    "keep_result": ("keep_result_s", _seconds),
-    "expires_at": ("expires_at", lambda value: epoch_s(value, "task.expires_at")),
-    "tags": ("tags", _listed),
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "start_at": lambda value: epoch_s(value, "task.start_at"),
+    "delay_s": _seconds,
+    "retry": _intervals,
+    "time_limit_s": _seconds,
+    "stdin": _binary,
+    "env": _map,
+    "keep_result_s": _seconds,
+    "expires_at": lambda value: epoch_s(value, "task.expires_at"),
+    "tags": _listed,
 }
-"""Options whose name or type on the wire differs: the field, and the conversion."""
+"""The fields that have another type in Python than on the wire."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any, assert_type, get_type_hints
 from uuid import RFC_4122, UUID
 
-import msgspec
 import pytest
 
 import kingtask
@@ -15,7 +15,8 @@ import kingtask.client
 from kingtask import AsyncClient, AsyncTask, Client, Outcome, Result, Task, TaskSpec, errors
 from kingtask.client.handles import fresh_id
 from kingtask.client.operations import Operations
-from kingtask.client.options import WIRE, TaskOptions
+from kingtask.client.options import CONVERSIONS, TaskOptions
+from kingtask.task import OPTIONS
 
 METHODS = set(
     "submit submit_many map as_completed get wait result cancel requeue list stats pause resume ping close".split()
@@ -54,11 +55,17 @@ def test_what_waits_is_a_coroutine_in_one_client_only():
         assert not inspect.iscoroutinefunction(getattr(Client, name)), name
 
 
-def test_the_task_options_are_the_fields_of_a_task():
-    options = set(TaskOptions.__annotations__) | {"id", "name", "args"}
-    on_the_wire = {WIRE[name][0] if name in WIRE else name for name in options}
+def test_task_options_have_types():
+    assert list(TaskOptions.__annotations__) == list(OPTIONS)
+    assert {"id", "name", "args", *OPTIONS.values()} == set(TaskSpec.__struct_fields__)
+    assert set(CONVERSIONS) <= set(OPTIONS.values())
 
-    assert on_the_wire == {field.name for field in msgspec.structs.fields(TaskSpec)}
+
+def test_an_unknown_task_option_is_a_type_error():
+    with Client("127.0.0.1:1") as client:
+        for call in (partial(client.submit, "example"), partial(client.map, "example", [["1"]])):
+            with pytest.raises(TypeError, match=r"'prority'.* priority"):
+                call(prority=1)  # type: ignore[call-arg]
 
 
 def test_submit_and_map_take_the_task_options():

@@ -69,7 +69,7 @@ def test_who_has_no_key_that_fits_is_told_and_gets_nothing_done(keyed: Keyed, wh
         "mallory": (keyed.keys_of("mallory"), "does not know this client's key", "its key is not known"),
         "wrong server": (
             keyed.keys_of("alice", server="mallory"),
-            "another key than the server key",
+            "another key than the given server key",
             "wrong server key",
         ),
     }[who]
@@ -103,7 +103,7 @@ def test_keys_against_a_broker_without_any(keyed: Keyed):
     broker = keyed.start_broker(curve=None, ready=False)
     with Client(broker.endpoint, timeout=5, **keyed.keys) as client:
         until(lambda: "broker=started" in broker.text(), "the broker")
-        with pytest.raises(PermissionDenied, match="or asks for none"):
+        with pytest.raises(PermissionDenied, match="or that uses no keys"):
             client.ping()
 
 
@@ -339,9 +339,13 @@ def test_the_command_line_has_keys_by_option_or_by_environment(keyed: Keyed):
     assert kingtask("ping", *address, **named).returncode == 0
     assert kingtask("ping", *address, KEYS[0], alice["curve_key"], KEYS[1], alice["server_key"]).returncode == 0
     for keys, status, told in (
-        ((), 5, "asks for keys"),
+        ((), 5, "requires keys"),
         ((KEYS[0], mallory["curve_key"], KEYS[1], alice["server_key"]), 5, "does not know this client's key"),
-        ((KEYS[0], alice["curve_key"], KEYS[1], keyed.private / "mallory.key"), 5, "another key than the server key"),
+        (
+            (KEYS[0], alice["curve_key"], KEYS[1], keyed.private / "mallory.key"),
+            5,
+            "another key than the given server key",
+        ),
         ((KEYS[0], alice["curve_key"]), 3, "but not the broker's public one"),
         ((KEYS[0], alice["server_key"], KEYS[1], alice["server_key"]), 3, "holds a public key only"),
         ((KEYS[0], keyed.private / "nobody.key_secret", KEYS[1], alice["server_key"]), 3, "cannot read"),
@@ -364,7 +368,7 @@ def test_keygen_prints_what_it_made_and_replaces_nothing_unasked(tmp_path: Path)
     assert made.returncode == 0
     assert made.stdout.split() == [f"{tmp_path}/bob.key", f"{tmp_path}/bob.key_secret"]
     again = kingtask("keygen", "bob", "--directory", tmp_path)
-    assert (again.returncode, "is there already" in again.stderr) == (3, True)
+    assert (again.returncode, "exists" in again.stderr) == (3, True)
     assert kingtask("keygen", "bob", "--directory", tmp_path, "--replace").returncode == 0
     assert kingtask("keygen", "../bob", "--directory", tmp_path).returncode == 3
 
