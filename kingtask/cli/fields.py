@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "on_lost": {
         "type": click.Choice(["retry", "fail"]),
-        "help": "If its worker dies during an attempt: run it again, or fail (at most one execution).  [default: retry]",
+        "help": "If its worker dies in an attempt: run it again, or fail (at most one execution).  [default: retry]",
     },
     "tags": {"metavar": "TEXT", "multiple": True, "help": "A note kept with the task; repeatable."},
 }
