@@ -214,4 +214,4 @@ class CurveAuth:
                 why = _WHY.get(value, f"it broke the protocol (0x{value:x})")
             else:
                 why = "it closed the connection, or sent nothing for 3 s"
-            self._counters.count(counters.HANDSHAKE, f"{why}, at {frames[1].decode(errors='replace')}")
+            self._counters.count(counters.HANDSHAKE, f"{why}, at {frames[1].decode(errors='replace')}", reason=why)

@@ -29,16 +29,18 @@ class Counters:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._logged: dict[str, tuple[float, int]] = {}
-        """For each kind, when it was logged last (monotonic) and its count then."""
+        """For each kind, or kind and reason, the time of the last line (monotonic) and the count then."""
 
-    def count(self, kind: str, why: str) -> None:
+    def count(self, kind: str, why: str, *, reason: str = "") -> None:
+        """Each `reason` has a line a minute of its own; the caller knows only a few."""
         number = self.counts[kind] = self.counts.get(kind, 0) + 1
         if kind in ORDINARY:
             return
         now_s = monotonic_s()
-        logged_s, logged = self._logged.get(kind, (now_s - EVERY_S, 0))
+        line = f"{kind} {reason}"
+        logged_s, logged = self._logged.get(line, (now_s - EVERY_S, 0))
         if now_s - logged_s >= EVERY_S:
-            self._logged[kind] = (now_s, number)
+            self._logged[line] = (now_s, number)
             log.warning(Event(f"refused={kind}", count=number - logged, total=number, last=why))
 
     def refused(self, error: RequestRefused) -> None:

@@ -28,6 +28,19 @@ def test_each_kind_is_logged_once_a_minute_and_always_counted(
     ]
 
 
+def test_each_reason_of_a_failed_handshake_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A port scan must not hide a client with a wrong key for a minute."""
+    counters = Counters()
+    for _ in range(2):
+        counters.count("handshake_failed", "it closed the connection, at a", reason="it closed the connection")
+        counters.count("handshake_failed", "its key is not known, at a", reason="its key is not known")
+    assert counters.counts == {"handshake_failed": 4}
+    assert [line.partition(" last=")[2] for line in caplog.messages] == [
+        "'it closed the connection, at a'",
+        "'its key is not known, at a'",
+    ]
+
+
 def test_the_value_that_was_sent_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     counters = Counters()
     counters.refused(InvalidRequest("task.env: expected a map, got 'a secret, got it'", code="invalid_request"))
