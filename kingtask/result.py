@@ -18,7 +18,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Reasons of a failure: `exit` (non-zero status), `signal`, `time_limit`, `stderr` (wrote to it, and the task does
     not keep it), `missing`, `not_executable`, `exec` (the kernel refused it), `no_retry` (exit status 100), `lost`,
-    `interrupted`, `cancelled`, `out_of_memory`, `released` (handed back, not counted).
+    `interrupted`, `cancelled`, `out_of_memory`, `released` (given back, not counted).
     """
 
     number: int

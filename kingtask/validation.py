@@ -1,7 +1,7 @@
 """Convert decoded values to typed ones; an error names the place, the expected type and the value. Pure.
 
-msgspec decides what is valid. Only when it refuses is the type at that place looked up and put into words, so that
-every bound is told at once and the text depends on the types alone: `retry[1]: expected a number from 0 to 2,592,000,
+msgspec decides what is valid. Only when it refuses does this module describe the type at that place, so that the
+error names every bound and its text depends on the types alone: `retry[1]: expected a number from 0 to 2,592,000,
 got -1`. A type whose rule is hard to read (a pattern) carries its words as the `description` of its Meta.
 """
 

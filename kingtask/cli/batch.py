@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What is said of one line, and the exit status for it."""
+    """The answer to one line, and its exit status."""
 
     fields: dict[str, Any]
     status: int
@@ -121,7 +121,7 @@ def _fields(text: bytes) -> dict[str, Any]:
 
 
 def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[Answer]:
-    """What became of each line, in their order."""
+    """Yield the outcome of each line, in their order."""
     deadline = monotonic_s() + (wait or 0)
     submitted = iter(client.submit_many([line.spec for line in lines if line.spec is not None]))
     if wait is not None:

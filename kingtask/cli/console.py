@@ -1,4 +1,4 @@
-"""What the commands print: lines of JSON for programs, aligned tables and plain lines for people.
+"""Output of the commands: lines of JSON for programs, aligned tables and plain lines for people.
 
 Everything for programs is UTF-8 whatever the locale, and bytes of a task go out as they came. What a task chose (its
 arguments, messages, tags) never reaches a terminal unescaped in a table or a message.
@@ -35,11 +35,11 @@ LIST_FIELDS = (
     "worker",
     "origin",
 )
-"""What `list` knows of a task; the rest comes with `get`."""
+"""Return the fields of a task in `list`; `get` has the others."""
 
 
 def write(data: bytes) -> None:
-    """Bytes to stdout, at once: whoever reads the other end may be waiting for them."""
+    """Write bytes to stdout and flush them, since a reader may wait for them."""
     _write_all(sys.stdout, data)
 
 
@@ -95,7 +95,7 @@ def _write_all(stream: TextIO, data: bytes) -> None:
     while left:
         try:
             left = left[os.write(fd, left) :]
-        except BlockingIOError:  # whoever gave us this pipe uses it without blocking
+        except BlockingIOError:  # the pipe was opened without blocking
             select.select([], [fd], [])
 
 

@@ -74,7 +74,7 @@ class Stack:
     def start(self) -> None:
         """Start all three and return when a ping is answered and the worker was seen.
 
-        Raises ConfigurationError for what a person can mend, Ended if a child ended, Stopped on a signal.
+        Raises ConfigurationError if a person can correct it, ProcessEnded if a child ended, Stopped on a signal.
         """
         server = find_valkey()
         self._take_directory()
@@ -237,14 +237,14 @@ def _answers(endpoint: Path) -> bool:
 
 
 def _seen(workers: Sequence[Mapping[str, Any]], within_s: float) -> bool:
-    # What an earlier run left in the record was seen before this one started.
+    # A peer of an earlier run was last seen before this run started.
     return any(worker["seen_s"] < within_s for worker in workers)
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:
     # A JSON value is a YAML value.
     lines = [f"{key}: {json.dumps(value)}\n" for key, value in settings.items()]
-    path.write_text("# Written anew at each start.\n" + "".join(lines), encoding="utf-8")
+    path.write_text("# Rewritten at each start.\n" + "".join(lines), encoding="utf-8")
 
 
 def _environment() -> dict[str, str]:

@@ -78,5 +78,5 @@ _STATUSES: tuple[tuple[type[KingtaskError], Exit], ...] = (
 
 
 def first_failure(statuses: Iterable[int]) -> int:
-    """Of several tasks in one command: the first status that is not OK."""
+    """Return the first status that is not OK, for several tasks in one command."""
     return next((status for status in statuses if status != Exit.OK), Exit.OK)

@@ -87,7 +87,7 @@ def redis(found: Inspection, wanted_ack: str | None) -> Iterator[Finding]:
 
 def unreachable(name: str, error: StoreError) -> Finding:
     """A Redis that could not be looked at."""
-    advice = "see redis_password_file" if error.kind == "auth" else "start it, or mend `redis` in the configuration"
+    advice = "see redis_password_file" if error.kind == "auth" else "start it, or correct `redis` in the configuration"
     return Finding(Level.FAIL, "redis", f"{name}: {error}", advice)
 
 
@@ -112,7 +112,9 @@ def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:
     named = [answer for _, answer in found.sentinels if isinstance(answer, Named)]
     for host, answer in found.sentinels:
         if not isinstance(answer, Named):
-            yield Finding(Level.WARN, "sentinel", f"{host}: {answer}", "start it, or mend `redis` in the configuration")
+            yield Finding(
+                Level.WARN, "sentinel", f"{host}: {answer}", "start it, or correct `redis` in the configuration"
+            )
         elif answer.epoch < max(named).epoch:
             yield Finding(Level.WARN, "sentinel", f"{host} names a former primary", "see whether it reaches the others")
         else:
@@ -129,7 +131,7 @@ def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:
 
 
 def reach(config: BrokerConfig) -> Iterator[Finding]:
-    """Who may reach the broker: whoever does may run whatever the workers have."""
+    """Check who can reach the broker: every such peer may run every executable of the workers."""
     public = [text for text in config.addr if parse(text).public]
     if public:
         yield Finding(
@@ -147,7 +149,7 @@ def _access(found: Inspection) -> Iterator[Finding]:
         yield Finding(
             Level.WARN,
             "access",
-            f"whoever reaches it ({', '.join(listens)}) may read and change everything: no password is wanted",
+            f"every peer that reaches it ({', '.join(listens)}) may read and change everything: it needs no password",
             f"set requirepass, or users as in deploy/redis/kingtask.acl, or bind 127.0.0.1 {REDIS_CONF}",
         )
 
@@ -245,7 +247,7 @@ def _identity(found: Inspection, wanted: str | None) -> Iterator[Finding]:
             Level.FAIL,
             "cluster",
             f"this database is {found.cluster or 'empty'}, the configuration wants {wanted}",
-            "bring the right one back; or, to work with this one, mend `cluster` in the configurations",
+            "restore the right one; or, to work with this one, correct `cluster` in the configurations",
         )
     elif found.cluster:
         yield Finding(Level.OK, "cluster", found.cluster)
@@ -327,7 +329,7 @@ def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:
             yield Finding(
                 Level.WARN,
                 "keep_time",
-                f"{name} is {one:,.12g} s at the broker, {other:,.12g} s at the worker; whoever ends a task decides:"
+                f"{name} is {one:,.12g} s at the broker, {other:,.12g} s at the worker; each decides for its ends:"
                 " the worker for what it ran, the broker for what was cancelled before, either for what expired or was"
                 " lost",
                 f"give {name} one value in both configurations",
@@ -355,7 +357,7 @@ def _problem(directory: Path) -> tuple[str, str]:
     try:
         entry = directory.stat()
     except OSError as error:
-        return error.strerror or "not readable", "make it, or mend bin_path in the worker's configuration"
+        return error.strerror or "not readable", "make it, or correct bin_path in the worker's configuration"
     if not stat.S_ISDIR(entry.st_mode):
         return "not a directory", "bin_path names the directory that holds the executables"
     if not os.access(directory, os.R_OK | os.X_OK):

@@ -67,7 +67,7 @@ def _open_streams() -> None:
 
 
 def discard_output() -> None:
-    """What is still buffered has no reader; flushing it at exit would fail again."""
+    """Drop buffered output, which has no reader: flushing it at exit would fail again."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.close(sink)

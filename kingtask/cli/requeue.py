@@ -1,4 +1,4 @@
-"""`kingtask requeue`: run tasks that have ended once more, each as a new task."""
+"""`kingtask requeue`: run ended tasks again, each as a new task."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def requeue(
     broker: tuple[str, ...],
     timeout: float,
 ) -> int:
-    """Run tasks that have ended once more. Prints the id of each new task; the old one keeps its result.
+    """Run ended tasks again. Prints the id of each new task; the old one keeps its result.
 
     With --state the new id is derived from the old one, so that a second run of the same command, after the first was
     cut short or for what failed since, makes no task twice. It prints the ids of those that it made, and on stderr how

@@ -1,4 +1,4 @@
-"""What is shown of a task that was waited for, and the exit status that it gives the command."""
+"""The output for an awaited task, and the exit status of the command."""
 
 from __future__ import annotations
 

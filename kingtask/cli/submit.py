@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kingtask.task import TaskSpec
 
 FOREVER = "forever"
-"""What `--wait` without a value stands for."""
+"""The value of `--wait` without an argument."""
 
 
 class WaitType(ParamType):

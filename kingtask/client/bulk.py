@@ -25,7 +25,7 @@ CHUNK_BYTES = wire.MAX_MESSAGE_BYTES * 3 // 4
 """Where a chunk ends by estimate; the exact size is known when it is packed, and one that is too big is halved."""
 
 TASK_BYTES = 128
-"""What a task takes besides its texts: the names of its fields, its id and name, numbers."""
+"""Bytes of a task beside its texts: names of fields, id, name, numbers."""
 
 AGAIN_S = 0.1
 """The least rest before tasks are sent again that were refused for now."""
@@ -145,7 +145,7 @@ class Bulk(Generic[H]):
         return self._again(chunk, refused)
 
     def _again(self, chunk: Chunk, refused: list[tuple[Entry, RequestRefused]]) -> Iterable[Chunk]:
-        """Those of the refused that are worth another try; the others have their outcome."""
+        """Return the refused tasks that can be tried again; record the outcome of the others."""
         rest_s = max([AGAIN_S, *(asked_rest_s(error) for _, error in refused if error.retryable)])
         in_time = chunk.deadline is None or self._clock() + rest_s < chunk.deadline
         again = []
@@ -203,4 +203,4 @@ def _weight(task: TaskSpec | Fields) -> int:
             args, env, stdin = task.get("args", ()), task.get("env", {}), task.get("stdin", b"")
         return TASK_BYTES + sum(map(len, args)) + sum(map(len, env.values())) + len(stdin)
     except (TypeError, AttributeError):
-        return TASK_BYTES  # of a wrong type: the broker says so, or it cannot be packed
+        return TASK_BYTES  # a wrong type: the broker refuses it, or it cannot be packed

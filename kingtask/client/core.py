@@ -7,9 +7,9 @@ its late reply still counts; one that is silent altogether is left. A refusal th
 `not_confirmed`) is a reason to rest and ask again, at the next address if the broker serves no other call either. All
 this until the call's one deadline.
 
-The shell owns the sockets and the clock. It tells what happened (`opened`, `up`, `broken`, `sent`, `received`, `tick`;
-`now` is monotonic seconds) and then does what the core wants: close the socket if `closed`, open one to `endpoint` if
-`wants_connection`, send what `next_to_send` gives, and come back with `tick` at `next_at`.
+The shell owns the sockets and the clock. It reports events (`opened`, `up`, `broken`, `sent`, `received`, `tick`; `now`
+is monotonic seconds) and then carries out the wishes of the core: close the socket if `closed`, open one to `endpoint`
+if `wants_connection`, send what `next_to_send` gives, and come back with `tick` at `next_at`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Core:
         self._complaint: str | None = None
         """The last thing received that answered no call; NoAnswer repeats it."""
 
-    # ── what the shell looks at ─────────────────────────────────────────────────────────────────────────────────────
+    # ── state for the shell ─────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def index(self) -> int:
@@ -114,7 +114,7 @@ class Core:
         at = timers[0][0] if timers else inf
         return min(at, self._up_by if self._open_at is None else self._open_at)
 
-    # ── what the shell tells ────────────────────────────────────────────────────────────────────────────────────────
+    # ── events from the shell ────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, call: Call, now: float) -> bool:
         """Take a new call; return False if it is done at once, because it cannot be put into bytes."""
@@ -167,7 +167,7 @@ class Core:
         return calls
 
     def broken(self, now: float, *, why: str | None = None) -> None:
-        """The connection could not be made, or ended. What was not answered waits for the next one."""
+        """The connection failed or ended. Calls without an answer wait for the next connection."""
         if self._open_at is not None:
             return
         self._complaint = why or self._complaint
@@ -187,7 +187,7 @@ class Core:
             self._arm(call, call.deadline)
 
     def sent(self, now: float) -> None:
-        """What `next_to_send` gave is on its way."""
+        """The call that `next_to_send` returned was sent."""
         call = self._queue.popleft()
         call.stage = CallStage.SENT
         call.sent_at = now

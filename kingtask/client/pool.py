@@ -52,7 +52,7 @@ class Pool:
             return channel
 
     def give(self, channel: Channel) -> None:
-        """Take a channel back. One with calls under way is closed: whoever made them no longer waits."""
+        """Take back a channel. A channel with calls in progress is closed, since nobody waits for them."""
         with self._lock:
             if channel not in self._taken:  # taken before a fork
                 return
@@ -76,7 +76,7 @@ class Pool:
             context.term()
 
     def disown(self) -> list[object]:
-        """In the child after a fork: begin anew; return what is the parent's, untouched."""
+        """In a forked child: start empty, and return the parent's channels and context untouched."""
         parents: list[object] = [self._context]
         parents += [channel.disown() for channel in (*self._idle, *self._taken)]
         closed = self._closing.is_set()

@@ -18,7 +18,7 @@ MESSAGE_BYTES = 512
 
 
 class Execution(NamedTuple):
-    """What the worker needs of a spec."""
+    """The part of a spec that a worker needs."""
 
     args: tuple[str, ...]
     stdin: bytes
@@ -31,7 +31,7 @@ class Execution(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the functions read of a task, in this order; 0 stands for what the request did not say."""
+    """The part of a task that the functions read, in this order; 0 stands for an absent field."""
 
     name: str
     start_ms: int = 0
@@ -85,7 +85,7 @@ _usual_plan = lru_cache(maxsize=256)(_plan)
 
 
 def pack_spec(spec: TaskSpec) -> bytes:
-    """What only the worker reads; defaults at the end are left out, so that equal requests are equal bytes."""
+    """Pack the part that only the worker reads, without trailing defaults, so that equal requests give equal bytes."""
     limit_ms = duration_ms(spec.time_limit_s) if spec.time_limit_s else 0
     env = dict(sorted(spec.env.items())) if spec.env else {}  # a map has no order
     fields = [spec.args, spec.stdin, env, limit_ms, spec.stderr or "", spec.tags]

@@ -41,7 +41,7 @@ class FunctionCall(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """What an attempt must show: the task, the attempt's number and the claim's token (16 bytes)."""
+    """The fence of an attempt: the task, the attempt's number and the claim's token (16 bytes)."""
 
     id: str
     number: int
@@ -113,7 +113,7 @@ class Finished(NamedTuple):
     now_us: int
     answers: list[str]
     claims: Claims | None
-    """What the same call claimed, if it was to."""
+    """Tasks that the same call claimed; None if it did not claim."""
 
 
 class StoredTask(NamedTuple):
@@ -236,7 +236,7 @@ def extend(
 
 
 class ClaimRequest(NamedTuple):
-    """What a worker claims by the call that finishes what has ended; as in `claim`."""
+    """A claim that travels with `finish`; fields as in `claim`."""
 
     queues: Sequence[str]
     n: int
@@ -279,7 +279,7 @@ def get(task_id: str) -> FunctionCall:
 
 
 def clock() -> FunctionCall:
-    """Only the time: a better look at Redis's clock than a write gives, whose reply may wait for the disk."""
+    """Read only the time: a better sample of Redis's clock than a write, whose reply may wait for the disk."""
     return FunctionCall("clock", {}, lambda reply: ServerTime(*reply))
 
 

@@ -1,4 +1,4 @@
-"""A look at a Redis server for `kingtask doctor`: nothing is written, and what may not be asked stays unknown.
+"""Inspect a Redis server for `kingtask doctor`. Nothing is written; facts that this user may not read stay unknown.
 
 Uses redis-py, blocking: this is not a path that anything waits for.
 """
@@ -40,7 +40,7 @@ SETTINGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What was found. None or empty: not permitted, or not there."""
+    """Facts about a server. None or empty: not permitted, or absent."""
 
     server: ServerFacts
     """`settings` is empty where CONFIG is not permitted."""
@@ -55,7 +55,7 @@ class Inspection:
     library: bool
     """Whether the library of this release is loaded."""
     schema: int | None
-    """What `meta` says; None: the namespace is new."""
+    """The schema in `meta`; None: the namespace is new."""
     cluster: str
     """Likewise; empty if it is new."""
     used: bool
@@ -66,9 +66,9 @@ class Inspection:
     anonymous: bool = False
     """It was entered without a password."""
     lacking: Lacking = field(default_factory=Lacking)
-    """What this user may not do although the daemon has to."""
+    """Rights that the daemon needs and this user lacks."""
     sentinels: tuple[Asked, ...] = field(default=())
-    """What each of them says of the primary, which is the server that was looked at."""
+    """Each sentinel's answer about the primary, which is the inspected server."""
 
 
 class Asked(NamedTuple):
@@ -79,7 +79,7 @@ class Asked(NamedTuple):
 
 
 def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) -> Inspection:
-    """Look at a broker's server; blocks for some round trips of at most `timeout_s` each. Raises StoreError."""
+    """Inspect a broker's server; blocks for some round trips of at most `timeout_s` each. Raises StoreError."""
     address, asked = _primary(address, timeout_s)
     with _connected(address, timeout_s) as client:
         found = _inspect(client, Keys(namespace, address.db))
@@ -87,7 +87,7 @@ def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) ->
 
 
 def rights(address: RedisAddress, namespace: str, role: Role, *, timeout_s: float = 5.0) -> Lacking:
-    """What the user of this address lacks for the role; blocks likewise. Raises StoreError."""
+    """Return the rights that the user of this address lacks for the role; blocks likewise. Raises StoreError."""
     address, _ = _primary(address, timeout_s)
     with _connected(address, timeout_s) as client:
         client.execute_command("PING")
@@ -110,7 +110,7 @@ def _connected(address: RedisAddress, timeout_s: float) -> Iterator[Any]:
 
 
 def _primary(address: RedisAddress, timeout_s: float) -> tuple[RedisAddress, tuple[Asked, ...]]:
-    """The server to look at, and what its sentinels say if it has any."""
+    """Return the server to inspect, and the answers of its sentinels."""
     if address.sentinels is None:
         return address, ()
     asker = Asker(address, timeout_s)
@@ -198,7 +198,7 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
 
 
 def _clock(asking: _Asking) -> tuple[float | None, float]:
-    """Offset and round trip of the quickest of three looks at TIME."""
+    """Return offset and round trip of the fastest of three TIME calls."""
     looks = []
     for _ in range(3):
         sent = wall_s()

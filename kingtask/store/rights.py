@@ -1,4 +1,4 @@
-"""What a user of Redis has to be allowed, as broker or as worker, and a look at what it is not.
+"""What a user of Redis has to be allowed, as broker or as worker, and a check of the missing rights.
 
 `deploy/redis/kingtask.acl` grants just this. The commands of a function count as its caller's, so they are listed, too.
 """
@@ -64,7 +64,7 @@ class Lacking(NamedTuple):
 def trials(keys: Keys, role: Role) -> dict[str, Words]:
     """Each command that the role cannot do without, by its name for ACLs, in a form that changes nothing.
 
-    Not even if it is allowed, for which every key, field and channel is one that does not exist; but for HSETNX, which
+    Not even if it is allowed, for which every key, field and channel is one that does not exist; except HSETNX, which
     changes nothing once `meta` has its schema.
     """
     with_keys = _BOTH | (_BROKER if role == "broker" else _WORKER)
@@ -84,7 +84,7 @@ def trials(keys: Keys, role: Role) -> dict[str, Words]:
 def lacking(client: Any, keys: Keys, role: Role, *, used: bool) -> Lacking:
     """Try everything; `used` says that `meta` has its schema.
 
-    Redis looks at rights first, so whatever another error says, the user may. Raises redis.RedisError if the connection
+    Redis checks rights first, so whatever another error says, the user may. Raises redis.RedisError if the connection
     breaks.
     """
     commands: list[str] = []

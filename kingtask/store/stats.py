@@ -10,7 +10,7 @@ from kingtask.store.codec import hash_of
 from kingtask.wire import unpack_raw
 
 NO_TOTAL = frozenset({"touched", "scheduled", "running"})
-"""Of a queue's numbers, those that are no counts of what has happened."""
+"""Numbers of a queue that are not totals."""
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ def _queue_of(row: list[Any], now_s: float) -> QueueStats:
 
 
 def _rates(counts: dict[str, int], fields: dict[str, bytes], now_s: float) -> dict[str, float]:
-    """What happened a second, in this minute and the one before it: the totals less what they were when that began."""
+    """Return events per second over this minute and the one before: the growth of the totals since its begin."""
     ago = int(now_s // 60) - counts.get("touched", 0) // 60_000
     then = "before" if ago == 0 else "began" if ago == 1 else None
     if then is None:
@@ -76,7 +76,7 @@ def _rates(counts: dict[str, int], fields: dict[str, bytes], now_s: float) -> di
 
 
 class QueueFigures(NamedTuple):
-    """A queue as whoever looks often sees it: without rates."""
+    """A queue without rates, for frequent readers."""
 
     name: str
     paused: bool
@@ -92,11 +92,11 @@ class QueuesPage(NamedTuple):
     """Where the next page begins; "0": there is none."""
     queues: list[QueueFigures]
     names: int
-    """Of queues, on all pages."""
+    """Number of queues on all pages."""
     live: int
     """Tasks that have not ended."""
     kept_bytes: int
-    """Of outputs."""
+    """Bytes of outputs."""
     workers: int
     brokers: int
 
