@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kingtask.states import TERMINAL
+from tests.processes import descriptors
 from tests.simulator import broken
 from tests.simulator.faults import Fate
 from tests.simulator.run import digest, failure, many
@@ -61,6 +62,14 @@ def test_what_was_wrong_once_is_not_again(seed: int) -> None:
 def test_a_broken_product_is_found(model: type[Model], decisions: Callable[[], Any]) -> None:
     with decisions():
         assert next(many(range(ENOUGH), model=model), None) is not None
+
+
+def test_stories_leave_no_descriptor_open() -> None:
+    """Tests that follow in the same process need them: select() takes none above 1,023."""
+    assert next(many(range(2)), None) is None
+    before = descriptors()
+    assert next(many(range(2, 12)), None) is None
+    assert descriptors() == before
 
 
 def test_a_seed_decides_everything() -> None:
