@@ -21,7 +21,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 SETTINGS: dict[str, dict[str, Any]] = {
     "at": {"metavar": "TIME", "type": WHEN, "help": "Start at this instant. A time without a zone is local."},
     "delay": {"metavar": "S", "type": SECONDS, "help": "Start after so many seconds, or 90s, 5m, 1h30m."},
-    "retry": {"metavar": "S,S,…", "type": INTERVALS, "help": "Pause before the second attempt, before the third, … ."},
+    "retry": {"metavar": "S,S,…", "type": INTERVALS, "help": "Pauses before the second, third, … attempt."},
     "queue": {"metavar": "QUEUE", "help": "The queue.  [default: default]"},
     "priority": {"metavar": "0-9", "type": click.IntRange(0, 9), "help": "Higher goes first.  [default: 5]"},
     "time_limit": {"metavar": "S", "type": SECONDS, "help": "Longest duration of an attempt."},
