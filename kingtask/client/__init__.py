@@ -15,7 +15,7 @@ _HOMES = {"AsyncClient": "aio", "Client": "blocking"}
 
 
 def __getattr__(name: str) -> object:
-    """Import a client when it is first asked for: asyncio takes longer than the rest together."""
+    """Import a client at its first use: importing asyncio takes longer than all the rest."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -134,7 +134,7 @@ class LoopConnection(CoreConnection):
             self._core.abandon(call)
 
     def close(self) -> None:
-        """Close the connection; calls under way end with NoAnswer. Idempotent."""
+        """Close the connection; calls in progress end with NoAnswer. Idempotent."""
         self._settle(self._core.end(NoAnswer("the client was closed; it is unknown whether anything was stored")))
         self._close_dealer()
         for handle in (self._turn, self._timer):

@@ -85,7 +85,7 @@ def _seconds(value: Duration) -> float:
 
 
 def _listed(values: Any) -> Any:
-    """Return any iterable as a list, except a string, which is one value."""
+    """Return an iterable as a list, but not a string, which is one value."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         return values
     return list(values)

@@ -1,4 +1,4 @@
-"""Waiting for tasks to end: the op `wait`, asked again in slices, so that a broker that died is noticed. Pure."""
+"""Waits for the end of tasks: the op `wait`, repeated in slices, so that a dead broker is noticed. Pure."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from kingtask.errors import ResultTimeout
 from kingtask.result import Result
 
 SLICE_S = 30.0
-"""How long the broker is asked to wait at a time."""
+"""Duration of one `wait`."""
 
 TURN_S = 2.0
-"""The same while other tasks still have to take their turn."""
+"""The same while other tasks queue for their turn."""
 
 WINDOW = 1_000
-"""Tasks waited for at a time; a broker has 10,000 waits for all its clients (`max_waits`)."""
+"""Waits in progress at a time; a broker has 10,000 for all its clients (`max_waits`)."""
 
 GRACE_S = 1.0
-"""How much later than the caller's time-out the reply may come that says how the task stands then."""
+"""Extra time, after the caller's timeout, for the reply with the state of the task."""
 
 AGAIN_S = 0.2
-"""The rest after a broker cut a wait short, which it does when it stops."""
+"""The pause after a broker cut a wait short, as it does when it stops."""
 
 
 class Waiting:
-    """Waits of one caller, for `timeout` seconds in all (None: without end).
+    """Waits of one caller, for `timeout` seconds in all (None: without a bound).
 
-    `silence_s` is how long no broker may be heard; `clock` gives monotonic seconds.
+    `silence_s` bounds the time without any message of a broker; `clock` gives monotonic seconds.
     """
 
     def __init__(self, timeout: float | None, *, silence_s: float, clock: Callable[[], float]) -> None:
@@ -39,7 +39,7 @@ class Waiting:
         self._deadline = clock() + self._timeout_s
 
     def end(self, task_id: str) -> Steps[Result]:
-        """The task once it has ended. Raises ResultTimeout."""
+        """Return the task once it has ended. Raises ResultTimeout."""
         rest_s = 0.0
         while True:
             (call,) = yield (self._call(task_id, rest_s, SLICE_S),)
@@ -53,23 +53,23 @@ class Waiting:
             rest_s = self._rest_s(call)
 
     def ends(self, task_ids: Iterable[str]) -> StepsWithResults[Result]:
-        """Each task when it ends. Raises ResultTimeout if one has not."""
+        """Yield each task when it ends. Raises ResultTimeout if one has not."""
         backlog = deque((task_id, 0.0) for task_id in dict.fromkeys(task_ids))
-        under_way = 0
-        while backlog or under_way:
-            slice_s = TURN_S if len(backlog) + under_way > WINDOW else SLICE_S
+        in_progress = 0
+        while backlog or in_progress:
+            slice_s = TURN_S if len(backlog) + in_progress > WINDOW else SLICE_S
             starting = []
-            while backlog and under_way < WINDOW:
+            while backlog and in_progress < WINDOW:
                 task_id, rest_s = backlog.popleft()
                 starting.append(self._call(task_id, rest_s, slice_s))
-                under_way += 1
+                in_progress += 1
             for call in (yield starting):
-                under_way -= 1
+                in_progress -= 1
                 result = _result(call)
                 if result.ended:
                     yield Yielded(result)
                 elif self._over():
-                    left = 1 + under_way + len(backlog)
+                    left = 1 + in_progress + len(backlog)
                     raise ResultTimeout(f"{left} tasks have not ended, after {self._timeout_s:g} s of waiting")
                 else:
                     backlog.append((result.id, self._rest_s(call)))
@@ -91,7 +91,7 @@ class Waiting:
         return self._clock() >= self._deadline
 
     def _rest_s(self, call: Call) -> float:
-        """How long to rest before asking again: a broker that answers before its time would be asked without end."""
+        """Return the pause before the next slice. It avoids a tight loop with a broker that answers early."""
         early = self._clock() < call.sent_at + call.answer_s - AGAIN_S
         return AGAIN_S if early else 0.0
 
