@@ -1,4 +1,4 @@
-"""Submitting many tasks: in chunks, several on their way at a time, with one outcome each in their order. Pure."""
+"""A bulk submit: tasks travel in chunks, several at a time, and each task gets one outcome, in order. Pure."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefu
 from kingtask.task import TaskSpec
 
 CHUNK_TASKS = 200
-"""In the first chunk: what one call of the store takes. Each further one may hold twice as many, up to what a message
-may hold. So a call of 1,000 travels in three, and the broker works on one while the next is made (measured: a sixth
-more a second), and long ones in few."""
+"""Tasks of the first chunk: as many as one call of the store takes. Each further chunk may hold twice as many, up to
+the bound of a message. So 1,000 tasks travel in three chunks, and the broker works on one while the client packs the
+next (measured: a sixth more per second); many tasks travel in few chunks."""
 
 IN_FLIGHT = 4
-"""Chunks on their way at a time: enough that broker and client work at once, and one busy reply costs little."""
+"""Chunks in progress at a time: enough for broker and client to work at once; one `busy` costs little."""
 
 CHUNK_BYTES = wire.MAX_MESSAGE_BYTES * 3 // 4
-"""Where a chunk ends by estimate; the exact size is known when it is packed, and one that is too big is halved."""
+"""Estimated size at which a chunk ends. The exact size is known after packing; a chunk that is too big is halved."""
 
 TASK_BYTES = 128
 """Bytes of a task beside its texts: names of fields, id, name, numbers."""
 
 AGAIN_S = 0.1
-"""The least rest before tasks are sent again that were refused for now."""
+"""The shortest pause before refused tasks are sent again."""
 
 H = TypeVar("H", bound=Task | AsyncTask)
 
@@ -36,12 +36,12 @@ Fields = dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """One task: its place among all, and what goes on the wire, which has an id."""
+    """One task: its place among all, and its fields, which have an id."""
 
     place: int
     task: TaskSpec | Fields
     maybe_stored: bool = False
-    """By an earlier call, of which this task's later refusals know nothing."""
+    """True if an earlier call may have stored it; later refusals do not know that."""
 
 
 class Chunk(NamedTuple):
@@ -49,13 +49,13 @@ class Chunk(NamedTuple):
 
     entries: list[Entry]
     deadline: float | None = None
-    """When those that are refused for now are no longer sent again; None until it is first sent."""
+    """After this time, refused tasks are not sent again. None until the chunk is sent first."""
     rest_s: float = 0.0
-    """How long to wait before it is sent."""
+    """The pause before it is sent."""
 
 
 class Bulk(Generic[H]):
-    """One bulk submit. `timeout_s` bounds each chunk; `make(id, name)` makes the tasks that are handed out."""
+    """One bulk submit. `timeout_s` bounds each chunk; `make(id, name)` makes the handles."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float], make: Callable[[str, str], H]) -> None:
         self._timeout_s = timeout_s
@@ -63,27 +63,27 @@ class Bulk(Generic[H]):
         self._make = make
         self._outcomes: list[Outcome[H]] = []
         self._stopped: NoAnswer | None = None
-        """Why nothing more is sent, once a chunk got no answer or none but refusals."""
+        """The reason to send nothing more: a chunk without an answer, or with a retryable refusal as its answer."""
 
     def submit(self, tasks: Iterable[TaskSpec | Fields]) -> Steps[list[Outcome[H]]]:
-        """Submit them; `tasks` is read only as far ahead as chunks are on their way."""
+        """Submit the tasks; read `tasks` only as far ahead as chunks are in progress."""
         source = self._chunks(tasks)
-        under_way: dict[Call, Chunk] = {}
+        in_progress: dict[Call, Chunk] = {}
         again: list[Chunk] = []
         while True:
             chunk = None
-            if again or len(under_way) < IN_FLIGHT:
+            if again or len(in_progress) < IN_FLIGHT:
                 chunk = again.pop(0) if again else next(source, None)
             if chunk is not None:
                 call, chunk = self._begin(chunk)
-                under_way[call] = chunk
+                in_progress[call] = chunk
                 finished = yield SendOnly((call,))
-            elif under_way:
+            elif in_progress:
                 finished = yield ()
             else:
                 return self._outcomes
             for call in finished:
-                again += self._settle(under_way.pop(call), call)
+                again += self._settle(in_progress.pop(call), call)
 
     def _chunks(self, tasks: Iterable[TaskSpec | Fields]) -> Iterator[Chunk]:
         entries: list[Entry] = []
@@ -113,7 +113,7 @@ class Bulk(Generic[H]):
         return call, chunk._replace(deadline=deadline)
 
     def _settle(self, chunk: Chunk, call: Call) -> Iterable[Chunk]:
-        """Note the outcomes of a chunk; return what is to be sent again."""
+        """Note the outcomes of a chunk; return the chunks to send again."""
         entries = chunk.entries
         try:
             answers = field(call.result(), "outcomes", list)
@@ -166,7 +166,7 @@ class Bulk(Generic[H]):
 
 
 def _refusal(answer: Any, nth: int, entry: Entry) -> RequestRefused:
-    """The error of one task, the `nth` of its chunk, which the message may say; said is then its place among all."""
+    """Return the error of one task. It names the task by its place among all, not as the `nth` of its chunk."""
     fields = answer.get("error") if isinstance(answer, dict) else None
     error = dict(fields) if isinstance(fields, dict) else {}
     for name in ("message", "field"):
@@ -179,7 +179,7 @@ def _refusal(answer: Any, nth: int, entry: Entry) -> RequestRefused:
 
 
 def _exact(entry: Entry, error: InvalidRequest) -> InvalidRequest:
-    """The error of a task that cannot be sent; one that names the field if there is one."""
+    """Return the error of a task that cannot be sent; it names the field, if one is wrong."""
     try:
         fields = protocol.task_fields(entry.task) if isinstance(entry.task, TaskSpec) else entry.task
         protocol.parse_task(fields, inf, f"tasks[{entry.place}]")
@@ -190,12 +190,12 @@ def _exact(entry: Entry, error: InvalidRequest) -> InvalidRequest:
 
 
 def _named(task: TaskSpec | Fields) -> tuple[Any, Any]:
-    """Its id and name."""
+    """Return the id and the name."""
     return (task.id, task.name) if isinstance(task, TaskSpec) else (task["id"], task["name"])
 
 
 def _weight(task: TaskSpec | Fields) -> int:
-    """About how many bytes this task takes in a message."""
+    """Estimate the bytes of this task in a message."""
     try:
         if isinstance(task, TaskSpec):
             args, env, stdin = task.args, task.env, task.stdin

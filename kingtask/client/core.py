@@ -1,11 +1,14 @@
-"""The client's core: which reply belongs to which call, what is sent again, when, and to which broker. Pure.
+"""The client's core matches replies with calls, and decides what to send again, when, and to which broker. Pure.
 
-Rules. A call's bytes never change: its `rid` correlates, its task ids were chosen before, so sending it again is safe,
-and any reply to any of its tries is its reply. A connection is one socket; when it breaks, what was not answered goes
-out again on the next one, at the next address. A broker that is merely slow is asked again where it is, so that
-its late reply still counts; one that is silent altogether is left. A refusal that may pass (`busy`, `unavailable`,
-`not_confirmed`) is a reason to rest and ask again, at the next address if the broker serves no other call either. All
-this until the call's one deadline.
+Rules:
+- The bytes of a call never change. Its `rid` correlates, and its task ids are chosen before the first try. So a retry
+  is safe, and a reply to any try answers the call.
+- A connection is one socket. When it breaks, the unanswered calls are sent again on the next one, at the next address.
+- A call whose reply is overdue is sent again to the same broker, so that the late reply still counts. A broker that
+  sends nothing at all is left for the next address.
+- After a retryable refusal (`busy`, `unavailable`, `not_confirmed`) the call pauses and is sent again; at the next
+  address, if the broker has served no other call meanwhile.
+- All retries end at the one deadline of the call.
 
 The shell owns the sockets and the clock. It reports events (`opened`, `up`, `broken`, `sent`, `received`, `tick`; `now`
 is monotonic seconds) and then carries out the wishes of the core: close the socket if `closed`, open one to `endpoint`
@@ -25,22 +28,22 @@ from kingtask.clock import Backoff
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
 PATIENCE_S = 1.0
-"""How long a reply, or a handshake, may take before the next try; doubled after each round of all addresses."""
+"""The time for a reply, or a handshake, until the next try; doubled after each round of all addresses."""
 LONGEST_PATIENCE_S = 8.0
 
 RECONNECT_S = 0.05
-"""The rest between two connections, doubled after each round of all addresses."""
+"""The pause between two connections, doubled after each round of all addresses."""
 LONGEST_RECONNECT_S = 2.0
 
 REST_S = 0.05
-"""The rest after a refusal that may pass, doubled with each; the broker may ask for more."""
+"""The pause after a retryable refusal, doubled with each; the broker may ask for more."""
 LONGEST_REST_S = 2.0
 
 DENIALS = 3
-"""Handshakes that fail in a row before it is the keys rather than a broker that was just ending."""
+"""Failed handshakes in a row that prove wrong keys. Fewer may come from a broker that stops."""
 
 HEALTHY_S = 5.0
-"""A refusal this long after the request was sent begins a new row: in between the broker was at work on it."""
+"""A refusal this long after its request begins a new series: the broker worked on the request in between."""
 
 
 class Core:
@@ -57,16 +60,16 @@ class Core:
         self._open_at: float | None = 0.0
         """When the next connection is due; None while there is one."""
         self._up_by = inf
-        """When a connection that is being made is given up."""
+        """When to give up a connection that is not established yet."""
         self._heard_at = -inf
         self._served_at = -inf
-        """When a call was last done as asked, other than a ping, which needs no Redis."""
+        """The last success of a call other than a ping, which needs no Redis."""
         self._failures = 0
-        """Connections that ended without a reply, since the last reply."""
+        """Connections without a reply in a row."""
         self._denials = 0
-        """Handshakes that failed for the keys, since one succeeded."""
+        """Handshakes in a row that failed because of the keys."""
         self._complaint: str | None = None
-        """The last thing received that answered no call; NoAnswer repeats it."""
+        """The last message that answered no call; NoAnswer quotes it."""
 
     # ── state for the shell ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,12 +84,12 @@ class Core:
 
     @property
     def closed(self) -> bool:
-        """There is to be no connection now."""
+        """True if there must be no connection now."""
         return self._open_at is not None
 
     @property
     def pending(self) -> int:
-        """Calls that are not done."""
+        """Number of calls that are not done."""
         return len(self._calls)
 
     def wants_connection(self, now: float) -> bool:
@@ -101,7 +104,7 @@ class Core:
         return None
 
     def next_at(self) -> float:
-        """When `tick` or a new connection is due at the latest; inf if nothing is under way."""
+        """Return the latest time of the next `tick` or connection; inf without calls."""
         if not self._calls:
             return inf
         timers = self._timers
@@ -117,7 +120,7 @@ class Core:
     # ── events from the shell ────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, call: Call, now: float) -> bool:
-        """Take a new call; return False if it is done at once, because it cannot be put into bytes."""
+        """Add a new call; return False if it is done at once, because it cannot be encoded."""
         self._last_rid = call.rid = self._last_rid + 1
         try:
             call.message = protocol.encode_request(call.rid, call.op, call.fields)
@@ -134,7 +137,7 @@ class Core:
         return True
 
     def abandon(self, call: Call) -> None:
-        """Nobody waits for this call any more."""
+        """Drop a call for which nobody waits any more."""
         if call.stage is not CallStage.DONE:
             self._finish(call)
 
@@ -146,17 +149,17 @@ class Core:
         return calls
 
     def opened(self, now: float) -> None:
-        """A socket to `endpoint` was opened; it is not connected yet."""
+        """Note that a socket to `endpoint` was opened; it is not connected yet."""
         self._open_at = None
         self._up_by = now + self._patience(self._failures)
 
     def up(self) -> None:
-        """The connection is made: somebody there speaks ZeroMQ."""
+        """Note that the connection is established: the peer speaks ZeroMQ."""
         self._up_by = inf
         self._denials = 0
 
     def denied(self, now: float, why: str, *, certain: bool) -> list[Call]:
-        """As `broken`, because of the keys; return the calls that are done because nobody takes ours for certain."""
+        """As `broken`, because of the keys. Once all brokers surely refuse the key, fail and return all calls."""
         self.broken(now, why=why)
         self._denials += 1
         if not certain or self._failures < len(self._endpoints):
@@ -197,7 +200,7 @@ class Core:
         self._arm(call, min(call.deadline, now + call.answer_s + self._patience(call.overdue)))
 
     def received(self, frame: bytes, now: float) -> Call | None:
-        """Take a message; return the call that it made done, if any. Anything else than a reply is passed over."""
+        """Process a message; return the call that is now done, if any. Ignore everything but replies."""
         try:
             reply = protocol.decode_reply(frame)
         except InvalidRequest as error:
@@ -223,7 +226,7 @@ class Core:
         return call if call.stage is CallStage.DONE else None
 
     def tick(self, now: float) -> list[Call]:
-        """Do what has become due; return the calls that are done because their deadline passed."""
+        """Run the timers that are due; return the calls whose deadline has passed."""
         failed = []
         if self._up_by <= now:
             self.broken(now)
@@ -248,10 +251,10 @@ class Core:
                 self._arm(call, call.deadline)
         return failed
 
-    # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── decisions ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _overdue(self, call: Call, now: float) -> None:
-        """Its reply should have come: ask again, elsewhere if nothing at all has been heard since it was sent."""
+        """Retry a call whose reply is overdue; at another broker, if this one has sent nothing since."""
         call.overdue += 1
         call.maybe_stored = call.writes
         silent = self._heard_at < call.sent_at
@@ -263,13 +266,13 @@ class Core:
     def _refused(self, call: Call, error: RequestRefused, now: float) -> None:
         if error.stored == "unknown":
             call.maybe_stored = True
-        elif call.maybe_stored:  # it speaks of its own try, not of those before
+        elif call.maybe_stored:  # the refusal covers its own try only, not the earlier ones
             error.stored = "unknown"
         if not error.retryable:
             self._finish(call, error=error)
             return
         if call.stage is not CallStage.SENT:
-            return  # a refusal of an earlier try; the next one is decided already
+            return  # the refusal of an earlier try; the next try is due already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
             call.trouble_at, call.refusals = now, 0
         rest = max(Backoff(REST_S, LONGEST_REST_S).after(call.refusals), asked_rest_s(error))
@@ -286,7 +289,7 @@ class Core:
         return PermissionDenied(self._complaint or "", stored="unknown" if call.maybe_stored else "no")
 
     def _refuses(self, call: Call) -> bool:
-        """The broker in use refused this call and has served no other since: another one may be better off."""
+        """Return True if the broker in use refused this call and has served no other since: another may do better."""
         return len(self._endpoints) > 1 and call.refused_by == self._index and self._served_at < call.sent_at
 
     def _rest(self, call: Call, until: float) -> None:

@@ -1,4 +1,4 @@
-"""The channels of one blocking client: one for each thread that is using it, kept for the next one."""
+"""The channels of one blocking client: one for each thread that uses the client now, kept for the next thread."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from kingtask.curve import ClientKeys
 
 MAX_IDLE = 16
-"""Connections kept while nobody uses them; each costs a few descriptors here and a heartbeat a second."""
+"""Connections kept while no thread uses them; each costs a few descriptors and a heartbeat a second."""
 
 MAX_SOCKETS = 16_384
-"""A channel is three sockets of ZeroMQ (with its monitor), and threads may be many; the default is 1,023."""
+"""A channel takes three sockets of ZeroMQ (with its monitor), and threads may be many; the default is 1,023."""
 
 
 class Pool:
@@ -38,7 +38,7 @@ class Pool:
         disown_after_fork(self)
 
     def take(self) -> Channel:
-        """Raises ClientClosed."""
+        """Return a channel for the calling thread. Raises ClientClosed."""
         with self._lock:
             if self._closing.is_set():
                 raise ClientClosed("the client is closed")
@@ -64,7 +64,7 @@ class Pool:
         channel.close()
 
     def close(self) -> None:
-        """Close all; calls under way in other threads end with NoAnswer. Blocks until they have. Idempotent."""
+        """Close all; calls in progress in other threads end with NoAnswer. Block until they have. Idempotent."""
         with self._lock:
             self._closing.set()
             channels = [*self._idle, *self._taken]
