@@ -3,7 +3,8 @@
 A pair is two files: `NAME.key_secret`, which holds both keys and stays where it is used, and `NAME.key` with the public
 one alone, which goes to the other side. A key is 32 bytes, written as 40 characters (Z85, ZeroMQ's RFC 32).
 
-zmq is imported inside the functions: a configuration without keys is checked without loading a socket library.
+Clients without keys and the check of a configuration import this module too: zmq and the slower modules of the standard
+library are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kingtask.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import zmq
 
 SECRET_SUFFIX = ".key_secret"  # noqa: S105 - of a file name
@@ -35,14 +35,15 @@ SERVER_KEY = "KINGTASK_SERVER_KEY"
 KeyFile = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class Pair(NamedTuple):
     public: bytes
-    secret: bytes = field(repr=False)
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Pair(public={self.public!r})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientKeys:
+class ClientKeys(NamedTuple):
     """The keys of a client or worker: its own pair, and the public key of the brokers that it trusts."""
 
     own: Pair
@@ -59,6 +60,8 @@ class ClientKeys:
 
 def read_client(secret_key_file: KeyFile, server_key_file: KeyFile) -> ClientKeys:
     """Read both files. Raises ConfigurationError that names the file and the remedy."""
+    from pathlib import Path
+
     return ClientKeys(own=read_pair(Path(secret_key_file)), server=read_public(Path(server_key_file)))
 
 
@@ -129,6 +132,9 @@ def read_directory(path: Path) -> dict[str, str]:
 
 def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path]:
     """Make a pair; return the public and the secret file. Raises ConfigurationError, e.g. if one of them exists."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
     import zmq.auth
 
     if not NAME.match(name):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from ipaddress import ip_address
+from typing import NamedTuple
 
 from kingtask.errors import ConfigurationError
 
@@ -27,8 +26,7 @@ _TCP = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """The address that a broker binds: a host and port, or the path of a unix socket."""
 
     host: str = ""
@@ -46,6 +44,8 @@ class Address:
     @property
     def public(self) -> bool:
         """True if other machines may reach the address."""
+        from ipaddress import ip_address
+
         if self.path:
             return False
         try:
@@ -62,6 +62,8 @@ class Address:
 
 def parse(text: str) -> Address:
     """Read an address of a daemon, in one of FORMS. Raises ConfigurationError."""
+    from ipaddress import ip_address
+
     scheme, separator, rest = text.partition("://")
     if separator and scheme == "ipc":
         return _unix(text, rest)

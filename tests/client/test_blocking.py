@@ -218,6 +218,15 @@ def test_the_blocking_client_imports_no_more_than_it_needs(statement: str):
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
+def test_addresses_and_keys_of_a_client_import_nothing_slow():
+    code = (
+        "import sys, re, typing, msgspec, zmq; known = set(sys.modules); import kingtask.curve, kingtask.endpoint;"
+        "print(*(name for name in sys.modules if name not in known and not name.startswith('kingtask')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_the_package_itself_imports_nothing():
     code = "import sys; import kingtask; print(kingtask.__version__, *[m for m in sys.modules if 'kingtask.' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
