@@ -37,9 +37,9 @@ class CallStage(Enum):
 class Call:
     """One request and, once it is `done`, its reply or error.
 
-    `timeout_s` bounds the call as a whole. `answer_s` is the time that a broker takes by design (`wait`), `silence_s`
-    the longest time without any sign of a broker. `delay_s` is a pause before the first try. `about` is the id of the
-    task concerned, for error messages. All other attributes belong to the core.
+    `timeout_s` bounds the call as a whole, `silence_s` the time without any message of a broker. `delay_s` is a pause
+    before the first try. `answer_s` is the time that a broker takes by design: the field `timeout_s` of a `wait`.
+    `about` is the id of the task concerned, for error messages. All other attributes belong to the core.
     """
 
     owner: Any = None
@@ -73,7 +73,6 @@ class Call:
         timeout_s: float,
         *,
         about: str | None = None,
-        answer_s: float = 0.0,
         silence_s: float = inf,
         delay_s: float = 0.0,
     ) -> None:
@@ -82,7 +81,7 @@ class Call:
         self.fields = fields
         self.timeout_s = timeout_s
         self.about = about
-        self.answer_s = answer_s
+        self.answer_s: float = fields.get("timeout_s", 0.0)
         self.silence_s = silence_s
         self.delay_s = delay_s
 

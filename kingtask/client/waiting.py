@@ -76,13 +76,11 @@ class Waiting:
 
     def _call(self, task_id: str, rest_s: float, slice_s: float) -> Call:
         left_s = max(0.0, self._deadline - self._clock())
-        answer_s = min(slice_s, left_s)
         return Call(
             "wait",
-            {"id": task_id, "timeout_s": answer_s},
+            {"id": task_id, "timeout_s": min(slice_s, left_s)},
             left_s + GRACE_S,
             about=task_id,
-            answer_s=answer_s,
             silence_s=self._silence_s,
             delay_s=rest_s,
         )

@@ -220,7 +220,7 @@ def test_a_second_refusal_does_not_prolong_the_rest():
 
 def test_refusals_of_a_long_wait_that_was_served_in_between_do_not_add_up():
     core = Core(["a"], lambda: 0.0)
-    call = Call("wait", {"id": "task"}, inf, answer_s=30.0, silence_s=10.0)
+    call = Call("wait", {"id": "task", "timeout_s": 30.0}, inf, silence_s=10.0)
     core.start(call, 0.0)
     core.opened(0.0)
     core.up()
@@ -357,7 +357,7 @@ def test_what_has_no_form_on_the_wire_is_refused_before_anything_is_sent(args, w
 
 def test_a_wait_is_not_overdue_before_its_time_and_outlives_a_restart_of_its_broker():
     world = one((0, Mood.MUTE), (20, Mood.DEAD), (24, Mood.WELL))
-    call = Call("wait", {"id": "task"}, inf, answer_s=30.0, silence_s=10.0)
+    call = Call("wait", {"id": "task", "timeout_s": 30.0}, inf, silence_s=10.0)
     world.start(call)
 
     world.run(until=19.9)
@@ -369,7 +369,7 @@ def test_a_wait_is_not_overdue_before_its_time_and_outlives_a_restart_of_its_bro
 
 def test_a_wait_ends_when_no_broker_was_there_for_as_long_as_the_client_allows():
     world = one((0, Mood.MUTE), (20, Mood.DEAD))
-    call = Call("wait", {"id": "task"}, inf, answer_s=30.0, silence_s=10.0)
+    call = Call("wait", {"id": "task", "timeout_s": 30.0}, inf, silence_s=10.0)
     world.start(call)
 
     world.run()
@@ -380,7 +380,7 @@ def test_a_wait_ends_when_no_broker_was_there_for_as_long_as_the_client_allows()
 
 def test_a_wait_ends_when_its_broker_hangs():
     world = one((0, Mood.MUTE))
-    call = Call("wait", {"id": "task"}, inf, answer_s=30.0, silence_s=10.0)
+    call = Call("wait", {"id": "task", "timeout_s": 30.0}, inf, silence_s=10.0)
     world.start(call)
 
     world.run()

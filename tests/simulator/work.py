@@ -109,7 +109,7 @@ class Work:
         fields: dict[str, Any] = {"id": spec.id}
         if op == "wait":
             fields["timeout_s"] = self._random.choice([0.1, 5.0])
-        call = Call(op, fields, 20.0, answer_s=fields.get("timeout_s", 0.0), silence_s=10.0)
+        call = Call(op, fields, 20.0, silence_s=10.0)
         call.owner = [spec]
         self._random.choice(self.clients).start(call)
 
