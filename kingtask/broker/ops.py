@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from kingtask import protocol
 from kingtask.errors import (
     Busy,
@@ -27,14 +25,12 @@ from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 from kingtask.store import functions
 from kingtask.store.codec import Page
-from kingtask.store.stats import StoreStats
+from kingtask.store.stats import stats_fields
 
 BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0
 AWAY_AGAIN_S = 0.5
 OUTSTANDING_AGAIN_S = 1.0
-WORKER_ALIVE_S = 20.0
-"""A worker sends a heartbeat every 5 s. After this time without one its queues no longer count as served."""
 
 
 def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | None) -> functions.FunctionCall:
@@ -72,7 +68,7 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
         case protocol.List():
             return _page(value)
         case protocol.Stats():
-            return stats_reply(value)
+            return stats_fields(value)
         case protocol.Pause() | protocol.Resume():
             return _paused(request, value)
         case _:
@@ -143,17 +139,6 @@ def task_of(task_id: str, found: functions.StoredTask | StoreError) -> Result:
 
 def _not_found(task_id: str) -> TaskNotFound:
     return TaskNotFound(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
-
-
-def stats_reply(stats: StoreStats) -> dict[str, Any]:
-    served = {
-        queue for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S for queue in worker.facts.get("queues", ())
-    }
-    return {
-        "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in stats.queues],
-        "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.workers],
-        "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.brokers],
-    }
 
 
 def _cancelled(task_id: str, state: str) -> dict[str, Any]:

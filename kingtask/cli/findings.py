@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kingtask import __version__
-from kingtask.broker.ops import WORKER_ALIVE_S, stats_reply
 from kingtask.cli.times import short_duration
 from kingtask.endpoint import parse
 from kingtask.errors import StoreError
@@ -19,7 +18,7 @@ from kingtask.store.inspect import Inspection
 from kingtask.store.library import SCHEMA
 from kingtask.store.redis.sentinel import Named
 from kingtask.store.rights import Lacking
-from kingtask.store.stats import StoreStats
+from kingtask.store.stats import WORKER_ALIVE_S, StoreStats, stats_fields
 
 if TYPE_CHECKING:
     from kingtask.config import BrokerConfig, WorkerConfig
@@ -318,7 +317,7 @@ def _queues(queues: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 def as_on_the_wire(stats: StoreStats) -> dict[str, Any]:
     """What a broker answers to `stats`, for when none does."""
-    return stats_reply(stats)
+    return stats_fields(stats)
 
 
 def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ from kingtask.wire import unpack_raw
 
 NO_TOTAL = frozenset({"touched", "scheduled", "running"})
 """Numbers of a queue that are not totals."""
+WORKER_ALIVE_S = 20.0
+"""A worker sends a heartbeat every 5 s. After this time without one its queues no longer count as served."""
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,17 @@ def stats_of(reply: Any) -> StoreStats:
     now_us, rows, workers, brokers = reply
     queues = [_queue_of(row, now_us / 1_000_000) for row in rows]
     return StoreStats(sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us))
+
+
+def stats_fields(stats: StoreStats) -> dict[str, Any]:
+    """Return the fields of the reply to `stats`."""
+    alive = [worker for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S]
+    served = {queue for worker in alive for queue in worker.facts.get("queues", ())}
+    return {
+        "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in stats.queues],
+        "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.workers],
+        "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.brokers],
+    }
 
 
 def _queue_of(row: list[Any], now_s: float) -> QueueStats:

@@ -22,7 +22,7 @@ from kingtask.errors import (
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.codec import Page
-from kingtask.store.stats import Peer, QueueStats, StoreStats
+from kingtask.store.stats import WORKER_ALIVE_S, Peer, QueueStats, StoreStats
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
@@ -207,7 +207,7 @@ def test_a_queue_is_served_by_workers_seen_lately() -> None:
     ]
     workers = [
         Peer(name="a", seen_s=1.0, facts={"queues": ["served"]}),
-        Peer(name="b", seen_s=ops.WORKER_ALIVE_S + 1, facts={"queues": ["left"]}),
+        Peer(name="b", seen_s=WORKER_ALIVE_S + 1, facts={"queues": ["left"]}),
     ]
     reply = answer(protocol.Stats(), StoreStats(queues, workers, []))
     assert {queue["name"]: queue["served"] for queue in reply["queues"]} == {
