@@ -1,8 +1,8 @@
-"""`kingtask submit --from`: tasks as lines of JSON, and for each, in order, a line of JSON that says what became of it.
+"""`kingtask submit --from`: tasks as lines of JSON, and for each, in order, a line of JSON with its outcome.
 
-A line is an object with the fields of a task in PROTOCOL.md; `stdin` is text there, `stdin_b64` any bytes. The
-options of the command line are the defaults. What can be read at once is submitted at once, so a slow writer gets each
-answer soon, and a fast one gets batches.
+A line is an object with the fields of a task in PROTOCOL.md; `stdin` is text there, `stdin_b64` any bytes. The options
+of the command line are the defaults. All lines that one read(2) returns are one batch: a slow writer gets each answer
+soon, and a fast writer gets large batches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST_LINE_BYTES = 8 * wire.MAX_MESSAGE_BYTES
 
 
 class Line(NamedTuple):
-    """One line of the input: the task in it, or what is wrong with it."""
+    """One line of the input: its task, or its error."""
 
     number: int
     spec: TaskSpec | None
@@ -42,21 +42,19 @@ class Line(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to one line, and its exit status."""
+    """The output for one line, and its exit status."""
 
     fields: dict[str, Any]
     status: int
     silent: bool = False
-    """No broker answered: none would for the lines after it either."""
+    """No broker answered: none would answer the later lines either."""
 
 
-def submit_lines(
-    source: str, defaults: Mapping[str, Any], *, broker: tuple[str, ...], timeout: float, wait: float | None
-) -> int:
-    """Submit every line of `source` (`-`: standard input); the first exit status that is not 0."""
+def submit_lines(source: str, defaults: Mapping[str, Any], wait: float | None) -> int:
+    """Submit every line of `source` (`-`: standard input); return the first exit status that is not 0."""
     status = 0
     number = 0
-    with _opened(source) as file, connect(broker, timeout) as client:
+    with _opened(source) as file, connect() as client:
         for texts in _blocks(file.fileno()):
             lines = [_line(number + i, text, defaults) for i, text in enumerate(texts, 1) if text.strip()]
             number += len(texts)
@@ -81,7 +79,7 @@ def _opened(source: str) -> IO[bytes]:
 
 
 def _blocks(fd: int) -> Iterator[list[bytes]]:
-    """Lines as they come: each time all that are there, waiting for at least one."""
+    """Wait for at least one whole line, then yield all that were read."""
     rest = bytearray()
     while data := os.read(fd, READ_BYTES):
         end = data.rfind(b"\n")
@@ -121,11 +119,11 @@ def _fields(text: bytes) -> dict[str, Any]:
 
 
 def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[Answer]:
-    """Yield the outcome of each line, in their order."""
+    """Submit the lines; yield the answer to each, in their order."""
     deadline = monotonic_s() + (wait or 0)
     submitted = iter(client.submit_many([line.spec for line in lines if line.spec is not None]))
     if wait is not None:
-        # All are stored before the first is waited for.
+        # Store all before waiting for the first.
         submitted = iter(list(submitted))
     for line in lines:
         if line.error is not None:

@@ -1,6 +1,6 @@
 """Output of the commands: lines of JSON for programs, aligned tables and plain lines for people.
 
-Everything for programs is UTF-8 whatever the locale, and bytes of a task go out as they came. What a task chose (its
+Output for programs is UTF-8 whatever the locale, and bytes of a task pass unchanged. Text that a task chose (its
 arguments, messages, tags) never reaches a terminal unescaped in a table or a message.
 """
 
@@ -11,56 +11,50 @@ import select
 import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from kingtask.result import Result
 from kingtask.states import State
 
-if TYPE_CHECKING:
-    from kingtask.result import Attempt
-
-LIST_FIELDS = (
-    "id",
-    "name",
-    "queue",
-    "priority",
-    "state",
-    "reason",
-    "created_at",
-    "due_at",
-    "finished_at",
-    "attempt",
-    "worker",
-    "origin",
-)
-"""Return the fields of a task in `list`; `get` has the others."""
+LIST_FIELDS = "id name queue priority state reason created_at due_at finished_at attempt worker origin".split()
+"""The fields of a Result that `list` knows; `get` has all."""
+PROPERTIES = "success exit_code signal truncated stdout_cut stderr_cut".split()
+"""The properties of a Result that JSON has beside its fields."""
 
 
 def write(data: bytes) -> None:
-    """Write bytes to stdout and flush them, since a reader may wait for them."""
+    """Write bytes to stdout without a buffer: the reader may be waiting for them."""
     _write_all(sys.stdout, data)
 
 
 def write_error(data: bytes) -> None:
-    """Bytes to stderr, at once."""
+    """Write bytes to stderr without a buffer."""
     _write_all(sys.stderr, data)
 
 
 def say(text: str) -> None:
-    """A line for people on stdout."""
+    """Write a line for people to stdout."""
     write(f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
 
 
 def note(text: str) -> None:
-    """A line for people on stderr: progress, reasons, ids of tasks that are waited for."""
+    """Write a line for people to stderr: progress, reasons, ids of tasks that are waited for."""
     write_error(f"{text}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
 
 
 def write_json(value: Mapping[str, Any]) -> None:
-    """One line of JSON on stdout."""
+    """Write one line of JSON to stdout."""
     write(json_line(value))
+
+
+def show(as_json: bool, fields: Mapping[str, Any], text: str) -> None:
+    """Write the fields for programs, or the text for people."""
+    if as_json:
+        write_json(fields)
+    else:
+        say(text)
 
 
 def json_line(value: Mapping[str, Any]) -> bytes:
@@ -68,75 +62,56 @@ def json_line(value: Mapping[str, Any]) -> bytes:
 
 
 def result_fields(result: Result) -> dict[str, Any]:
-    """A Result for JSON: every field, bytes as text or, if they are not UTF-8, base64 under `NAME_b64`."""
+    """Return every field for JSON; bytes as text or, if they are not UTF-8, as base64 under `NAME_b64`."""
     fields = _printable(msgspec.structs.asdict(result))
-    fields["attempts"] = [_attempt_fields(attempt) for attempt in result.attempts]
-    return {
-        **fields,
-        "success": result.success,
-        "exit_code": result.exit_code,
-        "signal": result.signal,
-        "truncated": result.truncated,
-        "stdout_cut": result.stdout_cut,
-        "stderr_cut": result.stderr_cut,
-    }
+    fields["attempts"] = [_printable(msgspec.structs.asdict(attempt)) for attempt in result.attempts]
+    return fields | {name: getattr(result, name) for name in PROPERTIES}
 
 
 def row_fields(result: Result) -> dict[str, Any]:
-    """A Result of `list` for JSON: only what a list knows."""
+    """Return the fields of a Result of `list` for JSON."""
     return {name: getattr(result, name) for name in LIST_FIELDS}
 
 
 def _write_all(stream: TextIO, data: bytes) -> None:
-    """Past Python's buffers: with `python -u` there are none, and a large write would silently be a part of it."""
+    """Write past Python's buffers: `python -u` has none, and would silently write only a part of much data."""
     stream.flush()
     fd = stream.fileno()
     left = memoryview(data)
     while left:
         try:
             left = left[os.write(fd, left) :]
-        except BlockingIOError:  # the pipe was opened without blocking
+        except BlockingIOError:  # the process that gave us this pipe set it to non-blocking
             select.select([], [fd], [])
-
-
-def _attempt_fields(attempt: Attempt) -> dict[str, Any]:
-    return _printable(msgspec.structs.asdict(attempt))
 
 
 def _printable(fields: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in fields.items():
-        if not isinstance(value, bytes):
-            shown[name] = value
-            continue
         try:
-            shown[name] = value.decode()
+            shown[name] = value.decode() if isinstance(value, bytes) else value
         except UnicodeDecodeError:
             shown[f"{name}_b64"] = b64encode(value).decode()
     return shown
 
 
 def visible(text: str) -> str:
-    """Text of others on a terminal: control characters and the like are shown escaped."""
+    """Escape control characters and other characters that a terminal may interpret."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> str:
-    """Aligned columns, no lines drawn; columns numbered in `right` are set to the right. Ends without a newline."""
-    cells = [[visible(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(headings), *cells]) for i in range(len(headings))]
-    lines = []
-    for row in [list(headings), *cells]:
-        parts = [
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
+    """Align columns without drawing lines; the columns numbered in `right` are right-aligned. No newline at the end."""
+    lines = [list(headings), *([visible(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
 def ending(result: Result) -> str:
-    """How a task stands or ended, in a few words: `succeeded`, `failed (time_limit)`, `scheduled`."""
-    text = str(result.state)
-    if result.state is State.RUNNING and result.cancelling:
-        return "running (cancelling)"
-    return f"{text} ({result.reason})" if result.reason else text
+    """Describe the state in a few words: `succeeded`, `failed (time_limit)`, `running (cancelling)`."""
+    detail = "cancelling" if result.state is State.RUNNING and result.cancelling else result.reason
+    return f"{result.state} ({detail})" if detail else str(result.state)

@@ -1,24 +1,26 @@
-"""`kingtask doctor`: what is wrong, or will be, and what to do about it."""
+"""`kingtask doctor`: examine an installation, and print what to do about each finding."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from kingtask.cli import console
-from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli import console, findings
+from kingtask.cli.connect import addresses, connect, shared_options, timeout_s
 from kingtask.cli.exit import Exit
-from kingtask.errors import ConfigurationError, KingtaskError, PermissionDenied, StoreError
+from kingtask.cli.findings import Finding, Level
+from kingtask.errors import ConfigurationError, KingtaskError, StoreError
 
 if TYPE_CHECKING:
-    from kingtask.cli.findings import Finding
     from kingtask.config import BrokerConfig
 
-FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a finding
+FILE = click.Path(readable=False, path_type=Path)  # a file that cannot be read is a finding
+Stats = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @click.command(short_help="Examine everything: what is wrong, and what to do about it.")
@@ -29,100 +31,82 @@ FILE = click.Path(readable=False, path_type=Path)  # what cannot be read is a fi
     type=FILE,
     help="A worker's configuration: examine it, its bin_path and its Redis.",
 )
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @click.pass_context
-def doctor(
-    context: click.Context,
-    config: Path | None,
-    worker_config: Path | None,
-    as_json: bool,
-    broker: tuple[str, ...],
-    timeout: float,
-) -> int:
+def doctor(context: click.Context, config: Path | None, worker_config: Path | None, as_json: bool) -> int:
     """Examine brokers, Redis, workers and queues: a line each, ok, warn or fail, and what to do.
 
     The exit status is 0 if nothing fails, else 1. Nothing is changed. With -c the broker examined is that of the
     configuration, unless --broker or KINGTASK_BROKER names others.
     """
-    named = context.get_parameter_source("broker") is not ParameterSource.DEFAULT
+    brokers_named = context.get_parameter_source("broker") is not ParameterSource.DEFAULT
     failed = False
-    for finding in examine(config, worker_config, broker, timeout, brokers_named=named):
-        failed = failed or finding.level == "fail"
-        if as_json:
-            console.write_json(finding._asdict())
-        else:
-            advice = f"\n{'':16}→ {finding.advice}" if finding.advice else ""
-            console.say(f"{finding.level:<5}{finding.subject:<10} {console.visible(finding.text)}{advice}")
+    for finding in _examine(config, worker_config, addresses(), brokers_named=brokers_named):
+        failed = failed or finding.level is Level.FAIL
+        advice = f"\n{'':16}→ {finding.advice}" if finding.advice else ""
+        text = f"{finding.level:<5}{finding.subject:<10} {console.visible(finding.text)}{advice}"
+        console.show(as_json, finding._asdict(), text)
     return Exit.TASK_FAILED if failed else Exit.OK
 
 
-def examine(
-    config: Path | None,
-    worker_config: Path | None,
-    brokers: tuple[str, ...],
-    timeout: float,
-    *,
-    brokers_named: bool,
+def _examine(
+    config: Path | None, worker_config: Path | None, brokers: tuple[str, ...], *, brokers_named: bool
 ) -> Iterator[Finding]:
-    """Everything there is to say, in the order in which it matters."""
-    from kingtask.cli import findings
+    """Yield all findings, in the order in which they matter."""
     from kingtask.config import load_broker
 
-    settings: BrokerConfig | None = None
-    if config is not None:
-        try:
-            settings = load_broker(config)
-        except ConfigurationError as error:
-            yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend this file, or name the right one")
+    settings = None if config is None else (yield from _loaded(lambda: load_broker(config)))
     if not brokers_named:
         brokers = settings.addr if settings else brokers[:1]
-    stats = yield from _brokers(brokers, timeout)
+    stats = yield from _brokers(brokers)
     if settings is not None:
         yield from findings.reach(settings)
-        recorded = yield from _redis(settings, timeout)
+        recorded = yield from _redis(settings)
         stats = stats or recorded
     elif config is None:
-        yield findings.Finding(
-            findings.Level.WARN, "redis", "not examined", "give a broker's configuration: -c broker.yaml"
-        )
+        yield findings.warn("redis", "not examined", "give a broker's configuration: -c broker.yaml")
     if stats is not None:
         yield from findings.peers(stats)
     if worker_config is not None:
-        yield from _worker(worker_config, settings, timeout)
+        yield from _worker(worker_config, settings)
 
 
-def _brokers(addresses: tuple[str, ...], timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
-    """A finding for each; returns what the first that can says of peers and queues."""
-    from kingtask.cli import findings
+def _loaded(load: Callable[[], T]) -> Generator[Finding, None, T | None]:
+    """Return what `load` returns, or yield its ConfigurationError as a finding."""
+    try:
+        return load()
+    except ConfigurationError as error:
+        yield findings.fail("config", str(error), "correct this file, or name the right one")
+        return None
 
-    stats: Mapping[str, Any] | None = None
-    for address in addresses:
+
+def _brokers(brokers: tuple[str, ...]) -> Generator[Finding, None, Stats | None]:
+    """Yield a finding for each; return the reply to `stats` of the first that gives one."""
+    stats: Stats | None = None
+    for address in brokers:
         pong: Mapping[str, Any] | None = None
-        why, denied = "", False
+        problem: KingtaskError | None = None
         try:
-            with connect((address,), timeout) as client:
+            with connect((address,)) as client:
                 pong = client.ping()
                 if stats is None and pong["ready"]:
                     stats = client.stats()
         except KingtaskError as error:
-            why, denied = str(error), isinstance(error, PermissionDenied)
-        yield from findings.pings(address, pong, why, denied=denied)
+            problem = error
+        yield findings.broker(address, pong, problem)
     return stats
 
 
-def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, Mapping[str, Any] | None]:
-    """Findings about the Redis of a broker's configuration; returns what its record says of peers and queues."""
-    from kingtask.cli import findings
+def _redis(settings: BrokerConfig) -> Generator[Finding, None, Stats | None]:
+    """Yield findings about the Redis of a broker; return the numbers that Redis keeps, as in the reply to `stats`."""
     from kingtask.store.inspect import inspect
+    from kingtask.store.stats import stats_fields
 
-    try:
-        address = settings.load_redis_address()
-        found = inspect(address, settings.namespace, timeout_s=timeout)
-    except ConfigurationError as error:
-        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")
+    address = yield from _loaded(settings.load_redis_address)
+    if address is None:
         return None
+    try:
+        found = inspect(address, settings.namespace, timeout_s=timeout_s())
     except StoreError as error:
         yield findings.unreachable(str(address), error)
         return None
@@ -130,27 +114,24 @@ def _redis(settings: BrokerConfig, timeout: float) -> Generator[Finding, None, M
     yield from findings.redis(found, settings.ack)
     yield from findings.record(found, settings.cluster)
     if found.offset_s is not None:
-        yield from findings.clock(found.offset_s, "Redis against this host")
-    return None if found.stats is None else findings.as_on_the_wire(found.stats)
+        yield findings.clock(found.offset_s, "Redis against this host")
+    return None if found.stats is None else stats_fields(found.stats)
 
 
-def _worker(path: Path, broker: BrokerConfig | None, timeout: float) -> Iterator[Finding]:
-    from kingtask.cli import findings
+def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:
     from kingtask.config import load_worker
     from kingtask.store.inspect import rights
 
-    try:
-        settings = load_worker(path)
-    except ConfigurationError as error:
-        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend this file, or name the right one")
+    settings = yield from _loaded(lambda: load_worker(path))
+    if settings is None:
         return
     yield from findings.bin_paths(settings.bin_path)
-    try:
-        address = settings.load_redis_address()
-        yield from findings.rights(rights(address, settings.namespace, "worker", timeout_s=timeout), "worker")
-    except ConfigurationError as error:
-        yield findings.Finding(findings.Level.FAIL, "config", str(error), "mend the configuration")
-    except StoreError as error:
-        yield findings.unreachable(f"the worker's {address}", error)
+    address = yield from _loaded(settings.load_redis_address)
+    if address is not None:
+        try:
+            lacking = rights(address, settings.namespace, "worker", timeout_s=timeout_s())
+            yield from findings.rights(lacking, "worker")
+        except StoreError as error:
+            yield findings.unreachable(f"the worker's {address}", error)
     if broker is not None:
         yield from findings.keep_times(broker, settings)

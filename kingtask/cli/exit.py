@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
 
 from kingtask.errors import (
@@ -54,7 +53,7 @@ MEANINGS: dict[Exit, str] = {
 
 
 def exit_for(error: KingtaskError) -> Exit:
-    """The exit status that stands for an error."""
+    """Return the exit status that stands for an error."""
     if isinstance(error, RequestRefused):
         if error.stored == "unknown":
             return Exit.NOT_CONFIRMED
@@ -74,9 +73,4 @@ _STATUSES: tuple[tuple[type[KingtaskError], Exit], ...] = (
     (TaskFailed, Exit.TASK_FAILED),
     (KingtaskError, Exit.REFUSED),
 )
-"""The first kind that fits; what the command line itself finds wrong in a request is a usage error before this."""
-
-
-def first_failure(statuses: Iterable[int]) -> int:
-    """Return the first status that is not OK, for several tasks in one command."""
-    return next((status for status in statuses if status != Exit.OK), Exit.OK)
+"""The first kind that fits counts. A request that the command line itself finds wrong is a usage error before this."""

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from kingtask.cli import console
-from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.connect import connect, shared_options
 from kingtask.cli.exit import Exit
-from kingtask.cli.param_types import QUEUE, WHEN
-from kingtask.cli.times import When, local_time
-from kingtask.clock import wall_s
+from kingtask.cli.param_types import INSTANT, QUEUE
+from kingtask.cli.times import local_time
 from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 
@@ -26,10 +25,10 @@ HEADINGS = ("ID", "NAME", "QUEUE", "STATE", "WHEN", "ATTEMPT")
 
 
 @click.command("list", short_help="List tasks by state, queue and time.")
-@click.option("--state", type=click.Choice([str(state) for state in State]), help="[default: those that live]")
+@click.option("--state", type=click.Choice(list(map(str, State))), help="[default: running, ready, scheduled]")
 @click.option("--queue", type=QUEUE, metavar="QUEUE", help="Only of this queue.")
-@click.option("--since", metavar="TIME", type=WHEN, help="Ended (scheduled: due) at or after; -1h is an hour ago.")
-@click.option("--until", metavar="TIME", type=WHEN, help="Ended (scheduled: due) at or before.")
+@click.option("--since", metavar="TIME", type=INSTANT, help="Ended (scheduled: due) at or after; -1h is an hour ago.")
+@click.option("--until", metavar="TIME", type=INSTANT, help="Ended (scheduled: due) at or before.")
 @click.option(
     "--limit",
     metavar="N",
@@ -38,35 +37,29 @@ HEADINGS = ("ID", "NAME", "QUEUE", "STATE", "WHEN", "ATTEMPT")
     show_default=True,
     help="Of each state; 0: all.",
 )
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 def list_tasks(
     state: str | None,
     queue: str | None,
-    since: When | None,
-    until: When | None,
+    since: float | None,
+    until: float | None,
     limit: int,
     as_json: bool,
-    broker: tuple[str, ...],
-    timeout: float,
 ) -> int:
     """List tasks: ended ones newest first, scheduled ones by due time, ready ones in the order in which they will run.
 
-    Without --state all that live: running, ready, scheduled. `kingtask get ID` shows one with its output.
+    Without --state all that have not ended: running, ready, scheduled. `kingtask get ID` shows one with its output.
     """
     states = LIVE if state is None else (State(state),)
-    if (since or until) and any(each in TIMELESS for each in states):
+    if (since, until) != (None, None) and any(each in TIMELESS for each in states):
         raise click.UsageError(
             "--since and --until need --state, and one that has a time: scheduled, or one that ended."
         )
-    now_s = wall_s()
-    period = (since and since.at(now_s), until and until.at(now_s))
     rows: list[Result] = []
     more = False
-    with connect(broker, timeout) as client:
+    with connect() as client:
         for each in states:
-            for count, task in enumerate(tasks_of(client, each, queue, *period)):
+            for count, task in enumerate(tasks_of(client, each, queue, since, until)):
                 if limit and count == limit:
                     more = True
                     break
@@ -84,13 +77,13 @@ def list_tasks(
 def tasks_of(
     client: Client, state: State, queue: str | None, since: float | None = None, until: float | None = None
 ) -> Iterator[Result]:
-    """All tasks of a state, read as they are wanted; ready ones queue by queue if none is named."""
-    if state is State.READY and queue is None:
-        names = [each["name"] for each in client.stats()["queues"] if each["ready"]]
-        for name in names:
-            yield from client.list(state, name)
-    else:
+    """Yield all tasks of a state, page by page as they are read; ready ones queue by queue if none is named."""
+    if state is not State.READY or queue is not None:
         yield from client.list(state, queue, since=since, until=until)
+        return
+    for each in client.stats()["queues"]:
+        if each["ready"]:
+            yield from client.list(state, each["name"])
 
 
 def _row(task: Result) -> tuple[str, ...]:

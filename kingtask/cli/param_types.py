@@ -1,14 +1,16 @@
-"""Types of options: each turns text into a value or names what was expected (exit status 2)."""
+"""Types of options: each turns text into a value or names the expected forms (exit status 2)."""
 
 from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kingtask.cli import times
+from kingtask.clock import wall_s
 from kingtask.task import QUEUE_PATTERN
 
 if TYPE_CHECKING:
@@ -22,85 +24,55 @@ KEY_NAMESPACE = uuid.UUID("471f1daf-9a86-49d9-87fb-d9d3b6f45ced")
 """`--key TEXT` makes the id uuid5(KEY_NAMESPACE, TEXT). Never change it: equal keys must stay equal tasks."""
 
 
-class WhenType(ParamType):
-    name = "time"
+class TextType(ParamType):
+    """A value that `read` makes of text; its ValueError and the `expected` forms make a usage error."""
 
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> times.When:
-        if isinstance(value, times.When):
+    def __init__(self, name: str, read: Callable[[str], Any], expected: str = "") -> None:
+        self.name = name
+        self._read = read
+        self._expected = f"; expected {expected}" if expected else ""
+
+    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+        if not isinstance(value, str):  # a default
             return value
         try:
-            return times.parse_when(value)
+            return self._read(value)
         except ValueError as error:
-            self.fail(f"{value!r}: {error}; expected one of: {times.FORMS}", param, ctx)
+            self.fail(f"{value!r}: {error}{self._expected}", param, ctx)
 
 
-class SecondsType(ParamType):
-    name = "seconds"
-
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            return times.parse_duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}; expected {times.DURATION_FORMS}", param, ctx)
+def _task_id(text: str) -> str:
+    try:
+        canonical = str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        canonical = False
+    if not canonical:
+        raise ValueError("this is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11")
+    return text.lower()
 
 
-class IntervalsType(ParamType):
-    name = "seconds,…"
-
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return times.parse_intervals(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}; expected a list such as 5,8,9, each {times.DURATION_FORMS}", param, ctx)
+def _queue(text: str) -> str:
+    if not re.match(QUEUE_PATTERN, text):
+        raise ValueError("expected letters, digits, . _ -, at most 64, not beginning with . or -")
+    return text
 
 
-class TaskIdType(ParamType):
-    name = "id"
-
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
-        text = str(value).lower()
-        try:
-            canonical = str(uuid.UUID(text)) == text
-        except ValueError:
-            canonical = False
-        if not canonical:
-            self.fail(f"{value!r} is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11", param, ctx)
-        return text
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, content = text.partition("=")
+    if not equals or not key:
+        raise ValueError("expected NAME=VALUE")
+    return key, content
 
 
-class QueueType(ParamType):
-    name = "queue"
-
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> str:
-        if not re.match(QUEUE_PATTERN, value):
-            self.fail(f"{value!r}: expected letters, digits, . _ -, at most 64, not beginning with . or -", param, ctx)
-        return str(value)
-
-
-class PairType(ParamType):
-    name = "name=value"
-
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, content = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{value!r}: expected NAME=VALUE", param, ctx)
-        return key, content
-
-
-WHEN = WhenType()
-SECONDS = SecondsType()
-INTERVALS = IntervalsType()
-TASK_ID = TaskIdType()
-QUEUE = QueueType()
-PAIR = PairType()
+WHEN = TextType("time", times.parse_when, f"one of: {times.FORMS}")
+INSTANT = TextType("time", lambda text: times.parse_when(text).at(wall_s()), f"one of: {times.FORMS}")
+SECONDS = TextType("seconds", times.parse_duration, times.DURATION_FORMS)
+INTERVALS = TextType("seconds,…", times.parse_intervals, f"a list such as 5,8,9, each {times.DURATION_FORMS}")
+TASK_ID = TextType("id", _task_id)
+QUEUE = TextType("queue", _queue)
+PAIR = TextType("name=value", _pair)
 
 
 def id_of_key(key: str) -> str:
-    """The task id that `--key` stands for."""
+    """Return the task id that `--key` stands for."""
     return str(uuid.uuid5(KEY_NAMESPACE, key))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kingtask.cli import console
-from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.connect import connect, shared_options
 from kingtask.cli.exit import Exit
 from kingtask.cli.param_types import QUEUE
 from kingtask.cli.times import short_duration
@@ -18,12 +18,10 @@ QUEUES = click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, t
 
 
 @click.command()
-@json_option
-@broker_option
-@timeout_option
-def stats(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
+@shared_options
+def stats(as_json: bool) -> int:
     """Show queues, workers and brokers. Rates are per second, over the last one to two minutes."""
-    with connect(broker, timeout) as client:
+    with connect() as client:
         found = client.stats()
     if as_json:
         console.write_json(found)
@@ -33,53 +31,43 @@ def stats(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
 
 
 @click.command(short_help="Start nothing more from these queues.")
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @QUEUES
-def pause(queues: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
-    """Start nothing more from these queues; what runs goes on, and tasks are still accepted."""
-    return _set_paused(queues, True, as_json, broker, timeout)
+def pause(queues: tuple[str, ...], as_json: bool) -> int:
+    """Start nothing more from these queues; running tasks go on, and new tasks are still accepted."""
+    return _set_paused(queues, True, as_json)
 
 
 @click.command()
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @QUEUES
-def resume(queues: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
+def resume(queues: tuple[str, ...], as_json: bool) -> int:
     """Start tasks from these queues again."""
-    return _set_paused(queues, False, as_json, broker, timeout)
+    return _set_paused(queues, False, as_json)
 
 
-@click.command(short_help="Ask a broker whether it is there.")
-@json_option
-@broker_option
-@timeout_option
-def ping(as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
-    """Ask a broker whether it is there, and whether Redis is behind it. The exit status is 4 if none answers."""
-    with connect(broker, timeout) as client:
+@click.command(short_help="Check that a broker answers.")
+@shared_options
+def ping(as_json: bool) -> int:
+    """Check that a broker answers, and that it reaches Redis. The exit status is 4 if none answers."""
+    with connect() as client:
         client.ping()
         sent = monotonic_s()
         pong = client.ping()
         took_ms = (monotonic_s() - sent) * 1000
-    if as_json:
-        console.write_json({**pong, "round_trip_ms": round(took_ms, 3)})
-        return Exit.OK
     redis = f"Redis ready, an OK means {pong['ack']}" if pong["ready"] else "Redis not reachable"
     protocols = ", ".join(map(str, pong["protocols"]))
-    console.say(f"broker {pong['broker']}: kingtask {pong['version']}, protocol {protocols}, {redis}, {took_ms:.1f} ms")
+    text = f"broker {pong['broker']}: kingtask {pong['version']}, protocol {protocols}, {redis}, {took_ms:.1f} ms"
+    console.show(as_json, {**pong, "round_trip_ms": round(took_ms, 3)}, text)
     return Exit.OK
 
 
-def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
-    with connect(broker, timeout) as client:
+def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool) -> int:
+    with connect() as client:
         for queue in queues:
             client.pause(queue) if paused else client.resume(queue)
-            if as_json:
-                console.write_json({"queue": queue, "paused": paused})
-            else:
-                console.say(f"{queue}: {'paused' if paused else 'resumed'}")
+            text = f"{queue}: {'paused' if paused else 'resumed'}"
+            console.show(as_json, {"queue": queue, "paused": paused}, text)
     return Exit.OK
 
 
@@ -88,21 +76,16 @@ def _queues(queues: list[Mapping[str, Any]]) -> str:
     rows = []
     for queue in queues:
         totals, rates = queue["totals"], queue["rates"]
-        remarks = ["paused"] if queue["paused"] else []
-        remarks += [] if queue["served"] else ["no worker"]
-        rows.append(
-            (
-                queue["name"],
-                queue["scheduled"],
-                queue["ready"],
-                queue["running"],
-                short_duration(queue["oldest_waiting_s"]) if queue["ready"] else "-",
-                totals.get("succeeded", 0),
-                totals.get("failed", 0),
-                f"{rates.get('succeeded', 0) + rates.get('failed', 0):.1f}",
-                ", ".join(remarks),
-            )
+        remarks = [*(["paused"] if queue["paused"] else []), *([] if queue["served"] else ["no worker"])]
+        row = (
+            *(queue[name] for name in ("name", "scheduled", "ready", "running")),
+            short_duration(queue["oldest_waiting_s"]) if queue["ready"] else "-",
+            totals.get("succeeded", 0),
+            totals.get("failed", 0),
+            f"{rates.get('succeeded', 0) + rates.get('failed', 0):.1f}",
+            ", ".join(remarks),
         )
+        rows.append(row)
     return console.table(headings, rows, right=range(1, 8)) if rows else "No queues yet."
 
 

@@ -1,4 +1,4 @@
-"""The output for an awaited task, and the exit status of the command."""
+"""Output of `wait` and `submit --wait` for one task, and its exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNALLED = 128
 
 
 def wait_for(client: Client, task_id: str, timeout_s: float) -> Result:
-    """The task once it has ended, or as it stands after `timeout_s` (may be infinite)."""
+    """Return the task once it has ended, or in its present state after `timeout_s` (may be infinite)."""
     try:
         return client.wait(task_id, None if timeout_s == math.inf else timeout_s)
     except ResultTimeout:
@@ -26,9 +26,9 @@ def wait_for(client: Client, task_id: str, timeout_s: float) -> Result:
 
 
 def show(result: Result, *, as_json: bool, propagate: bool) -> int:
-    """Write the task's stdout and stderr as they came, or a line of JSON; return the exit status.
+    """Write the task's stdout and stderr unchanged, or a line of JSON; return the exit status.
 
-    A task that has not ended shows nothing but its state. A failure is described in a line on stderr.
+    A line on stderr describes a failure, and the state of a task that has not ended.
     """
     if as_json:
         console.write_json(console.result_fields(result))
@@ -46,7 +46,7 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
 
 
 def status_of(result: Result, *, propagate: bool = False) -> int:
-    """The exit status for a task: its own one if it is to be propagated, and says that something went wrong."""
+    """Return the exit status for a task; with `propagate` the task's own, if that is a failure."""
     if not result.ended:
         return Exit.PENDING
     if result.success:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kingtask.cli import console, result_view
-from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
+from kingtask.cli.connect import connect, shared_options
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
-from kingtask.cli.param_types import SECONDS, ParamType
-from kingtask.cli.times import parse_duration
+from kingtask.cli.param_types import TextType
+from kingtask.cli.times import DURATION_FORMS, parse_duration
 from kingtask.errors import NoAnswer, RequestRefused
 
 if TYPE_CHECKING:
@@ -21,14 +21,8 @@ if TYPE_CHECKING:
     from kingtask.task import TaskSpec
 
 FOREVER = "forever"
-"""The value of `--wait` without an argument."""
-
-
-class WaitType(ParamType):
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return math.inf if value == FOREVER else SECONDS.convert(value, param, ctx)
+"""The value of `--wait` without a value."""
+WAIT = TextType("seconds", lambda text: math.inf if text == FOREVER else parse_duration(text), DURATION_FORMS)
 
 
 class WaitOption(click.Option):
@@ -43,12 +37,8 @@ class SubmitCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        takes_value = {
-            name
-            for param in self.params
-            if isinstance(param, click.Option) and not param.is_flag
-            for name in param.opts
-        }
+        valued = [param for param in self.params if isinstance(param, click.Option) and not param.is_flag]
+        takes_value = {name for param in valued for name in param.opts}
         words = list(args)
         i = 0
         while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "--"):
@@ -65,8 +55,8 @@ class SubmitCommand(click.Command):
 @click.option(
     "--wait",
     cls=WaitOption,
-    type=WaitType(),
-    help="Wait until it has ended, or S seconds at most; its output becomes this command's.",
+    type=WAIT,
+    help="Wait until the task has ended, or S seconds at most; its output becomes this command's.",
 )
 @click.option(
     "--propagate", is_flag=True, help="With --wait: end with the task's exit status (a signal: 128 + number)."
@@ -74,9 +64,7 @@ class SubmitCommand(click.Command):
 @click.option(
     "--from", "source", metavar="FILE|-", help="Tasks as lines of JSON; for each a line of JSON with its outcome."
 )
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def submit(
@@ -86,8 +74,6 @@ def submit(
     propagate: bool,
     source: str | None,
     as_json: bool,
-    broker: tuple[str, ...],
-    timeout: float,
     **options: Any,
 ) -> int:
     """Run the executable NAME of the workers with ARGS. Everything after NAME belongs to the task.
@@ -107,13 +93,13 @@ def submit(
             raise click.UsageError("--id, --key and --stdin do not go with --from: each line has its own.")
         from kingtask.cli.batch import submit_lines
 
-        return submit_lines(source, wire_fields(options), broker=broker, timeout=timeout, wait=wait)
+        return submit_lines(source, wire_fields(options), wait)
     if name is None:
         raise click.UsageError("Missing argument NAME: which executable is to run?")
     if propagate and wait is None:
         raise click.UsageError("--propagate needs --wait.")
     spec = task_of(name, args, wire_fields(options))
-    with connect(broker, timeout) as client:
+    with connect() as client:
         return _submit_one(client, spec, wait=wait, propagate=propagate, as_json=as_json)
 
 
@@ -122,15 +108,12 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
     task = outcome.task
     if outcome.error is not None:
         if isinstance(outcome.error, (NoAnswer, RequestRefused)) and outcome.error.stored == "unknown":
-            # The same content, too: an expiry that was counted from now would be another one then.
+            # With the same content: an expiry that was counted from now would differ then.
             again = f"--id {task.id}" + ("" if spec.expires_at is None else f" --expires-at {spec.expires_at!r}")
             console.note(f"kingtask: submit it again with {again}: that makes no second task")
         raise outcome.error
     if wait is None:
-        if as_json:
-            console.write_json({"id": task.id, "outcome": outcome.outcome})
-        else:
-            console.say(task.id)
+        console.show(as_json, {"id": task.id, "outcome": outcome.outcome}, task.id)
         return Exit.OK
     console.note(task.id)
     if wait == math.inf:
@@ -139,7 +122,7 @@ def _submit_one(client: Client, spec: TaskSpec, *, wait: float | None, propagate
 
 
 def _hint(name: str) -> None:
-    """`--wait 5 example` runs the executable `5`. There may be one, so this is no error."""
+    """Note that `--wait 5 example` runs the executable `5`. It may exist, so this is no error."""
     with suppress(ValueError):
         limit_s = parse_duration(name)
         console.note(f"kingtask: runs the executable {name}; --wait={name} waits at most {limit_s:g} s")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 import click
 
 from kingtask.cli import console, result_view
-from kingtask.cli.connect import broker_option, connect, json_option, timeout_option
-from kingtask.cli.exit import Exit, exit_for, first_failure
+from kingtask.cli.connect import connect, shared_options, shared_options_without_timeout
+from kingtask.cli.exit import Exit, exit_for
 from kingtask.cli.param_types import SECONDS, TASK_ID
 from kingtask.cli.times import local_time, short_duration
 from kingtask.clock import monotonic_s
@@ -21,13 +21,11 @@ IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=TASK_
 
 
 @click.command()
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @IDS
-def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
+def get(ids: tuple[str, ...], as_json: bool) -> int:
     """Show tasks: state, attempts, output. The exit status is 0 for every task that is found, however it ended."""
-    with connect(broker, timeout) as client:
+    with connect() as client:
 
         def show(task_id: str) -> int:
             result = client.get(task_id)
@@ -43,17 +41,16 @@ def get(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: f
 @click.command(short_help="Wait until tasks have ended, and show their output.")
 @click.option("--timeout", metavar="S", type=SECONDS, help="Wait at most so long (exit status 9).  [default: no limit]")
 @click.option("--propagate", is_flag=True, help="End with the task's exit status (a signal: 128 + number).")
-@json_option
-@broker_option
+@shared_options_without_timeout
 @IDS
-def wait(ids: tuple[str, ...], timeout: float | None, propagate: bool, as_json: bool, broker: tuple[str, ...]) -> int:
+def wait(ids: tuple[str, ...], timeout: float | None, propagate: bool, as_json: bool) -> int:
     """Wait until tasks have ended; their output becomes this command's, in the order of the ids.
 
     The exit status is 0 if all succeeded, 1 if one did not, 9 if one has not ended in time; of several tasks, the
     first status that is not 0 counts.
     """
     deadline = math.inf if timeout is None else monotonic_s() + timeout
-    with connect(broker) as client:
+    with connect() as client:
 
         def show(task_id: str) -> int:
             result = result_view.wait_for(client, task_id, max(0.0, deadline - monotonic_s()))
@@ -63,45 +60,42 @@ def wait(ids: tuple[str, ...], timeout: float | None, propagate: bool, as_json: 
 
 
 @click.command()
-@json_option
-@broker_option
-@timeout_option
+@shared_options
 @IDS
-def cancel(ids: tuple[str, ...], as_json: bool, broker: tuple[str, ...], timeout: float) -> int:
+def cancel(ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel tasks. One that runs is stopped by its worker: it is `cancelling` until then.
 
     The exit status is 6 for a task that has ended already in another way.
     """
-    with connect(broker, timeout) as client:
+    with connect() as client:
 
         def cancelled(task_id: str) -> int:
             outcome = client.cancel(task_id)
-            if as_json:
-                console.write_json({"id": task_id, "outcome": outcome})
-            else:
-                console.say(f"{task_id}: {outcome}")
+            console.show(as_json, {"id": task_id, "outcome": outcome}, f"{task_id}: {outcome}")
             return Exit.OK
 
         return each(ids, cancelled)
 
 
 def each(ids: Iterable[str], act: Callable[[str], int]) -> int:
-    """Do it for every id, whatever the broker says of one; the first exit status that is not 0.
+    """Call `act` with every id, also after a refusal; return the first exit status that is not 0.
 
-    A broker that does not answer ends it: it would not answer for the others either.
+    NoAnswer is raised at once: the broker would not answer for the others either.
     """
-    statuses = []
+    status = 0
     for task_id in ids:
         try:
-            statuses.append(act(task_id))
+            ended = act(task_id)
         except RequestRefused as error:
             console.note(f"kingtask: {task_id}: {error}")
-            statuses.append(exit_for(error))
-    return first_failure(statuses)
+            ended = exit_for(error)
+        status = status or ended
+    return status
 
 
 def description(result: Result) -> str:
-    """A task for people, over several lines."""
+    """Describe a task for people, over several lines."""
+    finished = result.finished_at
     lines = [
         ("task", result.id),
         ("runs", " ".join((result.name, *map(shlex.quote, result.args)))),
@@ -109,25 +103,28 @@ def description(result: Result) -> str:
         ("queue", f"{result.queue}, priority {result.priority}"),
         ("created", local_time(result.created_at)),
         ("due", local_time(result.due_at)),
+        ("ended", "" if finished is None else local_time(finished)),
+        ("worker", result.worker),
+        ("origin", result.origin),
+        ("tags", ", ".join(result.tags)),
     ]
-    if result.finished_at is not None:
-        lines.append(("ended", local_time(result.finished_at)))
-    for name, text in (("worker", result.worker), ("origin", result.origin), ("tags", ", ".join(result.tags))):
-        if text:
-            lines.append((name, text))
-    lines += [(f"attempt {attempt.number}", _attempt(attempt, b"")) for attempt in result.attempts[:-1]]
-    lines += [(f"attempt {attempt.number}", _attempt(attempt, result.stderr)) for attempt in result.attempts[-1:]]
-    shown = [f"{name:<12}{console.visible(text)}" for name, text in lines]
-    shown += _output_lines("stdout", result.stdout, result.stdout_size, dropped=result.dropped)
-    shown += _output_lines("stderr", result.stderr, result.stderr_size, dropped=result.dropped)
-    return "\n".join(shown)
+    for attempt in result.attempts:
+        shown = result.stderr if attempt is result.attempts[-1] else b""
+        lines.append((f"attempt {attempt.number}", _attempt(attempt, shown)))
+    outputs = (("stdout", result.stdout, result.stdout_size), ("stderr", result.stderr, result.stderr_size))
+    return "\n".join(
+        [
+            *(f"{name:<12}{console.visible(text)}" for name, text in lines if text),
+            *(line for output in outputs for line in _output_lines(*output, dropped=result.dropped)),
+        ]
+    )
 
 
 def _attempt(attempt: Attempt, shown: bytes) -> str:
-    """A line; `shown` is the stderr that stands below it, and is not repeated here."""
+    """Describe an attempt in a line, without the stderr `shown` below the line."""
     text = f"{local_time(attempt.started_at)}, {short_duration(attempt.ended_at - attempt.started_at)}"
     text += f" on {attempt.worker}: {attempt.reason or 'succeeded'}"
-    if attempt.message:  # it says what the numbers say
+    if attempt.message:  # it contains the numbers
         quote = shown[-SHOWN_BYTES:].decode("utf-8", "replace").strip()
         return f"{text}: {attempt.message.replace(f': {quote}', '', 1) if quote else attempt.message}"
     if attempt.exit_code is not None:
@@ -144,5 +141,5 @@ def _output_lines(name: str, kept: bytes, size: int, *, dropped: bool) -> list[s
     if dropped:
         return [f"{name:<12}{size:,} bytes, dropped to make room for later ones"]
     cut = f", {len(kept):,} of them kept" if size > len(kept) else ""
-    text = readable(kept, size)
-    return [f"{name:<12}{size:,} bytes{cut}", *(f"  {console.visible(line)}" for line in text.splitlines())]
+    lines = readable(kept, size).splitlines()
+    return [f"{name:<12}{size:,} bytes{cut}", *(f"  {console.visible(line)}" for line in lines)]

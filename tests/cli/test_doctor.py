@@ -15,7 +15,7 @@ from kingtask import __version__
 from kingtask.cli import findings
 from kingtask.cli.findings import Level
 from kingtask.config import BrokerConfig, WorkerConfig
-from kingtask.errors import StoreError
+from kingtask.errors import NoAnswer, PermissionDenied, StoreError
 from kingtask.store.inspect import Asked, Inspection, inspect
 from kingtask.store.keys import Keys
 from kingtask.store.redis.address import parse_address
@@ -213,7 +213,7 @@ def test_without_sentinels_or_replicas(server, namespace):
 
 @pytest.mark.parametrize(("offset_s", "level"), [(0.01, "ok"), (-0.4, "ok"), (2, "warn"), (-2, "warn"), (61, "fail")])
 def test_clocks(offset_s, level):
-    assert levels(findings.clock(offset_s, "a against b")) == {"clock": level}
+    assert levels([findings.clock(offset_s, "a against b")]) == {"clock": level}
 
 
 @pytest.mark.parametrize(
@@ -243,12 +243,15 @@ def test_peers_that_are_gone():
     assert levels(findings.peers(gone)) == {"brokers": "fail", "workers": "fail", "queues": "ok"}
 
 
-def test_brokers():
+def test_the_finding_about_a_broker_is_the_reply_to_ping_or_the_error():
     pong = {"version": __version__, "ready": True, "ack": "fsync"}
-    assert levels(findings.pings("a", pong)) == {"broker": "ok"}
-    assert levels(findings.pings("a", {**pong, "ready": False})) == {"broker": "fail"}
-    assert levels(findings.pings("a", {**pong, "version": "0.1"})) == {"broker": "warn"}
-    assert levels(findings.pings("a", None, "no answer")) == {"broker": "fail"}
+    assert findings.broker("a", pong).level == "ok"
+    assert findings.broker("a", {**pong, "ready": False}).level == "fail"
+    assert findings.broker("a", {**pong, "version": "0.1"}).level == "warn"
+    silent = findings.broker("a", None, NoAnswer("no answer", stored="no"))
+    assert (silent.level, silent.text) == ("fail", "a: no answer")
+    assert "start kingtask-broker" in silent.advice
+    assert "--curve-key" in findings.broker("a", None, PermissionDenied("unknown key")).advice
 
 
 def test_directories_of_executables(tmp_path):

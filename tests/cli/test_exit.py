@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kingtask import errors
-from kingtask.cli.exit import MEANINGS, Exit, exit_for, first_failure
+from kingtask.cli.exit import MEANINGS, Exit, exit_for
 from kingtask.cli.result_view import status_of
+from kingtask.cli.tasks import each
 from kingtask.result import Attempt, Result
 from kingtask.states import State
 
@@ -82,6 +83,13 @@ def test_the_status_of_a_task(state, ending, plain, propagated):
     assert status_of(result(state, **ending), propagate=True) == propagated
 
 
-def test_of_several_the_first_that_is_not_ok_counts():
-    assert first_failure([0, 9, 1]) == 9
-    assert first_failure([]) == 0
+def test_the_exit_status_of_several_tasks_is_the_first_that_is_not_ok(capfd: pytest.CaptureFixture[str]):
+    statuses = iter([0, 9, 1])
+    assert each("abc", lambda _: next(statuses)) == 9
+    assert each("", lambda _: 1) == 0
+
+    def refused(task_id: str) -> int:
+        raise errors.TaskNotFound(f"no {task_id}")
+
+    assert each("ab", refused) == 7
+    assert capfd.readouterr().err == "kingtask: a: no a\nkingtask: b: no b\n"

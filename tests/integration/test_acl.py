@@ -238,7 +238,7 @@ def test_trying_changes_nothing_and_misses_nothing(rig: Rig, role: rights.Role):
         (["resetkeys", "%R~{kingtask}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
         (["resetkeys", "~{other}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
         (["resetchannels"], "the broker's user may not use the channels of this namespace", "&{NAMESPACE}:*"),
-        (["-config|get"], "ack: fsync cannot be had: the broker may not read the settings", "+config|get"),
+        (["-config|get"], "ack: fsync cannot work: the broker may not read the settings", "+config|get"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
