@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from kingtask.result import Result
 
 AHEAD_S = 2.0
-PATIENCE_S = 60.0
-LOOK_S = 0.2
+ENDED_WITHIN_S = 60.0
+POLL_S = 0.2
 
 HEADINGS = ("TASK", "WHAT IT SHOWS", "STATE", "OUTCOME")
 
 
 @dataclass(slots=True)
 class Case:
-    """One task, and what is expected of it: `judge` returns whether that came, and says what did."""
+    """One task and its expected end: `judge` returns whether the end is the expected one, and a description."""
 
     name: str
     args: tuple[str, ...]
@@ -42,14 +42,13 @@ class Case:
     options: dict[str, Any]
     judge: Callable[[Result], tuple[bool, str]]
     id: str = ""
-    result: Result | None = None
+    state: str = "submitting"
     as_expected: bool = False
     outcome: str = ""
 
     @property
     def row(self) -> tuple[str, str, str, str]:
-        state = str(self.result.state) if self.result else "submitting"
-        return (" ".join((self.name, *self.args)), self.shows, state, self.outcome)
+        return (" ".join((self.name, *self.args)), self.shows, self.state, self.outcome)
 
 
 @click.command(short_help="See four tasks run, in a temporary directory.")
@@ -61,37 +60,37 @@ def demo() -> int:
     from kingtask.cli.dev_stack import Stack, StackOptions
     from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 
-    with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:
-        stack = Stack(tree, StackOptions(data=Path(directory), port=0))
+    with (
+        tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory,
+        Tree() as tree,
+        Stack(tree, StackOptions(data=Path(directory), port=0)) as stack,
+    ):
         try:
             console.note("starting Valkey, a broker and a worker …")
             stack.start()
-            cases = run(stack.address, tree)
+            cases = _run(stack.address, tree)
         except Stopped:
             return Exit.INTERRUPTED
         except ProcessEnded as ended:
             console.note(f"kingtask: {ended}")
             return Exit.TASK_FAILED
-        finally:
-            tree.stop()
-            stack.close()
     good = all(case.as_expected for case in cases)
     console.say("Every outcome was the expected one." if good else "Not every outcome was the expected one.")
     return Exit.OK if good else Exit.TASK_FAILED
 
 
-def run(address: str, tree: Tree) -> list[Case]:
-    """Submit the cases and wait for each, showing how they stand. Raises Stopped and Ended as Tree.watch does."""
+def _run(address: str, tree: Tree) -> list[Case]:
+    """Submit the cases and show them until each has ended. Raises Stopped and ProcessEnded as Tree.watch does."""
     from kingtask.client import Client
 
     with Client(address, curve_key="", server_key="") as client:
         cases = _submitted(client)
         with _display(cases) as show:
-            deadline = monotonic_s() + PATIENCE_S
-            while (open_cases := [case for case in cases if not case.outcome]) and monotonic_s() < deadline:
+            deadline = monotonic_s() + ENDED_WITHIN_S
+            while (running := [case for case in cases if not case.outcome]) and monotonic_s() < deadline:
                 tree.watch(0)
-                _look(client, open_cases)
-                show()
+                _refresh(client, running)
+                show([case for case in running if case.outcome])
     return cases
 
 
@@ -108,16 +107,17 @@ def _submitted(client: Client) -> list[Case]:
     return cases
 
 
-def _look(client: Client, cases: Sequence[Case]) -> None:
-    """See how the cases stand; waits a moment for the first."""
+def _refresh(client: Client, cases: Sequence[Case]) -> None:
+    """Read the results of the cases, after waiting a moment for the first."""
     from kingtask.errors import ResultTimeout
 
     with suppress(ResultTimeout):
-        client.wait(cases[0].id, LOOK_S)
+        client.wait(cases[0].id, POLL_S)
     for case in cases:
-        case.result = client.get(case.id)
-        if case.result.ended:
-            case.as_expected, case.outcome = case.judge(case.result)
+        result = client.get(case.id)
+        case.state = str(result.state)
+        if result.ended:
+            case.as_expected, case.outcome = case.judge(result)
 
 
 def _is_sum(result: Result) -> tuple[bool, str]:
@@ -125,7 +125,7 @@ def _is_sum(result: Result) -> tuple[bool, str]:
 
 
 def _lateness(result: Result, at: float) -> tuple[bool, str]:
-    """It prints its start in nanoseconds; where `date` cannot, the worker's record in milliseconds must do."""
+    """Compare with the start that the task prints in nanoseconds; without GNU's `date`, with the worker's record."""
     printed = result.text.strip()
     if printed.isdigit():
         late_ms = int(printed) / 1e6 - at * 1e3
@@ -142,72 +142,50 @@ def _third_attempt(result: Result) -> tuple[bool, str]:
 
 def _cut_off(result: Result) -> tuple[bool, str]:
     child = result.text.strip()
-    survived = child.isdigit() and _runs(child)
+    survived = child.isdigit() and _runs(int(child))
     text = f"stopped ({result.reason}), {'but its child goes on' if survived else 'its child as well'}"
     return result.reason == "time_limit" and child.isdigit() and not survived, text
 
 
-def _runs(pid: str) -> bool:
-    """Whether a process exists and is no zombie: in a container nobody may reap an orphan."""
+def _runs(pid: int) -> bool:
+    """Return whether a process exists and is no zombie: in a container nothing may reap an orphan."""
     try:
-        return procfs.stat(int(pid))[procfs.STATE] not in (b"Z", b"X")
+        return procfs.stat(pid)[procfs.STATE] not in (b"Z", b"X")
     except OSError:
         return False
 
 
-def _display(cases: list[Case]) -> Lines | Live:
-    """How progress is shown: a table that changes in place on a terminal, else a line for each task that ends."""
-    return Live(cases) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else Lines(cases)
+@contextmanager
+def _display(cases: Sequence[Case]) -> Iterator[Callable[[Sequence[Case]], None]]:
+    """Show the cases: a table that changes in place on a terminal, else a line on stderr for each that ends.
 
-
-class Lines:
-    """A line on stderr for each task that ends, and the table on stdout at the end."""
-
-    def __init__(self, cases: list[Case]) -> None:
-        self._cases = cases
-        self._told: set[str] = set()
-
-    def __enter__(self) -> Callable[[], None]:
-        console.note(f"submitted {len(self._cases)} tasks, waiting for each …")
-        return self._show
-
-    def __exit__(self, *error: object) -> None:
-        console.say(console.table(HEADINGS, [case.row for case in self._cases]))
-
-    def _show(self) -> None:
-        for case in self._cases:
-            if case.outcome and case.id not in self._told:
-                self._told.add(case.id)
-                console.note(f"{case.name}: {case.outcome}")
-
-
-class Live:
-    """The table, drawn again as things change."""
-
-    def __init__(self, cases: list[Case]) -> None:
+    Yields a function that takes the cases that have just ended.
+    """
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         import rich.live
 
-        self._cases = cases
-        self._live = rich.live.Live(self._table(), auto_refresh=False)
+        with rich.live.Live(_table(cases), auto_refresh=False) as live:
+            yield lambda _ended: live.update(_table(cases), refresh=True)
+        return
+    console.note(f"submitted {len(cases)} tasks, waiting for each …")
+    try:
+        yield _note_outcomes
+    finally:
+        console.say(console.table(HEADINGS, [case.row for case in cases]))
 
-    def __enter__(self) -> Callable[[], None]:
-        self._live.start(refresh=True)
-        return self._show
 
-    def __exit__(self, *error: object) -> None:
-        self._show()
-        self._live.stop()
+def _note_outcomes(ended: Sequence[Case]) -> None:
+    for case in ended:
+        console.note(f"{case.name}: {case.outcome}")
 
-    def _show(self) -> None:
-        self._live.update(self._table(), refresh=True)
 
-    def _table(self) -> Table:
-        import rich.box
-        import rich.table
-        from rich.text import Text
+def _table(cases: Sequence[Case]) -> Table:
+    import rich.box
+    import rich.table
+    from rich.text import Text
 
-        table = rich.table.Table(*HEADINGS, box=rich.box.SIMPLE)
-        for case in self._cases:
-            style = "" if not case.outcome else "green" if case.as_expected else "red"
-            table.add_row(*(Text(cell, style) for cell in case.row))
-        return table
+    table = rich.table.Table(*HEADINGS, box=rich.box.SIMPLE)
+    for case in cases:
+        style = "" if not case.outcome else "green" if case.as_expected else "red"
+        table.add_row(*(Text(cell, style) for cell in case.row))
+    return table

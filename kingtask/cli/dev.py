@@ -19,7 +19,7 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def default_data() -> Path:
-    """Where the data lie between runs: the XDG base directory for state."""
+    """Return the directory that keeps the data between runs: below the XDG base directory for state."""
     state = os.environ.get("XDG_STATE_HOME", "")
     # The specification says to ignore a relative path.
     base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
@@ -34,7 +34,7 @@ def default_data() -> Path:
     "--data",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="What is kept between runs.  [default: $XDG_STATE_HOME/kingtask/dev]",
+    help="Directory for data that are kept between runs.  [default: $XDG_STATE_HOME/kingtask/dev]",
 )
 @click.option(
     "--port",
@@ -56,9 +56,8 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
     from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 
     where = (data or default_data()).absolute()
-    with Tree() as tree:
-        options = StackOptions(data=where, bin_paths=bin_path, port=port, log_level=log_level)
-        stack = Stack(tree, options)
+    options = StackOptions(data=where, bin_paths=bin_path, port=port, log_level=log_level)
+    with Tree() as tree, Stack(tree, options) as stack:
         try:
             stack.start()
             console.say(_ready(stack, where))
@@ -66,14 +65,10 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
                 tree.watch(None)
         except Stopped:
             console.note("stopping: worker, broker, Valkey")
-            tree.stop()
             return Exit.OK
         except ProcessEnded as ended:
             console.note(f"kingtask: {ended}; stopping the rest")
             return Exit.CONFIGURATION if ended.status == Exit.CONFIGURATION else Exit.TASK_FAILED
-        finally:
-            tree.stop()
-            stack.close()
 
 
 def _ready(stack: Stack, data: Path) -> str:

