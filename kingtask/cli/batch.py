@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -33,14 +33,6 @@ LONGEST_LINE_BYTES = 8 * wire.MAX_MESSAGE_BYTES
 """A message in JSON: each byte may take several."""
 
 
-class Line(NamedTuple):
-    """One line of the input: its task, or its error."""
-
-    number: int
-    spec: TaskSpec | None
-    error: InvalidRequest | None
-
-
 class Answer(NamedTuple):
     """The output for one line, and its exit status."""
 
@@ -56,10 +48,10 @@ def submit_lines(source: str, defaults: Mapping[str, Any], wait: float | None) -
     number = 0
     with _opened(source) as file, connect() as client:
         for texts in _blocks(file.fileno()):
-            lines = [_line(number + i, text, defaults) for i, text in enumerate(texts, 1) if text.strip()]
+            tasks = {number + i: _task(text, defaults) for i, text in enumerate(texts, 1) if text.strip()}
             number += len(texts)
             silent = False
-            for answer in _outcomes(client, lines, wait):
+            for answer in _answers(client, tasks, wait):
                 console.write_json(answer.fields)
                 status = status or answer.status
                 silent = silent or answer.silent
@@ -94,11 +86,11 @@ def _blocks(fd: int) -> Iterator[list[bytes]]:
         yield [bytes(rest)]
 
 
-def _line(number: int, text: bytes, defaults: Mapping[str, Any]) -> Line:
+def _task(text: bytes, defaults: Mapping[str, Any]) -> TaskSpec | InvalidRequest:
     try:
-        return Line(number, protocol.parse_task({**defaults, **_fields(text)}, wall_s(), ""), None)
+        return protocol.parse_task({**defaults, **_fields(text)}, wall_s(), "")
     except InvalidRequest as error:
-        return Line(number, None, error)
+        return error
 
 
 def _fields(text: bytes) -> dict[str, Any]:
@@ -118,36 +110,35 @@ def _fields(text: bytes) -> dict[str, Any]:
     return fields
 
 
-def _outcomes(client: Client, lines: Sequence[Line], wait: float | None) -> Iterator[Answer]:
-    """Submit the lines; yield the answer to each, in their order."""
+def _answers(client: Client, tasks: Mapping[int, TaskSpec | InvalidRequest], wait: float | None) -> Iterator[Answer]:
+    """Submit the tasks; yield the answer to each line, in their order."""
     deadline = monotonic_s() + (wait or 0)
-    submitted = iter(client.submit_many([line.spec for line in lines if line.spec is not None]))
+    submitted = iter(client.submit_many([task for task in tasks.values() if isinstance(task, TaskSpec)]))
     if wait is not None:
-        # Store all before waiting for the first.
-        submitted = iter(list(submitted))
-    for line in lines:
-        if line.error is not None:
-            yield _refused(line, None, line.error)
+        submitted = iter(list(submitted))  # store all before waiting for the first
+    for number, task in tasks.items():
+        if isinstance(task, InvalidRequest):
+            yield _refused(number, None, task)
             continue
         outcome = next(submitted)
         if outcome.error is not None:
-            yield _refused(line, outcome.task.id, outcome.error)
+            yield _refused(number, outcome.task.id, outcome.error)
         elif wait is None:
-            yield Answer({"line": line.number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK)
+            yield Answer({"line": number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK)
         else:
             try:
                 result = result_view.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
             except KingtaskError as error:
-                yield _refused(line, outcome.task.id, error)
+                yield _refused(number, outcome.task.id, error)
             else:
-                yield Answer({"line": line.number, **console.result_fields(result)}, result_view.status_of(result))
+                yield Answer({"line": number, **console.result_fields(result)}, result_view.status_of(result))
 
 
-def _refused(line: Line, task_id: str | None, error: KingtaskError) -> Answer:
+def _refused(number: int, task_id: str | None, error: KingtaskError) -> Answer:
     if isinstance(error, RequestRefused):
         fields = protocol.error_fields(error)
     else:
         stored = error.stored if isinstance(error, NoAnswer) else "no"
         fields = {"code": "no_answer", "message": str(error), "retryable": True, "stored": stored}
-    shown = {"line": line.number, "id": task_id, "outcome": "error", "error": fields}
+    shown = {"line": number, "id": task_id, "outcome": "error", "error": fields}
     return Answer(shown, exit_for(error), silent=isinstance(error, NoAnswer))

@@ -1,4 +1,4 @@
-"""The group `kingtask`; a subcommand's module is imported when it is called."""
+"""The group `kingtask`, which imports the module of a subcommand when it is called."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ COMMANDS: dict[str, str] = {
     "dev": "dev:dev",
     "demo": "demo:demo",
 }
-"""Module and function of each, below kingtask.cli."""
+"""Module and function of each command, below kingtask.cli."""
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one when it is needed."""
+    """A group that lists its commands by name and imports a command at its first use."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -42,10 +42,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = COMMANDS.get(cmd_name)
-        if place is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(f"kingtask.cli.{module}"), attribute)
         return command
 
@@ -74,11 +73,11 @@ def _exit_statuses() -> str:
 )
 @click.version_option(__version__, prog_name="kingtask", message="%(prog)s %(version)s")
 def kingtask() -> None:
-    """Run executables now, at an instant, or again after a failure, and read what they printed.
+    """Run executables now, at an instant, or again after a failure, and read their output.
 
     \b
     kingtask demo                                  see it work, nothing else needed
-    kingtask dev                                   a broker, a worker and their store, to try things with
+    kingtask dev                                   run a broker, a worker and their store, to try things
     kingtask submit --wait example 12 45           run an executable of the workers and print its output
-    kingtask submit --at +5m --retry 5,8,9 report  in five minutes, and up to three times again
+    kingtask submit --at +5m --retry 5,8,9 report  in five minutes, with up to three retries
     """  # noqa: D301 - click's mark for lines that stay as they are

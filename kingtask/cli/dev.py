@@ -79,6 +79,6 @@ def _ready(stack: Stack, data: Path) -> str:
     return (
         f"ready: broker {stack.address}, executables {', '.join(map(str, stack.bin_paths))}, data {data}\n"
         f"try:   kingtask submit{broker} --wait {name}\n"
-        f"look:  kingtask doctor{broker} -c {stack.broker_file} --worker-config {stack.worker_file}\n"
+        f"check: kingtask doctor{broker} -c {stack.broker_file} --worker-config {stack.worker_file}\n"
         "stop:  Ctrl-C"
     )

@@ -12,10 +12,10 @@ LONGEST_INTERPRETER = 120
 
 
 def install(directory: Path) -> Path:
-    """Copy the examples into a directory, executable; return it.
+    """Copy the examples into a directory and make them executable; return the directory.
 
-    They are not run where the package lies: an installer may drop the x bit or keep the package in an archive, and
-    python3 may not be on the path of a virtual environment's user.
+    They cannot run inside the package: an installer may drop the x bit or keep the package in an archive, and python3
+    may not be on the path of a virtual environment's user.
     """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     for source in (files("kingtask") / "examples").iterdir():

@@ -14,7 +14,6 @@ from kingtask import __version__
 from kingtask.cli.times import short_duration
 from kingtask.endpoint import parse
 from kingtask.errors import KingtaskError, PermissionDenied, StoreError
-from kingtask.store.stats import WORKER_ALIVE_S
 
 if TYPE_CHECKING:
     from kingtask.config import BrokerConfig, WorkerConfig
@@ -45,7 +44,7 @@ class Finding(NamedTuple):
     subject: Subject
     text: str
     advice: str = ""
-    """What to do; empty if there is nothing."""
+    """Advice for a person; empty if all is well."""
 
 
 def ok(subject: Subject, text: str) -> Finding:
@@ -213,7 +212,7 @@ def _identity(found: Inspection, wanted: str | None) -> Finding:
         return fail(
             "cluster",
             f"this database is {found.cluster or 'empty'}, the configuration wants {wanted}",
-            "bring the right one back; or, to work with this one, correct `cluster` in the configurations",
+            "restore the right one; or, to work with this one, correct `cluster` in the configurations",
         )
     if found.used and not found.cluster:
         return fail(
@@ -235,6 +234,8 @@ def clock(offset_s: float, between: str) -> Finding:
 
 def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]:
     """Judge brokers, workers and queues by the reply to `stats`."""
+    from kingtask.store.stats import WORKER_ALIVE_S
+
     kinds: tuple[Literal["brokers", "workers"], ...] = ("brokers", "workers")
     for kind in kinds:
         alive = [peer for peer in stats[kind] if peer["seen_s"] < WORKER_ALIVE_S]
@@ -244,7 +245,11 @@ def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]
             yield fail(kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log")
     for peer in stats["workers"]:
         if peer.get("unfit") and peer["seen_s"] < WORKER_ALIVE_S:
-            yield fail("workers", f"{peer['name']}: {peer['unfit']}", "give its host what is short, or stop it")
+            yield fail(
+                "workers",
+                f"{peer['name']}: {peer['unfit']}",
+                "free or add that resource on its host, or stop the worker",
+            )
     for peer in stats["brokers"]:
         offset_s = peer.get("clock_offset_s")
         if offset_s is not None:

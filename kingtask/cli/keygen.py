@@ -15,16 +15,16 @@ from kingtask.cli.exit import Exit
     metavar="DIR",
     default=".",
     type=click.Path(path_type=Path),
-    help="Where to write them. [default: here]",
+    help="Directory for the files. [default: the present one]",
 )
-@click.option("--replace", is_flag=True, help="Also if there is a pair of that name, which is then lost.")
+@click.option("--replace", is_flag=True, help="Overwrite an existing pair of that name.")
 @click.argument("name", metavar="NAME")
 def keygen(name: str, directory: Path, replace: bool) -> int:
     """Make a pair of keys for a broker, worker or client, and print the two files.
 
-    NAME.key_secret stays where it is used, and nobody else may read it. NAME.key is public: a client's goes into the
-    directory that the broker calls authorized_clients, where NAME is what the client is called; the broker's goes to
-    every client and worker.
+    NAME.key_secret stays on its host, and only its user may read it. NAME.key is public: copy a client's key into the
+    broker's directory authorized_clients, where NAME becomes the name of the client; copy the broker's key to every
+    client and worker.
     """
     from kingtask import curve
 

@@ -1,6 +1,6 @@
-"""`kingtask` as a process: whatever happens ends in one line on stderr and an exit status, never in a traceback.
+"""`kingtask` as a process: every error ends in one line on stderr and an exit status, never in a traceback.
 
-Only what costs next to nothing is imported up here, so that Ctrl-C during the imports is met as well.
+The imports at the top cost next to nothing, so that `main` also handles Ctrl-C during the other imports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Entry point of `kingtask`; does not return."""
+    """Run the command and exit; the entry point of `kingtask`."""
     try:
         _open_streams()
         status = _run()
@@ -39,7 +39,7 @@ def _run() -> int:
     if "_KINGTASK_COMPLETE" in os.environ:
         kingtask.main(prog_name="kingtask")
     try:
-        # Not `kingtask.main`: it has exit statuses of its own for Ctrl-C and for a closed pipe.
+        # Not `kingtask.main`: it has other exit statuses for Ctrl-C and for a closed pipe.
         with kingtask.make_context("kingtask", sys.argv[1:]) as context:
             status = kingtask.invoke(context)
     except click.exceptions.Exit as end:
@@ -56,7 +56,7 @@ def _run() -> int:
 
 
 def _open_streams() -> None:
-    """Closed standard streams (`>&-`) become /dev/null, so that no socket takes their number."""
+    """Open /dev/null for closed standard streams (`>&-`), so that no socket gets their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             sink = os.open(os.devnull, os.O_RDWR)
@@ -67,14 +67,14 @@ def _open_streams() -> None:
 
 
 def discard_output() -> None:
-    """Drop buffered output, which has no reader: flushing it at exit would fail again."""
+    """Send buffered output to /dev/null: it has no reader, and flushing it at exit would fail again."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.close(sink)
 
 
 def complain(text: str, program: str = "kingtask") -> None:
-    """A line on stderr, if there is one."""
+    """Write a line to stderr, if it is open."""
     from contextlib import suppress
 
     with suppress(OSError):

@@ -39,8 +39,8 @@ def requeue(
     stderr how many existed before; --json has them all.
 
     \b
-    kingtask list    --state failed --queue mail --since -1h     look
-    kingtask requeue --state failed --queue mail --since -1h     and do it
+    kingtask list    --state failed --queue mail --since -1h     show them
+    kingtask requeue --state failed --queue mail --since -1h     requeue them
     """  # noqa: D301 - click's mark for lines that stay as they are
     if bool(ids) == (state is not None):
         raise click.UsageError("Which tasks? Give their ids, or --state with --queue, --since, --until.")

@@ -39,7 +39,7 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
         if result.dropped:
             console.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
         elif result.truncated:
-            console.note(f"kingtask: the output was longer than what is kept: its beginning and end ({_sizes(result)})")
+            console.note(f"kingtask: the output was too long; its beginning and end are kept ({_sizes(result)})")
         if not result.success:
             console.note(f"kingtask: {console.visible(result.describe())}")
     return status_of(result, propagate=propagate)
@@ -62,12 +62,12 @@ def _written(result: Result) -> str:
 
 
 def _sizes(result: Result) -> str:
-    sizes = (
-        ("stdout", result.stdout_cut, len(result.stdout), result.stdout_size),
-        ("stderr", result.stderr_cut, len(result.stderr), result.stderr_size),
+    outputs = (
+        ("stdout", result.stdout, result.stdout_size, result.stdout_cut),
+        ("stderr", result.stderr, result.stderr_size, result.stderr_cut),
     )
     return ", ".join(
-        f"{name} {kept:,} of {size:,} bytes, the gap behind the first {cut:,}"
-        for name, cut, kept, size in sizes
+        f"{name} {len(kept):,} of {size:,} bytes, the gap behind the first {cut:,}"
+        for name, kept, size, cut in outputs
         if cut is not None
     )

@@ -33,7 +33,7 @@ class WaitOption(click.Option):
 class SubmitCommand(click.Command):
     """A command whose `--wait` may have a value (`--wait=5`) and whose options end at NAME.
 
-    To click an option with an optional value takes the next word, which would be NAME.
+    click takes the next word, here NAME, as the value of an option whose value is optional.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

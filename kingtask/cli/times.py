@@ -1,7 +1,7 @@
-"""Times and durations as people type them. Pure: `now_s` is given.
+"""Times and durations as people type them. Pure: callers pass the present time.
 
-An instant is one of FORMS. A date and time without a zone is local time, as for at(1) and cron: one that the clocks
-skip in spring is refused, of one that occurs twice in autumn the first is meant. A time relative to now starts with +.
+An instant is one of FORMS. A date and time without a zone is local time, as for at(1) and cron: a time that the clocks
+skip in spring is refused, a time that occurs twice in autumn means the first. A time relative to now starts with +.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DURATION_FORMS = "seconds (2.5) or 90s, 5m, 1h30m, 7d"
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 EARLIEST_S = 1_000_000_000.0
-"""September 2001. A smaller number is no instant that anyone means, but a delay whose + was forgotten."""
+"""September 2001. A smaller number is more likely a delay whose + was forgotten than an instant."""
 
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
 _EPOCH = re.compile(rf"{_NUMBER}\Z")
@@ -41,7 +41,7 @@ class When(NamedTuple):
     relative: bool = False
 
     def at(self, now_s: float) -> float:
-        """Epoch seconds."""
+        """Return epoch seconds."""
         return now_s + self.seconds if self.relative else self.seconds
 
 
@@ -60,7 +60,7 @@ def parse_when(text: str) -> When:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from `2.5`, `90s`, `1h30m`. Raises ValueError with the reason."""
+    """Return the seconds of `2.5`, `90s`, `1h30m`. Raises ValueError with the reason."""
     text = text.strip()
     if _EPOCH.match(text):
         return float(text)
@@ -70,7 +70,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_intervals(text: str) -> tuple[float, ...]:
-    """The retry list `5,8,9`. Raises ValueError naming the entry."""
+    """Read the retry list `5,8,9`. Raises ValueError naming the entry."""
     intervals = []
     for i, part in enumerate(text.split(","), 1):
         try:
@@ -81,12 +81,12 @@ def parse_intervals(text: str) -> tuple[float, ...]:
 
 
 def local_time(at_s: float | None) -> str:
-    """Epoch seconds as local time for people, `-` for None."""
+    """Format epoch seconds as local time for people; `-` for None."""
     return "-" if at_s is None else datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def short_duration(seconds: float) -> str:
-    """A duration for people: `4ms`, `1.4s`, `12s`, `3m05s`, `2h10m`, `5d03h`."""
+    """Format a duration for people: `4ms`, `1.4s`, `12s`, `3m05s`, `2h10m`, `5d03h`."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 9.95:

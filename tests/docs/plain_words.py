@@ -61,7 +61,6 @@ UNTIL_REWRITTEN = {
 
 NOT_YET = frozenset(
     {
-        "kingtask/cli/findings.py",
         "kingtask/result.py",
         "kingtask/store/functions.py",
         "kingtask/store/rights.py",
