@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -47,16 +48,9 @@ class Finding(NamedTuple):
     """Advice for a person; empty if all is well."""
 
 
-def ok(subject: Subject, text: str) -> Finding:
-    return Finding(Level.OK, subject, text)
-
-
-def warn(subject: Subject, text: str, advice: str) -> Finding:
-    return Finding(Level.WARN, subject, text, advice)
-
-
-def fail(subject: Subject, text: str, advice: str) -> Finding:
-    return Finding(Level.FAIL, subject, text, advice)
+ok = partial(Finding, Level.OK)
+warn = partial(Finding, Level.WARN)
+fail = partial(Finding, Level.FAIL)
 
 
 def broker(address: str, pong: Mapping[str, Any] | None, error: KingtaskError | None = None) -> Finding:
