@@ -36,12 +36,15 @@ class _Redis(Store):
         self.clock.observe(0, 0, 0)
         self.on_up = []
         self.connected = True
+        self.asked = asyncio.Event()
+        """Set when the ticker has checked the connection."""
         self.calls: list[FunctionCall] = []
         self.called = asyncio.Event()
         self._replies = iter(replies)
 
     @property
     def up(self) -> bool:
+        self.asked.set()
         return self.connected
 
     def send(self, call: FunctionCall, callback: Callable[[Any], None]) -> None:
@@ -181,8 +184,8 @@ async def test_without_redis_there_is_no_tick_until_it_is_up() -> None:
     redis.connected = False
     ticker = made(redis)
     ticker.start()
-    await asyncio.sleep(0)
-    await asyncio.sleep(module.APART_S)
+    async with asyncio.timeout(PATIENCE_MS / 1000):
+        await redis.asked.wait()
     assert (ticker.ticks, ticker.alive) == (0, True)
     redis.connected = True
     for listener in redis.on_up:
