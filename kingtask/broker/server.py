@@ -158,7 +158,7 @@ class Broker:
     def status(self) -> str:
         """Return one line for people."""
         store, dispatcher = self._store, self._dispatcher
-        redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is away ({store.problem})"
+        redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is unreachable ({store.problem})"
         return f"{dispatcher.pending} requests in progress, {dispatcher.waiting} clients waiting; {redis}"
 
     # ── publications of the function library ────────────────────────────────────────────────────────────────────────

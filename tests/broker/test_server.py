@@ -68,7 +68,7 @@ async def test_a_broker_without_redis_answers_pings_and_refuses_the_rest(started
     assert (pong["broker"], pong["ready"]) == (started.broker.name, False)
     refused = await started.ask(sockets, "submit", task={"name": "a"})
     assert refused["error"]["code"] == "unavailable"
-    assert started.broker.status().startswith("0 requests in progress, 0 clients waiting; Redis is away")
+    assert started.broker.status().startswith("0 requests in progress, 0 clients waiting; Redis is unreachable")
     assert started.broker.alive
 
 

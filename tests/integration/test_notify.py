@@ -113,7 +113,7 @@ def test_a_broker_whose_redis_is_away_makes_progress_and_a_stopped_one_does_not(
     systemd.drop()
     for _ in range(30):  # six seconds of time-outs, refused connections and pauses
         systemd.until(broker.pid, "WATCHDOG=1")
-    systemd.until(broker.pid, "STATUS=0 requests in progress, 0 clients waiting; Redis is away (")
+    systemd.until(broker.pid, "STATUS=0 requests in progress, 0 clients waiting; Redis is unreachable (")
     broker.signal(signal.SIGSTOP)
     until(lambda: "T (stopped)" in Path(f"/proc/{broker.pid}/status").read_text(), "it to be stopped")
     systemd.drop()

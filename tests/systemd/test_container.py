@@ -166,7 +166,7 @@ def test_a_redis_that_is_away_starts_nothing_again(host: Container):
     drop_in(host, "kingtask-broker", "[Service]\nWatchdogSec=2\n")
     before = restarts(host, "kingtask-broker")
     host.run("systemctl stop redis-server")
-    host.until("systemctl show -p StatusText kingtask-broker | grep 'Redis is away'", "a status that says so")
+    host.until("systemctl show -p StatusText kingtask-broker | grep 'Redis is unreachable'", "a status that says so")
     time.sleep(5)  # two periods of the watchdog: what is shown is that nothing happens
     assert restarts(host, "kingtask-broker") == before
     host.run("systemctl start redis-server")
