@@ -9,8 +9,8 @@ KingtaskError
 │   ├── IdConflict         another task has this id: choose a new one
 │   ├── WrongState         the task is not in a state that allows it
 │   ├── Busy               try again later
-│   ├── Unavailable        the broker runs, its Redis does not answer: try again later
-│   └── NotConfirmed       it is unknown whether it is stored: send the same id again
+│   ├── Unavailable        nothing was stored: Redis is unreachable or full, or the broker stops: try again later
+│   └── NotConfirmed       stored or not: Redis or its replicas did not answer in time: send the same id again
 ├── NoAnswer               no broker answered in time: if `stored` is "unknown", send the same id again
 ├── ClientClosed           the client was closed: make a new one
 ├── ResultTimeout          the task has not ended yet: wait longer

@@ -147,7 +147,7 @@ OPS: dict[str, Op] = {
         Op("resume", Resume, writes=True, audited=True),
     )
 }
-"""Every op, by its name on the wire. Broker, permissions and clients read these rows; no other list exists."""
+"""Every op, by its name on the wire, in the order of PROTOCOL.md. ARCHITECTURE.md lists the other places of an op."""
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────

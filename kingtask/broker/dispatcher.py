@@ -1,6 +1,7 @@
 """Turns each message into one reply: checks rights and bounds, then makes the call of its op.
 
-Nothing is queued here. A request over a bound gets `busy` at once; without Redis it gets `unavailable`.
+Nothing is queued here. A request over a bound gets `busy` at once; while Redis is unreachable it gets `unavailable`,
+unless it is a `ping`. `ops.store_refusal` is the reply to a call that failed later.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Dispatcher:
             client = self._authorizer.policy_of(_client_name(peer))
             if client is not None:
                 client.check_request(request)
-            self._check_bounds()
+            self._check_redis_and_bounds()
             times = self.times[request.op.name] if self.times else None
             reply = _PendingReply(self, peer, rid, len(message), times)
             self._act(request, reply, client)
@@ -113,7 +114,7 @@ class Dispatcher:
             else:
                 reply.send(refused)
 
-    def _check_bounds(self) -> None:
+    def _check_redis_and_bounds(self) -> None:
         if self.draining:
             raise Unavailable("this broker is stopping; ask another one", retry_after_s=ops.AWAY_AGAIN_S)
         if self.pending >= self._config.max_pending or self.pending_bytes >= self._config.max_pending_bytes:

@@ -93,7 +93,7 @@ class Store:
 
     @property
     def problem(self) -> str:
-        """Why it is not up."""
+        """Why the main connection, which `up` means, is not up."""
         return self._link.problem
 
     @property

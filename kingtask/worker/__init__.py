@@ -8,7 +8,7 @@ why not). `sandbox` isolates attempts. `subscriber` receives the brokers' hints;
 `reap` ends what attempts leave behind; its reaper is a second, tiny process that kills the attempts of a dead worker.
 
 Rules.
-  * Redis decides. A hint, of a ready task or of a cancel, only makes the worker ask Redis.
+  * Redis decides, also which task is next. A hint, of a ready task or of a cancel, only makes the worker ask Redis.
   * A worker renews each claimed attempt until Redis has confirmed the end of the attempt.
   * An outage of Redis stops no attempt: reports wait, and are delivered later under the fence of their claim.
   * A process is reaped only after its group was killed, so a group number never means another group.

@@ -24,7 +24,7 @@ local function leave(c, task, to)
   if plan.expires > 0 then call('ZREM', key.expiry, id) end
 end
 
--- The next place in ready of a task with this plan.
+-- The place in ready of a task that becomes ready now: by priority, then first in first out.
 function moves.next_place(c, plan)
   c.sequence = c.sequence + 1
   return (9 - plan.priority) * BAND + c.sequence

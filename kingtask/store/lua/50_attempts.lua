@@ -1,4 +1,4 @@
-do  -- Attempts: what workers call.
+do  -- Attempts: the functions claim, extend, finish, finish_cut, release, for workers. `take` picks the next tasks.
 
 -- State and plan of the task of this very attempt, and the values of further fields. Nil if the caller does not hold
 -- it, or its record is damaged.
@@ -27,8 +27,8 @@ local function grant(id, number, plan, spec, due, claimed)
   return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, claimed}
 end
 
--- Removes up to n tasks that may be claimed next from a queue; returns their ids and their places.
-local function next_claimable(queue, n)
+-- Removes the next n tasks, those with the lowest places (moves.next_place), from ready. Returns ids and places.
+local function pop_ready(queue, n)
   local ids, places, found = {}, {}, call('ZPOPMIN', key.ready(queue), n)
   for i = 1, #found, 2 do
     ids[#ids + 1] = found[i]
@@ -65,7 +65,7 @@ end
 local function claim_from(c, taking, queue)
   local index = key.ready(queue)
   while taking.left > 0 and taking.budget > 0 do
-    local ids, places = next_claimable(queue, math.min(taking.left, taking.budget))
+    local ids, places = pop_ready(queue, math.min(taking.left, taking.budget))
     if #ids == 0 then return end
     fcall.each(index, ids, function(id, i)
       if taking.budget <= 0 then  -- the tasks before it were too big
