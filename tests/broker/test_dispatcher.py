@@ -20,6 +20,7 @@ from kingtask.config import BrokerConfig, permissions_file
 from kingtask.errors import StoreError
 from kingtask.result import Result
 from kingtask.states import State
+from kingtask.store.codec import Page
 from kingtask.store.functions import StoredTask
 from kingtask.store.stats import QueueStats, StoreStats
 from tests.broker.fakes import LOST, FakeRouter, FakeStore, FakeTicker, FakeWakeups
@@ -84,6 +85,7 @@ async def test_a_ping_is_answered_without_redis(setting: Setting) -> None:
 REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "get": ({"id": ID}, stored(), {"task": {"id": ID, "name": "a"}}),
     "cancel": ({"id": ID}, "ready", {"id": ID, "outcome": "cancelled"}),
+    "list": ({"state": "failed"}, Page([], None), {"tasks": [], "cursor": None}),
     "stats": ({}, StoreStats([], [], []), {"queues": [], "workers": [], "brokers": []}),
     "pause": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": True}),
     "resume": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": False}),

@@ -15,7 +15,7 @@ from typing import Any, Self
 import zmq
 
 from kingtask import protocol, wire
-from kingtask.errors import RequestRefused, TaskNotFound
+from kingtask.errors import InvalidRequest, RequestRefused, TaskNotFound
 from kingtask.result import Result
 from kingtask.states import State
 
@@ -113,10 +113,14 @@ class Responder:
             case "pause" | "resume":
                 self.queues[request["queue"]] = request["op"] == "pause"
                 return {"queue": request["queue"], "paused": self.queues[request["queue"]]}
+            case "list":
+                return {"tasks": [], "cursor": None}
             case "stats":
                 return {"now": 1.0, "queues": [], "workers": [], "brokers": []}
-            case _:
+            case "ping":
                 return {"server": "kingtask", "version": "0", "protocols": [1], "ready": True}
+            case op:
+                return InvalidRequest(f"op: {op}", code="unknown_op", field="op")
 
     def _store(self, task: Request) -> Request:
         outcome = "exists" if task["id"] in self.tasks else "created"

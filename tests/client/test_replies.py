@@ -40,6 +40,7 @@ PLANS: dict[str, Any] = {
     "list": lambda: operations.list("failed", limit=3),
     "stats": operations.stats,
     "pause": lambda: operations.pause("default"),
+    "resume": lambda: operations.resume("default"),
     "ping": operations.ping,
 }
 

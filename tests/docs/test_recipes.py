@@ -1,4 +1,4 @@
-"""The recipes of kingtask/ARCHITECTURE.md: a test fails when a place of a recipe was forgotten."""
+"""The recipes of kingtask/ARCHITECTURE.md: a test fails when a place that every such change needs was forgotten."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.protocol import OPS
 from kingtask.store import functions
 from kingtask.task import TaskSpec
+from tests.broker import test_dispatcher, test_ops
+from tests.client import test_replies, test_surface
+from tests.client.responder import Responder
 
 TOP = Path(__file__).parents[2]
 PACKAGE = Path(kingtask.__file__).parent
 LUA = "\n".join(path.read_text() for path in sorted((PACKAGE / "store" / "lua").glob("*.lua")))
 REGISTERED = re.findall(r"^ *register\('(\w+)'", LUA, re.MULTILINE)
+
+NOT_ONE_CALL = {"ping", "submit", "wait"}
+TABLES = {
+    "`REQUESTS` of `broker/test_ops.py`": {*test_ops.REQUESTS, *NOT_ONE_CALL},
+    "`REPLIES` of `broker/test_dispatcher.py`": {*test_dispatcher.REPLIES, *NOT_ONE_CALL, "requeue"},
+    "`METHODS` of `client/test_surface.py`": test_surface.METHODS,
+    "`PLANS` of `client/test_replies.py`": set(test_replies.PLANS),
+    "`succeed` of `client/responder.py`": set(re.findall(r'"(\w+)"', inspect.getsource(Responder.succeed))),
+}
+"""The ops in each table of the tests that the recipe names, and those with tests of their own instead."""
 
 
 def page(name: str) -> str:
@@ -43,8 +56,15 @@ def test_every_place_of_an_op(op):
         listed = re.search(r"^# +ops +(.*(?:\n#  {10,}.*)*)", page("etc/permissions.yaml"), re.MULTILINE)
         assert listed
         assert re.search(rf"\b{op.name}\b", listed[1])
-    if op.name not in ("ping", "submit", "wait"):  # these three are more than one call
-        assert f"case protocol.{op.request.__name__}()" in inspect.getsource(ops.call_of)
+    if op.name not in NOT_ONE_CALL:
+        for function in (ops.call_of, ops.reply_to):
+            assert re.search(rf" case .*\bprotocol\.{op.request.__name__}\(", inspect.getsource(function)), function
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_of_the_tests_has_every_op(table: str):
+    assert table in " ".join(page("kingtask/ARCHITECTURE.md").split())
+    assert set(OPS) <= TABLES[table]
 
 
 @pytest.mark.parametrize("field", TaskSpec.__struct_fields__)
