@@ -15,7 +15,7 @@ from typing import Self
 
 from tests.bench.measure import cpu_s
 from tests.bench.stage import Client, Durability, Failed
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 
 DRIVER = Path(__file__).with_name("client_driver.py")
 SETTLE_S = 0.003
@@ -50,7 +50,7 @@ class Build:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            rig = stack.enter_context(_Rig(self._checkout, self._setup))
+            rig = stack.enter_context(BuildHarness(self._checkout, self._setup))
             shutil.copy(self._setup.probe, rig.bin_path / "probe")
             broker = rig.start_broker(ack=self._setup.durability.ack)
             worker = rig.start_worker()
@@ -119,7 +119,7 @@ def pin(pids: Sequence[int]) -> None:
             os.sched_setaffinity(int(thread.name), {processors[nth % len(processors)]})
 
 
-class _Rig(Rig):
+class BuildHarness(StackHarness):
     def __init__(self, checkout: Path, setup: Setup) -> None:
         super().__init__(tcp=True, appendonly="yes", appendfsync=setup.durability.appendfsync, loglevel="notice")
         # PYTHONSAFEPATH leaves the working directory out: PYTHONPATH alone chooses the build.

@@ -18,7 +18,7 @@ from typing import Any
 from kingtask.task import TaskSpec
 from tests.servers import RedisServer
 from tests.worker.open_rig import open_rig, someone
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 
 MIB = 1_048_576
 LIMITS = {"memory": 256 * MIB, "open_files": 64, "processes": 64, "core": 0}
@@ -26,7 +26,7 @@ TICKS = 100
 """Of CPU time in a second (proc_pid_stat(5))."""
 
 
-def variants(rig: Rig) -> dict[str, dict[str, Any]]:
+def variants(rig: WorkerHarness) -> dict[str, dict[str, Any]]:
     private = {"private_dir": str(rig.directory / "dirs")}
     found: dict[str, dict[str, Any]] = {
         "nothing": {},

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from tests.bench.contestants import Contestant
 from tests.bench.measure import tree
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.servers import die_with_parent
 
 TOP = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         try:
-            rig = Rig(tcp=True, appendonly="yes", appendfsync=self.durability.appendfsync, loglevel="notice")
+            rig = StackHarness(tcp=True, appendonly="yes", appendfsync=self.durability.appendfsync, loglevel="notice")
             self.rig = self._stack.enter_context(rig)
             self._log = self.rig.directory / "processes.log"
             if self.contestant.kind == "kingtask":

@@ -13,7 +13,7 @@ import zmq
 from kingtask import protocol, wire
 from kingtask.broker import router
 from tests.broker.conftest import Sockets
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.interop.vectors import VECTORS
 from tests.processes import alive, until
 
@@ -186,13 +186,13 @@ ROWS += [
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as made:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def broker(rig: Rig) -> Daemon:
+def broker(rig: StackHarness) -> Daemon:
     return rig.start_broker()
 
 
@@ -206,7 +206,9 @@ def describe_error(row: Row, reply: list[bytes]) -> tuple[Any, ...]:
     return reply[:-1], envelope["rid"], error["code"], error["stored"], error["retryable"], field
 
 
-def test_every_bad_message_is_refused_once_and_does_nothing(rig: Rig, broker: Daemon, sockets: Sockets) -> None:
+def test_every_bad_message_is_refused_once_and_does_nothing(
+    rig: StackHarness, broker: Daemon, sockets: Sockets
+) -> None:
     """Each as a DEALER and as a REQ sends it: the same refusal, in the same form."""
     redis: Any = rig.redis.client()
     dealer, other = sockets.new(zmq.DEALER, broker.endpoint), sockets.new(zmq.DEALER, broker.endpoint)
@@ -240,5 +242,5 @@ def test_every_bad_message_is_refused_once_and_does_nothing(rig: Rig, broker: Da
     assert sorted(kinds) == sorted(sent), "one line for each kind, however many there were"
 
 
-def counted(rig: Rig) -> Counter[str]:
+def counted(rig: StackHarness) -> Counter[str]:
     return Counter(rig.client().stats()["brokers"][0]["refused"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.tree import KINGTASK, environment, kingtask
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.processes import until
 
 ROOM = 2
@@ -18,14 +18,14 @@ ROOM = 2
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as started:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as started:
         started.start_broker(max_queue_length=ROOM)
         yield started
 
 
 @pytest.fixture
-def broker(rig: Rig) -> str:
+def broker(rig: StackHarness) -> str:
     address: str = rig.daemons[0].config["addr"]
     return address
 
@@ -70,7 +70,7 @@ def test_a_line_for_a_full_queue_does_not_hinder_those_after_it(broker, full):
 
 
 def test_a_broker_without_its_redis_is_a_reason_to_come_back():
-    with Rig() as rig:
+    with StackHarness() as rig:
         broker = rig.start_broker()
         rig.redis.kill()
         until(lambda: not rig.client().ping()["ready"], "the broker knows that Redis is away")

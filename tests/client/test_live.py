@@ -16,7 +16,7 @@ from kingtask.states import State
 from kingtask.task import TaskSpec
 from tests.client.responder import PATIENCE_S
 from tests.client.shells import Shell, outcomes
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 
@@ -28,8 +28,8 @@ UNTIL = '#!/bin/sh\nwhile [ ! -e "$1" ]; do sleep 0.01; done\necho opened\n'
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as started:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as started:
         for name, text in {"sum": SUM, "echo": ECHO, "fail": FAIL, "until": UNTIL}.items():
             started.executable(name, text)
         started.start_broker()
@@ -38,7 +38,7 @@ def rig() -> Iterator[Rig]:
 
 
 @pytest.fixture
-def client(rig: Rig, shell: Shell) -> Any:
+def client(rig: StackHarness, shell: Shell) -> Any:
     return shell.client(rig.daemons[0].endpoint)
 
 
@@ -85,7 +85,7 @@ def test_the_same_id_twice(client: Any, shell: Shell):
         client.submit("sum", ["2"], id=chosen)
 
 
-def test_cancel_a_scheduled_and_a_running_task(rig: Rig, client: Any):
+def test_cancel_a_scheduled_and_a_running_task(rig: StackHarness, client: Any):
     scheduled = client.submit("sum", delay=3600)
     assert scheduled.cancel() == "cancelled"
     assert scheduled.cancel() == "cancelled"
@@ -147,7 +147,7 @@ def test_one_bad_task_among_many(client: Any):
     assert str(bad.error).startswith("tasks[1005].name: ")
 
 
-def test_map_and_as_completed(rig: Rig, client: Any, shell: Shell):
+def test_map_and_as_completed(rig: StackHarness, client: Any, shell: Shell):
     assert [one.text for one in client.map("sum", [["1", str(i)] for i in range(20)])] == [
         f"{i + 1}\n" for i in range(20)
     ]
@@ -176,7 +176,7 @@ def test_ping_says_who_and_how(client: Any):
 
 
 def test_a_wait_outlives_its_broker(shell: Shell):
-    with Rig() as rig:
+    with StackHarness() as rig:
         rig.executable("until", UNTIL)
         broker = rig.start_broker()
         rig.start_worker()
@@ -195,7 +195,7 @@ def test_a_wait_outlives_its_broker(shell: Shell):
 
 def test_brokers_that_come_and_go_lose_and_double_nothing(shell: Shell):
     """Two brokers are killed in turn under a stream of submits; each call succeeds, each task is there once."""
-    with Rig() as rig:
+    with StackHarness() as rig:
         brokers = [rig.start_broker(), rig.start_broker()]
         client = shell.client(*(broker.endpoint for broker in brokers))
         enough = Event()
@@ -221,7 +221,7 @@ def test_brokers_that_come_and_go_lose_and_double_nothing(shell: Shell):
 
 
 def test_redis_away_for_a_moment(shell: Shell):
-    with Rig() as rig:
+    with StackHarness() as rig:
         client = shell.client(rig.start_broker().endpoint)
         client.submit("sum", delay=3600)
         rig.redis.kill()

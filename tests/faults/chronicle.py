@@ -29,7 +29,7 @@ from tests.faults.history import (
     Sample,
     read_ledger,
 )
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import alive, descriptors
 
 PING_EVERY_S = 0.5
@@ -42,7 +42,7 @@ SAID = 4_000
 """Characters of the log of a daemon that ended by itself."""
 
 
-class Chronicle(Rig):
+class Chronicle(StackHarness):
     """A rig that writes history into a directory. Brokers and workers have numbers from 1: `broker 1`."""
 
     def __init__(self, directory: Path, **options: Any) -> None:

@@ -21,7 +21,7 @@ from kingtask.task import TaskSpec
 from kingtask.worker.reap import cgroup
 from tests.processes import descriptors, until
 from tests.servers import RedisServer
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 
 KEPT_BYTES = 1_048_576
 MAX_GROWTH_KB = 16 * 1024
@@ -57,7 +57,7 @@ LEAVES = {
 }
 
 
-def floods(rig: Rig, worker: Worker, size: int) -> Iterator[str]:
+def floods(rig: WorkerHarness, worker: Worker, size: int) -> Iterator[str]:
     """Each kind of output, of so many bytes; yields what was wrong."""
     rig.run("write", "both", str(4 * KEPT_BYTES))  # what is kept is allocated once
     for kind in KINDS:
@@ -79,7 +79,7 @@ def floods(rig: Rig, worker: Worker, size: int) -> Iterator[str]:
                 yield f"{kind}: {result.state}, {written} bytes, {len(kept)} kept: {kept[:5]!r} … {kept[-7:]!r}"
 
 
-def attempts(rig: Rig, worker: Worker, number: int) -> Iterator[str]:
+def attempts(rig: WorkerHarness, worker: Worker, number: int) -> Iterator[str]:
     """So many, of each kind as many; yields what was left."""
     mix = [TaskSpec(name=name, args=("x",), stdin=b"y", keep_result_s=60.0) for name in (*LEAVES, "missing")]
     run_all(rig, mix * 4)
@@ -99,17 +99,17 @@ def attempts(rig: Rig, worker: Worker, number: int) -> Iterator[str]:
         yield f"the worker's memory grew by {peak_kb(worker) - before_kb} KB"
 
 
-def run_all(rig: Rig, specs: list[TaskSpec]) -> None:
+def run_all(rig: WorkerHarness, specs: list[TaskSpec]) -> None:
     for task in rig.put_all(specs):
         ended(rig, task)
 
 
-def ended(rig: Rig, task: str) -> Result:
+def ended(rig: WorkerHarness, task: str) -> Result:
     until(lambda: rig.find(task, ended=True), f"the end of {task}", PATIENCE_S)
     return rig.get(task)
 
 
-def left(rig: Rig, worker: Worker) -> dict[str, list[str]]:
+def left(rig: WorkerHarness, worker: Worker) -> dict[str, list[str]]:
     own = cgroup.own_cgroup()
     return {
         "descriptors": [str(fd) for fd in descriptors(worker.pid)],
@@ -125,12 +125,12 @@ def peak_kb(worker: Worker) -> int:
 
 
 @contextmanager
-def stage() -> Iterator[tuple[Rig, Worker]]:
+def stage() -> Iterator[tuple[WorkerHarness, Worker]]:
     with tempfile.TemporaryDirectory(prefix="kingtask-excess-") as name, RedisServer() as server:
         directory = Path(name)
         for each in ("private", "tmp"):
             (directory / each).mkdir()
-        rig = Rig(directory, server)
+        rig = WorkerHarness(directory, server)
         try:
             (rig.bin / "write").write_text(WRITES)
             (rig.bin / "write").chmod(0o755)
@@ -144,7 +144,7 @@ def stage() -> Iterator[tuple[Rig, Worker]]:
 
 def excess(size: int, number: int) -> list[str]:
     """What was wrong."""
-    acts: list[tuple[Callable[[Rig, Worker, int], Iterator[str]], int]] = [(floods, size), (attempts, number)]
+    acts: list[tuple[Callable[[WorkerHarness, Worker, int], Iterator[str]], int]] = [(floods, size), (attempts, number)]
     with stage() as (rig, worker):
         return [fault for act, amount in acts if amount for fault in act(rig, worker, amount)]
 

@@ -29,7 +29,7 @@ import zmq
 from kingtask import protocol, topics
 from tests import zmtp
 from tests.faults import garbage
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import alive
 
 PING_EVERY_S = 0.05
@@ -102,7 +102,7 @@ class Part:
 class Siege:
     """One broker and a client that pings it."""
 
-    def __init__(self, rig: Rig, broker: Daemon, seed: int) -> None:
+    def __init__(self, rig: StackHarness, broker: Daemon, seed: int) -> None:
         self._rig = rig
         self._endpoint = broker.endpoint
         self._port = int(broker.config["addr"].rpartition(":")[2])
@@ -273,7 +273,7 @@ class Siege:
 
 def siege(messages: int, size: int, words: int, seconds: float, seed: int = 1) -> tuple[list[Part], list[str]]:
     """All parts, and what was wrong."""
-    with Rig() as rig:
+    with StackHarness() as rig:
         broker = rig.start_broker()
         attack = Siege(rig, broker, seed)
         acts: list[tuple[Callable[[Any], Part], float]] = [

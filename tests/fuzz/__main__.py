@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.seeds import FINDINGS, seeds
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 
 MAX_INPUT_BYTES = 8_192
 
@@ -41,7 +41,7 @@ def main() -> int:
         return 2
     if options.what == "decoder":
         return int(fuzz("decoder", options.seconds, {}) != 0)
-    with Rig() as rig, tempfile.TemporaryDirectory(prefix="kingtask-fuzz-") as directory:
+    with StackHarness() as rig, tempfile.TemporaryDirectory(prefix="kingtask-fuzz-") as directory:
         broker = rig.start_broker()
         pid, told = broker.pid, Path(directory) / "told"
         environment = {"FUZZED_BROKER": broker.endpoint, "FUZZED_PID": str(pid), "FUZZED_TOLD": str(told)}

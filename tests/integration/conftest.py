@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from kingtask import Client
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    with Rig() as started:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as started:
         yield started
 
 
 @pytest.fixture
-def client(rig: Rig) -> Client:
+def client(rig: StackHarness) -> Client:
     """One broker and one worker with four slots, and a client."""
     rig.start_broker()
     rig.start_worker()

@@ -10,10 +10,10 @@ from typing import Any, Self
 import zmq
 
 from kingtask import curve
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 
 
-class Keyed(Rig):
+class Keyed(StackHarness):
     """`alice` and `worker` may come in; `broker` is the brokers' pair."""
 
     def __init__(self, **redis_options: Any) -> None:

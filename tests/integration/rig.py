@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Daemon:
     """One broker or worker process."""
 
-    def __init__(self, rig: Rig, kind: str, config: dict[str, Any]) -> None:
+    def __init__(self, rig: StackHarness, kind: str, config: dict[str, Any]) -> None:
         self._rig = rig
         self.kind = kind
         self.config = config
@@ -136,7 +136,7 @@ def _pings(client: Client) -> bool:
         return False
 
 
-class Rig:
+class StackHarness:
     """Redis, and whatever is started on it. Options are redis.conf's, `_` for `-`."""
 
     def __init__(self, **redis_options: Option) -> None:

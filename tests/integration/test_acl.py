@@ -21,7 +21,7 @@ from kingtask import RequestRefused
 from kingtask.store import rights
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.integration.test_brokers import refused_start
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
@@ -49,16 +49,16 @@ def with_passwords() -> str:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackHarness]:
     """A server with the users of the file, and an administrator."""
     path = tmp_path_factory.mktemp("acl") / "kingtask.acl"
     path.write_text(with_passwords() + ADMIN)
-    with Rig(aclfile=str(path)) as started:
+    with StackHarness(aclfile=str(path)) as started:
         yield started
 
 
 @pytest.fixture
-def rig(shared: Rig) -> Iterator[Rig]:
+def rig(shared: StackHarness) -> Iterator[StackHarness]:
     """The same, with the users as in the file, and emptied of what the test before left."""
     yield shared
     for daemon in shared.daemons:
@@ -70,7 +70,7 @@ def rig(shared: Rig) -> Iterator[Rig]:
     boss.flushall()
 
 
-def login(rig: Rig, role: str) -> dict[str, Any]:
+def login(rig: StackHarness, role: str) -> dict[str, Any]:
     """The settings of a daemon."""
     path = rig.directory / f"{role}.password"
     path.write_text(password(role))
@@ -78,11 +78,11 @@ def login(rig: Rig, role: str) -> dict[str, Any]:
     return {"redis": f"unix://kingtask-{role}@{rig.redis.socket}", "redis_password_file": str(path)}
 
 
-def as_user(rig: Rig, role: str, **options: Any) -> redis.Redis:
+def as_user(rig: StackHarness, role: str, **options: Any) -> redis.Redis:
     return rig.redis.client(username=f"kingtask-{role}", password=password(role), **options)
 
 
-def admin(rig: Rig) -> redis.Redis:
+def admin(rig: StackHarness) -> redis.Redis:
     return rig.redis.client(username="admin", password="admin", decode_responses=True)
 
 
@@ -99,7 +99,7 @@ def failures(findings: list[dict[str, str]]) -> list[str]:
     return [f"{each['text']} → {each['advice']}" for each in findings if each["level"] == "fail"]
 
 
-def test_everything_works_and_nothing_that_was_tried_is_refused(rig: Rig):
+def test_everything_works_and_nothing_that_was_tried_is_refused(rig: StackHarness):
     broker, worker = rig.start_broker(**login(rig, "broker")), rig.start_worker(**login(rig, "worker"))
     client = rig.client()
     assert client.ping()["ack"] == "fsync"
@@ -153,7 +153,7 @@ def test_everything_works_and_nothing_that_was_tried_is_refused(rig: Rig):
     ],
     ids=" ".join,
 )
-def test_what_neither_may_do(rig: Rig, role: str, command: tuple[str, ...]):
+def test_what_neither_may_do(rig: StackHarness, role: str, command: tuple[str, ...]):
     with pytest.raises(redis.exceptions.NoPermissionError):
         as_user(rig, role).execute_command(*command)
 
@@ -163,12 +163,12 @@ def test_what_neither_may_do(rig: Rig, role: str, command: tuple[str, ...]):
     [("SUBSCRIBE", "{kingtask}:0:due"), ("DEL", "{kingtask}:meta"), ("HSETNX", "{kingtask}:meta", "schema", "9")],
     ids=" ".join,
 )
-def test_a_worker_may_not_do_what_only_brokers_do(rig: Rig, command: tuple[str, ...]):
+def test_a_worker_may_not_do_what_only_brokers_do(rig: StackHarness, command: tuple[str, ...]):
     with pytest.raises(redis.exceptions.NoPermissionError):
         as_user(rig, "worker").execute_command(*command)
 
 
-def test_nobody_else_gets_in(rig: Rig):
+def test_nobody_else_gets_in(rig: StackHarness):
     with pytest.raises(redis.AuthenticationError):
         rig.redis.client().ping()
     with pytest.raises(redis.AuthenticationError):
@@ -177,7 +177,7 @@ def test_nobody_else_gets_in(rig: Rig):
 
 def test_the_file_as_it_is_shipped_is_not_taken():
     """So that nobody runs it with a password that everybody knows."""
-    with pytest.raises(RuntimeError, match="password hash must be"), Rig(aclfile=str(FILE)):
+    with pytest.raises(RuntimeError, match="password hash must be"), StackHarness(aclfile=str(FILE)):
         pass
 
 
@@ -194,7 +194,7 @@ def test_the_page_fills_in_the_passwords(tmp_path: Path):
         script = script.replace(here, there)
     (tmp_path / "kingtask.acl").write_text(FILE.read_text())
     subprocess.run(["sh", "-eu", "-c", script], cwd=tmp_path, check=True)
-    with Rig(aclfile=str(tmp_path / "users.acl")) as rig:
+    with StackHarness(aclfile=str(tmp_path / "users.acl")) as rig:
         settings: dict[str, dict[str, Any]] = {
             role: {
                 "redis": f"unix://kingtask-{role}@{rig.redis.socket}",
@@ -211,7 +211,7 @@ def test_the_page_fills_in_the_passwords(tmp_path: Path):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_trying_changes_nothing_and_misses_nothing(rig: Rig, role: rights.Role):
+def test_trying_changes_nothing_and_misses_nothing(rig: StackHarness, role: rights.Role):
     """Each trial by itself: with the right it is not refused, without it is."""
     boss = admin(rig)
     boss.hset(KEYS.meta, mapping={"schema": 1, "cluster": "a" * 32})
@@ -242,7 +242,7 @@ def test_trying_changes_nothing_and_misses_nothing(rig: Rig, role: rights.Role):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_doctor_says_what_a_user_lacks(rig: Rig, rules: list[str], told: str, advice: str):
+def test_doctor_says_what_a_user_lacks(rig: StackHarness, rules: list[str], told: str, advice: str):
     path = rig.directory / "examined.yaml"
     path.write_text(yaml.safe_dump({"addr": f"127.0.0.1:{free_port()}", "ack": "fsync", **login(rig, "broker")}))
     admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", *rules)
@@ -252,7 +252,7 @@ def test_doctor_says_what_a_user_lacks(rig: Rig, rules: list[str], told: str, ad
     assert "deploy/redis/kingtask.acl" in found[0]
 
 
-def test_doctor_says_what_the_workers_user_lacks(rig: Rig):
+def test_doctor_says_what_the_workers_user_lacks(rig: StackHarness):
     broker = rig.start_broker(**login(rig, "broker"))
     worker = rig.start_worker(**login(rig, "worker"))
     admin(rig).execute_command("ACL", "SETUSER", "kingtask-worker", "-zrem")
@@ -271,7 +271,7 @@ def test_doctor_says_what_the_workers_user_lacks(rig: Rig):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: Rig, rules: list[str], part: str):
+def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: StackHarness, rules: list[str], part: str):
     admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", *rules)
     told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", **login(rig, "broker")})
     for word in (part, "kingtask doctor", "deploy/redis/kingtask.acl"):
@@ -279,7 +279,7 @@ def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: Rig, rules: list[
     assert "s3cret" not in told
 
 
-def test_a_right_that_only_a_function_misses_is_told_to_the_client(rig: Rig):
+def test_a_right_that_only_a_function_misses_is_told_to_the_client(rig: StackHarness):
     rig.start_broker(**login(rig, "broker"))
     client = rig.client()
     admin(rig).execute_command("ACL", "SETUSER", "kingtask-broker", "-hexists")

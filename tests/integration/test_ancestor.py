@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from kingtask import Client, InvalidRequest, Result, TaskFailed
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.processes import PATIENCE_S, alive, until
 
 SUM = """#!/bin/sh
@@ -18,7 +18,7 @@ echo $(($1 + $2))
 """
 
 
-def test_a_scheduled_task_survives_a_broker_restart(rig: Rig) -> None:
+def test_a_scheduled_task_survives_a_broker_restart(rig: StackHarness) -> None:
     broker = rig.start_broker()
     rig.start_worker()
     client = rig.client()
@@ -30,7 +30,7 @@ def test_a_scheduled_task_survives_a_broker_restart(rig: Rig) -> None:
     assert rig.executions()[0][2] >= at
 
 
-def test_a_retry_survives_a_broker_restart(rig: Rig) -> None:
+def test_a_retry_survives_a_broker_restart(rig: StackHarness) -> None:
     rig.executable("flaky", "#!/bin/sh\n[ $KINGTASK_ATTEMPT -gt 1 ] && echo ok\n")
     rig.executable("failing", "#!/bin/sh\n[ $KINGTASK_ATTEMPT -gt 1 ] || exit 3\necho ok\n")
     broker = rig.start_broker()
@@ -45,7 +45,7 @@ def test_a_retry_survives_a_broker_restart(rig: Rig) -> None:
     assert [attempt.exit_code for attempt in result.attempts] == [3, 0]
 
 
-def test_the_first_interval_of_the_list_is_used_first(rig: Rig, client: Client) -> None:
+def test_the_first_interval_of_the_list_is_used_first(rig: StackHarness, client: Client) -> None:
     rig.executable("failing", "#!/bin/sh\nexit 1\n")
     result = client.submit("failing", retry=[0.2, 0.6]).wait(PATIENCE_S)
     first, second, third = result.attempts
@@ -55,7 +55,7 @@ def test_the_first_interval_of_the_list_is_used_first(rig: Rig, client: Client) 
     assert result.state == "failed"
 
 
-def test_tasks_run_first_in_first_out_within_a_priority(rig: Rig) -> None:
+def test_tasks_run_first_in_first_out_within_a_priority(rig: StackHarness) -> None:
     rig.start_broker()
     client = rig.client()
     client.pause("default")
@@ -68,7 +68,7 @@ def test_tasks_run_first_in_first_out_within_a_priority(rig: Rig) -> None:
     assert [task_id for task_id, _, _ in rig.executions()] == urgent + ordinary
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(rig: Rig) -> None:
+def test_a_worker_killed_in_the_middle_loses_nothing(rig: StackHarness) -> None:
     rig.start_broker(lease=2)
     worker = rig.start_worker(lease=2, renew=0.5)
     client = rig.client()
@@ -84,13 +84,13 @@ def test_a_worker_killed_in_the_middle_loses_nothing(rig: Rig) -> None:
 ARGUMENTS = ["two words", "", 'it\'s "quoted"', "line\nbreak", "-n", "--", "$(id); `id` *", "żółć 漢字 🙂", "\\", "\t "]
 
 
-def test_arguments_arrive_intact(rig: Rig, client: Client) -> None:
+def test_arguments_arrive_intact(rig: StackHarness, client: Client) -> None:
     rig.executable("args", "#!/bin/sh\nfor a; do printf '%s\\0' \"$a\"; done\n")
     result = client.submit("args", ARGUMENTS).wait(PATIENCE_S)
     assert result.stdout == b"".join(arg.encode() + b"\0" for arg in ARGUMENTS)
 
 
-def test_a_900_kb_request_and_a_900_kb_result_pass(rig: Rig, client: Client) -> None:
+def test_a_900_kb_request_and_a_900_kb_result_pass(rig: StackHarness, client: Client) -> None:
     rig.executable("cat", "#!/bin/sh\nexec /bin/cat\n")
     data = os.urandom(900_000)
     result = client.submit("cat", stdin=data).wait(PATIENCE_S)
@@ -104,7 +104,7 @@ def test_a_name_that_leaves_the_directory_is_refused(client: Client, name: str) 
         client.submit(name)
 
 
-def test_a_symlink_out_of_the_directory_is_refused(rig: Rig, client: Client) -> None:
+def test_a_symlink_out_of_the_directory_is_refused(rig: StackHarness, client: Client) -> None:
     (rig.bin_path / "shell").symlink_to("/bin/sh")
     (rig.bin_path / "etc").symlink_to("/etc")
     for name in ("shell", "etc/passwd"):
@@ -114,7 +114,7 @@ def test_a_symlink_out_of_the_directory_is_refused(rig: Rig, client: Client) -> 
         assert result.reason in ("missing", "not_executable")
 
 
-def test_the_time_limit_kills_the_grandchildren_too(rig: Rig, client: Client) -> None:
+def test_the_time_limit_kills_the_grandchildren_too(rig: StackHarness, client: Client) -> None:
     pids = rig.directory / "pids"
     rig.executable("forking", f"#!/bin/sh\nsleep 600 &\necho $! > {pids}\necho $$ >> {pids}\nwait\n")
     result = client.submit("forking", time_limit=0.5).wait(PATIENCE_S)
@@ -130,7 +130,7 @@ def test_a_missing_executable_yields_a_result(client: Client) -> None:
     assert [attempt.reason for attempt in result.attempts] == ["missing"] * 3
 
 
-def test_as_many_tasks_as_there_are_slots_run_at_once(rig: Rig, client: Client) -> None:
+def test_as_many_tasks_as_there_are_slots_run_at_once(rig: StackHarness, client: Client) -> None:
     """Each waits until all four have begun, so none could end if they did not overlap."""
     meeting = rig.directory / "meeting"
     meeting.mkdir()
@@ -142,7 +142,7 @@ def test_as_many_tasks_as_there_are_slots_run_at_once(rig: Rig, client: Client) 
     assert all(task.wait(PATIENCE_S).success for task in tasks)
 
 
-def test_warnings_on_stderr_fail_a_task_unless_it_keeps_them(rig: Rig, client: Client) -> None:
+def test_warnings_on_stderr_fail_a_task_unless_it_keeps_them(rig: StackHarness, client: Client) -> None:
     rig.executable("warning", "#!/bin/sh\necho careful >&2\necho 57\n")
     strict = client.submit("warning").wait(PATIENCE_S)
     assert (strict.state, strict.reason, strict.stderr) == ("failed", "stderr", b"careful\n")
@@ -151,20 +151,20 @@ def test_warnings_on_stderr_fail_a_task_unless_it_keeps_them(rig: Rig, client: C
     assert (lenient.state, lenient.text, lenient.stderr) == ("succeeded", "57\n", b"careful\n")
 
 
-def test_the_original_example(rig: Rig, client: Client) -> None:
+def test_the_original_example(rig: StackHarness, client: Client) -> None:
     rig.executable("example", SUM)
     assert client.submit("example", ["12", "45"], retry=[5, 8, 9]).result(PATIENCE_S) == "57\n"
     assert client.submit("example", ["12"]).wait(PATIENCE_S).reason == "stderr"
 
 
-def test_the_same_id_again_is_the_same_task(rig: Rig, client: Client) -> None:
+def test_the_same_id_again_is_the_same_task(rig: StackHarness, client: Client) -> None:
     task_id = str(uuid.uuid4())
     tasks = [client.submit("ledger", env=rig.env, id=task_id) for _ in range(5)]
     assert {task.wait(PATIENCE_S).success for task in tasks} == {True}
     assert len(rig.executions()) == 1
 
 
-def test_cancelling_a_running_task_stops_its_children(rig: Rig, client: Client) -> None:
+def test_cancelling_a_running_task_stops_its_children(rig: StackHarness, client: Client) -> None:
     pids = rig.directory / "pids"
     rig.executable("forking", f"#!/bin/sh\nsleep 600 &\necho $! $$ > {pids}.new\nmv {pids}.new {pids}\nwait\n")
     task = client.submit("forking")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kingtask import Busy, Client
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.processes import PATIENCE_S
 
 MIB = 1024 * 1024
 
 
-def test_as_many_tasks_as_may_be_are_busy_for_more_of_them(rig: Rig) -> None:
+def test_as_many_tasks_as_may_be_are_busy_for_more_of_them(rig: StackHarness) -> None:
     broker = rig.start_broker(max_tasks=2)
     with Client(broker.endpoint, timeout=0.3) as client:
         first = client.submit("ledger", queue="q", id=(known := "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"))
@@ -25,7 +25,7 @@ def test_as_many_tasks_as_may_be_are_busy_for_more_of_them(rig: Rig) -> None:
         client.submit("ledger")
 
 
-def test_a_worker_drops_the_oldest_output_when_the_brokers_bound_is_reached(rig: Rig) -> None:
+def test_a_worker_drops_the_oldest_output_when_the_brokers_bound_is_reached(rig: StackHarness) -> None:
     rig.start_broker(max_result_bytes=2 * MIB)
     rig.start_worker()
     rig.executable("much", f"#!/bin/sh\nhead -c {MIB} /dev/zero\n")

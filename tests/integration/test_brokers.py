@@ -25,12 +25,12 @@ from kingtask import (
     WrongState,
     protocol,
 )
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import PATIENCE_S, until
 from tests.servers import die_with_parent, free_port
 
 
-def test_a_second_broker_does_not_take_the_socket_of_the_first_and_a_later_one_does(rig: Rig) -> None:
+def test_a_second_broker_does_not_take_the_socket_of_the_first_and_a_later_one_does(rig: StackHarness) -> None:
     """libzmq would: clients of the first would find the second, and nobody once that has ended."""
     paths: dict[str, Any] = {"addr": f"ipc://{rig.directory}/broker", "wakeup": f"ipc://{rig.directory}/wakeup"}
     first = rig.start_broker(**paths)
@@ -45,7 +45,7 @@ def test_a_second_broker_does_not_take_the_socket_of_the_first_and_a_later_one_d
     assert rig.start_broker(**paths).endpoint == first.endpoint
 
 
-def test_every_broker_is_active_and_any_may_die(rig: Rig) -> None:
+def test_every_broker_is_active_and_any_may_die(rig: StackHarness) -> None:
     first, second = rig.start_broker(), rig.start_broker()
     rig.start_worker()
     client = rig.client()
@@ -61,7 +61,7 @@ def test_every_broker_is_active_and_any_may_die(rig: Rig) -> None:
     assert len(rig.executions()) == 4
 
 
-def test_a_task_given_to_one_broker_is_seen_through_another(rig: Rig) -> None:
+def test_a_task_given_to_one_broker_is_seen_through_another(rig: StackHarness) -> None:
     first, second = rig.start_broker(), rig.start_broker()
     rig.start_worker()
     with Client(first.endpoint) as one, Client(second.endpoint) as other:
@@ -73,7 +73,7 @@ def test_a_task_given_to_one_broker_is_seen_through_another(rig: Rig) -> None:
         }
 
 
-def test_a_client_that_is_killed_takes_nothing_along(rig: Rig) -> None:
+def test_a_client_that_is_killed_takes_nothing_along(rig: StackHarness) -> None:
     """What it had handed over runs, and whoever knows the id reads the result."""
     broker, task_id = rig.start_broker(), str(uuid.uuid4())
     options = ["--broker", broker.endpoint, "--wait", "--id", task_id, "--env", f"LEDGER={rig.ledger}"]
@@ -91,7 +91,7 @@ def test_a_client_that_is_killed_takes_nothing_along(rig: Rig) -> None:
     assert len(rig.executions()) == 1
 
 
-def test_without_redis_a_broker_says_so_and_recovers_by_itself(rig: Rig) -> None:
+def test_without_redis_a_broker_says_so_and_recovers_by_itself(rig: StackHarness) -> None:
     broker = rig.start_broker()
     rig.start_worker()
     client = rig.client()
@@ -105,7 +105,7 @@ def test_without_redis_a_broker_says_so_and_recovers_by_itself(rig: Rig) -> None
     assert broker.process.poll() is None
 
 
-def test_a_result_is_held_while_redis_is_away(rig: Rig) -> None:
+def test_a_result_is_held_while_redis_is_away(rig: StackHarness) -> None:
     """The task ends while Redis is down; nothing runs twice.
 
     An outage of under 3 s is not forgiven, so the lease has to outlast it.
@@ -123,7 +123,7 @@ def test_a_result_is_held_while_redis_is_away(rig: Rig) -> None:
     assert len(rig.executions()) == 1
 
 
-def test_a_stopping_broker_answers_everything_it_took(rig: Rig) -> None:
+def test_a_stopping_broker_answers_everything_it_took(rig: StackHarness) -> None:
     """SIGTERM in the middle of a stream of submits: what got an OK is there, what did not can be sent again."""
     first = rig.start_broker()
     rig.start_broker()
@@ -142,7 +142,7 @@ def test_a_stopping_broker_answers_everything_it_took(rig: Rig) -> None:
     assert [client.get(task.id).state for task in tasks] == ["ready"] * 600
 
 
-def test_waiting_clients_are_told_at_once(rig: Rig, client: Client) -> None:
+def test_waiting_clients_are_told_at_once(rig: StackHarness, client: Client) -> None:
     """By push: far sooner than the look once a second would find it, measured against the task's own end."""
     delays = []
     for _ in range(5):
@@ -152,7 +152,7 @@ def test_waiting_clients_are_told_at_once(rig: Rig, client: Client) -> None:
     assert min(delays) < 0.5
 
 
-def test_what_is_refused(client: Client, rig: Rig) -> None:
+def test_what_is_refused(client: Client, rig: StackHarness) -> None:
     task = client.submit("ledger", env=rig.env)
     with pytest.raises(IdConflict):
         client.submit("other", id=task.id)
@@ -166,14 +166,14 @@ def test_what_is_refused(client: Client, rig: Rig) -> None:
         client.submit("ledger", queue="a/b")
 
 
-def test_requeue_makes_a_new_task(client: Client, rig: Rig) -> None:
+def test_requeue_makes_a_new_task(client: Client, rig: StackHarness) -> None:
     old = client.submit("ledger", env=rig.env).wait(PATIENCE_S)
     new = client.requeue(old.id).wait(PATIENCE_S)
     assert (new.success, new.origin, new.id == old.id) == (True, old.id, False)
     assert client.get(old.id) == old
 
 
-def refused_start(rig: Rig, kind: str, settings: Mapping[str, Any]) -> str:
+def refused_start(rig: StackHarness, kind: str, settings: Mapping[str, Any]) -> str:
     daemon = Daemon(rig, kind, dict(settings))
     done = subprocess.run(
         [sys.executable, "-c", f"from kingtask.cli.daemons import {kind}; {kind}()", "-c", daemon.path],
@@ -187,20 +187,20 @@ def refused_start(rig: Rig, kind: str, settings: Mapping[str, Any]) -> str:
     return done.stderr
 
 
-def test_a_busy_port_is_named_and_the_first_broker_goes_on(rig: Rig) -> None:
+def test_a_busy_port_is_named_and_the_first_broker_goes_on(rig: StackHarness) -> None:
     broker = rig.start_broker()
     told = refused_start(rig, "broker", {**broker.config, "wakeup": f"127.0.0.1:{free_port()}"})
     assert f"addr: cannot listen on {broker.endpoint}: it is in use" in told
     assert rig.client().ping()["ready"]
 
 
-def test_an_acknowledgement_that_cannot_be_had_refuses_to_start(rig: Rig) -> None:
+def test_an_acknowledgement_that_cannot_be_had_refuses_to_start(rig: StackHarness) -> None:
     rig.redis.client().config_set("appendfsync", "everysec")
     settings = {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url, "ack": "fsync"}
     assert "ack: fsync needs a server with appendonly yes, appendfsync always" in refused_start(rig, "broker", settings)
 
 
-def test_a_wrong_password_is_named(rig: Rig) -> None:
+def test_a_wrong_password_is_named(rig: StackHarness) -> None:
     rig.redis.client().config_set("requirepass", "right")
     settings = {"addr": f"127.0.0.1:{free_port()}", "redis": f"unix://:wrong@{rig.redis.socket}"}
     told = refused_start(rig, "broker", settings)
@@ -208,13 +208,13 @@ def test_a_wrong_password_is_named(rig: Rig) -> None:
     assert "wrong@" not in told
 
 
-def test_a_newer_schema_is_refused(rig: Rig) -> None:
+def test_a_newer_schema_is_refused(rig: StackHarness) -> None:
     rig.redis.client().hset("{kingtask}:meta", "schema", 99)
     settings = {"redis": rig.redis.url, "bin_path": str(rig.bin_path)}
     assert "newer kingtask (schema 99" in refused_start(rig, "worker", settings)
 
 
-def test_every_refusal_carries_the_id_of_its_request(rig: Rig) -> None:
+def test_every_refusal_carries_the_id_of_its_request(rig: StackHarness) -> None:
     """Whichever way a request was read: a client that cannot correlate a refusal waits for nothing."""
     broker = rig.start_broker()
     rig.redis.kill()
@@ -230,7 +230,7 @@ def test_every_refusal_carries_the_id_of_its_request(rig: Rig) -> None:
             assert (reply["rid"], reply["ok"]) == (rid, False)
 
 
-def test_a_damaged_record_costs_one_reply(rig: Rig) -> None:
+def test_a_damaged_record_costs_one_reply(rig: StackHarness) -> None:
     broker = rig.start_broker()
     client = rig.client()
     task = client.submit("ledger")

@@ -11,7 +11,7 @@ import pytest
 
 from kingtask import Client, protocol, topics, wire
 from tests import zmtp
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import PATIENCE_S, until
 
 pytestmark = pytest.mark.long
@@ -25,7 +25,7 @@ def resident_mb(pid: int) -> float:
 
 def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
     """One of frames without number, many that are large and stop short of their end; the others are served."""
-    with Rig() as rig, ExitStack() as stack:
+    with StackHarness() as rig, ExitStack() as stack:
         rig.executable("example", "#!/bin/sh\necho $1\n")
         broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()
@@ -44,7 +44,7 @@ def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
 
 
 def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_connection() -> None:
-    with Rig() as rig:
+    with StackHarness() as rig:
         rig.executable("example", "#!/bin/sh\necho $1\n")
         broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()
@@ -60,7 +60,7 @@ def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_c
 
 
 def test_a_word_without_an_end_costs_a_subscriber_its_connection() -> None:
-    with Rig() as rig:
+    with StackHarness() as rig:
         rig.executable("example", "#!/bin/sh\necho $1\n")
         broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
         rig.start_worker()

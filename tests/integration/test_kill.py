@@ -9,14 +9,14 @@ from contextlib import suppress
 import pytest
 
 from kingtask import TaskSpec
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.processes import until
 
 TASKS = 2_000
 PENDING = 500
 
 
-def test_kills_under_load_lose_nothing(rig: Rig) -> None:
+def test_kills_under_load_lose_nothing(rig: StackHarness) -> None:
     """Each is killed with at least 500 tasks pending and every slot busy, and started again."""
     broker = rig.start_broker(lease=3)
     worker = rig.start_worker(lease=3, renew=1)
@@ -50,7 +50,7 @@ def test_kills_under_load_lose_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("kind", ["broker", "worker"])
-def test_signals_that_come_until_the_last_moment_change_nothing(rig: Rig, kind: str) -> None:
+def test_signals_that_come_until_the_last_moment_change_nothing(rig: StackHarness, kind: str) -> None:
     """Of those that stop it; the exit says that it was stopped, not that it crashed."""
     rig.start_broker()
     if kind == "worker":

@@ -15,7 +15,7 @@ import zmq
 from kingtask import Client, KingtaskError, RequestRefused, TaskFailed, protocol, wire
 from kingtask.broker.counters import Counters
 from kingtask.broker.submit import prepare
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.metrics.scrape import ask
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
@@ -75,7 +75,7 @@ def test_nothing_secret_is_written_down(tmp_path: Path, log_format: str) -> None
     password_file = tmp_path / "password"
     password_file.write_text(FILE_SECRET)
     password_file.chmod(0o600)
-    with Rig() as rig:
+    with StackHarness() as rig:
         server = rig.redis.client()
         server.acl_setuser(
             "one", enabled=True, passwords=[f"+{URL_SECRET}"], keys="*", channels="*", commands=["+@all"]
@@ -155,7 +155,7 @@ def _works(client: Client, secrets: dict[str, Any]) -> bool:
 def test_a_log_that_vanishes_or_fills_up_does_not_stop_work(tmp_path: Path) -> None:
     directory = tmp_path / "log"
     directory.mkdir()
-    with Rig() as rig:
+    with StackHarness() as rig:
         broker = rig.start_broker(log_path=str(directory), log_level="debug")
         worker = rig.start_worker(log_path=str(directory), log_level="debug")
         client = rig.client()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import PATIENCE_S, children_of, until
 
 WATCHDOG_S = 0.2
@@ -66,7 +66,7 @@ class Systemd:
         self._socket.close()
 
 
-class Supervised(Rig):
+class Supervised(StackHarness):
     def dress(self, daemon: Daemon) -> None:
         daemon.environment = {
             "NOTIFY_SOCKET": str(self.directory / "notify"),
@@ -87,7 +87,7 @@ def systemd(rig: Supervised) -> Iterator[Systemd]:
     listening.close()
 
 
-def test_a_broker_tells_all_of_its_life(rig: Rig, systemd: Systemd):
+def test_a_broker_tells_all_of_its_life(rig: StackHarness, systemd: Systemd):
     broker = rig.start_broker()
     pid = broker.pid
     assert systemd.message(pid) == ["READY=1"]
@@ -106,7 +106,7 @@ def test_a_broker_tells_all_of_its_life(rig: Rig, systemd: Systemd):
     assert "EXTEND_TIMEOUT_USEC=" in systemd.until(pid, "STOPPING=1")[-1]
 
 
-def test_a_broker_whose_redis_is_away_makes_progress_and_a_stopped_one_does_not(rig: Rig, systemd: Systemd):
+def test_a_broker_whose_redis_is_away_makes_progress_and_a_stopped_one_does_not(rig: StackHarness, systemd: Systemd):
     broker = rig.start_broker()
     rig.redis.kill()
     broker.until_logged("redis=lost")
@@ -122,14 +122,14 @@ def test_a_broker_whose_redis_is_away_makes_progress_and_a_stopped_one_does_not(
     systemd.until(broker.pid, "WATCHDOG=1")
 
 
-def test_a_broker_that_is_started_without_redis_is_ready(rig: Rig, systemd: Systemd):
+def test_a_broker_that_is_started_without_redis_is_ready(rig: StackHarness, systemd: Systemd):
     rig.redis.kill()
     broker = rig.start_broker(ready=False)
     systemd.until(broker.pid, "READY=1")
     systemd.until(broker.pid, "WATCHDOG=1")
 
 
-def test_a_worker_tells_all_of_its_life_and_its_guard_tells_nothing(rig: Rig, systemd: Systemd):
+def test_a_worker_tells_all_of_its_life_and_its_guard_tells_nothing(rig: StackHarness, systemd: Systemd):
     rig.start_broker()
     worker = rig.start_worker(drain_timeout=3600, concurrency=2)
     pid = worker.pid
@@ -158,7 +158,7 @@ def test_a_worker_tells_all_of_its_life_and_its_guard_tells_nothing(rig: Rig, sy
     assert worker.process.wait(PATIENCE_S) == 0
 
 
-def test_a_stopped_worker_is_silent_though_its_guard_lives(rig: Rig, systemd: Systemd):
+def test_a_stopped_worker_is_silent_though_its_guard_lives(rig: StackHarness, systemd: Systemd):
     broker = rig.start_broker()
     worker = rig.start_worker()
     broker.stop()

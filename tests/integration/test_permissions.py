@@ -16,7 +16,7 @@ import zmq
 from kingtask import Client, TaskSpec, protocol
 from kingtask.errors import Busy, PermissionDenied
 from tests.integration.keyed import Keyed
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import until
 
 RULES: dict[str, Any] = {
@@ -42,7 +42,7 @@ def keyed() -> Iterator[Keyed]:
         yield rig
 
 
-def write(rig: Rig, rules: dict[str, Any]) -> str:
+def write(rig: StackHarness, rules: dict[str, Any]) -> str:
     path = rig.directory / "permissions.yaml"
     path.write_text(yaml.safe_dump(rules))
     return str(path)
@@ -189,7 +189,7 @@ def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: 
 
 
 def test_without_keys_everyone_is_anonymous():
-    with Rig() as rig:
+    with StackHarness() as rig:
         broker = rig.start_broker(permissions=write(rig, {"clients": {"anonymous": {"tasks": ["ledger"]}}}))
         client = rig.client()
         task = client.submit("ledger")

@@ -15,7 +15,7 @@ import zmq
 from kingtask import protocol
 from kingtask.result import Attempt, Result
 from tests.docs.blocks import blocks, promised_output
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.processes import PATIENCE_S, until
 from tests.unit.page import PAGE, documented, section, tables
 
@@ -42,8 +42,8 @@ class Peer:
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as rig:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as rig:
         rig.executable("example", SUM)
         rig.start_broker()
         rig.start_worker()
@@ -51,7 +51,7 @@ def rig() -> Iterator[Rig]:
 
 
 @pytest.fixture
-def peer(rig: Rig) -> Iterator[Peer]:
+def peer(rig: StackHarness) -> Iterator[Peer]:
     peer = Peer(rig.daemons[0].endpoint)
     yield peer
     peer.socket.close(0)
@@ -68,7 +68,7 @@ def submit(peer: Peer, **fields: Any) -> str:
     return task_id
 
 
-def test_the_program_prints_what_it_says(rig: Rig):
+def test_the_program_prints_what_it_says(rig: StackHarness):
     (block,) = blocks(PAGE, "python")
     program = subprocess.run(
         [sys.executable, "-c", block.text],
@@ -161,7 +161,7 @@ def test_sending_again_is_safe(peer: Peer):
         ([protocol.encode_request(1, "ping", {}) + b"\0"], "malformed"),
     ],
 )
-def test_what_is_no_message_gets_an_error_without_rid(rig: Rig, frames: list[bytes], code: str):
+def test_what_is_no_message_gets_an_error_without_rid(rig: StackHarness, frames: list[bytes], code: str):
     peer = Peer(rig.daemons[0].endpoint)
     peer.socket.send_multipart(frames)
     received = peer.socket.recv_multipart()
@@ -172,7 +172,7 @@ def test_what_is_no_message_gets_an_error_without_rid(rig: Rig, frames: list[byt
     assert set(reply["error"]) <= {row[0] for row in tables(section("Errors"))["field of `error"]}
 
 
-def test_an_empty_message_gets_nothing_and_a_req_is_served(rig: Rig):
+def test_an_empty_message_gets_nothing_and_a_req_is_served(rig: StackHarness):
     peer = Peer(rig.daemons[0].endpoint)
     peer.socket.send(b"")
     peer.socket.send_multipart([b"", b""])

@@ -17,25 +17,25 @@ from uuid import uuid4
 import pytest
 
 from kingtask import Client, NotConfirmed, Task, Unavailable
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.integration.test_brokers import refused_start
 from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer, free_port
 
 
-def runs_a_task(rig: Rig, **redis_settings: Any) -> None:
+def runs_a_task(rig: StackHarness, **redis_settings: Any) -> None:
     rig.start_broker(**redis_settings)
     rig.start_worker(**redis_settings)
     assert rig.client().submit("ledger", env=rig.env).wait(PATIENCE_S).success
 
 
-def test_a_unix_socket_and_a_database(rig: Rig) -> None:
+def test_a_unix_socket_and_a_database(rig: StackHarness) -> None:
     runs_a_task(rig, redis=f"unix://{rig.redis.socket}?db=3")
     assert rig.redis.client(db=3).exists("{kingtask}:meta")
     assert not rig.redis.client().exists("{kingtask}:meta")
 
 
-def test_a_user_with_a_password_from_a_file(rig: Rig) -> None:
+def test_a_user_with_a_password_from_a_file(rig: StackHarness) -> None:
     rig.redis.client().execute_command("ACL", "SETUSER", "worker", "on", ">s3cret:/@", "~*", "&*", "+@all")
     rig.redis.client().execute_command("ACL", "SETUSER", "default", "off")
     password = rig.directory / "password"
@@ -46,7 +46,7 @@ def test_a_user_with_a_password_from_a_file(rig: Rig) -> None:
     assert "s3cret" not in daemon.text()
 
 
-def test_a_password_that_is_rotated_is_read_again(rig: Rig) -> None:
+def test_a_password_that_is_rotated_is_read_again(rig: StackHarness) -> None:
     password = rig.directory / "password"
     password.write_text("first-s3cret\n")
     password.chmod(0o600)
@@ -95,7 +95,7 @@ def tls_server(certificate: Mapping[str, str], **options: Any) -> Iterator[tuple
         yield server, f"rediss://127.0.0.1:{port}/1"
 
 
-def test_tls_with_a_client_certificate_from_end_to_end(rig: Rig, tmp_path: Path) -> None:
+def test_tls_with_a_client_certificate_from_end_to_end(rig: StackHarness, tmp_path: Path) -> None:
     certificates = certify(tmp_path, "server")
     with tls_server(certificates) as (server, address):
         settings: dict[str, Any] = {"redis": address, "redis_tls": certificates}
@@ -118,7 +118,7 @@ def test_tls_with_a_client_certificate_from_end_to_end(rig: Rig, tmp_path: Path)
     ],
 )
 def test_a_certificate_that_is_not_to_be_trusted_is_named_and_tried_again(
-    rig: Rig, tmp_path: Path, wrong: str, told: str
+    rig: StackHarness, tmp_path: Path, wrong: str, told: str
 ) -> None:
     offered = certify(tmp_path, "offered", host="IP:127.9.9.9" if wrong == "host" else "IP:127.0.0.1")
     trusted = certify(tmp_path, "other") if wrong == "issuer" else offered
@@ -136,12 +136,12 @@ def test_a_certificate_that_is_not_to_be_trusted_is_named_and_tried_again(
 
 
 def test_a_server_without_functions_is_refused() -> None:
-    with Rig(rename_command=("FUNCTION", "hidden")) as rig:
+    with StackHarness(rename_command=("FUNCTION", "hidden")) as rig:
         told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url})
     assert "this server has no functions" in told
 
 
-def test_a_server_that_evicts_is_refused(rig: Rig) -> None:
+def test_a_server_that_evicts_is_refused(rig: StackHarness) -> None:
     rig.redis.client().config_set("maxmemory", "100mb")
     rig.redis.client().config_set("maxmemory-policy", "allkeys-lru")
     told = refused_start(rig, "broker", {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url})
@@ -170,17 +170,17 @@ def old_server() -> Iterator[int]:
     thread.join()
 
 
-def test_an_older_server_is_refused(rig: Rig, old_server: int) -> None:
+def test_an_older_server_is_refused(rig: StackHarness, old_server: int) -> None:
     told = refused_start(rig, "worker", {"redis": f"127.0.0.1:{old_server}", "bin_path": str(rig.bin_path)})
     assert "redis 6.2.13; kingtask needs Redis 7.0 or Valkey 7.2" in told
 
 
-def test_replicas_that_are_not_there_refuse_to_start(rig: Rig) -> None:
+def test_replicas_that_are_not_there_refuse_to_start(rig: StackHarness) -> None:
     settings = {"addr": f"127.0.0.1:{free_port()}", "redis": rig.redis.url, "ack": "replicas", "ack_timeout": 0.1}
     assert "ack: replicas needs 1 of them (ack_replicas), and 0 are attached" in refused_start(rig, "broker", settings)
 
 
-def test_what_the_replicas_do_not_confirm_converges_when_it_is_sent_again(rig: Rig) -> None:
+def test_what_the_replicas_do_not_confirm_converges_when_it_is_sent_again(rig: StackHarness) -> None:
     with RedisServer(tcp=True, **FAST_REPLICATION) as primary, primary.replica() as replica:
         rig.start_broker(redis=primary.url, ack="replicas", ack_timeout=0.05)
         client = rig.client(timeout=PATIENCE_S)
@@ -208,7 +208,7 @@ def refusal(client: Client) -> str:
     return str(caught.value)
 
 
-def test_a_server_that_comes_back_empty_is_not_begun_anew(rig: Rig) -> None:
+def test_a_server_that_comes_back_empty_is_not_begun_anew(rig: StackHarness) -> None:
     """F55: nobody writes to it until the data are back, or somebody says that they will not be."""
     rig.redis.options["appendonly"] = "no"
     rig.redis.restart()
@@ -233,7 +233,7 @@ def test_a_server_that_comes_back_empty_is_not_begun_anew(rig: Rig) -> None:
     assert client.submit("ledger", env=rig.env, timeout=PATIENCE_S).wait(PATIENCE_S).success
 
 
-def test_whoever_starts_first_waits_for_the_others(rig: Rig) -> None:
+def test_whoever_starts_first_waits_for_the_others(rig: StackHarness) -> None:
     """F41: a worker without a broker on a new database, a broker without Redis, and Redis last, slowly."""
     rig.redis.stop()
     address, wakeup = (f"127.0.0.1:{free_port()}" for _ in range(2))

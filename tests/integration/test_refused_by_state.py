@@ -16,7 +16,7 @@ import zmq
 
 from kingtask import protocol
 from kingtask.errors import REFUSALS
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import PATIENCE_S, alive, until
 from tests.servers import RedisServer
 
@@ -53,8 +53,8 @@ class Peer:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    with Rig() as made:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as made:
         yield made
 
 
@@ -94,7 +94,7 @@ def stopped(redis: RedisServer) -> Callable[[], None]:
     ids=["requests", "bytes"],
 )
 def test_past_its_bounds_a_broker_is_busy_and_takes_what_it_took(
-    rig: Rig, config: dict[str, Any], fields: dict[str, Any], most: int
+    rig: StackHarness, config: dict[str, Any], fields: dict[str, Any], most: int
 ) -> None:
     broker = rig.start_broker(**config)
     ids = [str(uuid4()) for _ in range(most + 20)]
@@ -116,7 +116,7 @@ def test_past_its_bounds_a_broker_is_busy_and_takes_what_it_took(
         assert stored <= tasks(rig.redis) & set(ids) <= stored | unknown
 
 
-def test_as_many_waits_as_may_be(rig: Rig) -> None:
+def test_as_many_waits_as_may_be(rig: StackHarness) -> None:
     with peer_of(rig.start_broker(max_waits=2)) as peer:
         ids = [peer.submit(delay_s=3600)["id"] for _ in range(3)]
         for number, id_ in enumerate(ids):
@@ -167,7 +167,7 @@ def a_replica(redis: RedisServer) -> Callable[[], None]:
     [(away, "unavailable"), (full, "store_full"), (without_replicas, "unavailable"), (a_replica, "unavailable")],
 )
 def test_without_a_redis_that_takes_it_nothing_is_stored_and_it_recovers_by_itself(
-    rig: Rig, happens: Callable[[RedisServer], Callable[[], object]], code: str
+    rig: StackHarness, happens: Callable[[RedisServer], Callable[[], object]], code: str
 ) -> None:
     broker = rig.start_broker()
     pid = broker.pid
@@ -191,12 +191,12 @@ def test_without_a_redis_that_takes_it_nothing_is_stored_and_it_recovers_by_itse
     assert broker.text().count(f"refused={code} ") == 1, "told once a minute"
 
 
-def counted(rig: Rig) -> dict[str, int]:
+def counted(rig: StackHarness) -> dict[str, int]:
     found: dict[str, int] = rig.client().stats()["brokers"][0]["refused"]
     return found
 
 
-def test_a_broker_that_is_stopping_takes_nothing_more_and_answers_what_it_took(rig: Rig) -> None:
+def test_a_broker_that_is_stopping_takes_nothing_more_and_answers_what_it_took(rig: StackHarness) -> None:
     broker = rig.start_broker()
     with peer_of(broker) as peer:
         go_on = stopped(rig.redis)

@@ -14,7 +14,7 @@ import yaml
 
 from kingtask import TaskSpec
 from kingtask.errors import Busy, KingtaskError, ResultTimeout
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import until
 
 GATE = """#!/bin/sh
@@ -43,13 +43,13 @@ def lines(path: Path) -> int:
 
 
 @pytest.fixture
-def gate(rig: Rig) -> Path:
+def gate(rig: StackHarness) -> Path:
     """Of the executable `gate`: `.begun` has a line for each that runs, `.open` ends them."""
     rig.executable("gate", GATE)
     return rig.directory / "gate"
 
 
-def test_a_workers_slots_grow_and_shrink_and_what_runs_goes_on(rig: Rig, gate: Path):
+def test_a_workers_slots_grow_and_shrink_and_what_runs_goes_on(rig: StackHarness, gate: Path):
     rig.start_broker()
     worker = rig.start_worker(concurrency=1)
     client = rig.client()
@@ -70,7 +70,7 @@ def test_a_workers_slots_grow_and_shrink_and_what_runs_goes_on(rig: Rig, gate: P
     assert worker.stop() == 0
 
 
-def test_a_workers_queues_change_and_it_is_woken_up_for_the_new_ones(rig: Rig):
+def test_a_workers_queues_change_and_it_is_woken_up_for_the_new_ones(rig: StackHarness):
     rig.start_broker()
     worker = rig.start_worker(queues=["a", "b"], period=3600)
     client = rig.client()
@@ -85,7 +85,7 @@ def test_a_workers_queues_change_and_it_is_woken_up_for_the_new_ones(rig: Rig):
     assert served == {"a": False, "b": True, "c": True}
 
 
-def test_what_a_worker_does_with_attempts_changes_for_those_to_come(rig: Rig, tmp_path: Path):
+def test_what_a_worker_does_with_attempts_changes_for_those_to_come(rig: StackHarness, tmp_path: Path):
     rig.start_broker()
     worker = rig.start_worker(period=3600)
     client = rig.client()
@@ -100,7 +100,7 @@ def test_what_a_worker_does_with_attempts_changes_for_those_to_come(rig: Rig, tm
     assert client.submit("slow").wait(timeout=30).reason == "time_limit"
 
 
-def test_a_brokers_bounds_change(rig: Rig):
+def test_a_brokers_bounds_change(rig: StackHarness):
     broker = rig.start_broker()
     client, other = rig.client(), rig.client()
     task = client.submit("ledger", queue="long")
@@ -121,7 +121,7 @@ def test_a_brokers_bounds_change(rig: Rig):
 
 
 @pytest.mark.parametrize("kind", ["broker", "worker"])
-def test_the_log_changes_its_level_and_its_place(rig: Rig, kind: str, tmp_path: Path):
+def test_the_log_changes_its_level_and_its_place(rig: StackHarness, kind: str, tmp_path: Path):
     rig.start_broker()
     if kind == "worker":
         rig.start_worker()
@@ -159,7 +159,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
-def test_a_wrong_file_changes_nothing_and_is_told_with_its_line(rig: Rig, text: str):
+def test_a_wrong_file_changes_nothing_and_is_told_with_its_line(rig: StackHarness, text: str):
     """Bad input B2.72."""
     broker = rig.start_broker(max_queue_length=1)
     client = rig.client()
@@ -178,7 +178,7 @@ def test_a_wrong_file_changes_nothing_and_is_told_with_its_line(rig: Rig, text: 
     client.submit("ledger", queue="long")
 
 
-def test_a_wrong_file_of_a_worker_changes_nothing(rig: Rig):
+def test_a_wrong_file_of_a_worker_changes_nothing(rig: StackHarness):
     rig.start_broker()
     worker = rig.start_worker(queues=["a"])
     client = rig.client()
@@ -187,7 +187,7 @@ def test_a_wrong_file_of_a_worker_changes_nothing(rig: Rig):
     assert client.submit("ledger", env=rig.env, queue="a").wait(timeout=30).success
 
 
-def test_what_cannot_change_is_named_and_stays_while_the_rest_changes(rig: Rig):
+def test_what_cannot_change_is_named_and_stays_while_the_rest_changes(rig: StackHarness):
     broker = rig.start_broker(max_queue_length=5)
     worker = rig.start_worker(queues=["a"])
     client = rig.client()
@@ -200,7 +200,7 @@ def test_what_cannot_change_is_named_and_stays_while_the_rest_changes(rig: Rig):
     assert client.submit("ledger", env=rig.env, queue="b").wait(timeout=30).success
 
 
-def test_no_request_and_no_task_is_lost_in_a_storm_of_signals(rig: Rig):
+def test_no_request_and_no_task_is_lost_in_a_storm_of_signals(rig: StackHarness):
     broker, worker = rig.start_broker(), rig.start_worker(concurrency=4)
     client = rig.client()
     over = threading.Event()

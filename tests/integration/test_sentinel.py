@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kingtask import Client, KingtaskError, Task
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.processes import PATIENCE_S, until
 from tests.servers import FAST_REPLICATION, RedisServer, Sentinel
 
@@ -58,7 +58,7 @@ def watched() -> Iterator[Watched]:
 
 
 @pytest.fixture
-def daemons(rig: Rig, watched: Watched) -> tuple[Daemon, Daemon]:
+def daemons(rig: StackHarness, watched: Watched) -> tuple[Daemon, Daemon]:
     """A broker that waits for every replica that may be promoted, and a worker."""
     common: dict[str, Any] = {"redis": watched.url, "ack": "replicas", "ack_replicas": 2, "ack_timeout": 1}
     return rig.start_broker(**common), rig.start_worker(**common)
@@ -87,14 +87,14 @@ def mend(former: RedisServer, primary: RedisServer) -> None:
     former.client().execute_command("REPLICAOF", "127.0.0.1", primary.port)
 
 
-def accepted(client: Client, rig: Rig, seconds: str = "") -> Task:
+def accepted(client: Client, rig: StackHarness, seconds: str = "") -> Task:
     """Sent again, by the client, until it is confirmed."""
     return client.submit("ledger", [seconds] if seconds else [], env=rig.env, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("lose", [kill, hang, hand_over])
 def test_nothing_is_lost_with_the_primary_and_nobody_is_restarted(
-    rig: Rig, watched: Watched, daemons: tuple[Daemon, Daemon], lose: Callable[[Watched], None]
+    rig: StackHarness, watched: Watched, daemons: tuple[Daemon, Daemon], lose: Callable[[Watched], None]
 ) -> None:
     client = rig.client(timeout=PATIENCE_S)
     running = accepted(client, rig, "2")
@@ -123,7 +123,7 @@ def test_nothing_is_lost_with_the_primary_and_nobody_is_restarted(
 
 
 def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
-    rig: Rig, watched: Watched, daemons: tuple[Daemon, Daemon]
+    rig: StackHarness, watched: Watched, daemons: tuple[Daemon, Daemon]
 ) -> None:
     client = rig.client(timeout=PATIENCE_S)
     watched.sentinel.kill()
@@ -139,7 +139,7 @@ def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
         daemon.until_logged("sentinels=up")
 
 
-def test_sentinels_that_come_later_are_waited_for(rig: Rig, watched: Watched) -> None:
+def test_sentinels_that_come_later_are_waited_for(rig: StackHarness, watched: Watched) -> None:
     watched.sentinel.stop()
     broker = rig.start_broker(redis=watched.url, ready=False)
     assert "no sentinel of redis+sentinel://" in broker.until_logged("redis=unreachable")
@@ -148,7 +148,7 @@ def test_sentinels_that_come_later_are_waited_for(rig: Rig, watched: Watched) ->
     until(lambda: client.ping(timeout=PATIENCE_S)["ready"], "it has found the primary")
 
 
-def test_sentinels_with_a_password_of_their_own(rig: Rig) -> None:
+def test_sentinels_with_a_password_of_their_own(rig: StackHarness) -> None:
     with ExitStack() as stack:
         watched = Watched(stack, requirepass="s3ntinel")
         password = rig.directory / "sentinel.password"
@@ -158,14 +158,14 @@ def test_sentinels_with_a_password_of_their_own(rig: Rig) -> None:
         assert "s3ntinel" not in broker.text()
 
 
-def test_the_replicas_have_the_functions(watched: Watched, rig: Rig) -> None:
+def test_the_replicas_have_the_functions(watched: Watched, rig: StackHarness) -> None:
     rig.start_broker(redis=watched.url)
     watched.confirms(2)
     for server in watched.servers:
         assert "kingtask_submit_" in str(server.client().function_list())
 
 
-def test_sentinel_knows_the_replicas_that_are_away_at_the_start(rig: Rig, watched: Watched) -> None:
+def test_sentinel_knows_the_replicas_that_are_away_at_the_start(rig: StackHarness, watched: Watched) -> None:
     """A broker that starts while one is mended starts, and confirms when it is back."""
     away = watched.servers[2]
     away.kill()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kingtask import Client
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.slowlog import Calls
 
 PERIOD_S = 3600
@@ -16,7 +16,7 @@ TASKS = 20
 
 
 @pytest.fixture
-def client(rig: Rig) -> Client:
+def client(rig: StackHarness) -> Client:
     """One broker, one worker that is told of everything, and a client."""
     rig.executable("hello", "#!/bin/sh\necho hello\n")
     rig.start_broker()
@@ -24,7 +24,7 @@ def client(rig: Rig) -> Client:
     return rig.client()
 
 
-def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: Rig, client: Client) -> None:
+def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: StackHarness, client: Client) -> None:
     assert client.submit("hello").wait(30).success
     with Calls(rig.redis.client()) as calls:
         for _ in range(TASKS):
@@ -32,7 +32,7 @@ def test_tasks_one_after_the_other_cost_about_a_claim_each(rig: Rig, client: Cli
     assert TASKS <= calls.made()["claim"] <= 2 * TASKS
 
 
-def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: Rig, client: Client) -> None:
+def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: StackHarness, client: Client) -> None:
     """A paused queue gives nothing, however often a worker looks."""
     client.pause("default")
     with Calls(rig.redis.client()) as calls:
@@ -43,7 +43,7 @@ def test_a_task_that_was_told_of_in_vain_is_told_of_again(rig: Rig, client: Clie
     assert all(task.wait(30).success for task in tasks)
 
 
-def test_before_an_instant_there_is_a_rehearsal(rig: Rig, client: Client) -> None:
+def test_before_an_instant_there_is_a_rehearsal(rig: StackHarness, client: Client) -> None:
     """Of a tick and a claim; nothing starts by it."""
     assert client.submit("hello").wait(30).success
     with Calls(rig.redis.client()) as calls:

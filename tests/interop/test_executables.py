@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from kingtask import TaskFailed
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.interop.languages import HERE, require, run
 from tests.processes import PATIENCE_S
 
@@ -43,15 +43,15 @@ exec java -Dsun.jnu.encoding=UTF-8 -cp "$0.classes" Task "$@"
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as rig:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as rig:
         rig.start_broker()
         rig.start_worker()
         yield rig
 
 
 @pytest.fixture(params=LANGUAGES)
-def name(request: pytest.FixtureRequest, rig: Rig) -> str:
+def name(request: pytest.FixtureRequest, rig: StackHarness) -> str:
     """The task in one language, put where the worker finds it."""
     written = LANGUAGES[request.param]
     require("" if shutil.which(written.needs) else f"{request.param}: no {written.needs}")
@@ -65,13 +65,13 @@ def name(request: pytest.FixtureRequest, rig: Rig) -> str:
     return str(request.param)
 
 
-def test_arguments_stdin_and_environment_arrive_and_the_output_is_kept(name: str, rig: Rig):
+def test_arguments_stdin_and_environment_arrive_and_the_output_is_kept(name: str, rig: StackHarness):
     result = rig.client().submit(name, ARGS, stdin=STDIN, env={"WORD": "wörd"}).wait(PATIENCE_S)
     assert (result.state, result.reason, result.stderr) == ("succeeded", "", b"")
     assert result.stdout == EXPECTED.encode()
 
 
-def test_its_exit_status_decides(name: str, rig: Rig):
+def test_its_exit_status_decides(name: str, rig: StackHarness):
     client = rig.client()
     with pytest.raises(TaskFailed) as caught:
         client.submit(name, env={"WORD": "", "STATUS": "3"}).result(PATIENCE_S)

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from kingtask import Client, protocol
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.interop.driver import Driver, Told
 from tests.interop.languages import Language
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
@@ -28,8 +28,8 @@ DEFAULTS: dict[str, Any] = {"args": [], "tags": [], "stdout": b"", "stdout_size"
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as rig:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as rig:
         for name, text in PROGRAMS.items():
             rig.executable(name, text)
         rig.start_broker()
@@ -38,7 +38,7 @@ def rig() -> Iterator[Rig]:
 
 
 @pytest.fixture
-def peer(rig: Rig, driver: Driver) -> Driver:
+def peer(rig: StackHarness, driver: Driver) -> Driver:
     """A driver whose client has the broker that runs."""
     driver.ask("open", brokers=[rig.daemons[0].config["addr"]], timeout_s=PATIENCE_S)
     return driver
@@ -148,7 +148,7 @@ def test_what_waits_and_what_runs_is_cancelled(peer: Driver):
     assert peer.ask("wait", id=running, timeout_s=PATIENCE_S)["state"] == "cancelled"
 
 
-def test_a_wait_ends_in_time_and_can_be_repeated(rig: Rig, peer: Driver):
+def test_a_wait_ends_in_time_and_can_be_repeated(rig: StackHarness, peer: Driver):
     gate = rig.directory / new_id()
     os.mkfifo(gate)
     task_id = peer.ask("submit", task={"name": "gate", "args": [str(gate)]})["id"]
@@ -162,7 +162,7 @@ def test_a_wait_ends_in_time_and_can_be_repeated(rig: Rig, peer: Driver):
     assert (record["state"], record["stdout"]) == ("succeeded", b"through\n")
 
 
-def test_a_thousand_are_pipelined(peer: Driver, rig: Rig):
+def test_a_thousand_are_pipelined(peer: Driver, rig: StackHarness):
     tasks = [{"id": new_id(), "name": "copy", "delay_s": 3600} for _ in range(1_000)]
     outcomes = peer.ask("pipeline", tasks=tasks)
     assert [(outcome["id"], outcome["outcome"]) for outcome in outcomes] == [(task["id"], "created") for task in tasks]
@@ -214,7 +214,7 @@ def scheduled(client: Client) -> int:
     return sum(queue["scheduled"] for queue in client.stats()["queues"])
 
 
-def test_the_example_prints_what_it_says(rig: Rig, client: tuple[Language, Path]):
+def test_the_example_prints_what_it_says(rig: StackHarness, client: tuple[Language, Path]):
     language, place = client
     example = subprocess.run(
         language.example,
@@ -227,7 +227,7 @@ def test_the_example_prints_what_it_says(rig: Rig, client: tuple[Language, Path]
     assert example.stdout == b"succeeded: 57\n"
 
 
-def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: Rig):
+def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: StackHarness):
     dies, stays = rig.start_broker(), rig.daemons[0]
     driver.ask("open", brokers=[dies.config["addr"], stays.config["addr"]], timeout_s=4 * PATIENCE_S)
     assert driver.ask("ping")["ready"]
@@ -244,7 +244,7 @@ def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: Rig)
     assert driver.ask("ping")["ready"]
 
 
-def test_the_next_broker_takes_over_a_wait(driver: Driver, rig: Rig):
+def test_the_next_broker_takes_over_a_wait(driver: Driver, rig: StackHarness):
     """A wait owes no answer for a long time: that its broker is gone must show in another way."""
     brokers = dies, stays = rig.start_broker(max_waits=1), rig.start_broker(max_waits=1)
     driver.ask("open", brokers=[broker.config["addr"] for broker in brokers], timeout_s=4 * PATIENCE_S)

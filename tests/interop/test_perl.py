@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.interop.languages import HERE, require
 from tests.processes import PATIENCE_S
 
@@ -29,8 +29,8 @@ def perl() -> None:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
-    with Rig() as rig:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as rig:
         rig.executable("add", '#!/bin/sh\nexpr "$1" + "$2"\n')
         rig.start_broker()
         rig.start_worker()
@@ -55,7 +55,7 @@ def test_it_agrees_with_the_vectors() -> None:
     assert done.stdout.endswith(" 0 not\n")
 
 
-def test_its_example_runs_a_task(rig: Rig) -> None:
+def test_its_example_runs_a_task(rig: StackHarness) -> None:
     done = run("example.pl", "add", "12", "45", brokers=rig.daemons[0].endpoint)
     assert (done.returncode, done.stdout) == (0, "succeeded: 57\n"), done.stderr
     done = run("example.pl", "../add", brokers=rig.daemons[0].endpoint)

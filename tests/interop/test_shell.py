@@ -15,7 +15,7 @@ import pytest
 from kingtask import Client
 from kingtask.errors import TaskNotFound
 from tests.integration.keyed import Keyed
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.interop.languages import HERE
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
 from tests.processes import PATIENCE_S, until
@@ -28,8 +28,8 @@ Keys = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def rig() -> Iterator[Rig]:
-    with Rig() as rig:
+def rig() -> Iterator[StackHarness]:
+    with StackHarness() as rig:
         for name, text in PROGRAMS.items():
             rig.executable(name, text)
         rig.start_broker()
@@ -50,25 +50,25 @@ def start(brokers: list[str], script: str, *arguments: str, keys: Keys | None = 
     )
 
 
-def sh(rig: Rig, script: str, *arguments: str, read: bytes = b"", keys: Keys | None = None) -> bytes:
+def sh(rig: StackHarness, script: str, *arguments: str, read: bytes = b"", keys: Keys | None = None) -> bytes:
     process = start([rig.daemons[0].config["addr"]], script, *arguments, keys=keys)
     output, errors = process.communicate(read, timeout=4 * PATIENCE_S)
     assert process.returncode == 0, errors.decode()
     return output
 
 
-def test_arguments_arrive_byte_for_byte(rig: Rig):
+def test_arguments_arrive_byte_for_byte(rig: StackHarness):
     output = sh(rig, 'id=$(kt_id); kt_submit "$id" arguments "$@" >/dev/null; kt_wait "$id" 30', *STRANGE)
     assert output == b"".join(arg.encode() + b"\0" for arg in STRANGE)
 
 
-def test_a_mebibyte_that_is_no_text_goes_in_and_comes_out(rig: Rig):
+def test_a_mebibyte_that_is_no_text_goes_in_and_comes_out(rig: StackHarness):
     (rig.directory / "raw").write_bytes(RAW)
     script = 'id=$(kt_id); kt_submit "$id" --stdin "$1" copy >/dev/null; kt_wait "$id" 30'
     assert sh(rig, script, str(rig.directory / "raw")) == RAW
 
 
-def test_retries_and_failures(rig: Rig):
+def test_retries_and_failures(rig: StackHarness):
     script = """
     id=$(kt_id); kt_submit "$id" --retry 0.01,0.02 third >/dev/null; kt_wait "$id" 30; kt_get "$id"
     id=$(kt_id); kt_submit "$id" third >/dev/null; kt_wait "$id" 30 || echo "$KT_ERROR"
@@ -78,7 +78,7 @@ def test_retries_and_failures(rig: Rig):
     assert error == b"task_failed"
 
 
-def test_errors_have_names(rig: Rig):
+def test_errors_have_names(rig: StackHarness):
     script = """
     id=$(kt_id)
     kt_submit "$id" ../x || echo "$KT_ERROR"
@@ -95,11 +95,11 @@ def test_errors_have_names(rig: Rig):
     assert sh(rig, script).decode().splitlines() == expected
 
 
-def test_the_example_prints_what_it_says(rig: Rig):
+def test_the_example_prints_what_it_says(rig: StackHarness):
     assert sh(rig, "exec ./example.sh") == b"57\n"
 
 
-def test_a_thousand_lines(rig: Rig):
+def test_a_thousand_lines(rig: StackHarness):
     tasks = [{"id": str(uuid.uuid4()), "name": "copy", "delay_s": 3600} for _ in range(1_000)]
     tasks[500]["name"] = "../copy"
     lines = sh(rig, 'kt_submit_lines || echo "$KT_ERROR"', read="\n".join(map(json.dumps, tasks)).encode()).splitlines()
@@ -117,7 +117,7 @@ def test_nobody_answers():
     assert (output, errors.count(b"no answer")) == (b"no_answer\n", 2)
 
 
-def test_the_next_broker_takes_over_a_wait(rig: Rig):
+def test_the_next_broker_takes_over_a_wait(rig: StackHarness):
     dies, stays = rig.start_broker(), rig.daemons[0]
     gate = rig.directory / str(uuid.uuid4())
     os.mkfifo(gate)

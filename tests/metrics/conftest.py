@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.rig import Daemon, Rig
+from tests.integration.rig import Daemon, StackHarness
 from tests.metrics.scrape import Figures, scrape
 from tests.servers import free_port
 
 
-class Metered(Rig):
+class Metered(StackHarness):
     """An installation whose daemons tell figures: `broker` and `worker`, each with an address of its own."""
 
     def start_both(self) -> None:

@@ -12,7 +12,7 @@ from kingtask import TaskNotFound
 from kingtask.broker import metrics
 from kingtask.metrics.collector import text_parts
 from kingtask.store.stats import QueueFigures, QueuesPage
-from tests.integration.rig import Rig
+from tests.integration.rig import StackHarness
 from tests.metrics.conftest import Metered
 from tests.metrics.scrape import Figures, ask, scrape
 from tests.processes import PATIENCE_S, until
@@ -145,7 +145,7 @@ def test_without_redis_it_is_alive_not_ready_and_tells_the_rest(metered: Metered
 
 
 def test_it_answers_before_redis_was_ever_there() -> None:
-    with Rig() as rig:
+    with StackHarness() as rig:
         rig.redis.stop()
         address = f"127.0.0.1:{free_port()}"
         rig.start_broker(ready=False, metrics_addr=address)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.servers import RedisServer
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 
 
 @pytest.fixture
-def rig(tmp_path: Path, server: RedisServer) -> Iterator[Rig]:
+def rig(tmp_path: Path, server: RedisServer) -> Iterator[WorkerHarness]:
     """No worker yet, and a namespace of its own."""
-    made = Rig(tmp_path, server)
+    made = WorkerHarness(tmp_path, server)
     yield made
     made.close()
 
@@ -25,7 +25,7 @@ def own_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def own_rig(tmp_path: Path, own_server: RedisServer) -> Iterator[Rig]:
-    made = Rig(tmp_path, own_server)
+def own_rig(tmp_path: Path, own_server: RedisServer) -> Iterator[WorkerHarness]:
+    made = WorkerHarness(tmp_path, own_server)
     yield made
     made.close()

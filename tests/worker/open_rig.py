@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.servers import RedisServer
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 
 FIRST_UID = 61_000
 """Of users that have no entry anywhere."""
@@ -22,14 +22,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may run pro
 
 
 @contextmanager
-def open_rig(server: RedisServer) -> Iterator[Rig]:
+def open_rig(server: RedisServer) -> Iterator[WorkerHarness]:
     # Directories of pytest are for their owner only; and a sandbox may have a /tmp of its own.
     directory = Path(tempfile.mkdtemp(prefix="kingtask-open-", dir="/var/tmp"))
     directory.chmod(0o755)
     (directory / "open").mkdir()
     (directory / "open").chmod(0o1777)  # for what programs tell the test
     (directory / "dirs").mkdir(mode=0o755)
-    rig = Rig(directory, server)
+    rig = WorkerHarness(directory, server)
     try:
         yield rig
     finally:
@@ -43,7 +43,7 @@ def someone(number: int = 0) -> dict[str, Any]:
     return {"user": uid, "group": uid}
 
 
-def refused(rig: Rig, *command: str, **config: Any) -> str:
+def refused(rig: WorkerHarness, *command: str, **config: Any) -> str:
     """What a worker that does not start says."""
     with pytest.raises(AssertionError, match="the worker ended"):
         rig.start(*command, **config)

@@ -90,7 +90,7 @@ class WakeupSocket:
             self._context.term()
 
 
-class Rig:
+class WorkerHarness:
     """`period` is an hour unless a test sets it, so a worker polls only after a hint or the end of an attempt."""
 
     def __init__(self, directory: Path, server: RedisServer) -> None:
@@ -189,7 +189,7 @@ class Rig:
 class Worker:
     """One worker process. `name` is the one it gave itself."""
 
-    def __init__(self, rig: Rig, config: dict[str, Any], command: Sequence[str]) -> None:
+    def __init__(self, rig: WorkerHarness, config: dict[str, Any], command: Sequence[str]) -> None:
         self._rig = rig
         self._command = command
         number = len(rig.workers)

@@ -14,7 +14,7 @@ import pytest
 from kingtask.worker.reap import cgroup
 from kingtask.worker.reap.reaper_process import end_cgroup
 from tests.processes import alive, until
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 from tests.worker.test_orphans import NAMELESS
 
 OWN = cgroup.own_cgroup()
@@ -51,7 +51,7 @@ def cgroup_of(worker: Worker) -> Path:
     return Path(text)
 
 
-def leave(rig: Rig, worker: Worker) -> int:
+def leave(rig: WorkerHarness, worker: Worker) -> int:
     """Something that runs in the worker, and that neither environment nor session nor parents give away."""
     rig.script("leave", f"{NAMELESS.format(rig.directory)}; echo up > {rig.directory}/up; exec sleep 300")
     rig.put("leave", worker.name)
@@ -59,7 +59,7 @@ def leave(rig: Rig, worker: Worker) -> int:
     return int(rig.exists(worker.name))
 
 
-def test_a_killed_worker_leaves_nothing_not_even_what_nobody_can_tell(rig: Rig) -> None:
+def test_a_killed_worker_leaves_nothing_not_even_what_nobody_can_tell(rig: WorkerHarness) -> None:
     worker = rig.start()
     path, guard = cgroup_of(worker), worker.guard
     pid = leave(rig, worker)
@@ -70,14 +70,14 @@ def test_a_killed_worker_leaves_nothing_not_even_what_nobody_can_tell(rig: Rig) 
     until(lambda: not path.exists(), "the end of the cgroup")
 
 
-def test_a_worker_that_stops_takes_its_cgroup_along(rig: Rig) -> None:
+def test_a_worker_that_stops_takes_its_cgroup_along(rig: WorkerHarness) -> None:
     worker = rig.start()
     path = cgroup_of(worker)
     assert worker.stop() == 0
     assert not path.exists()
 
 
-def test_the_next_worker_ends_what_one_left_that_was_killed_with_its_guard(rig: Rig) -> None:
+def test_the_next_worker_ends_what_one_left_that_was_killed_with_its_guard(rig: WorkerHarness) -> None:
     worker = rig.start()
     other = rig.start(queues="other")
     path, pid = cgroup_of(worker), leave(rig, worker)
@@ -91,7 +91,7 @@ def test_the_next_worker_ends_what_one_left_that_was_killed_with_its_guard(rig: 
     assert other.process.poll() is None
 
 
-def test_a_guard_that_took_the_place_of_another_removes_the_cgroup_too(rig: Rig) -> None:
+def test_a_guard_that_took_the_place_of_another_removes_the_cgroup_too(rig: WorkerHarness) -> None:
     worker = rig.start(renew=0.1)
     path, pid = cgroup_of(worker), leave(rig, worker)
     os.kill(worker.guard, signal.SIGKILL)

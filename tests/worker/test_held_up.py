@@ -11,7 +11,7 @@ import pytest
 
 from kingtask.result import Result
 from tests.processes import alive, until
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 
 TRACED = """import ctypes, os, signal, sys
 PTRACE_TRACEME, PTRACE_SEIZE, PTRACE_O_TRACEEXIT, PR_SET_PTRACER = 0, 0x4206, 0x40, 0x59616D61
@@ -53,7 +53,7 @@ def skip_if_refused(result: Result) -> None:
         pytest.skip("this host lets nobody trace its own processes")
 
 
-def test_a_tracer_that_does_not_hear_the_end_holds_no_slot(rig: Rig) -> None:
+def test_a_tracer_that_does_not_hear_the_end_holds_no_slot(rig: WorkerHarness) -> None:
     """As a debugger that somebody attached, which the kernel tells first; here one in the group and one outside."""
     rig.script("traced", TRACED, shebang=f"#!{sys.executable}")
     worker = rig.start(concurrency=1)
@@ -65,7 +65,7 @@ def test_a_tracer_that_does_not_hear_the_end_holds_no_slot(rig: Rig) -> None:
     until(lambda: worker.children() == [worker.guard], "no children, no zombies")
 
 
-def test_one_that_has_the_worker_trace_it_is_ended_at_its_limit(rig: Rig) -> None:
+def test_one_that_has_the_worker_trace_it_is_ended_at_its_limit(rig: WorkerHarness) -> None:
     rig.script("traced", TRACED, shebang=f"#!{sys.executable}")
     worker = rig.start(kill_grace=0.1)
     result = rig.run("traced", "by its parent", time_limit_s=1.0)
@@ -73,7 +73,7 @@ def test_one_that_has_the_worker_trace_it_is_ended_at_its_limit(rig: Rig) -> Non
     until(lambda: worker.children() == [worker.guard], "no children, no zombies")
 
 
-def test_one_that_is_held_at_its_exit_is_ended_with_what_holds_it(rig: Rig) -> None:
+def test_one_that_is_held_at_its_exit_is_ended_with_what_holds_it(rig: WorkerHarness) -> None:
     """KILL alone does not: ptrace(2), PTRACE_EVENT_EXIT."""
     rig.script("traced", TRACED, shebang=f"#!{sys.executable}")
     worker = rig.start(kill_grace=0)
@@ -94,7 +94,7 @@ if libc.vfork() == 0:  # its parent sleeps in the kernel until this one is anoth
 """
 
 
-def test_one_that_sleeps_in_the_kernel_is_killed_after_the_grace(rig: Rig) -> None:
+def test_one_that_sleeps_in_the_kernel_is_killed_after_the_grace(rig: WorkerHarness) -> None:
     """As one that waits for a file server that is away: D, which KILL ends in most cases."""
     rig.script("sleeps", SLEEPS, shebang=f"#!{sys.executable}")
     worker = rig.start(kill_grace=0.2)

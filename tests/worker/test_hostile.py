@@ -12,7 +12,7 @@ from tests.processes import descriptors
 from tests.servers import RedisServer
 from tests.worker import intruder
 from tests.worker.open_rig import needs_root, open_rig, someone
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 from tests.worker.test_isolate import MIB, python
 from tests.worker.test_runs import high_water_kib
 
@@ -20,12 +20,12 @@ pytestmark = needs_root
 
 
 @pytest.fixture
-def rig(server: RedisServer) -> Iterator[Rig]:
+def rig(server: RedisServer) -> Iterator[WorkerHarness]:
     with open_rig(server) as made:
         yield made
 
 
-def test_whatever_it_tries_is_denied(rig: Rig) -> None:
+def test_whatever_it_tries_is_denied(rig: WorkerHarness) -> None:
     text = Path(intruder.__file__).read_text()
     rig.script("intruder", text, shebang=intruder.SHEBANG)
     worker = rig.start(run_as=someone())
@@ -43,7 +43,7 @@ def test_whatever_it_tries_is_denied(rig: Rig) -> None:
     assert rig.run("intruder", json.dumps(facts)).state == "succeeded"
 
 
-def test_without_another_user_it_could(rig: Rig) -> None:
+def test_without_another_user_it_could(rig: WorkerHarness) -> None:
     """So that the test above proves something."""
     rig.script("intruder", Path(intruder.__file__).read_text(), shebang=intruder.SHEBANG)
     worker = rig.start()
@@ -52,7 +52,7 @@ def test_without_another_user_it_could(rig: Rig) -> None:
     assert json.loads(rig.run("intruder", json.dumps(facts)).stdout) == dict.fromkeys(harmless, "done")
 
 
-def test_hogs_of_each_kind_cost_the_worker_nothing(rig: Rig) -> None:
+def test_hogs_of_each_kind_cost_the_worker_nothing(rig: WorkerHarness) -> None:
     """Memory, descriptors, processes, the disk: each ends at its limit, and what they wrote is gone."""
     python(rig, "memory", "x = [bytearray(1 << 20) for _ in range(10_000)]")
     python(rig, "files", "import os\nwhile True: os.dup(0)")

@@ -13,7 +13,7 @@ from pathlib import Path
 from kingtask.result import Result
 from kingtask.task import TaskSpec
 from tests.processes import descriptors, until
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 
 SIGNALS_THAT_END = sorted(
     set(range(1, signal.SIGRTMAX + 1))
@@ -32,7 +32,7 @@ os.kill(os.getpid(), number)
 """
 
 
-def test_each_signal_that_ends_a_program_by_its_number(rig: Rig) -> None:
+def test_each_signal_that_ends_a_program_by_its_number(rig: WorkerHarness) -> None:
     rig.script("killed", KILLS_ITSELF, shebang=f"#!{sys.executable} -IS")
     rig.start()
     tasks = rig.put_all([TaskSpec(name="killed", args=(str(number),)) for number in SIGNALS_THAT_END])
@@ -41,7 +41,7 @@ def test_each_signal_that_ends_a_program_by_its_number(rig: Rig) -> None:
     assert {(result.state, result.reason, result.exit_code) for result in results} == {("failed", "signal", None)}
 
 
-def test_each_exit_status_by_its_number(rig: Rig) -> None:
+def test_each_exit_status_by_its_number(rig: WorkerHarness) -> None:
     """126, 127 and 128 + n are what shells say; here they are statuses like any other."""
     rig.script("exits", "echo so far; exit $1")
     rig.start()
@@ -82,7 +82,7 @@ def device(path: Path) -> bool:
     return True
 
 
-def test_what_the_kernel_does_not_execute_has_its_reason(rig: Rig) -> None:
+def test_what_the_kernel_does_not_execute_has_its_reason(rig: WorkerHarness) -> None:
     written = {
         "empty": (b"", "exec", "first line such as #!/bin/sh"),
         "text": (b"echo hi\n", "exec", "first line such as #!/bin/sh"),
@@ -130,7 +130,7 @@ def matches(result: Result, reason: str, words: str) -> bool:
     return (state, found) == ("failed", reason) and words in message and bool(message)
 
 
-def test_a_missing_program_is_tried_again_as_the_list_says_and_may_come_later(rig: Rig) -> None:
+def test_a_missing_program_is_tried_again_as_the_list_says_and_may_come_later(rig: WorkerHarness) -> None:
     rig.start()
     task = rig.put("later", retry=(0.001, 0.001, 0.001))
     until(lambda: rig.find(task, state="scheduled"), "its first failure")
@@ -145,7 +145,7 @@ def test_a_missing_program_is_tried_again_as_the_list_says_and_may_come_later(ri
     assert [attempt.reason for attempt in rig.get(task).attempts] == ["missing", ""]
 
 
-def test_arguments_that_the_host_has_no_room_for(rig: Rig) -> None:
+def test_arguments_that_the_host_has_no_room_for(rig: WorkerHarness) -> None:
     """With a small stack the kernel takes less than the protocol does (execve(2))."""
     rig.script("count", "echo $#")
     worker = rig.start(program=["/bin/sh", "-c", 'ulimit -s 512; exec "$@"', "sh", sys.executable])
@@ -159,14 +159,14 @@ def test_arguments_that_the_host_has_no_room_for(rig: Rig) -> None:
 # ── what they do to themselves and to what is around them ────────────────────────────────────────────────────────────
 
 
-def test_one_that_deletes_itself_has_run_and_is_missing_then(rig: Rig) -> None:
+def test_one_that_deletes_itself_has_run_and_is_missing_then(rig: WorkerHarness) -> None:
     rig.script("once", 'rm "$0"; echo done')
     rig.start()
     assert rig.run("once").stdout == b"done\n"
     assert rig.run("once").reason == "missing"
 
 
-def test_one_that_deletes_its_working_directory_leaves_a_worker_that_waits_for_it(rig: Rig) -> None:
+def test_one_that_deletes_its_working_directory_leaves_a_worker_that_waits_for_it(rig: WorkerHarness) -> None:
     """Nothing is charged to tasks; when the directory is back, they run."""
     place = rig.directory / "work"
     place.mkdir()
@@ -181,7 +181,7 @@ def test_one_that_deletes_its_working_directory_leaves_a_worker_that_waits_for_i
     assert (result.stdout.decode(), {attempt.reason for attempt in result.attempts}) == (f"{place}\n", {"released", ""})
 
 
-def test_the_working_directory_that_the_worker_was_started_in_may_go(rig: Rig) -> None:
+def test_the_working_directory_that_the_worker_was_started_in_may_go(rig: WorkerHarness) -> None:
     place = rig.directory / "started-in"
     place.mkdir()
     root = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_the_working_directory_that_the_worker_was_started_in_may_go(rig: Rig) -
     assert rig.run("fine").stdout == b"fine\n"
 
 
-def test_one_that_does_not_read_what_it_is_sent(rig: Rig) -> None:
+def test_one_that_does_not_read_what_it_is_sent(rig: WorkerHarness) -> None:
     rig.script("deaf", "echo done")
     rig.script("closes", "exec <&-; echo done")
     rig.start()
@@ -200,7 +200,7 @@ def test_one_that_does_not_read_what_it_is_sent(rig: Rig) -> None:
         assert rig.run(name, stdin=bytes(1_048_576)).stdout == b"done\n"
 
 
-def test_one_that_closes_its_outputs_runs_on_to_its_own_end(rig: Rig) -> None:
+def test_one_that_closes_its_outputs_runs_on_to_its_own_end(rig: WorkerHarness) -> None:
     go = rig.directory / "go"
     rig.script(
         "mute", f"echo before; exec >&- 2>&-; echo up > {rig.directory}/up; until [ -e {go} ]; do :; done; exit 7"
@@ -215,14 +215,14 @@ def test_one_that_closes_its_outputs_runs_on_to_its_own_end(rig: Rig) -> None:
     assert (result.exit_code, result.reason, result.stdout) == (7, "exit", b"before\n")
 
 
-def test_what_is_written_is_kept_though_it_fails(rig: Rig) -> None:
+def test_what_is_written_is_kept_though_it_fails(rig: WorkerHarness) -> None:
     rig.script("report", "echo the report; exit 1")
     rig.start()
     result = rig.run("report")
     assert (result.state, result.exit_code, result.stdout) == ("failed", 1, b"the report\n")
 
 
-def test_any_bytes_are_a_result(rig: Rig) -> None:
+def test_any_bytes_are_a_result(rig: WorkerHarness) -> None:
     rig.script("both", "tee /dev/stderr")
     rig.start(stderr="keep")
     for content in (b"\0" * 3, b"\xff\xfe\xed\xa0\x80", b"\x1b]0;x\x07\x1b[31m", b"\r\r\n\x85\n", b"x" * 500_000):
@@ -247,7 +247,7 @@ except OSError as error:
 """
 
 
-def test_the_worker_s_terminal_is_not_the_program_s(rig: Rig) -> None:
+def test_the_worker_s_terminal_is_not_the_program_s(rig: WorkerHarness) -> None:
     rig.script("opens", OPENS, shebang=f"#!{sys.executable} -IS")
     worker = rig.start("-c", CONTROLLED)
     assert Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[4] != "0", "it has one"
@@ -257,7 +257,7 @@ def test_the_worker_s_terminal_is_not_the_program_s(rig: Rig) -> None:
 # ── many, and by the millisecond ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_at_its_limit_to_the_millisecond_one_of_two_things_has_happened(rig: Rig) -> None:
+def test_at_its_limit_to_the_millisecond_one_of_two_things_has_happened(rig: WorkerHarness) -> None:
     """It ended, or it was stopped, and that not before its time."""
     text = "import sys, time; time.sleep(float(sys.argv[1]))"
     rig.script("sleep", text, shebang=f"#!{sys.executable} -IS")

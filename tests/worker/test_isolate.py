@@ -22,7 +22,7 @@ from tests.processes import alive, until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 from tests.worker.test_orphans import DAEMON, NAMELESS, gone, only_the_guard
 
 pytestmark = needs_root
@@ -31,16 +31,16 @@ MIB = 1_048_576
 
 
 @pytest.fixture
-def rig(server: RedisServer) -> Iterator[Rig]:
+def rig(server: RedisServer) -> Iterator[WorkerHarness]:
     with open_rig(server) as made:
         yield made
 
 
-def python(rig: Rig, name: str, text: str) -> None:
+def python(rig: WorkerHarness, name: str, text: str) -> None:
     rig.script(name, text, shebang=SHEBANG)
 
 
-def test_an_attempt_is_another_user_with_nothing_of_the_workers(rig: Rig) -> None:
+def test_an_attempt_is_another_user_with_nothing_of_the_workers(rig: WorkerHarness) -> None:
     rig.script("who", "id -u; id -g; id -G; grep -E '^(Cap|NoNewPrivs|Uid|Gid)' /proc/self/status")
     rig.start(run_as=someone())
     uid, gid, groups, *status = rig.run("who").stdout.decode().splitlines()
@@ -53,14 +53,14 @@ def test_an_attempt_is_another_user_with_nothing_of_the_workers(rig: Rig) -> Non
     assert found["NoNewPrivs"].strip() == "1"
 
 
-def test_the_outputs_and_the_input_can_be_opened_by_their_names(rig: Rig) -> None:
+def test_the_outputs_and_the_input_can_be_opened_by_their_names(rig: WorkerHarness) -> None:
     rig.script("names", "cat /dev/stdin > /dev/stdout; echo error > /dev/stderr")
     rig.start(run_as=someone())
     result = rig.run("names", stdin=b"input", stderr="keep")
     assert (result.stdout, result.stderr) == (b"input", b"error\n")
 
 
-def test_a_user_with_an_entry_has_the_groups_and_the_home_of_it(rig: Rig) -> None:
+def test_a_user_with_an_entry_has_the_groups_and_the_home_of_it(rig: WorkerHarness) -> None:
     rig.script("who", "id -un; id -gn; id -G; echo $HOME $USER $LOGNAME $SHELL")
     rig.start(run_as={"user": "nobody"}, environment=["PATH"])
     expected = subprocess.run(
@@ -73,7 +73,7 @@ def test_a_user_with_an_entry_has_the_groups_and_the_home_of_it(rig: Rig) -> Non
     assert rig.run("who").stdout.decode().splitlines() == [*expected, f"{home} nobody nobody {shell}"]
 
 
-def test_a_worker_that_may_not_change_the_user_does_not_start_and_says_what_it_needs(rig: Rig) -> None:
+def test_a_worker_that_may_not_change_the_user_does_not_start_and_says_what_it_needs(rig: WorkerHarness) -> None:
     bounded = ("/usr/bin/setpriv", "--bounding-set=-setuid,-kill", sys.executable)
     with pytest.raises(AssertionError):
         rig.start(program=bounded, run_as=someone())
@@ -86,12 +86,12 @@ def no_resource_right() -> bool:
     return not int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1
 
 
-def test_a_worker_does_not_start_if_the_user_cannot_get_at_the_executables(rig: Rig) -> None:
+def test_a_worker_does_not_start_if_the_user_cannot_get_at_the_executables(rig: WorkerHarness) -> None:
     rig.bin.chmod(0o750)
     assert f"can't cd to {rig.bin}" in refused(rig, run_as=someone())
 
 
-def test_a_worker_that_is_not_root_lends_none_of_its_rights(rig: Rig) -> None:
+def test_a_worker_that_is_not_root_lends_none_of_its_rights(rig: WorkerHarness) -> None:
     """As with `AmbientCapabilities=` in a unit: what it has it would pass on, were that not stopped."""
     rights = ",".join(f"+{name}" for name in ("setuid", "setgid", "kill", "dac_override", "chown", "fowner"))
     own = someone(1)["user"]
@@ -129,7 +129,7 @@ def test_without_another_user_it_lends_none_of_them_either() -> None:
     assert set(re.findall(r"[0-9a-f]{16}", told)) == {"0" * 16}
 
 
-def test_with_a_user_for_each_slot_no_two_attempts_have_the_same(rig: Rig) -> None:
+def test_with_a_user_for_each_slot_no_two_attempts_have_the_same(rig: WorkerHarness) -> None:
     users = [someone(n)["user"] for n in range(3)]
     rig.script("meet", f"echo > {rig.directory}/open/$1; until [ -e {rig.directory}/go ]; do sleep 0.01; done; id -u")
     rig.start(run_as={"user": users, "group": users[0]}, concurrency=3)
@@ -144,7 +144,7 @@ def test_with_a_user_for_each_slot_no_two_attempts_have_the_same(rig: Rig) -> No
             (rig.directory / "open" / name).unlink()
 
 
-def test_niceness_umask_and_environment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_niceness_umask_and_environment(rig: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KT_KEPT", "yes")
     monkeypatch.setenv("KT_SECRET", "no")
     monkeypatch.setenv("TZ", "UTC")
@@ -160,7 +160,7 @@ def test_niceness_umask_and_environment(rig: Rig, monkeypatch: pytest.MonkeyPatc
 # ── limits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_limits_bind_and_cannot_be_raised(rig: Rig) -> None:
+def test_limits_bind_and_cannot_be_raised(rig: WorkerHarness) -> None:
     limits = {"memory": 256 * MIB, "cpu_time": 60, "open_files": 64, "processes": 30, "file_size": 1000, "core": 0}
     python(
         rig,
@@ -178,7 +178,7 @@ def test_limits_bind_and_cannot_be_raised(rig: Rig) -> None:
     assert (json.loads(shown), refusal) == (wanted, "refused")
 
 
-def test_what_takes_too_much_memory_fails_and_is_told_why(rig: Rig) -> None:
+def test_what_takes_too_much_memory_fails_and_is_told_why(rig: WorkerHarness) -> None:
     python(rig, "list", "x = bytearray(1 << 30)")
     python(
         rig, "quiet", "import os\ntry: x = [bytearray(1 << 20) for _ in range(1000)]\nexcept MemoryError: os.abort()"
@@ -192,7 +192,7 @@ def test_what_takes_too_much_memory_fails_and_is_told_why(rig: Rig) -> None:
     assert rig.run("modest").reason == "exit"
 
 
-def test_cpu_time_and_file_size_end_by_signals_that_say_so(rig: Rig) -> None:
+def test_cpu_time_and_file_size_end_by_signals_that_say_so(rig: WorkerHarness) -> None:
     rig.script("spin", "while :; do :; done")
     rig.script("fill", f"exec head -c 2000 /dev/zero > {rig.directory}/open/filled")
     rig.start(run_as=someone(), limits={"cpu_time": 1, "file_size": 1000, "core": 0})
@@ -204,17 +204,17 @@ def test_cpu_time_and_file_size_end_by_signals_that_say_so(rig: Rig) -> None:
     assert "the 1 s of CPU time that a process may have (limits.cpu_time)" in spun.attempts[0].message
 
 
-def test_descriptors_run_out_in_the_program_not_in_the_worker(rig: Rig) -> None:
+def test_descriptors_run_out_in_the_program_not_in_the_worker(rig: WorkerHarness) -> None:
     python(rig, "hog", "import os\nfor i in range(200):\n    try: os.dup(0)\n    except OSError: break\nprint(i)")
     rig.start(limits={"open_files": 64})
     assert int(rig.run("hog").stdout) < 64
 
 
-def test_a_process_limit_that_does_not_bind_is_refused(rig: Rig) -> None:
+def test_a_process_limit_that_does_not_bind_is_refused(rig: WorkerHarness) -> None:
     assert "limits.processes: it does not bind root" in refused(rig, limits={"processes": 10})
 
 
-def test_a_fork_bomb_leaves_other_users_alone_and_nothing_behind(rig: Rig) -> None:
+def test_a_fork_bomb_leaves_other_users_alone_and_nothing_behind(rig: WorkerHarness) -> None:
     users = [someone(n)["user"] for n in range(2)]
     rig.script("bomb", "bomb() { bomb & bomb & }; bomb; sleep 300")
     rig.script("fine", "echo $(echo fine)")
@@ -242,7 +242,7 @@ def owner(pid: int) -> int:
 # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_cannot_be_executed_is_told_as_such(rig: Rig) -> None:
+def test_what_cannot_be_executed_is_told_as_such(rig: WorkerHarness) -> None:
     rig.script("bad", "", shebang="#!/no/such/interpreter")
     (rig.bin / "plain").write_text("no format\n")
     (rig.bin / "plain").chmod(0o755)
@@ -259,7 +259,7 @@ def test_what_cannot_be_executed_is_told_as_such(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("daemon", [DAEMON, NAMELESS], ids=["marked", "nameless"])
-def test_a_daemon_of_another_user_does_not_outlive_its_attempt(rig: Rig, daemon: str) -> None:
+def test_a_daemon_of_another_user_does_not_outlive_its_attempt(rig: WorkerHarness, daemon: str) -> None:
     rig.script("daemon", daemon.format(rig.directory / "open"))
     worker = rig.start(run_as=someone())
     assert rig.run("daemon", "it").state == "succeeded"
@@ -267,7 +267,7 @@ def test_a_daemon_of_another_user_does_not_outlive_its_attempt(rig: Rig, daemon:
     only_the_guard(worker)
 
 
-def test_nor_does_one_among_strangers_that_hides_its_origin(rig: Rig) -> None:
+def test_nor_does_one_among_strangers_that_hides_its_origin(rig: WorkerHarness) -> None:
     """The worker has other children from before its exec; the user tells what is an attempt's."""
     stranger = "(exec sleep 300) & exec"
     rig.script("daemon", NAMELESS.format(rig.directory / "open"))
@@ -276,7 +276,7 @@ def test_nor_does_one_among_strangers_that_hides_its_origin(rig: Rig) -> None:
     gone(int(rig.exists("open/it")))
 
 
-def test_a_killed_worker_leaves_nothing_of_another_user(rig: Rig) -> None:
+def test_a_killed_worker_leaves_nothing_of_another_user(rig: WorkerHarness) -> None:
     rig.script(
         "many",
         f"setsid sleep 300 & sleep 300 & echo $! > {rig.directory}/open/it; {DAEMON}; wait".format(
@@ -292,7 +292,7 @@ def test_a_killed_worker_leaves_nothing_of_another_user(rig: Rig) -> None:
     until(lambda: not any(owner(pid) == int(someone()["user"]) for pid in pids()), "the end of all")
 
 
-def test_the_time_limit_reaches_another_users_processes(rig: Rig) -> None:
+def test_the_time_limit_reaches_another_users_processes(rig: WorkerHarness) -> None:
     rig.script("deaf", f"trap '' TERM; sleep 300 & echo $! > {rig.directory}/open/it; wait; wait")
     rig.start(run_as=someone(), kill_grace=0.05, limits={"core": 0})
     task = rig.put_all([TaskSpec(name="deaf", time_limit_s=0.5)])[0]
@@ -301,7 +301,7 @@ def test_the_time_limit_reaches_another_users_processes(rig: Rig) -> None:
     until(lambda: not alive(pid), "its end")
 
 
-def test_nothing_ever_runs_as_the_worker_for_want_of_a_user(rig: Rig) -> None:
+def test_nothing_ever_runs_as_the_worker_for_want_of_a_user(rig: WorkerHarness) -> None:
     path = rig.directory / "worker.yaml"
     users = [someone(n)["user"] for n in range(2)]
     config = {"bin_path": str(rig.bin), "concurrency": 2, "run_as": {"user": users, "group": users[0]}}

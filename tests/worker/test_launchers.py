@@ -19,7 +19,7 @@ from tests.docs.blocks import blocks
 from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 from tests.worker.test_isolate import owner, pids
 
 PART = Path(kingtask.__file__).parent / "guide" / "isolation.md"
@@ -28,7 +28,7 @@ LAUNCHERS = {Path(shown["launcher"][0]).name: shown["launcher"] for shown in SHO
 
 
 @pytest.fixture
-def rig(server: RedisServer) -> Iterator[Rig]:
+def rig(server: RedisServer) -> Iterator[WorkerHarness]:
     with open_rig(server) as made:
         yield made
 
@@ -59,7 +59,7 @@ def test_the_guide_shows_three_and_a_configuration_that_loads(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_it_runs_tasks_and_hands_on_how_they_end(rig: Rig, name: str) -> None:
+def test_it_runs_tasks_and_hands_on_how_they_end(rig: WorkerHarness, name: str) -> None:
     config: dict[str, Any] = {"run_as": someone()} if name == "bwrap" and os.geteuid() == 0 else {}
     rig.script("say", 'cat; echo "$1 $A"')
     rig.script("fail", "echo no >&2; exit 7")
@@ -91,7 +91,7 @@ def running(mark: str) -> bool:
 
 
 @needs_root
-def test_a_sandbox_shuts_off_files_network_and_processes(rig: Rig) -> None:
+def test_a_sandbox_shuts_off_files_network_and_processes(rig: WorkerHarness) -> None:
     rig.script(
         "look",
         f"echo x > {rig.directory}/open/x || echo read-only; ls /proc | grep -c '^[0-9]'; ls -d /proc/net/dev /tmp/*;"
@@ -104,7 +104,7 @@ def test_a_sandbox_shuts_off_files_network_and_processes(rig: Rig) -> None:
     assert rest == ["/proc/net/dev", "lo"]
 
 
-def test_a_launcher_sees_nothing_of_what_a_request_sets_and_gets_the_attempts_directory(rig: Rig) -> None:
+def test_a_launcher_sees_nothing_of_what_a_request_sets_and_gets_the_attempts_directory(rig: WorkerHarness) -> None:
     launcher = rig.directory / "launcher"
     launcher.write_text('#!/bin/sh\necho "launched with [$A] in $KINGTASK_DIR as $KINGTASK_ID" >&2\nexec "$@"\n')
     launcher.chmod(0o755)
@@ -117,7 +117,7 @@ def test_a_launcher_sees_nothing_of_what_a_request_sets_and_gets_the_attempts_di
     assert result.stderr.decode() == f"launched with [] in {place} as {task}\n"
 
 
-def test_a_path_that_looks_like_a_variable_is_not_taken_for_one(rig: Rig) -> None:
+def test_a_path_that_looks_like_a_variable_is_not_taken_for_one(rig: WorkerHarness) -> None:
     place = rig.directory / "a=b"
     rig.bin.rename(place)
     rig.bin.symlink_to(place)
@@ -127,7 +127,7 @@ def test_a_path_that_looks_like_a_variable_is_not_taken_for_one(rig: Rig) -> Non
     assert rig.run("fine", env={"A": "b"}).reason == "not_executable"
 
 
-def test_it_comes_behind_the_user_and_the_limits(rig: Rig) -> None:
+def test_it_comes_behind_the_user_and_the_limits(rig: WorkerHarness) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may run programs as another user")
     launcher = rig.directory / "launcher"
@@ -138,7 +138,7 @@ def test_it_comes_behind_the_user_and_the_limits(rig: Rig) -> None:
     assert rig.run("fine").stdout == b"fine\n"
 
 
-def test_one_that_cannot_start_the_executable_is_told_apart(rig: Rig) -> None:
+def test_one_that_cannot_start_the_executable_is_told_apart(rig: WorkerHarness) -> None:
     rig.script("bad", "", shebang="#!/no/such/interpreter")
     rig.start(launcher=shown("setpriv"))
     (attempt,) = rig.run("bad").attempts
@@ -146,7 +146,7 @@ def test_one_that_cannot_start_the_executable_is_told_apart(rig: Rig) -> None:
     assert re.search(r"cannot execute bad: setpriv: .*No such file", attempt.message)
 
 
-def test_one_that_is_not_there_is_refused_and_one_that_goes_is_this_hosts_fault(rig: Rig) -> None:
+def test_one_that_is_not_there_is_refused_and_one_that_goes_is_this_hosts_fault(rig: WorkerHarness) -> None:
     assert "launcher[0]: expected the path of a program, got '/no/bwrap'" in refused(rig, launcher=["/no/bwrap"])
     assert "launcher[0]: expected an absolute path, got 'bwrap'" in refused(rig, launcher=["bwrap"])
     launcher = rig.directory / "launcher"
@@ -162,7 +162,7 @@ def test_one_that_is_not_there_is_refused_and_one_that_goes_is_this_hosts_fault(
 
 
 @needs_root
-def test_none_of_it_is_left(rig: Rig) -> None:
+def test_none_of_it_is_left(rig: WorkerHarness) -> None:
     uid = int(someone(5)["user"])
     rig.script("leave", "setsid sleep 300 & sleep 300 &")
     rig.start(run_as=someone(5), launcher=shown("bwrap"), program=[sys.executable])

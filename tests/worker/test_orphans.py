@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import alive, until
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 
 DAEMON = "setsid sh -c 'sleep 300 & echo $! > {0}/$1.part; mv {0}/$1.part {0}/$1' sh $1 </dev/null >/dev/null 2>&1"
 """Leaves its session, its parent and the outputs; says who it is in a file of the argument's name."""
@@ -33,7 +33,7 @@ def only_the_guard(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("daemon", [DAEMON, NAMELESS], ids=["marked", "nameless"])
-def test_a_daemon_does_not_outlive_its_attempt(rig: Rig, daemon: str) -> None:
+def test_a_daemon_does_not_outlive_its_attempt(rig: WorkerHarness, daemon: str) -> None:
     rig.script("daemon", daemon.format(rig.directory))
     worker = rig.start()
     result = rig.run("daemon", "it")
@@ -43,7 +43,7 @@ def test_a_daemon_does_not_outlive_its_attempt(rig: Rig, daemon: str) -> None:
     worker.logged("orphan=killed")
 
 
-def test_one_that_holds_the_outputs_is_ended_before_they_are_read_to_their_end(rig: Rig) -> None:
+def test_one_that_holds_the_outputs_is_ended_before_they_are_read_to_their_end(rig: WorkerHarness) -> None:
     away = rig.directory / "away"
     rig.script(
         "leave", f"env -i setsid /bin/sh -c 'echo $$ > {away}; /bin/sleep 300' & until [ -s {away} ]; do :; done"
@@ -58,7 +58,7 @@ def test_one_that_holds_the_outputs_is_ended_before_they_are_read_to_their_end(r
 
 
 @pytest.mark.parametrize("daemon", [DAEMON, NAMELESS], ids=["marked", "nameless"])
-def test_the_helper_of_a_running_attempt_is_left_alone_until_its_end(rig: Rig, daemon: str) -> None:
+def test_the_helper_of_a_running_attempt_is_left_alone_until_its_end(rig: WorkerHarness, daemon: str) -> None:
     """Others come and go meanwhile; its own end, by the time limit, takes it along."""
     go_on = rig.directory / "go_on"
     rig.script(
@@ -78,7 +78,7 @@ def test_the_helper_of_a_running_attempt_is_left_alone_until_its_end(rig: Rig, d
     only_the_guard(worker)
 
 
-def test_an_orphan_that_hides_its_attempt_is_killed_once_none_of_the_possible_attempts_runs(rig: Rig) -> None:
+def test_an_orphan_that_hides_its_attempt_is_killed_once_none_of_the_possible_attempts_runs(rig: WorkerHarness) -> None:
     rig.script("long", f"echo up > {rig.directory}/$1; exec sleep 300")
     rig.script("daemon", NAMELESS.format(rig.directory))
     worker = rig.start(kill_grace=60)
@@ -95,7 +95,7 @@ def test_an_orphan_that_hides_its_attempt_is_killed_once_none_of_the_possible_at
     assert rig.get(later).state == "running"
 
 
-def test_a_chain_of_processes_that_each_live_for_a_moment_is_caught(rig: Rig) -> None:
+def test_a_chain_of_processes_that_each_live_for_a_moment_is_caught(rig: WorkerHarness) -> None:
     chain = (
         f"#!{sys.executable}\n"
         "import os, sys\n"
@@ -112,7 +112,7 @@ def test_a_chain_of_processes_that_each_live_for_a_moment_is_caught(rig: Rig) ->
     only_the_guard(worker)
 
 
-def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig) -> None:
+def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: WorkerHarness) -> None:
     brief = DAEMON.replace("sleep 300", "sleep 0.01")
     rig.script("brief", f"{brief.format(rig.directory)}; echo up > {rig.directory}/up; exec sleep 300")
     worker = rig.start(period=0.05)
@@ -123,7 +123,7 @@ def test_an_orphan_that_ends_by_itself_is_reaped_while_its_attempt_runs(rig: Rig
     assert len(worker.children()) == 2
 
 
-def test_orphans_of_children_from_before_the_worker_are_spared(rig: Rig) -> None:
+def test_orphans_of_children_from_before_the_worker_are_spared(rig: WorkerHarness) -> None:
     """It has a child from before its exec, whose own orphans become the worker's children, too."""
     stranger = (
         f"(until [ -e {rig.directory}/go ]; do sleep 0.01; done; {DAEMON.format(rig.directory)}; exec sleep 300) & exec"
@@ -147,7 +147,7 @@ def test_orphans_of_children_from_before_the_worker_are_spared(rig: Rig) -> None
             os.kill(pid, signal.SIGKILL)
 
 
-def test_nothing_of_a_running_attempt_outlives_a_worker_that_gives_up(rig: Rig) -> None:
+def test_nothing_of_a_running_attempt_outlives_a_worker_that_gives_up(rig: WorkerHarness) -> None:
     """As when it is killed: what is below the attempts' processes has no name and no session of theirs."""
     away = rig.directory / "away"
     text = f"env -i setsid /bin/sh -c 'echo $$ > {away}; /bin/sleep 300; :' & wait"
@@ -178,7 +178,7 @@ time.sleep(300)
 """
 
 
-def test_an_orphan_with_a_misleading_name_is_killed(rig: Rig) -> None:
+def test_an_orphan_with_a_misleading_name_is_killed(rig: WorkerHarness) -> None:
     """Of any bytes: a name in UTF-8 may be cut within a character, too."""
     path = rig.script("named", "")
     path.write_text(NAMED)

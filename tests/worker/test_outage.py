@@ -15,22 +15,22 @@ from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, marked, until
 from tests.servers import FAST_REPLICATION, RedisServer
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 
 
-def unfit(rig: Rig) -> str:
+def unfit(rig: WorkerHarness) -> str:
     """What the only worker says in its last sign of life."""
     (worker,) = rig.store.ask(functions.stats()).workers
     return str(worker.facts["unfit"])
 
 
-def gated(rig: Rig) -> None:
+def gated(rig: WorkerHarness) -> None:
     """`gated NAME` says that it runs, and ends when the gate of that name is opened."""
     at = rig.directory
     rig.script("gated", f"echo $$ > {at}/up.$1; until [ -e {at}/gate.$1 ]; do :; done; echo through $1")
 
 
-def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
+def test_an_end_during_an_outage_is_delivered_after_it(own_rig: WorkerHarness) -> None:
     rig = own_rig
     gated(rig)
     worker = rig.start(period=0.05)
@@ -50,7 +50,7 @@ def test_an_end_during_an_outage_is_delivered_after_it(own_rig: Rig) -> None:
         assert [attempt.number for attempt in rig.get(task).attempts] == [1]
 
 
-def test_an_end_that_a_damaged_index_does_not_take_is_kept_and_repeated(own_rig: Rig) -> None:
+def test_an_end_that_a_damaged_index_does_not_take_is_kept_and_repeated(own_rig: WorkerHarness) -> None:
     rig = own_rig
     rig.script("fail", "exit 1")
     worker = rig.start(period=0.05)
@@ -64,7 +64,7 @@ def test_an_end_that_a_damaged_index_does_not_take_is_kept_and_repeated(own_rig:
     assert [(attempt.number, attempt.exit_code) for attempt in rig.get(task).attempts] == [(1, 1)]
 
 
-def test_after_an_outage_it_claims_without_a_hint(own_rig: Rig) -> None:
+def test_after_an_outage_it_claims_without_a_hint(own_rig: WorkerHarness) -> None:
     rig = own_rig
     rig.script("hello", "echo hello")
     worker = rig.start()
@@ -74,7 +74,7 @@ def test_after_an_outage_it_claims_without_a_hint(own_rig: Rig) -> None:
     assert rig.result(task).stdout == b"hello\n"
 
 
-def test_a_redis_that_hangs_and_executes_late_what_was_given_up(own_rig: Rig) -> None:
+def test_a_redis_that_hangs_and_executes_late_what_was_given_up(own_rig: WorkerHarness) -> None:
     """The claim was sent, timed out and is asked for again; the server executes both."""
     rig = own_rig
     ledger = rig.directory / "ledger"
@@ -91,7 +91,7 @@ def test_a_redis_that_hangs_and_executes_late_what_was_given_up(own_rig: Rig) ->
         assert [a.reason for a in rig.get(task).attempts if a.reason != "released"] == [""]
 
 
-def test_connections_cut_again_and_again_under_load(own_rig: Rig) -> None:
+def test_connections_cut_again_and_again_under_load(own_rig: WorkerHarness) -> None:
     rig = own_rig
     ledger = rig.directory / "ledger"
     rig.script("note", f"echo $KINGTASK_ID $KINGTASK_ATTEMPT >> {ledger}")
@@ -108,7 +108,7 @@ def test_connections_cut_again_and_again_under_load(own_rig: Rig) -> None:
         assert [a.reason for a in rig.get(task).attempts if a.reason != "released"] == [""]
 
 
-def test_a_full_redis_still_learns_how_it_ended(own_rig: Rig) -> None:
+def test_a_full_redis_still_learns_how_it_ended(own_rig: WorkerHarness) -> None:
     rig = own_rig
     gated(rig)
     rig.script(
@@ -125,7 +125,7 @@ def test_a_full_redis_still_learns_how_it_ended(own_rig: Rig) -> None:
     assert len(result.attempts) == 1
 
 
-def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: Rig) -> None:
+def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: WorkerHarness) -> None:
     gated(rig)
     worker = rig.start(renew=0.2, kill_grace=3600)
     task = rig.put("gated", "x")
@@ -140,7 +140,7 @@ def test_a_lease_that_was_given_away_stops_the_process_at_once(rig: Rig) -> None
     assert (result.state, [attempt.reason for attempt in result.attempts]) == ("succeeded", ["lost", ""])
 
 
-def test_a_worker_that_was_stopped_for_long_learns_what_it_lost(rig: Rig) -> None:
+def test_a_worker_that_was_stopped_for_long_learns_what_it_lost(rig: WorkerHarness) -> None:
     """What it still runs is stopped at once, what ended meanwhile is not recorded, what comes then is done."""
     gated(rig)
     worker = rig.start(renew=0.2, kill_grace=3600)
@@ -166,7 +166,7 @@ def test_a_worker_that_was_stopped_for_long_learns_what_it_lost(rig: Rig) -> Non
     assert rig.run("gated", "ends").state == "succeeded"
 
 
-def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: Rig) -> None:
+def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: WorkerHarness) -> None:
     gated(rig)
     worker = rig.start(renew=7.5)
     task = rig.put("gated", "x")
@@ -182,7 +182,7 @@ def test_an_end_under_a_lease_that_was_given_away_is_not_recorded(rig: Rig) -> N
     assert [attempt.reason for attempt in result.attempts] == ["lost", ""]
 
 
-def test_leases_are_renewed_while_a_task_runs(rig: Rig) -> None:
+def test_leases_are_renewed_while_a_task_runs(rig: WorkerHarness) -> None:
     gated(rig)
     rig.start(lease=1, renew=0.1)
     task = rig.put("gated", "x")
@@ -199,7 +199,7 @@ def test_leases_are_renewed_while_a_task_runs(rig: Rig) -> None:
 
 def test_what_may_be_started_only_once_waits_for_the_replicas(tmp_path: Path) -> None:
     with RedisServer(tcp=True, **FAST_REPLICATION) as primary, primary.replica() as replica:
-        rig = Rig(tmp_path, primary)
+        rig = WorkerHarness(tmp_path, primary)
         rig.script("hello", "echo $1 >> $0.ran")
         worker = rig.start(ack="replicas", ack_timeout=0.2, period=0.1)
         replica.pause()
@@ -226,7 +226,7 @@ def test_what_may_be_started_only_once_waits_for_the_replicas(tmp_path: Path) ->
         "pipe2:error=EMFILE",
     ],
 )
-def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: Rig, fault: str) -> None:
+def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: WorkerHarness, fault: str) -> None:
     rig.script("copy", "cat")
     # -DD: the worker is the child that the test ends, not strace, which would leave it behind.
     trace = f"-DD -f -qq -o {os.devnull} -e trace=clone,{fault.partition(':')[0]} -e inject={fault}:when=25"
@@ -239,7 +239,7 @@ def test_what_the_kernel_refuses_now_and_then_fails_no_task(rig: Rig, fault: str
     assert {attempt.reason for result in results for attempt in result.attempts} == {"released", ""}
 
 
-def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) -> None:
+def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: WorkerHarness) -> None:
     rig.script("hello", "echo hello")
     worker = rig.start(period=0.1)
     limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
@@ -255,7 +255,7 @@ def test_a_host_that_cannot_start_processes_hands_back_and_recovers(rig: Rig) ->
     until(lambda: unfit(rig) == "", "a sign of life that says that it recovered")
 
 
-def test_a_stop_during_an_outage_waits_for_redis_and_delivers(own_rig: Rig) -> None:
+def test_a_stop_during_an_outage_waits_for_redis_and_delivers(own_rig: WorkerHarness) -> None:
     rig = own_rig
     gated(rig)
     worker = rig.start(drain_timeout=3600)
@@ -272,7 +272,7 @@ def test_a_stop_during_an_outage_waits_for_redis_and_delivers(own_rig: Rig) -> N
     assert rig.get(task).stdout == b"through x\n"
 
 
-def test_a_stop_without_redis_is_bounded(own_rig: Rig) -> None:
+def test_a_stop_without_redis_is_bounded(own_rig: WorkerHarness) -> None:
     rig = own_rig
     gated(rig)
     worker = rig.start(drain_timeout=0.1, kill_grace=0.1)
@@ -285,7 +285,7 @@ def test_a_stop_without_redis_is_bounded(own_rig: Rig) -> None:
     assert "unconfirmed=1" in worker.log
 
 
-def test_redis_may_come_later_than_the_worker(own_rig: Rig) -> None:
+def test_redis_may_come_later_than_the_worker(own_rig: WorkerHarness) -> None:
     rig = own_rig
     rig.script("hello", "echo hello")
     task = rig.put("hello", ring=False)

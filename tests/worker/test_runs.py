@@ -15,11 +15,11 @@ from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, descriptors, marked, until
 from tests.slowlog import Calls
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 from tests.worker.test_spawn import HOSTILE_ARGUMENTS
 
 
-def test_a_task_from_hint_to_result(rig: Rig) -> None:
+def test_a_task_from_hint_to_result(rig: WorkerHarness) -> None:
     rig.script("sum", 'echo $(($1 + $2)); echo "adding" >&2')
     worker = rig.start()
     task = rig.put("sum", "12", "-45", stderr="keep")
@@ -31,14 +31,14 @@ def test_a_task_from_hint_to_result(rig: Rig) -> None:
     assert result.due_at <= attempt.started_at <= attempt.ended_at
 
 
-def test_without_a_hint_the_worker_polls_after_period(rig: Rig) -> None:
+def test_without_a_hint_the_worker_polls_after_period(rig: WorkerHarness) -> None:
     rig.script("hello", "echo hello")
     rig.start(period=0.05)
     for _ in range(3):
         assert rig.run("hello", ring=False).stdout == b"hello\n"
 
 
-def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
+def test_told_too_early_a_worker_looks_once_more(rig: WorkerHarness) -> None:
     """The broker may tell of a task before Redis has it."""
     rig.start()
     rig.wakeups.idle()
@@ -49,7 +49,7 @@ def test_told_too_early_a_worker_looks_once_more(rig: Rig) -> None:
         assert calls.made()["claim"] == 2
 
 
-def test_arguments_and_input_arrive_byte_for_byte(rig: Rig) -> None:
+def test_arguments_and_input_arrive_byte_for_byte(rig: WorkerHarness) -> None:
     rig.script(
         "show",
         "import os, sys; print(repr(([os.fsencode(a) for a in sys.argv[1:]], sys.stdin.buffer.read())))",
@@ -63,7 +63,7 @@ def test_arguments_and_input_arrive_byte_for_byte(rig: Rig) -> None:
     assert eval(rig.run("show").stdout) == ([], b"")
 
 
-def test_the_environment_is_the_documented_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_the_documented_one(rig: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "of the worker")
     rig.script("env", "import json, os; print(json.dumps(dict(os.environ)))", shebang=f"#!{sys.executable}")
     worker = rig.start(task_run_time=60)
@@ -84,13 +84,13 @@ def test_the_environment_is_the_documented_one(rig: Rig, monkeypatch: pytest.Mon
     assert found["PATH"] == os.environ["PATH"]
 
 
-def test_a_large_result(rig: Rig) -> None:
+def test_a_large_result(rig: WorkerHarness) -> None:
     rig.script("large", "head -c 900000 /dev/zero | tr '\\0' x")
     rig.start()
     assert rig.run("large").stdout == b"x" * 900_000
 
 
-def test_a_flood_costs_bounded_memory_and_its_ends_are_kept(rig: Rig) -> None:
+def test_a_flood_costs_bounded_memory_and_its_ends_are_kept(rig: WorkerHarness) -> None:
     rig.script("flood", "echo begin; head -c 200000000 /dev/zero; echo; echo the end")
     worker = rig.start(max_output_bytes=100_000)
     rig.run("flood")
@@ -103,7 +103,7 @@ def test_a_flood_costs_bounded_memory_and_its_ends_are_kept(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 1000, 1001])
-def test_both_ends_of_a_long_output_byte_for_byte(rig: Rig, limit: int) -> None:
+def test_both_ends_of_a_long_output_byte_for_byte(rig: WorkerHarness, limit: int) -> None:
     rig.script("count", "seq 100000; seq 100000 >&2")
     rig.start(max_output_bytes=limit, stderr="keep")
     written = b"".join(b"%d\n" % i for i in range(1, 100_001))
@@ -137,7 +137,7 @@ def high_water_kib(pid: int) -> int:
     ],
 )
 def test_each_end_by_its_name(
-    rig: Rig, text: str, state: str, reason: str, exit_code: int | None, signal_number: int | None
+    rig: WorkerHarness, text: str, state: str, reason: str, exit_code: int | None, signal_number: int | None
 ) -> None:
     rig.script("task", text)
     rig.start()
@@ -145,7 +145,7 @@ def test_each_end_by_its_name(
     assert (result.state, result.reason, result.exit_code, result.signal) == (state, reason, exit_code, signal_number)
 
 
-def test_signals_that_the_parent_ignored_or_blocked_change_nothing(rig: Rig) -> None:
+def test_signals_that_the_parent_ignored_or_blocked_change_nothing(rig: WorkerHarness) -> None:
     program = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
@@ -161,7 +161,7 @@ def test_signals_that_the_parent_ignored_or_blocked_change_nothing(rig: Rig) -> 
     assert worker.stop() == 0
 
 
-def test_who_keeps_stderr(rig: Rig) -> None:
+def test_who_keeps_stderr(rig: WorkerHarness) -> None:
     rig.script("warn", "echo careful >&2")
     rig.start(queues=["strict"])
     rig.start(queues=["lax"], stderr="keep")
@@ -177,7 +177,7 @@ def test_who_keeps_stderr(rig: Rig) -> None:
     }
 
 
-def test_a_failure_is_tried_again_as_the_list_says_and_100_is_not(rig: Rig) -> None:
+def test_a_failure_is_tried_again_as_the_list_says_and_100_is_not(rig: WorkerHarness) -> None:
     rig.script("third", "[ $KINGTASK_ATTEMPT = 3 ] || exit $1; echo at last")
     rig.start()
     first, second = rig.put("third", "1", retry=(0.001, 0.001)), rig.put("third", "100", retry=(0.001, 0.001))
@@ -193,7 +193,7 @@ def test_a_failure_is_tried_again_as_the_list_says_and_100_is_not(rig: Rig) -> N
     assert [attempt.reason for attempt in rig.get(second).attempts] == ["no_retry"]
 
 
-def test_what_cannot_be_run_yields_a_result(rig: Rig) -> None:
+def test_what_cannot_be_run_yields_a_result(rig: WorkerHarness) -> None:
     outside = rig.directory / "outside"
     outside.write_text("#!/bin/sh\n")
     outside.chmod(0o755)
@@ -228,7 +228,7 @@ def test_what_cannot_be_run_yields_a_result(rig: Rig) -> None:
     assert rig.run("missing", "x" * 100_000).reason == "missing"  # and the worker is still there
 
 
-def test_a_record_that_makes_no_sense_costs_one_failure(rig: Rig) -> None:
+def test_a_record_that_makes_no_sense_costs_one_failure(rig: WorkerHarness) -> None:
     rig.script("fine", "echo fine")
     rig.start()
     task = rig.put("fine", ring=False)
@@ -239,7 +239,7 @@ def test_a_record_that_makes_no_sense_costs_one_failure(rig: Rig) -> None:
     assert rig.run("fine").stdout == b"fine\n"
 
 
-def test_as_many_at_once_as_there_are_slots(rig: Rig) -> None:
+def test_as_many_at_once_as_there_are_slots(rig: WorkerHarness) -> None:
     # Each waits until all four are there, so they end only if they really run together.
     rig.script(
         "meet", f"echo > {rig.directory}/here.$1; while [ $(ls {rig.directory}/here.* | wc -l) -lt 4 ]; do :; done"
@@ -249,14 +249,14 @@ def test_as_many_at_once_as_there_are_slots(rig: Rig) -> None:
     assert {rig.result(task).state for task in tasks} == {"succeeded"}
 
 
-def test_never_more_at_once_than_there_are_slots(rig: Rig) -> None:
+def test_never_more_at_once_than_there_are_slots(rig: WorkerHarness) -> None:
     rig.script("count", f"cd {rig.directory}; mkdir now.$1; ls -d now.* | wc -l; rmdir now.$1")
     rig.start(concurrency=3)
     tasks = rig.put_all([TaskSpec(name="count", args=(str(i),)) for i in range(60)])
     assert {int(rig.result(task).stdout) for task in tasks} <= {1, 2, 3}
 
 
-def test_queues_in_the_order_listed_then_priority_then_first_in_first_out(rig: Rig) -> None:
+def test_queues_in_the_order_listed_then_priority_then_first_in_first_out(rig: WorkerHarness) -> None:
     rig.script("note", f"echo $1 >> {rig.directory}/order")
     specs = [
         TaskSpec(name="note", args=("low1",), queue="low"),
@@ -273,7 +273,7 @@ def test_queues_in_the_order_listed_then_priority_then_first_in_first_out(rig: R
     assert rig.get(tasks[4]).state == "ready"
 
 
-def test_the_time_limit_ends_the_grandchildren_too(rig: Rig) -> None:
+def test_the_time_limit_ends_the_grandchildren_too(rig: WorkerHarness) -> None:
     rig.script("tree", f"sleep 300 & sh -c 'sleep 300; true' & echo $! > {rig.directory}/tree; wait")
     rig.start(kill_grace=60)
     task = rig.put("tree", time_limit_s=0.3)
@@ -286,7 +286,7 @@ def test_the_time_limit_ends_the_grandchildren_too(rig: Rig) -> None:
     assert attempt.ended_at - attempt.started_at > 0.29  # Redis's clock as seen from there may move a little
 
 
-def test_the_worker_s_own_limit_and_one_who_ignores_term(rig: Rig) -> None:
+def test_the_worker_s_own_limit_and_one_who_ignores_term(rig: WorkerHarness) -> None:
     rig.script("deaf", "trap '' TERM; echo deaf; while :; do sleep 300; done")
     rig.start(task_run_time=0.2, kill_grace=0.3)
     result = rig.run("deaf")
@@ -294,7 +294,7 @@ def test_the_worker_s_own_limit_and_one_who_ignores_term(rig: Rig) -> None:
     assert result.attempts[0].ended_at - result.attempts[0].started_at > 0.49
 
 
-def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: Rig) -> None:
+def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: WorkerHarness) -> None:
     rig.script("leave", "sleep 300 & echo left")
     rig.start(concurrency=1)
     for _ in range(2):
@@ -304,7 +304,7 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_the_slot(rig: Rig) -> N
         until(lambda: not any(alive(pid) for pid in marked(f"KINGTASK_ID={result.id}")), "the end of what it left")  # noqa: B023
 
 
-def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
+def test_a_thousand_attempts_leave_nothing_behind(rig: WorkerHarness) -> None:
     rig.script("brief", "echo $1")
     rig.script("failing", "echo no >&2; exit 1")
     rig.script("daemon", "setsid sh -c 'sleep 300 &' </dev/null >/dev/null 2>&1")
@@ -320,7 +320,7 @@ def test_a_thousand_attempts_leave_nothing_behind(rig: Rig) -> None:
     assert descriptors(worker.pid) == before
 
 
-def test_what_the_worker_says_of_itself(rig: Rig) -> None:
+def test_what_the_worker_says_of_itself(rig: WorkerHarness) -> None:
     worker = rig.start(queues=["a", "b"], concurrency=3, name="rack7")
     (peer,) = until(lambda: rig.store.ask(functions.stats()).workers, "a heartbeat")
     assert peer.name == worker.name
@@ -337,7 +337,7 @@ def test_what_the_worker_says_of_itself(rig: Rig) -> None:
     }
 
 
-def test_a_task_wakes_one_worker(rig: Rig) -> None:
+def test_a_task_wakes_one_worker(rig: WorkerHarness) -> None:
     """It claims on the hint; it has room when the task ends, and those that heard nothing do not claim."""
     rig.script("quick", "")
     for _ in range(3):

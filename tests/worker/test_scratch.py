@@ -17,28 +17,28 @@ from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
-from tests.worker.rig import Rig, Worker
+from tests.worker.rig import Worker, WorkerHarness
 
 
 @pytest.fixture
-def rig(server: RedisServer) -> Iterator[Rig]:
+def rig(server: RedisServer) -> Iterator[WorkerHarness]:
     with open_rig(server) as made:
         yield made
 
 
-def start(rig: Rig, **config: Any) -> Worker:
+def start(rig: WorkerHarness, **config: Any) -> Worker:
     return rig.start(private_dir=str(rig.directory / "dirs"), **config)
 
 
-def attempts(rig: Rig, worker: Worker) -> list[str]:
+def attempts(rig: WorkerHarness, worker: Worker) -> list[str]:
     return sorted(path.name for path in (rig.directory / "dirs" / f"kingtask.{worker.name}").iterdir())
 
 
-def empty(rig: Rig, worker: Worker) -> None:
+def empty(rig: WorkerHarness, worker: Worker) -> None:
     until(lambda: not attempts(rig, worker), lambda: f"no directories, not {attempts(rig, worker)}")
 
 
-def test_it_is_where_an_attempt_starts_and_keeps_what_is_temporary(rig: Rig) -> None:
+def test_it_is_where_an_attempt_starts_and_keeps_what_is_temporary(rig: WorkerHarness) -> None:
     rig.script("look", 'pwd -P; echo $KINGTASK_DIR $TMPDIR; stat -c "%a %u %g" .; echo x > file; mkdir below')
     worker = start(rig, umask="077")
     pwd, names, told = rig.run("look", env={"TMPDIR": "/elsewhere"}).stdout.decode().splitlines()
@@ -51,7 +51,7 @@ def test_it_is_where_an_attempt_starts_and_keeps_what_is_temporary(rig: Rig) -> 
 
 
 @needs_root
-def test_it_belongs_to_the_user_and_shows_no_neighbours(rig: Rig) -> None:
+def test_it_belongs_to_the_user_and_shows_no_neighbours(rig: WorkerHarness) -> None:
     rig.script("look", 'stat -c "%a %u %g" .; echo x > file; ls .. ../.. 2>&1; ls -d ../1/file')
     worker = start(rig, run_as=someone())
     uid = someone()["user"]
@@ -74,7 +74,7 @@ i=0; while [ $i -lt 300 ]; do : > $i; i=$((i+1)); done
 
 
 @pytest.mark.parametrize("other", [pytest.param(True, marks=needs_root), False], ids=["another", "own"])
-def test_hostile_trees_go_and_what_their_links_lead_to_stays(rig: Rig, other: bool) -> None:
+def test_hostile_trees_go_and_what_their_links_lead_to_stays(rig: WorkerHarness, other: bool) -> None:
     kept = rig.directory / "kept"
     kept.mkdir()
     kept.chmod(0o777)
@@ -90,7 +90,7 @@ def test_hostile_trees_go_and_what_their_links_lead_to_stays(rig: Rig, other: bo
 
 
 @needs_root
-def test_others_than_root_get_rid_of_what_they_have_closed_to_themselves(rig: Rig) -> None:
+def test_others_than_root_get_rid_of_what_they_have_closed_to_themselves(rig: WorkerHarness) -> None:
     """Of directories within directories; a file that is linked there from outside keeps its mode."""
     place, outside = rig.directory / "open" / "place", rig.directory / "open" / "outside"
     closes = "mkdir -p a/b/c d; ln ../outside a/b/link; echo x > a/b/c/e; chmod 400 d; chmod 0 a/b/c a/b; chmod 100 a"
@@ -107,7 +107,7 @@ def test_others_than_root_get_rid_of_what_they_have_closed_to_themselves(rig: Ri
 
 
 @needs_root
-def test_names_that_are_exchanged_while_they_are_removed_lead_nowhere(rig: Rig) -> None:
+def test_names_that_are_exchanged_while_they_are_removed_lead_nowhere(rig: WorkerHarness) -> None:
     """A process that escaped goes on turning a directory into a link and back."""
     kept = rig.directory / "kept"
     kept.mkdir()
@@ -132,7 +132,7 @@ def test_names_that_are_exchanged_while_they_are_removed_lead_nowhere(rig: Rig) 
     assert len(list(kept.iterdir())) == 50
 
 
-def busy(rig: Rig, worker: Worker) -> Path:
+def busy(rig: WorkerHarness, worker: Worker) -> Path:
     """The directory of an attempt that runs and has filled it."""
     rig.script("fill", f"mkdir -p a/b; echo x > a/b/c; echo up > {rig.directory}/open/$1; exec sleep 300")
     rig.put("fill", worker.name)
@@ -140,7 +140,7 @@ def busy(rig: Rig, worker: Worker) -> Path:
     return rig.directory / "dirs" / f"kingtask.{worker.name}"
 
 
-def test_the_guard_of_a_killed_worker_removes_it(rig: Rig) -> None:
+def test_the_guard_of_a_killed_worker_removes_it(rig: WorkerHarness) -> None:
     worker = start(rig)
     place = busy(rig, worker)
     assert worker.guard
@@ -148,7 +148,7 @@ def test_the_guard_of_a_killed_worker_removes_it(rig: Rig) -> None:
     until(lambda: not place.exists(), "its end")
 
 
-def test_the_next_worker_removes_what_one_left_that_was_killed_with_its_guard(rig: Rig) -> None:
+def test_the_next_worker_removes_what_one_left_that_was_killed_with_its_guard(rig: WorkerHarness) -> None:
     worker, other = start(rig), start(rig, queues="other")
     place, used = busy(rig, worker), rig.directory / "dirs" / f"kingtask.{other.name}"
     os.kill(worker.guard, signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_the_next_worker_removes_what_one_left_that_was_killed_with_its_guard(ri
     assert used.exists()
 
 
-def test_a_guard_that_is_lost_or_stopped_keeps_nobody_waiting(rig: Rig) -> None:
+def test_a_guard_that_is_lost_or_stopped_keeps_nobody_waiting(rig: WorkerHarness) -> None:
     rig.script("leave", "echo x > file")
     worker = start(rig, renew=0.1)
     os.kill(worker.guard, signal.SIGSTOP)
@@ -170,14 +170,14 @@ def test_a_guard_that_is_lost_or_stopped_keeps_nobody_waiting(rig: Rig) -> None:
     empty(rig, worker)
 
 
-def test_a_place_that_others_may_write_to_is_refused(rig: Rig) -> None:
+def test_a_place_that_others_may_write_to_is_refused(rig: WorkerHarness) -> None:
     assert f"every user may change the content of {rig.directory}/open" in refused(
         rig, private_dir=str(rig.directory / "open")
     )
     assert "expected a directory that this user may write to" in refused(rig, private_dir="/nowhere")
 
 
-def test_one_that_cannot_be_made_is_this_hosts_fault(rig: Rig) -> None:
+def test_one_that_cannot_be_made_is_this_hosts_fault(rig: WorkerHarness) -> None:
     rig.script("fine", "echo fine")
     worker = start(rig, period=0.05)
     place = rig.directory / "dirs" / f"kingtask.{worker.name}"

@@ -12,12 +12,12 @@ import pytest
 from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, marked, until
-from tests.worker.rig import Rig
+from tests.worker.rig import WorkerHarness
 
 PARK = "echo $$ > {0}/parked.$1; exec sleep 300"
 
 
-def park(rig: Rig, *names: str, text: str = PARK, **fields: Any) -> dict[str, int]:
+def park(rig: WorkerHarness, *names: str, text: str = PARK, **fields: Any) -> dict[str, int]:
     """Tasks that run until they are ended, by id with the number of their process."""
     rig.script("park", text.format(rig.directory))
     tasks = rig.put_all([TaskSpec(name="park", args=(name,), **fields) for name in names])
@@ -27,7 +27,7 @@ def park(rig: Rig, *names: str, text: str = PARK, **fields: Any) -> dict[str, in
 # ── cancel ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
+def test_cancel_ends_the_task_and_its_children(rig: WorkerHarness) -> None:
     worker = rig.start(kill_grace=60)
     text = "sleep 300 & echo $! > {0}/child; echo $$ > {0}/parked.$1; wait"
     ((task, pid),) = park(rig, "a", text=text).items()
@@ -40,14 +40,14 @@ def test_cancel_ends_the_task_and_its_children(rig: Rig) -> None:
     until(lambda: not alive(child), "the end of the child")
 
 
-def test_cancel_without_a_hint_is_seen_at_the_next_renewal(rig: Rig) -> None:
+def test_cancel_without_a_hint_is_seen_at_the_next_renewal(rig: WorkerHarness) -> None:
     rig.start(renew=0.1)
     ((task, _),) = park(rig, "a").items()
     rig.store.ask(functions.cancel(rig.policy, task))
     assert rig.result(task).state == "cancelled"
 
 
-def test_a_false_hint_stops_nothing(rig: Rig) -> None:
+def test_a_false_hint_stops_nothing(rig: WorkerHarness) -> None:
     worker = rig.start()
     rig.script("long", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done; echo whole")
     task = rig.put("long")
@@ -60,7 +60,7 @@ def test_a_false_hint_stops_nothing(rig: Rig) -> None:
     assert rig.result(task).stdout == b"whole\n"
 
 
-def test_cancelled_but_faster(rig: Rig) -> None:
+def test_cancelled_but_faster(rig: WorkerHarness) -> None:
     """A success that came before the worker heard of it stands."""
     rig.start()
     rig.script("quick", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done")
@@ -74,7 +74,7 @@ def test_cancelled_but_faster(rig: Rig) -> None:
 # ── drain ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: Rig) -> None:
+def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: WorkerHarness) -> None:
     worker = rig.start(concurrency=1)
     rig.script("long", f"echo up > {rig.directory}/up; until [ -e {rig.directory}/on ]; do :; done; echo whole")
     first = rig.put("long")
@@ -92,7 +92,7 @@ def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_worker_goes_at_once(rig: Rig, number: int) -> None:
+def test_an_idle_worker_goes_at_once(rig: WorkerHarness, number: int) -> None:
     worker = rig.start()
     guard = worker.guard
     worker.signal(number)
@@ -100,7 +100,7 @@ def test_an_idle_worker_goes_at_once(rig: Rig, number: int) -> None:
     until(lambda: not alive(guard), "the end of the guard")
 
 
-def test_what_outlasts_the_drain_is_released_uncounted(rig: Rig) -> None:
+def test_what_outlasts_the_drain_is_released_uncounted(rig: WorkerHarness) -> None:
     worker = rig.start(drain_timeout=0.2, kill_grace=60)
     parked = park(rig, "a", "b")
     assert worker.stop() == 0
@@ -114,7 +114,7 @@ def test_what_outlasts_the_drain_is_released_uncounted(rig: Rig) -> None:
     assert {rig.result(task).stdout for task in parked} == {b"again\n"}
 
 
-def test_what_may_run_only_once_is_interrupted_instead(rig: Rig) -> None:
+def test_what_may_run_only_once_is_interrupted_instead(rig: WorkerHarness) -> None:
     worker = rig.start(drain_timeout=0.2)
     ((task, _),) = park(rig, "a", on_lost="fail", retry=(1.0, 1.0)).items()
     assert worker.stop() == 0
@@ -122,7 +122,7 @@ def test_what_may_run_only_once_is_interrupted_instead(rig: Rig) -> None:
     assert (result.state, result.reason) == ("failed", "interrupted")
 
 
-def test_a_second_signal_ends_the_wait(rig: Rig) -> None:
+def test_a_second_signal_ends_the_wait(rig: WorkerHarness) -> None:
     worker = rig.start(drain_timeout=3600)
     ((task, pid),) = park(rig, "a").items()
     worker.signal(signal.SIGTERM)
@@ -133,7 +133,7 @@ def test_a_second_signal_ends_the_wait(rig: Rig) -> None:
     assert rig.get(task).state == "ready"
 
 
-def test_a_third_signal_ends_the_grace(rig: Rig) -> None:
+def test_a_third_signal_ends_the_grace(rig: WorkerHarness) -> None:
     worker = rig.start(drain_timeout=3600, kill_grace=3600)
     text = "trap '' TERM; echo $$ > {0}/parked.$1; while :; do sleep 300; done"
     ((task, pid),) = park(rig, "a", text=text).items()
@@ -147,7 +147,7 @@ def test_a_third_signal_ends_the_grace(rig: Rig) -> None:
     assert rig.get(task).attempts[0].signal == signal.SIGKILL
 
 
-def test_a_drain_of_hundreds_hands_back_what_waits_and_loses_nothing(rig: Rig) -> None:
+def test_a_drain_of_hundreds_hands_back_what_waits_and_loses_nothing(rig: WorkerHarness) -> None:
     rig.script("brief", "echo done")
     worker = rig.start(concurrency=8)
     tasks = rig.put_all([TaskSpec(name="brief") for _ in range(400)])
@@ -163,7 +163,7 @@ def test_a_drain_of_hundreds_hands_back_what_waits_and_loses_nothing(rig: Rig) -
 # ── kill ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
+def test_nothing_outlives_a_killed_worker(rig: WorkerHarness) -> None:
     """Neither a group, nor a session of its own, nor what was started in the last moment."""
     text = "setsid sleep 300 & trap '' TERM INT HUP; sleep 300 & echo $$ > {0}/parked.$1; wait"
     for round_ in range(3):
@@ -182,7 +182,7 @@ def test_nothing_outlives_a_killed_worker(rig: Rig) -> None:
             rig.store.ask(functions.cancel(rig.policy, task))
 
 
-def test_a_program_without_our_environment_does_not_outlive_a_killed_worker_either(rig: Rig) -> None:
+def test_a_program_without_our_environment_does_not_outlive_a_killed_worker_either(rig: WorkerHarness) -> None:
     worker = rig.start()
     text = "echo $$ > {0}/parked.$1; exec env -i sleep 300"
     ((_, pid),) = park(rig, "a", text=text).items()
@@ -191,7 +191,7 @@ def test_a_program_without_our_environment_does_not_outlive_a_killed_worker_eith
     until(lambda: not alive(pid), "its end")
 
 
-def test_a_worker_killed_while_it_starts_programs_leaves_none(rig: Rig) -> None:
+def test_a_worker_killed_while_it_starts_programs_leaves_none(rig: WorkerHarness) -> None:
     """Killed at a random moment between fork, exec and the entry into the guard's table."""
     rig.script("park", f"echo > {rig.directory}/up; exec sleep 300")
     for _ in range(5):
@@ -205,7 +205,7 @@ def test_a_worker_killed_while_it_starts_programs_leaves_none(rig: Rig) -> None:
         rig.store.client.delete(f"{rig.store.keys.prefix}ready:default")
 
 
-def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
+def test_the_guard_is_deaf_to_what_stops_the_worker(rig: WorkerHarness) -> None:
     worker = rig.start()
     ((_, pid),) = park(rig, "a").items()
     guard = worker.guard
@@ -217,7 +217,7 @@ def test_the_guard_is_deaf_to_what_stops_the_worker(rig: Rig) -> None:
     until(lambda: not alive(pid), "the end of the program")
 
 
-def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> None:
+def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: WorkerHarness) -> None:
     """Else it would renew, for ever, the lease of an attempt that it no longer knows."""
     program = (
         "import sys; from kingtask import config, log; from kingtask.worker import host, worker\n"
@@ -234,7 +234,7 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: Rig) -> N
     assert rig.get(task).state == "running"  # until its lease has run out
 
 
-def test_a_lost_guard_is_replaced(rig: Rig) -> None:
+def test_a_lost_guard_is_replaced(rig: WorkerHarness) -> None:
     worker = rig.start(renew=0.1)
     away = rig.directory / "away"
     rig.script("escape", f"setsid sh -c ': > {away}; exec sleep 300' & until [ -e {away} ]; do :; done")
@@ -250,7 +250,7 @@ def test_a_lost_guard_is_replaced(rig: Rig) -> None:
     until(lambda: not alive(first) and not alive(second), "the end of what ran before and after")
 
 
-def test_a_guard_that_does_not_answer_holds_nothing_up(rig: Rig) -> None:
+def test_a_guard_that_does_not_answer_holds_nothing_up(rig: WorkerHarness) -> None:
     rig.script("leave", "setsid sleep 300 & echo left")
     worker = rig.start()
     guard = worker.guard
