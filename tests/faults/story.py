@@ -111,7 +111,7 @@ class Ran:
 
 
 @dataclass(slots=True)
-class Story:
+class TaskHistory:
     id: str
     sent: int = 0
     """Submits and requeues."""
@@ -171,7 +171,7 @@ class Stories:
     """All tasks of a history."""
 
     def __init__(self, history: History, promised: frozenset[str]) -> None:
-        self.by_id: dict[str, Story] = {}
+        self.by_id: dict[str, TaskHistory] = {}
         self.submits = 0
         self.unknown = 0
         self.first_ns = self.last_ns = 0
@@ -187,10 +187,10 @@ class Stories:
         self._executions(history.executions)
         self._finals(history.finals)
 
-    def _story(self, task_id: str) -> Story:
+    def _story(self, task_id: str) -> TaskHistory:
         story = self.by_id.get(task_id)
         if story is None:
-            story = self.by_id[task_id] = Story(task_id)
+            story = self.by_id[task_id] = TaskHistory(task_id)
         return story
 
     def _again(self, origin: str) -> Asked | None:
@@ -241,7 +241,7 @@ class Stories:
         elif end is not None and end.code == "not_found":
             story.missing_ns = max(story.missing_ns, invoke.mono_ns)
 
-    def _asked(self, story: Story, invoke: Op, end: Op | None) -> None:
+    def _asked(self, story: TaskHistory, invoke: Op, end: Op | None) -> None:
         story.sent += 1
         story.origin = story.origin or invoke.origin
         if invoke.asked is not None and invoke.asked not in story.contents:
@@ -260,7 +260,7 @@ class Stories:
                 story.acked_by, story.acked_op = intern(invoke.proc), invoke.op
 
     @staticmethod
-    def _read(story: Story, reading: Reading, from_ns: int, to_ns: int) -> None:
+    def _read(story: TaskHistory, reading: Reading, from_ns: int, to_ns: int) -> None:
         if reading.state not in TERMINAL:
             story.alive_ns = max(story.alive_ns, from_ns)
             return

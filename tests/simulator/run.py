@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
 from tests.simulator.ledger import Violation
-from tests.simulator.story import Story
+from tests.simulator.story import SimulationRun
 from tests.store.model import Model
 
 SHOWN = 200
@@ -16,7 +16,7 @@ SHOWN = 200
 
 def failure(seed: int, *, model: type[Model] = Model) -> str | None:
     """What is wrong in the story of a seed, with its trace; None if nothing is."""
-    story = Story(seed, model=model)
+    story = SimulationRun(seed, model=model)
     try:
         story.run()
     except Violation as violation:
@@ -40,11 +40,11 @@ def digest(seeds: Iterable[int]) -> str:
     """Of all that happens in these stories."""
     found = sha256()
     for seed in seeds:
-        story = Story(seed)
+        story = SimulationRun(seed)
         story.run()
         found.update("\n".join(_lines(story)).encode())
     return found.hexdigest()
 
 
-def _lines(story: Story) -> list[str]:
+def _lines(story: SimulationRun) -> list[str]:
     return [f"{now:9.4f} {' '.join(map(str, what))}" for now, *what in story.world.trace]

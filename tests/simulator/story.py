@@ -27,7 +27,7 @@ DRAIN_S = 90.0
 CHECK_S = 0.25
 
 
-class Story:
+class SimulationRun:
     """Everything in it is drawn from the seed; `run` raises Violation."""
 
     def __init__(self, seed: int, *, model: type[Model] = Model) -> None:

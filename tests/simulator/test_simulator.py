@@ -16,7 +16,7 @@ from tests.processes import descriptors
 from tests.simulator import broken
 from tests.simulator.faults import Fate
 from tests.simulator.run import digest, failure, many
-from tests.simulator.story import Story
+from tests.simulator.story import SimulationRun
 from tests.store.model import Model
 
 SEEDS = int(os.environ.get("KINGTASK_SIM_SEEDS", "1000"))
@@ -90,7 +90,7 @@ def test_a_seed_decides_everything() -> None:
 def test_everything_that_can_go_wrong_does() -> None:
     happened: set[str] = set()
     for seed in range(200):
-        story = Story(seed)
+        story = SimulationRun(seed)
         story.run()
         happened |= {str(word) for _, _, *words in story.world.trace for word in words[:1]}
         happened |= {view.state.value for view in story.ledger.views.values()}

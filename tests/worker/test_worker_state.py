@@ -57,7 +57,7 @@ def apart(actions: Iterable[Any]) -> list[Any]:
     return parts
 
 
-class Story:
+class WorkerStateHarness:
     """Slots and a clock; keeps what was decided last."""
 
     def __init__(self, slots: int = 2, *, up: bool = True) -> None:
@@ -114,8 +114,8 @@ class Story:
 
 
 @pytest.fixture
-def story() -> Story:
-    found = Story()
+def story() -> WorkerStateHarness:
+    found = WorkerStateHarness()
     found.settle()
     return found
 
@@ -124,13 +124,13 @@ def story() -> Story:
 
 
 def test_coming_up_renews_before_it_claims() -> None:
-    story = Story(3)
+    story = WorkerStateHarness(3)
     assert [type(action) for action in story.decide()] == [Extend, Claim]
     assert story.of(Extend) == [Extend([], [], 0)]
     assert story.of(Claim)[0].n == 3
 
 
-def test_one_claim_at_a_time_and_a_wakeup_during_it_causes_one_more(story: Story) -> None:
+def test_one_claim_at_a_time_and_a_wakeup_during_it_causes_one_more(story: WorkerStateHarness) -> None:
     claim = story.claim()
     story.slots.wakeup()
     story.slots.wakeup()
@@ -142,7 +142,7 @@ def test_one_claim_at_a_time_and_a_wakeup_during_it_causes_one_more(story: Story
     assert story.decide() == []
 
 
-def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_free(story: Story) -> None:
+def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_free(story: WorkerStateHarness) -> None:
     first, second = story.run("a", "b")
     assert story.decide() == []  # no slot
     story.slots.ended(first, ended(first))
@@ -154,7 +154,7 @@ def test_a_claim_that_got_all_it_asked_for_is_followed_by_one_when_a_slot_is_fre
     assert [type(action) for action in story.decide()] == [Finish]  # it came back empty: a hint will follow
 
 
-def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> None:
+def test_one_call_finishes_what_ended_and_claims_what_is_next(story: WorkerStateHarness) -> None:
     first, second = story.run("a", "b")
     story.slots.ended(first, ended(first))
     finish, claim = story.decide()
@@ -169,7 +169,7 @@ def test_one_call_finishes_what_ended_and_claims_what_is_next(story: Story) -> N
 
 def test_a_call_does_not_do_too_much() -> None:
     """Nor does the claim wait for one with less to do."""
-    story = Story(MAX_ITEMS)
+    story = WorkerStateHarness(MAX_ITEMS)
     story.settle()
     fences = story.run(*(str(i) for i in range(MAX_ITEMS)))
     for fence in fences[: MAX_ITEMS // 2 + 1]:
@@ -178,14 +178,14 @@ def test_a_call_does_not_do_too_much() -> None:
     assert [type(action) for action in story.joined] == [Finish, Claim]
 
 
-def test_a_claim_that_was_cut_short_is_followed_by_another_at_once(story: Story) -> None:
+def test_a_claim_that_was_cut_short_is_followed_by_another_at_once(story: WorkerStateHarness) -> None:
     story.claim()
     story.slots.claimed([task("large")], story.now_s, more=True)
     (claim,) = story.decide()
     assert (claim.n, claim.again) == (1, False)
 
 
-def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
+def test_a_wakeup_without_a_free_slot_is_remembered(story: WorkerStateHarness) -> None:
     (fence, _) = story.run("a", "b")
     story.slots.wakeup()
     assert story.decide() == []
@@ -193,7 +193,7 @@ def test_a_wakeup_without_a_free_slot_is_remembered(story: Story) -> None:
     assert [type(action) for action in story.decide()] == [Finish, Claim]
 
 
-def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(story: Story) -> None:
+def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(story: WorkerStateHarness) -> None:
     def appetite() -> Readiness:
         story.decide()
         return story.slots.readiness(story.now_s)
@@ -221,7 +221,7 @@ def test_hints_are_wanted_when_there_is_room_and_nothing_was_there_to_claim(stor
 
 
 def test_more_slots_are_claimed_for_at_once_and_fewer_when_what_holds_them_has_ended() -> None:
-    story = Story(1)
+    story = WorkerStateHarness(1)
     story.settle()
     first = story.run("a")
     story.slots.wakeup()
@@ -243,7 +243,7 @@ def test_more_slots_are_claimed_for_at_once_and_fewer_when_what_holds_them_has_e
     assert claim.n == 1
 
 
-def test_a_claim_that_was_sent_again_says_nothing_of_what_came_meanwhile(story: Story) -> None:
+def test_a_claim_that_was_sent_again_says_nothing_of_what_came_meanwhile(story: WorkerStateHarness) -> None:
     story.claim()
     story.slots.claim_failed(stored="unknown")
     assert story.claim().again
@@ -253,7 +253,7 @@ def test_a_claim_that_was_sent_again_says_nothing_of_what_came_meanwhile(story: 
     assert not claim.again
 
 
-def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: Story) -> None:
+def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: WorkerStateHarness) -> None:
     claim = story.claim()
     story.slots.went_down()
     story.slots.claim_failed(stored="unknown")
@@ -267,7 +267,7 @@ def test_a_claim_whose_reply_was_lost_is_sent_again_under_its_token(story: Story
     assert [fence.token for fence in story.spawn()] == [claim.token]
 
 
-def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: Story) -> None:
+def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: WorkerStateHarness) -> None:
     """With Redis up: asking again at once would be asking without end."""
     claim = story.claim()
     story.slots.claim_failed(stored="unknown")
@@ -276,7 +276,7 @@ def test_a_claim_whose_reply_cannot_be_read_waits_for_the_next_look(story: Story
     assert story.decide() == [claim._replace(again=True)]
 
 
-def test_a_refused_claim_waits_for_the_next_look(story: Story) -> None:
+def test_a_refused_claim_waits_for_the_next_look(story: WorkerStateHarness) -> None:
     claim = story.claim()
     story.slots.claim_failed(stored="no")
     assert story.decide() == []
@@ -286,7 +286,7 @@ def test_a_refused_claim_waits_for_the_next_look(story: Story) -> None:
 
 
 def test_ends_that_redis_does_not_take_bound_what_is_claimed() -> None:
-    story = Story(2)
+    story = WorkerStateHarness(2)
     story.settle()
     for names in (("a", "b"), ("c", "d")):
         for fence in story.run(*names):
@@ -307,7 +307,7 @@ def test_ends_that_redis_does_not_take_bound_what_is_claimed() -> None:
 # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_slow_reply_is_renewed_before_anything_is_spawned(story: Story) -> None:
+def test_a_slow_reply_is_renewed_before_anything_is_spawned(story: WorkerStateHarness) -> None:
     claim = story.claim()
     sent_s = story.now_s
     story.now_s += LEASE_S / 2 + 0.1
@@ -323,7 +323,7 @@ def test_a_slow_reply_is_renewed_before_anything_is_spawned(story: Story) -> Non
     ]
 
 
-def test_waiting_too_long_for_its_turn_is_the_same_as_a_slow_reply(story: Story) -> None:
+def test_waiting_too_long_for_its_turn_is_the_same_as_a_slow_reply(story: WorkerStateHarness) -> None:
     story.claim()
     story.slots.claimed([task("a")], story.now_s)
     story.now_s += LEASE_S / 2 + 0.1
@@ -332,7 +332,7 @@ def test_waiting_too_long_for_its_turn_is_the_same_as_a_slow_reply(story: Story)
     assert [fence.id for fence in extend.held] == ["a"]
 
 
-def test_extend_names_what_runs_what_ended_and_the_claim_under_way(story: Story) -> None:
+def test_extend_names_what_runs_what_ended_and_the_claim_under_way(story: WorkerStateHarness) -> None:
     first, second = story.run("a", "b")
     story.slots.ended(first, ended(first))
     story.slots.renew()
@@ -348,7 +348,7 @@ def test_extend_names_what_runs_what_ended_and_the_claim_under_way(story: Story)
     assert extend.claims == [claim.token]
 
 
-def test_fenced_stops_what_runs_and_drops_its_outcome(story: Story) -> None:
+def test_fenced_stops_what_runs_and_drops_its_outcome(story: WorkerStateHarness) -> None:
     first, second = story.run("a", "b")
     story.slots.renew()
     (extend,) = story.decide()
@@ -363,7 +363,7 @@ def test_fenced_stops_what_runs_and_drops_its_outcome(story: Story) -> None:
     assert story.of(Finish) == []
 
 
-def test_what_may_be_started_only_once_is_not_let_go_by_fenced(story: Story) -> None:
+def test_what_may_be_started_only_once_is_not_let_go_by_fenced(story: WorkerStateHarness) -> None:
     """A failover may forget that it was lost: it is named, and its end told, until that is settled."""
     (fence,) = story.run("a", fail_if_lost=True)
     story.slots.renew()
@@ -383,7 +383,7 @@ def test_what_may_be_started_only_once_is_not_let_go_by_fenced(story: Story) -> 
     assert story.slots.idle
 
 
-def test_a_task_may_be_claimed_again_while_its_fenced_attempt_is_being_stopped(story: Story) -> None:
+def test_a_task_may_be_claimed_again_while_its_fenced_attempt_is_being_stopped(story: WorkerStateHarness) -> None:
     (first,) = story.run("a")
     story.slots.renew()
     (extend,) = story.decide()
@@ -397,7 +397,9 @@ def test_a_task_may_be_claimed_again_while_its_fenced_attempt_is_being_stopped(s
     assert story.of(Finish)[0].ended[0].fence == second
 
 
-def test_a_lease_that_a_damaged_index_does_not_renew_stops_nothing_and_starts_nothing(story: Story) -> None:
+def test_a_lease_that_a_damaged_index_does_not_renew_stops_nothing_and_starts_nothing(
+    story: WorkerStateHarness,
+) -> None:
     (running,) = story.run("a")
     story.claim()
     story.claim_gives("b")
@@ -414,7 +416,7 @@ def test_a_lease_that_a_damaged_index_does_not_renew_stops_nothing_and_starts_no
     assert [fence.id for fence in story.spawn()] == ["b"]
 
 
-def test_fenced_means_nothing_to_what_has_ended(story: Story) -> None:
+def test_fenced_means_nothing_to_what_has_ended(story: WorkerStateHarness) -> None:
     (fence,) = story.run("a")
     story.slots.renew()
     (extend,) = story.decide()
@@ -427,7 +429,7 @@ def test_fenced_means_nothing_to_what_has_ended(story: Story) -> None:
     assert story.of(Finish) == [finish]
 
 
-def test_a_cancel_hint_only_asks_and_redis_answers(story: Story) -> None:
+def test_a_cancel_hint_only_asks_and_redis_answers(story: WorkerStateHarness) -> None:
     (fence,) = story.run("a")
     story.slots.cancel_hint("somebody else's")
     assert story.decide() == []
@@ -444,7 +446,7 @@ def test_a_cancel_hint_only_asks_and_redis_answers(story: Story) -> None:
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_outage_stops_nothing_and_forgets_nothing(story: Story) -> None:
+def test_an_outage_stops_nothing_and_forgets_nothing(story: WorkerStateHarness) -> None:
     first, second = story.run("a", "b")
     story.slots.went_down()
     story.slots.ended(first, ended(first))
@@ -457,7 +459,7 @@ def test_an_outage_stops_nothing_and_forgets_nothing(story: Story) -> None:
     assert set(extend.held) == {first, second}
 
 
-def test_a_finish_without_an_answer_is_sent_again(story: Story) -> None:
+def test_a_finish_without_an_answer_is_sent_again(story: WorkerStateHarness) -> None:
     (fence,) = story.run("a")
     story.slots.ended(fence, ended(fence))
     story.decide()
@@ -473,7 +475,7 @@ def test_a_finish_without_an_answer_is_sent_again(story: Story) -> None:
     assert story.of(Finish) == []
 
 
-def test_a_full_redis_gets_the_outcome_with_short_outputs(story: Story) -> None:
+def test_a_full_redis_gets_the_outcome_with_short_outputs(story: WorkerStateHarness) -> None:
     (fence,) = story.run("a")
     story.slots.ended(fence, ended(fence, b"o" * 100_000))
     story.decide()
@@ -482,7 +484,7 @@ def test_a_full_redis_gets_the_outcome_with_short_outputs(story: Story) -> None:
     assert (finish.cut, len(finish.ended[0].stdout)) == (True, CUT_BYTES)
 
 
-def test_a_shortage_hands_back_and_pauses_longer_each_time(story: Story) -> None:
+def test_a_shortage_hands_back_and_pauses_longer_each_time(story: WorkerStateHarness) -> None:
     pause_s = SPAWN_FAILED_S
     for _ in range(8):
         (fence,) = story.run("a")
@@ -508,7 +510,7 @@ def test_a_shortage_hands_back_and_pauses_longer_each_time(story: Story) -> None
     assert story.decide(after_s=SPAWN_FAILED_S + 0.01) != []
 
 
-def test_a_shortage_is_told_at_once_and_several_of_one_claim_are_one(story: Story) -> None:
+def test_a_shortage_is_told_at_once_and_several_of_one_claim_are_one(story: WorkerStateHarness) -> None:
     fences = story.run("a", "b")
     for fence in fences:
         story.slots.spawn_failed(fence, story.now_s, "no processes left")
@@ -522,7 +524,7 @@ def test_a_shortage_is_told_at_once_and_several_of_one_claim_are_one(story: Stor
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_drain_hands_back_what_was_not_started_and_claims_no_more(story: Story) -> None:
+def test_drain_hands_back_what_was_not_started_and_claims_no_more(story: WorkerStateHarness) -> None:
     story.claim()
     story.slots.claimed([task("a"), task("b")], story.now_s)
     started = story.slots.next_to_spawn(story.now_s)
@@ -544,7 +546,7 @@ def test_drain_hands_back_what_was_not_started_and_claims_no_more(story: Story) 
     assert story.slots.idle
 
 
-def test_what_a_claim_brings_during_the_drain_is_handed_back(story: Story) -> None:
+def test_what_a_claim_brings_during_the_drain_is_handed_back(story: WorkerStateHarness) -> None:
     story.claim()
     story.slots.drain()
     story.decide()
@@ -555,7 +557,7 @@ def test_what_a_claim_brings_during_the_drain_is_handed_back(story: Story) -> No
     assert [fence.id for fence, _ in release.attempts] == ["a"]
 
 
-def test_the_end_of_what_may_be_started_only_once_is_renewed_until_it_is_confirmed(story: Story) -> None:
+def test_the_end_of_what_may_be_started_only_once_is_renewed_until_it_is_confirmed(story: WorkerStateHarness) -> None:
     """A failover may forget it: what Redis then takes for running and nobody names would be handed back."""
     story.claim()
     unsure = story.slots.claimed([task("a", fail_if_lost=True)], story.now_s)
@@ -576,7 +578,7 @@ def test_the_end_of_what_may_be_started_only_once_is_renewed_until_it_is_confirm
     assert story.slots.unconfirmed == 0
 
 
-def test_an_extend_says_which_claims_were_made_before_it_was_sent(story: Story) -> None:
+def test_an_extend_says_which_claims_were_made_before_it_was_sent(story: WorkerStateHarness) -> None:
     first = story.claim()
     story.slots.claimed([], story.now_s)
     story.slots.renew()
@@ -585,7 +587,7 @@ def test_an_extend_says_which_claims_were_made_before_it_was_sent(story: Story) 
     assert (extend.upto, second.nth) == (first.nth, first.nth + 1)
 
 
-def test_a_lost_claim_is_handed_back_by_an_extend_that_does_not_name_it(story: Story) -> None:
+def test_a_lost_claim_is_handed_back_by_an_extend_that_does_not_name_it(story: WorkerStateHarness) -> None:
     claim = story.claim()
     story.slots.went_down()
     story.slots.claim_failed(stored="unknown")
@@ -599,7 +601,7 @@ def test_a_lost_claim_is_handed_back_by_an_extend_that_does_not_name_it(story: S
     assert story.slots.idle
 
 
-def test_a_claim_that_is_lost_during_the_drain_is_handed_back_likewise(story: Story) -> None:
+def test_a_claim_that_is_lost_during_the_drain_is_handed_back_likewise(story: WorkerStateHarness) -> None:
     story.slots.wakeup()
     story.slots.renew()
     extend, _ = story.decide()
@@ -614,7 +616,7 @@ def test_a_claim_that_is_lost_during_the_drain_is_handed_back_likewise(story: St
     assert story.slots.idle
 
 
-def test_what_is_being_stopped_is_not_stopped_for_another_reason(story: Story) -> None:
+def test_what_is_being_stopped_is_not_stopped_for_another_reason(story: WorkerStateHarness) -> None:
     (fence,) = story.run("a")
     story.slots.renew()
     (extend,) = story.decide()
@@ -626,7 +628,7 @@ def test_what_is_being_stopped_is_not_stopped_for_another_reason(story: Story) -
     assert story.of(StopProcess) == [StopProcess(fence, "cancelled")]
 
 
-def test_stop_releases_what_may_run_again_and_interrupts_what_may_not(story: Story) -> None:
+def test_stop_releases_what_may_run_again_and_interrupts_what_may_not(story: WorkerStateHarness) -> None:
     (first,) = story.run("a")
     (second,) = story.run("b", fail_if_lost=True)
     story.slots.drain()
@@ -643,7 +645,7 @@ def test_stop_releases_what_may_run_again_and_interrupts_what_may_not(story: Sto
 # ── what may be started only once ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_may_be_started_only_once_waits_until_its_claim_is_stored(story: Story) -> None:
+def test_what_may_be_started_only_once_waits_until_its_claim_is_stored(story: WorkerStateHarness) -> None:
     story.claim()
     (fence,) = story.claim_gives("once", fail_if_lost=True)
     assert story.spawn() == []
@@ -651,14 +653,14 @@ def test_what_may_be_started_only_once_waits_until_its_claim_is_stored(story: St
     assert story.spawn() == [fence]
 
 
-def test_the_others_of_the_same_claim_do_not_wait(story: Story) -> None:
+def test_the_others_of_the_same_claim_do_not_wait(story: WorkerStateHarness) -> None:
     story.claim()
     unsure = story.slots.claimed([task("once", fail_if_lost=True), task("again")], story.now_s)
     assert [fence.id for fence in unsure] == ["once"]
     assert [fence.id for fence in story.spawn()] == ["again"]
 
 
-def test_a_claim_that_is_not_confirmed_is_handed_back_unstarted_and_claiming_pauses(story: Story) -> None:
+def test_a_claim_that_is_not_confirmed_is_handed_back_unstarted_and_claiming_pauses(story: WorkerStateHarness) -> None:
     story.claim()
     unsure = story.claim_gives("once", fail_if_lost=True)
     story.slots.stored(unsure, story.now_s, sure=False)
@@ -671,7 +673,7 @@ def test_a_claim_that_is_not_confirmed_is_handed_back_unstarted_and_claiming_pau
     assert [type(action) for action in story.decide(UNCONFIRMED_S)] == [Claim]
 
 
-def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: Story) -> None:
+def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: WorkerStateHarness) -> None:
     story.claim()
     unsure = story.slots.claimed([task(name, fail_if_lost=True) for name in ("fenced", "cancelled")], story.now_s)
     story.slots.renew()
@@ -685,7 +687,7 @@ def test_what_is_gone_when_its_claim_is_confirmed_stays_gone(story: Story) -> No
         assert (story.spawn(), story.slots.busy, story.slots.unconfirmed) == ([], 0, 0)
 
 
-def test_a_worker_that_drains_hands_back_what_waits_for_its_confirmation(story: Story) -> None:
+def test_a_worker_that_drains_hands_back_what_waits_for_its_confirmation(story: WorkerStateHarness) -> None:
     story.claim()
     unsure = story.claim_gives("once", fail_if_lost=True)
     story.slots.drain()
@@ -695,7 +697,7 @@ def test_a_worker_that_drains_hands_back_what_waits_for_its_confirmation(story: 
     assert story.spawn() == []
 
 
-def test_a_confirmation_that_took_long_is_followed_by_a_renewal_before_the_start(story: Story) -> None:
+def test_a_confirmation_that_took_long_is_followed_by_a_renewal_before_the_start(story: WorkerStateHarness) -> None:
     story.claim()
     unsure = story.claim_gives("once", fail_if_lost=True)
     story.now_s += LEASE_S
