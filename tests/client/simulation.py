@@ -44,7 +44,7 @@ class Broker:
         return [mood for since, mood in self.moods if since <= now][-1]
 
 
-class World:
+class ClientSimulation:
     """`done` has every call that is done, and when."""
 
     def __init__(self, brokers: Sequence[Broker], seed: int = 0) -> None:

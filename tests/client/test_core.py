@@ -12,7 +12,7 @@ from kingtask import protocol, wire
 from kingtask.client.call import Call
 from kingtask.client.core import Core
 from kingtask.errors import Busy, InvalidRequest, NoAnswer, NotConfirmed, RequestRefused, Unavailable
-from tests.client.simulation import Broker, Mood, World
+from tests.client.simulation import Broker, ClientSimulation, Mood
 
 HEALTHY = [(0.0, Mood.WELL)]
 
@@ -22,8 +22,8 @@ def requeue(name: str = "task", timeout_s: float = 10.0) -> Call:
     return Call("requeue", {"id": name}, timeout_s, about=name)
 
 
-def one(*moods: tuple[float, Mood]) -> World:
-    return World([Broker(list(moods))])
+def one(*moods: tuple[float, Mood]) -> ClientSimulation:
+    return ClientSimulation([Broker(list(moods))])
 
 
 def the_error(call: Call) -> RequestRefused | NoAnswer:
@@ -45,7 +45,7 @@ schedules = st.lists(st.tuples(st.floats(0.01, 20), st.sampled_from(Mood)), min_
     seed=st.integers(0, 2**32),
 )
 def test_every_call_ends_once_in_time_with_its_own_reply_and_says_truly_what_is_stored(brokers, calls, seed):
-    world = World([Broker(moods) for moods in brokers], seed)
+    world = ClientSimulation([Broker(moods) for moods in brokers], seed)
     started = {world.start_at(at, requeue(f"task{i}", timeout)): at + timeout for i, (at, timeout) in enumerate(calls)}
 
     world.run()
@@ -82,7 +82,7 @@ def test_every_call_ends_once_in_time_with_its_own_reply_and_says_truly_what_is_
 def test_one_healthy_broker_of_several_is_found(others, place, starts, seed):
     brokers = [Broker(moods) for moods in others]
     brokers.insert(place, Broker(HEALTHY))
-    world = World(brokers, seed)
+    world = ClientSimulation(brokers, seed)
     calls = [world.start_at(at, requeue(f"task{i}", 120.0)) for i, at in enumerate(starts)]
 
     world.run()
@@ -93,7 +93,7 @@ def test_one_healthy_broker_of_several_is_found(others, place, starts, seed):
 @settings(max_examples=200)
 @given(schedule=schedules, seed=st.integers(0, 2**32))
 def test_a_broker_in_trouble_is_not_stormed(schedule, seed):
-    world = World([Broker(schedule)], seed)
+    world = ClientSimulation([Broker(schedule)], seed)
     call = world.start(requeue(timeout_s=60.0))
 
     world.run()
@@ -106,7 +106,7 @@ def test_a_broker_in_trouble_is_not_stormed(schedule, seed):
 
 
 def test_a_reply_lost_with_a_dying_broker_is_asked_for_again_at_once_at_the_next_address():
-    world = World([Broker([(0, Mood.MUTE), (0.5, Mood.DEAD)]), Broker(HEALTHY)])
+    world = ClientSimulation([Broker([(0, Mood.MUTE), (0.5, Mood.DEAD)]), Broker(HEALTHY)])
     call = world.start(requeue())
 
     world.run()
@@ -117,7 +117,7 @@ def test_a_reply_lost_with_a_dying_broker_is_asked_for_again_at_once_at_the_next
 
 
 def test_a_silent_broker_is_left_after_a_second():
-    world = World([Broker([(0, Mood.MUTE)]), Broker(HEALTHY)])
+    world = ClientSimulation([Broker([(0, Mood.MUTE)]), Broker(HEALTHY)])
     call = world.start(requeue())
 
     world.run()

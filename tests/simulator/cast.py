@@ -8,14 +8,19 @@ from typing import Any
 from kingtask.config import BrokerConfig, WorkerConfig
 from tests.simulator.faults import Faults
 from tests.simulator.processes import HostedBroker, HostedWorker
-from tests.simulator.world import Loop, World
+from tests.simulator.world import Loop, SimulatedWorld
 
 
 class Cast:
     """`on_gone` is told of each broker that has died. Whoever is gone comes back a little later, as another one."""
 
     def __init__(
-        self, world: World, faults: Faults, lease_s: float, max_lost: int, on_gone: Callable[[HostedBroker], None]
+        self,
+        world: SimulatedWorld,
+        faults: Faults,
+        lease_s: float,
+        max_lost: int,
+        on_gone: Callable[[HostedBroker], None],
     ) -> None:
         self._world = world
         self._random = random = world.random

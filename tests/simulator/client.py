@@ -9,7 +9,7 @@ from kingtask.client.call import Call
 from kingtask.client.core import Core
 from tests.simulator.faults import Faults
 from tests.simulator.processes import HostedBroker, Peer
-from tests.simulator.world import World
+from tests.simulator.world import SimulatedWorld
 
 
 class Client:
@@ -17,7 +17,7 @@ class Client:
 
     def __init__(
         self,
-        world: World,
+        world: SimulatedWorld,
         faults: Faults,
         name: str,
         addresses: int,
@@ -112,7 +112,7 @@ class Client:
 class Switchboard:
     """Replies to the clients they are for."""
 
-    def __init__(self, world: World, faults: Faults) -> None:
+    def __init__(self, world: SimulatedWorld, faults: Faults) -> None:
         self._world = world
         self._faults = faults
         self.clients: dict[bytes, Client] = {}

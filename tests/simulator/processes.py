@@ -21,7 +21,7 @@ from kingtask.store.functions import Claimed, EndedTask, Fence
 from kingtask.worker.exec.outcome import Stop, judge
 from kingtask.worker.outbox import Report
 from tests.simulator.links import BrokerStore, Surroundings, WorkerStore
-from tests.simulator.world import Loop, World, here
+from tests.simulator.world import Loop, SimulatedWorld, here
 
 Peer = tuple[bytes, ...]
 
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 class Plant(NamedTuple):
     """What all processes of one world share. `run_of` says how an attempt will go."""
 
-    world: World
+    world: SimulatedWorld
     at: Surroundings
     run_of: Callable[[Fence], Run]
     replies: Callable[[Peer, bytes], None]
@@ -268,7 +268,7 @@ class _Attempt:
 class _Os:
     """`os`, but with the seed's random numbers and no descriptors."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedWorld) -> None:
         self._world = world
 
     def urandom(self, size: int) -> bytes:

@@ -14,7 +14,7 @@ from kingtask.store import functions
 from kingtask.store.functions import FunctionCall
 from kingtask.task import TaskSpec
 from tests.simulator.ledger import Ledger, Snapshot, twin
-from tests.simulator.world import START_MS, World
+from tests.simulator.world import START_MS, SimulatedWorld
 from tests.store.model import Model, Task
 
 NOBODYS = functions.Lost("", 0, "", "")
@@ -77,7 +77,7 @@ class Redis:
     """Each call is executed at one instant, and the ledger looks at what it did."""
 
     def __init__(
-        self, world: World, policy: Policy, ledger: Ledger, model: type[Model], replica: Replica | None = None
+        self, world: SimulatedWorld, policy: Policy, ledger: Ledger, model: type[Model], replica: Replica | None = None
     ) -> None:
         self._world = world
         self._ledger = ledger

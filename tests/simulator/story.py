@@ -17,7 +17,7 @@ from tests.simulator.processes import HostedBroker, Plant, replaced
 from tests.simulator.redis import Redis, Replica
 from tests.simulator.trouble import Trouble
 from tests.simulator.work import Work
-from tests.simulator.world import World
+from tests.simulator.world import SimulatedWorld
 from tests.store.model import Model
 
 TROUBLE_S = 8.0
@@ -31,7 +31,7 @@ class SimulationRun:
     """Everything in it is drawn from the seed; `run` raises Violation."""
 
     def __init__(self, seed: int, *, model: type[Model] = Model) -> None:
-        self.world = world = World(seed)
+        self.world = world = SimulatedWorld(seed)
         random = world.random
         lease_s = random.choice([1.5, 3.0, 3.0, 15.0])
         policy = Policy(lease_ms=round(lease_s * 1000), max_lost=random.choice([1, 3, 3]))

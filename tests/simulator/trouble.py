@@ -11,14 +11,14 @@ from tests.simulator.cast import Cast
 from tests.simulator.faults import Faults
 from tests.simulator.processes import HostedBroker
 from tests.simulator.redis import Redis
-from tests.simulator.world import Loop, World
+from tests.simulator.world import Loop, SimulatedWorld
 
 
 class Trouble:
     """For `seconds`, of some kinds, until `heal`."""
 
     def __init__(
-        self, world: World, faults: Faults, redis: Redis, cast: Cast, *, lease_s: float, seconds: float
+        self, world: SimulatedWorld, faults: Faults, redis: Redis, cast: Cast, *, lease_s: float, seconds: float
     ) -> None:
         self._world = world
         self._random = world.random

@@ -17,14 +17,22 @@ from tests.simulator.client import Client
 from tests.simulator.ledger import Ledger, Violation
 from tests.simulator.processes import Run
 from tests.simulator.redis import Redis
-from tests.simulator.world import START_MS, World
+from tests.simulator.world import START_MS, SimulatedWorld
 
 
 class Work:
     """Begins within `seconds`; after that, `healed`, attempts are short."""
 
     def __init__(
-        self, seed: int, world: World, redis: Redis, ledger: Ledger, cast: Cast, *, lease_s: float, seconds: float
+        self,
+        seed: int,
+        world: SimulatedWorld,
+        redis: Redis,
+        ledger: Ledger,
+        cast: Cast,
+        *,
+        lease_s: float,
+        seconds: float,
     ) -> None:
         self._seed = seed
         self._world = world

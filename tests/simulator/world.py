@@ -17,7 +17,7 @@ START_MS = 1_800_000_000_000
 """Epoch milliseconds at second 0 of the world (January 2027)."""
 
 
-class World:
+class SimulatedWorld:
     """`trace` says what happened: (second, who, what, …)."""
 
     def __init__(self, seed: int) -> None:
@@ -89,7 +89,7 @@ class Timer:
 class Loop:
     """One process; `name` is for the trace."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: SimulatedWorld, name: str) -> None:
         self.world = world
         self.name = name
         self.dead = False
