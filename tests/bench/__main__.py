@@ -20,7 +20,7 @@ import kingtask
 from tests.bench import compare, contestants, install, machine, probe, run, scenarios
 from tests.bench.report import Report
 from tests.bench.sizes import FULL, TINY
-from tests.bench.stage import FSYNC, STORED, Setting
+from tests.bench.stage import FSYNC, STORED, BenchmarkPaths
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     sizes = TINY if options.tiny else FULL
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
-        setting = Setting(Path(directory) / "probe", places)
+        setting = BenchmarkPaths(Path(directory) / "probe", places)
         about = {"kingtask": kingtask.__version__, **machine.describe(probe.build(setting.probe))}
         rows: list[run.Row] = []
         names = options.only.split(",") if options.only else [*scenarios.ALL]

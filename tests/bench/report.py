@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.bench import contestants, scenarios
 from tests.bench.figures import Found
 from tests.bench.run import Row
-from tests.bench.targets import Target, targets
+from tests.bench.targets import PerformanceTarget, targets
 
 REFERENCES = ("list", "echo", "function", "hops", "spawn")
 """Ratios are taken to the first of these that has the figure, else to kingtask."""
@@ -82,7 +82,7 @@ class Report:
             found.setdefault(durability, {})[scenario] = Found(rows)
         return found
 
-    def _all_targets(self) -> Iterable[Target]:
+    def _all_targets(self) -> Iterable[PerformanceTarget]:
         return targets("valkey" in self.machine.get("server", "").lower())
 
     def _targets(self, durability: str) -> str:

@@ -14,7 +14,7 @@ from tests.bench.contestants import Contestant
 from tests.bench.measure import Figures
 from tests.bench.scenarios.base import Scenario
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Durability, Failed, Setting, Stage
+from tests.bench.stage import BenchmarkPaths, ContestantStack, Durability, Failed
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ def collect(
     durabilities: Sequence[Durability],
     rounds: int,
     sizes: Sizes,
-    setting: Setting,
+    setting: BenchmarkPaths,
 ) -> Iterable[Row]:
     """Give each row when it has been measured."""
     for nth in range(rounds):
@@ -59,14 +59,14 @@ def collect(
 
 
 def measure(
-    nth: int, scenario: Scenario, contestant: Contestant, durability: Durability, sizes: Sizes, setting: Setting
+    nth: int, scenario: Scenario, contestant: Contestant, durability: Durability, sizes: Sizes, setting: BenchmarkPaths
 ) -> Row:
     """One contestant through one scenario; a failure of it is told in the row, and ends nothing else."""
     row = Row(round=nth, scenario=scenario.name, durability=str(durability), contestant=contestant.name)
     row.load1 = os.getloadavg()[0]
     start = time.perf_counter()
     try:
-        with Stage(contestant, durability, setting) as stage:
+        with ContestantStack(contestant, durability, setting) as stage:
             row.config, row.versions = stage.client.hello["config"], stage.client.hello["versions"]
             figures = scenario.measure(stage, sizes)
             stage.check()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench import contestants, probe, run
 from tests.bench.scenarios import schedule
 from tests.bench.sizes import FULL
-from tests.bench.stage import STORED, Setting
+from tests.bench.stage import STORED, BenchmarkPaths
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=100_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
-        setting = Setting(Path(directory) / "probe", {})
+        setting = BenchmarkPaths(Path(directory) / "probe", {})
         probe.build(setting.probe)
         sizes = replace(FULL, scheduled=options.tasks)
         row = run.measure(0, schedule.SCENARIO, contestants.ALL["kingtask"], STORED, sizes, setting)

@@ -46,7 +46,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkPaths:
     """What all stages of a run share."""
 
     probe: Path
@@ -126,10 +126,10 @@ class Client:
         return self._log.read_text(errors="replace")[-1000:]
 
 
-class Stage:
+class ContestantStack:
     """A context: everything that was started is ended with it."""
 
-    def __init__(self, contestant: Contestant, durability: Durability, setting: Setting) -> None:
+    def __init__(self, contestant: Contestant, durability: Durability, setting: BenchmarkPaths) -> None:
         self.contestant = contestant
         self.durability = durability
         self._setting = setting

@@ -18,7 +18,7 @@ from tests.bench.measure import Figures
 from tests.bench.scenarios import submit
 from tests.bench.scenarios.base import Scenario
 from tests.bench.sizes import FULL, Sizes
-from tests.bench.stage import FSYNC, STORED, Setting, Stage
+from tests.bench.stage import FSYNC, STORED, BenchmarkPaths, ContestantStack
 
 FIGURE = "pipelined /s"
 NAMES = ("echo", "kingtask")
@@ -32,13 +32,13 @@ def main() -> None:
     options = parser.parse_args()
     durability = FSYNC if options.ack == "fsync" else STORED
 
-    def measure(stage: Stage, sizes: Sizes) -> Figures:
+    def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
         stage.client.call("submit", n=submit.WARM, limit_s=sizes.submit_limit_s)
         return {FIGURE: submit.pipelined(stage, options.submits)}
 
     scenario = Scenario(name="submit", about="", contestants=NAMES, measure=measure)
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
-        setting = Setting(Path(directory) / "probe", {})
+        setting = BenchmarkPaths(Path(directory) / "probe", {})
         probe.build(setting.probe)
         chosen = [contestants.ALL[name] for name in NAMES]
         rows = list(run.collect([scenario], chosen, [durability], options.rounds, FULL, setting))

@@ -36,7 +36,7 @@ def stored(state: State = State.READY, *, name: str = "a", queue: str = "default
     return StoredTask(1, task)
 
 
-class Setting:
+class DispatcherHarness:
     """A dispatcher between fakes."""
 
     def __init__(self, **config: Any) -> None:
@@ -66,14 +66,14 @@ class Setting:
 
 
 @pytest.fixture
-def setting() -> Setting:
-    return Setting()
+def setting() -> DispatcherHarness:
+    return DispatcherHarness()
 
 
 # ── one message, one reply ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_ping_is_answered_without_redis(setting: Setting) -> None:
+async def test_a_ping_is_answered_without_redis(setting: DispatcherHarness) -> None:
     setting.store.connected = False
     setting.ask("ping")
     reply = setting.reply()
@@ -93,7 +93,7 @@ REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("op", REPLIES)
-async def test_an_op_is_one_call_and_its_value_the_reply(setting: Setting, op: str) -> None:
+async def test_an_op_is_one_call_and_its_value_the_reply(setting: DispatcherHarness, op: str) -> None:
     fields, value, expected = REPLIES[op]
     setting.ask(op, **fields)
     assert setting.router.replies == []
@@ -105,7 +105,7 @@ async def test_an_op_is_one_call_and_its_value_the_reply(setting: Setting, op: s
         assert reply["task"]["id"] == ID
 
 
-async def test_a_submit_is_answered_when_it_is_confirmed(setting: Setting) -> None:
+async def test_a_submit_is_answered_when_it_is_confirmed(setting: DispatcherHarness) -> None:
     setting.ask("submit", task={"name": "a", "id": ID})
     (sent,) = setting.store.submits
     assert setting.dispatcher.pending == 1
@@ -115,7 +115,7 @@ async def test_a_submit_is_answered_when_it_is_confirmed(setting: Setting) -> No
 
 
 @pytest.mark.parametrize(("reached", "ok"), [(True, True), (False, False)])
-async def test_a_requeue_is_answered_when_it_is_confirmed(setting: Setting, reached: bool, ok: bool) -> None:
+async def test_a_requeue_is_answered_when_it_is_confirmed(setting: DispatcherHarness, reached: bool, ok: bool) -> None:
     setting.ask("requeue", id=ID, new_id=OTHER)
     setting.store.answer("requeue", ("ready", "default"))
     assert setting.router.replies == []
@@ -125,7 +125,7 @@ async def test_a_requeue_is_answered_when_it_is_confirmed(setting: Setting, reac
     assert ok or reply["error"]["code"] == "not_confirmed"
 
 
-async def test_a_refused_requeue_waits_for_no_replica(setting: Setting) -> None:
+async def test_a_refused_requeue_waits_for_no_replica(setting: DispatcherHarness) -> None:
     setting.ask("requeue", id=ID, new_id=OTHER)
     setting.store.answer("requeue", ("missing", ""))
     assert setting.code() == "not_found"
@@ -142,7 +142,7 @@ async def test_a_refused_requeue_waits_for_no_replica(setting: Setting) -> None:
     ],
 )
 async def test_a_bad_request_is_refused_with_its_rid(
-    setting: Setting, message: bytes, code: str, rid: int | None
+    setting: DispatcherHarness, message: bytes, code: str, rid: int | None
 ) -> None:
     setting.dispatcher.dispatch(PEER, message)
     reply = setting.reply()
@@ -150,7 +150,9 @@ async def test_a_bad_request_is_refused_with_its_rid(
     assert setting.counters.counts == {code: 1}
 
 
-async def test_a_fault_of_the_broker_costs_one_reply(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_of_the_broker_costs_one_reply(
+    setting: DispatcherHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     setting.ask("list", state="failed")
     setting.store.answer("list", "no page")
     assert setting.code() == "internal"
@@ -162,7 +164,7 @@ async def test_a_fault_of_the_broker_costs_one_reply(setting: Setting, caplog: p
 
 
 async def test_over_max_pending_the_reply_is_busy() -> None:
-    setting = Setting(max_pending=1)
+    setting = DispatcherHarness(max_pending=1)
     setting.ask("stats")
     setting.ask("stats")
     assert setting.code() == "busy"
@@ -172,13 +174,13 @@ async def test_over_max_pending_the_reply_is_busy() -> None:
     assert setting.router.replies == [], "there is room again"
 
 
-async def test_over_max_pending_bytes_the_reply_is_busy(setting: Setting) -> None:
+async def test_over_max_pending_bytes_the_reply_is_busy(setting: DispatcherHarness) -> None:
     setting.dispatcher.pending_bytes = setting.config.max_pending_bytes
     setting.ask("stats")
     assert setting.code() == "busy"
 
 
-async def test_without_redis_the_reply_is_unavailable(setting: Setting) -> None:
+async def test_without_redis_the_reply_is_unavailable(setting: DispatcherHarness) -> None:
     setting.store.connected = False
     setting.ask("submit", task={"name": "a"})
     reply = setting.reply()
@@ -186,14 +188,14 @@ async def test_without_redis_the_reply_is_unavailable(setting: Setting) -> None:
     assert "connection refused" in reply["error"]["message"]
 
 
-async def test_a_call_without_an_answer_leaves_open_whether_a_write_happened(setting: Setting) -> None:
+async def test_a_call_without_an_answer_leaves_open_whether_a_write_happened(setting: DispatcherHarness) -> None:
     for op, stored_ in (("cancel", "unknown"), ("get", "no")):
         setting.ask(op, id=ID)
         setting.store.answer(op, LOST)
         assert setting.reply()["error"]["stored"] == stored_
 
 
-async def test_a_reload_changes_the_bounds(setting: Setting) -> None:
+async def test_a_reload_changes_the_bounds(setting: DispatcherHarness) -> None:
     setting.dispatcher.reconfigure(BrokerConfig(max_pending=1), None)
     setting.ask("stats")
     setting.ask("stats")
@@ -203,7 +205,7 @@ async def test_a_reload_changes_the_bounds(setting: Setting) -> None:
 # ── waits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_wait_is_answered_at_the_end_of_the_task_and_is_not_pending(setting: Setting) -> None:
+async def test_a_wait_is_answered_at_the_end_of_the_task_and_is_not_pending(setting: DispatcherHarness) -> None:
     setting.ask("wait", id=ID, timeout_s=60.0)
     assert (setting.dispatcher.pending, setting.dispatcher.waiting) == (0, 1)
     setting.store.answer("wait", "succeeded")
@@ -213,21 +215,21 @@ async def test_a_wait_is_answered_at_the_end_of_the_task_and_is_not_pending(sett
     assert setting.dispatcher.waiting == 0
 
 
-async def test_a_wait_that_timed_out_is_pending_still(setting: Setting) -> None:
+async def test_a_wait_that_timed_out_is_pending_still(setting: DispatcherHarness) -> None:
     setting.ask("wait", id=ID)
     setting.store.answer("wait", "succeeded")
     setting.store.answer("get", stored(State.RUNNING))
     assert setting.reply()["pending"] is True
 
 
-async def test_a_wait_for_an_unknown_task_is_not_found(setting: Setting) -> None:
+async def test_a_wait_for_an_unknown_task_is_not_found(setting: DispatcherHarness) -> None:
     setting.ask("wait", id=ID)
     setting.store.answer("wait", "missing")
     assert setting.code() == "not_found"
 
 
 async def test_over_max_waits_the_reply_is_busy() -> None:
-    setting = Setting(max_waits=1)
+    setting = DispatcherHarness(max_waits=1)
     setting.ask("wait", id=ID)
     setting.ask("wait", id=ID)
     assert setting.code() == "busy"
@@ -236,7 +238,7 @@ async def test_over_max_waits_the_reply_is_busy() -> None:
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_broker_that_stops_ends_waits_and_answers_requests_in_progress(setting: Setting) -> None:
+async def test_a_broker_that_stops_ends_waits_and_answers_requests_in_progress(setting: DispatcherHarness) -> None:
     setting.ask("wait", id=ID)
     setting.ask("stats", rid=8)
     draining = asyncio.ensure_future(setting.dispatcher.drain(PATIENCE_S))
@@ -251,7 +253,7 @@ async def test_a_broker_that_stops_ends_waits_and_answers_requests_in_progress(s
     assert setting.reply()["rid"] == 8
 
 
-async def test_a_drain_ends_at_its_timeout(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: pytest.LogCaptureFixture) -> None:
     setting.ask("stats")
     await setting.dispatcher.drain(0.001)
     assert "broker=stopping unanswered=1" in caplog.messages
@@ -268,18 +270,18 @@ class _Keys(CurveAuth):
         return AuthenticatedPeer(PEER, self, key)
 
 
-def with_permissions(directory: Path, **file: Any) -> Setting:
+def with_permissions(directory: Path, **file: Any) -> DispatcherHarness:
     path = directory / "permissions.yaml"
     path.write_text(yaml.safe_dump(file))
-    return Setting(permissions=str(path))
+    return DispatcherHarness(permissions=str(path))
 
 
-async def test_a_revoked_key_is_denied_whatever_it_sends(setting: Setting) -> None:
+async def test_a_revoked_key_is_denied_whatever_it_sends(setting: DispatcherHarness) -> None:
     setting.ask("ping", peer=_Keys().peer("key"))
     assert setting.code() == "permission_denied"
 
 
-async def test_a_key_revoked_during_a_wait_gets_no_result(setting: Setting) -> None:
+async def test_a_key_revoked_during_a_wait_gets_no_result(setting: DispatcherHarness) -> None:
     keys = _Keys(alice="key")
     setting.ask("wait", peer=keys.peer("key"), id=ID)
     keys.reload({})
@@ -332,7 +334,7 @@ async def test_a_requeue_carries_the_quota_of_its_client(tmp_path: Path) -> None
     assert setting.store.sent[0].call.arguments["quota"] == ("anonymous", 7)
 
 
-async def test_a_reload_changes_the_permissions(setting: Setting, tmp_path: Path) -> None:
+async def test_a_reload_changes_the_permissions(setting: DispatcherHarness, tmp_path: Path) -> None:
     path = tmp_path / "permissions.yaml"
     path.write_text("default: {ops: [get]}")
     setting.dispatcher.reconfigure(setting.config, permissions_file.load(path))
@@ -342,7 +344,7 @@ async def test_a_reload_changes_the_permissions(setting: Setting, tmp_path: Path
 
 @pytest.mark.parametrize("op", [op for op in protocol.OPS.values() if op.name not in {"ping", "wait", "submit"}])
 async def test_only_audited_ops_are_in_the_audit_log(
-    op: protocol.Op, setting: Setting, caplog: pytest.LogCaptureFixture
+    op: protocol.Op, setting: DispatcherHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kingtask.audit")
     fields: dict[str, dict[str, Any]] = {
@@ -362,7 +364,7 @@ async def test_only_audited_ops_are_in_the_audit_log(
 
 
 async def test_with_metrics_each_reply_is_timed_by_its_op() -> None:
-    setting = Setting(metrics_addr="127.0.0.1:9597")
+    setting = DispatcherHarness(metrics_addr="127.0.0.1:9597")
     assert set(setting.dispatcher.times) == set(protocol.OPS) - {"ping"}
     setting.ask("stats")
     setting.store.answer("stats", StoreStats([], [], []))
@@ -370,5 +372,5 @@ async def test_with_metrics_each_reply_is_timed_by_its_op() -> None:
     assert counted == {**dict.fromkeys(counted, 0), "stats": 1}
 
 
-async def test_without_metrics_nothing_is_timed(setting: Setting) -> None:
+async def test_without_metrics_nothing_is_timed(setting: DispatcherHarness) -> None:
     assert setting.dispatcher.times == {}

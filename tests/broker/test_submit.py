@@ -23,7 +23,7 @@ OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 POLICY = Policy()
 
 
-class Setting:
+class BatcherHarness:
     """A batcher between fakes; `replies` are those of all requests."""
 
     def __init__(self, idle_workers: int = 0) -> None:
@@ -55,7 +55,7 @@ def client(**rule: Any) -> ClientPolicy:
 
 
 def test_a_lone_submit_is_sent_at_the_end_of_its_drain() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.batcher.submit(protocol.Submit(task={"name": "a", "id": ID}), None, setting.replies.append)
     assert not setting.store.submits
     setting.batcher.flush()
@@ -63,7 +63,7 @@ def test_a_lone_submit_is_sent_at_the_end_of_its_drain() -> None:
 
 
 def test_submits_that_arrive_while_a_call_is_in_flight_share_the_next_one() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     for _ in range(4):
         setting.submit()
     assert len(setting.store.submits) == 1
@@ -72,7 +72,7 @@ def test_submits_that_arrive_while_a_call_is_in_flight_share_the_next_one() -> N
 
 
 def test_the_next_batch_does_not_wait_for_the_replicas_of_the_last() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     setting.submit()
     setting.store.submits[0].stored(LOST)
@@ -81,7 +81,7 @@ def test_the_next_batch_does_not_wait_for_the_replicas_of_the_last() -> None:
 
 def test_a_full_batch_is_sent_although_a_call_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ITEMS", 2)
-    setting = Setting()
+    setting = BatcherHarness()
     for _ in range(4):
         setting.submit()
     assert [len(sent.call.arguments["tasks"]) for sent in setting.store.submits] == [1, 2]
@@ -89,7 +89,7 @@ def test_a_full_batch_is_sent_although_a_call_is_in_flight(monkeypatch: pytest.M
 
 def test_a_batch_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 2_500)
-    setting = Setting()
+    setting = BatcherHarness()
     setting.bulk(*[{"name": "a", "stdin": bytes(1_000)}] * 5)
     assert [len(sent.call.arguments["tasks"]) for sent in setting.store.submits] == [2, 2]
     for sent in setting.store.submits[:2]:
@@ -98,7 +98,7 @@ def test_a_batch_is_bounded_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_reload_applies_to_later_submits() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.batcher.reconfigure(Policy(max_queue_length=7))
     setting.submit()
     assert 7 in setting.the_submit().call.arguments.values()
@@ -108,7 +108,7 @@ def test_a_reload_applies_to_later_submits() -> None:
 
 
 def test_a_task_that_is_sent_alone_is_announced_early_and_once() -> None:
-    setting = Setting(idle_workers=2)
+    setting = BatcherHarness(idle_workers=2)
     setting.submit()
     assert setting.wakeups.early == ["default"]
     setting.the_submit().succeed("ready")
@@ -118,7 +118,7 @@ def test_a_task_that_is_sent_alone_is_announced_early_and_once() -> None:
 def test_an_early_hint_that_is_too_old_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now_us = 1_000_000
     monkeypatch.setattr(module, "monotonic_us", lambda: now_us)
-    setting = Setting(idle_workers=1)
+    setting = BatcherHarness(idle_workers=1)
     setting.submit()
     now_us += topics.EARLY_US
     setting.the_submit().succeed("ready")
@@ -126,7 +126,7 @@ def test_an_early_hint_that_is_too_old_is_repeated(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_an_idle_worker_the_hint_follows_the_reply_of_redis() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     assert setting.wakeups.gained == []
     setting.the_submit().succeed("ready")
@@ -135,14 +135,14 @@ def test_without_an_idle_worker_the_hint_follows_the_reply_of_redis() -> None:
 
 @pytest.mark.parametrize("later", [{"delay_s": 5.0}, {"start_at": 2_000_000_000.0}])
 def test_a_scheduled_task_gives_no_hint_and_its_instant_to_the_ticker(later: dict[str, Any]) -> None:
-    setting = Setting(idle_workers=1)
+    setting = BatcherHarness(idle_workers=1)
     setting.submit(**later)
     setting.the_submit().succeed("scheduled", due_ms=[77])
     assert (setting.wakeups.early, setting.wakeups.gained, setting.ticker.learned) == ([], [], [77])
 
 
 def test_tasks_sent_together_are_announced_when_they_are_stored() -> None:
-    setting = Setting(idle_workers=2)
+    setting = BatcherHarness(idle_workers=2)
     setting.bulk({"name": "a"}, {"name": "b"})
     assert setting.wakeups.early == []
     setting.the_submit().succeed("ready", "ready")
@@ -154,7 +154,7 @@ def test_tasks_sent_together_are_announced_when_they_are_stored() -> None:
 
 @pytest.mark.parametrize(("outcome", "shown"), [("ready", "created"), ("scheduled", "created"), ("exists", "exists")])
 def test_an_accepted_task_is_acknowledged_once_it_is_confirmed(outcome: str, shown: str) -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit(id=ID)
     sent = setting.the_submit()
     sent.stored(Submitted(1, [outcome], [], []))
@@ -164,14 +164,14 @@ def test_an_accepted_task_is_acknowledged_once_it_is_confirmed(outcome: str, sho
 
 
 def test_a_task_without_an_id_gets_one() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     setting.the_submit().succeed("ready")
     assert UUID(setting.replies[0]["id"]).version == 4
 
 
 def test_a_task_that_was_not_confirmed_may_be_stored() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     setting.the_submit().succeed("ready", reached=False)
     assert [type(reply) for reply in setting.replies] == [NotConfirmed]
@@ -179,14 +179,14 @@ def test_a_task_that_was_not_confirmed_may_be_stored() -> None:
 
 @pytest.mark.parametrize("outcome", sorted({"conflict", *REFUSED}))
 def test_a_refusal_needs_no_confirmation(outcome: str) -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     setting.the_submit().succeed(outcome, reached=False)
     assert [type(reply) for reply in setting.replies] == [IdConflict if outcome == "conflict" else Busy]
 
 
 def test_a_call_without_an_answer_leaves_open_whether_the_task_is_stored() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit()
     setting.the_submit().stored(LOST)
     (reply,) = setting.replies
@@ -196,7 +196,7 @@ def test_a_call_without_an_answer_leaves_open_whether_the_task_is_stored() -> No
 
 @pytest.mark.parametrize("task", [{"name": "../x"}, {"priority": 10}])
 def test_an_invalid_task_is_refused_before_redis(task: dict[str, Any]) -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     (field,) = task
     with pytest.raises(InvalidRequest, match=rf"task\.{field}"):
         setting.submit(**task)
@@ -207,7 +207,7 @@ def test_an_invalid_task_is_refused_before_redis(task: dict[str, Any]) -> None:
 
 
 def test_a_bulk_reply_has_an_outcome_for_each_task_in_order() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.bulk({"name": "a", "id": ID}, {"name": "../x", "id": "no-id"}, {"name": "c", "id": OTHER})
     assert setting.replies == []
     setting.the_submit().succeed("ready", "conflict")
@@ -221,7 +221,7 @@ def test_a_bulk_reply_has_an_outcome_for_each_task_in_order() -> None:
 
 
 def test_a_bulk_reply_without_a_valid_task_needs_no_redis() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.bulk({"name": "../x"}, {})
     assert not setting.store.submits
     assert [outcome["outcome"] for outcome in setting.replies[0]["outcomes"]] == ["error", "error"]
@@ -229,7 +229,7 @@ def test_a_bulk_reply_without_a_valid_task_needs_no_redis() -> None:
 
 def test_a_bulk_reply_comes_when_the_last_of_its_calls_is_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ITEMS", 1)
-    setting = Setting()
+    setting = BatcherHarness()
     setting.bulk({"name": "a"}, {"name": "b"})
     first, second = setting.store.submits
     second.succeed("ready")
@@ -242,7 +242,7 @@ def test_a_bulk_reply_comes_when_the_last_of_its_calls_is_confirmed(monkeypatch:
 
 
 def test_the_quota_of_a_client_travels_with_its_task() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit(client(max_outstanding=7))
     setting.the_submit().succeed("ready")
     setting.submit()
@@ -251,7 +251,7 @@ def test_the_quota_of_a_client_travels_with_its_task() -> None:
 
 
 def test_a_task_outside_the_rules_of_its_client_is_denied() -> None:
-    setting = Setting()
+    setting = BatcherHarness()
     with pytest.raises(RequestRefused, match=r"clients\.alice\.queues"):
         setting.submit(client(queues=("mail",)))
     assert not setting.store.submits
@@ -267,7 +267,7 @@ def test_prepared_tells_what_the_broker_needs_of_a_task() -> None:
 
 def test_the_debug_log_names_task_and_outcome(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "kingtask.broker")
-    setting = Setting()
+    setting = BatcherHarness()
     setting.submit(id=ID, queue="mail")
     setting.the_submit().succeed("ready")
     assert f"submit=ready task={ID} name=a queue=mail" in caplog.messages

@@ -23,7 +23,7 @@ OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 ENDED = StoredTask(1, Result(id=ID, name="a", queue="q", priority=5, state=State.SUCCEEDED, created_at=1.0, due_at=1.0))
 
 
-class Setting:
+class WaitersHarness:
     """Waits of one broker; `answers` are those of all."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Setting:
 
 
 async def test_a_wait_ends_with_the_publication_of_its_task() -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait()
     setting.waiters.ended(OTHER)
     assert not setting.store.sent
@@ -48,7 +48,7 @@ async def test_a_wait_ends_with_the_publication_of_its_task() -> None:
 
 
 async def test_all_waits_for_one_task_end_with_one_read() -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait()
     setting.wait()
     assert len(setting.waiters) == 2
@@ -58,7 +58,7 @@ async def test_all_waits_for_one_task_end_with_one_read() -> None:
 
 
 async def test_a_wait_for_an_ended_task_is_answered_at_once() -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait(state="succeeded")
     setting.store.answer("get", ENDED)
     assert setting.answers == [ENDED]
@@ -68,13 +68,13 @@ async def test_a_wait_for_an_ended_task_is_answered_at_once() -> None:
 async def test_a_wait_that_cannot_begin_is_answered_at_once(
     state: str | StoreError, answer: StoredTask | StoreError
 ) -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait(state=state)
     assert (setting.answers, len(setting.waiters)) == ([answer], 0)
 
 
 async def test_a_wait_that_times_out_gets_the_task_as_it_is() -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait(timeout_s=0.0)
     for _ in range(5):
         await asyncio.sleep(0)
@@ -86,7 +86,7 @@ async def test_a_wait_that_times_out_gets_the_task_as_it_is() -> None:
 
 async def test_a_poll_finds_ends_whose_publication_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 2)
-    setting = Setting()
+    setting = WaitersHarness()
     ids = [f"{n}{ID[1:]}" for n in range(3)]
     for task_id in ids:
         setting.wait(task_id)
@@ -100,7 +100,7 @@ async def test_a_poll_finds_ends_whose_publication_was_lost(monkeypatch: pytest.
 
 async def test_no_poll_is_sent_while_redis_is_unreachable_or_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.0)
-    setting = Setting()
+    setting = WaitersHarness()
     setting.store.connected = False
     setting.wait()
     for _ in range(5):
@@ -115,7 +115,7 @@ async def test_no_poll_is_sent_while_redis_is_unreachable_or_nobody_waits(monkey
 
 
 async def test_a_broker_that_stops_ends_its_waits_and_refuses_new_ones() -> None:
-    setting = Setting()
+    setting = WaitersHarness()
     setting.wait()
     setting.waiters.stop()
     setting.waiters.add(OTHER, 60.0, setting.answers.append)

@@ -25,7 +25,7 @@ PATIENCE_S = 5.0
 SUBMIT = protocol.encode_request(1, "submit", {"task": {"name": "work"}})
 
 
-class Target:
+class AbuseTarget:
     def __init__(self, address: str, seed: str, seconds: float) -> None:
         host, _, port = address.rpartition(":")
         self.host, self.port = host, int(port)
@@ -69,7 +69,7 @@ OTHERS = (
 )
 
 
-def garbage(target: Target) -> int:
+def garbage(target: AbuseTarget) -> int:
     """Other protocols, zeros, ones, noise, greetings cut anywhere, noise behind a good greeting."""
     sent = 0
     for number in target.turns():
@@ -79,7 +79,7 @@ def garbage(target: Target) -> int:
     return sent
 
 
-def lengths(target: Target) -> int:
+def lengths(target: AbuseTarget) -> int:
     """Frames that announce up to 2^64−1 bytes."""
     sent = 0
     for _ in target.turns():
@@ -90,7 +90,7 @@ def lengths(target: Target) -> int:
     return sent
 
 
-def frames(target: Target) -> int:
+def frames(target: AbuseTarget) -> int:
     """Messages of very many frames, of none, of delimiters only; delimiters too many or missing."""
     with ExitStack() as stack:
         dealer = target.dealer(stack)
@@ -107,7 +107,7 @@ def frames(target: Target) -> int:
         return sent
 
 
-def churn(target: Target) -> int:
+def churn(target: AbuseTarget) -> int:
     """Connections that come and go, with and without a greeting."""
     for number in target.turns():
         with suppress(OSError):
@@ -118,7 +118,7 @@ def churn(target: Target) -> int:
     return number
 
 
-def idle(target: Target, count: int = 1_500) -> int:
+def idle(target: AbuseTarget, count: int = 1_500) -> int:
     """Connections that say nothing and stay."""
     held: list[socket.socket] = []
     for _ in target.turns():
@@ -130,12 +130,12 @@ def idle(target: Target, count: int = 1_500) -> int:
     return len(held)
 
 
-def crowd(target: Target) -> int:
+def crowd(target: AbuseTarget) -> int:
     """Thousands of them."""
     return idle(target, 9_500)
 
 
-def unterminated(target: Target) -> int:
+def unterminated(target: AbuseTarget) -> int:
     """Messages without end: of parts of a megabyte, up to 2 GB, and of parts of a byte, up to 70 MB."""
     sent = 0
     for number in target.turns():
@@ -149,7 +149,7 @@ def unterminated(target: Target) -> int:
     return sent
 
 
-def deaf(target: Target) -> int:
+def deaf(target: AbuseTarget) -> int:
     """Requests without end from one that reads no reply."""
     sent = 0
     words = zmtp.frame(protocol.encode_request(1, "ping", {})) * 200
@@ -164,7 +164,7 @@ def deaf(target: Target) -> int:
     return sent
 
 
-def topics(target: Target) -> int:
+def topics(target: AbuseTarget) -> int:
     """Subscriptions without end: random ones, big ones, on and off."""
     sent = 0
     for number in target.turns():
@@ -174,7 +174,7 @@ def topics(target: Target) -> int:
     return sent
 
 
-def stopped(target: Target) -> int:
+def stopped(target: AbuseTarget) -> int:
     """Fifty subscribers that hear everything and read nothing."""
     with ExitStack() as stack:
         for _ in range(50):
@@ -186,7 +186,7 @@ def stopped(target: Target) -> int:
     return 50
 
 
-def messages(target: Target) -> int:
+def messages(target: AbuseTarget) -> int:
     """Whole messages that are wrong: noise, cut, bent, nested, of another version, with unknown fields."""
     with ExitStack() as stack:
         dealer = target.dealer(stack)
@@ -218,7 +218,7 @@ def _bent(good: bytes, random: Random) -> bytes:
             return good + random.randbytes(random.randint(1, 9))
 
 
-def strangers(target: Target) -> int:
+def strangers(target: AbuseTarget) -> int:
     """Handshakes without a key, with one that nobody knows, and for another server; fails if one succeeds."""
     known = curve.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
     with zmq.Context() as context:
@@ -249,7 +249,7 @@ def strangers(target: Target) -> int:
     return number + 1
 
 
-def replays(target: Target) -> int:
+def replays(target: AbuseTarget) -> int:
     """What a client with a key said, again and again, whole and from some point on; fails if it is answered."""
     known = curve.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
     with ExitStack() as stack, Recorder(target.port) as wire:
@@ -275,7 +275,7 @@ def replays(target: Target) -> int:
     return number + 1
 
 
-KINDS: dict[str, Callable[[Target], int]] = {
+KINDS: dict[str, Callable[[AbuseTarget], int]] = {
     each.__name__: each
     for each in (
         garbage,
@@ -296,4 +296,4 @@ KINDS: dict[str, Callable[[Target], int]] = {
 
 if __name__ == "__main__":
     kind, address, seed, seconds = sys.argv[1:]
-    print(KINDS[kind](Target(address, seed, float(seconds))))
+    print(KINDS[kind](AbuseTarget(address, seed, float(seconds))))

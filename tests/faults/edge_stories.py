@@ -13,7 +13,7 @@ import zmq
 from kingtask import protocol, wire
 from tests.faults.history import Ping, Sample, read
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.processes import descriptors, until
 from tests.servers import die_with_parent
 
@@ -26,7 +26,7 @@ PING_P90_MS = 1_000.0
 def attack(kind: str, for_s: float, *, wakeups: bool = False, peers: int = 1) -> FaultStory:
     """Peers of a kind (abuse.py) at the first broker: the same process answers on."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         broker = stage.brokers[0]
         pid = broker.pid
         address = broker.config["wakeup" if wakeups else "addr"]
@@ -58,7 +58,7 @@ def attack(kind: str, for_s: float, *, wakeups: bool = False, peers: int = 1) ->
     return story
 
 
-def _answered(stage: Stage, began_ns: int) -> None:
+def _answered(stage: FaultTestbed, began_ns: int) -> None:
     pings = [each for each in read(stage.histories / "pings.jsonl", Ping) if each.broker == "broker 1"]
     took_ms = [each.took_ns / 1e6 for each in pings if each.mono_ns > began_ns and each.took_ns is not None]
     if len(took_ms) >= 10:
@@ -66,7 +66,7 @@ def _answered(stage: Stage, began_ns: int) -> None:
         stage.expect(p90 <= PING_P90_MS, f"nine pings of ten took up to {p90:.0f} ms")
 
 
-def memory_is_flat(stage: Stage) -> None:
+def memory_is_flat(stage: FaultTestbed) -> None:
     """Once it is over the broker is as small as before, and has no descriptor more."""
     broker = stage.brokers[0]
     own = [each for each in read(stage.histories / "samples.jsonl", Sample) if each.proc == "broker 1"]
@@ -87,7 +87,7 @@ REFUSED = {
 }
 
 
-def other_versions(stage: Stage, random: Random) -> Steps:
+def other_versions(stage: FaultTestbed, random: Random) -> Steps:
     """A newer client is refused field by field and version by version, and is told what this broker speaks."""
     with stage.fault("a client of another version"), zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.linger, dealer.rcvtimeo = 0, 10_000

@@ -13,7 +13,7 @@ import redis
 
 from tests.faults.layout import Fleet, Layout
 from tests.faults.machines import Machines
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.integration.rig import Daemon
 from tests.processes import until
 from tests.servers import FAST_REPLICATION, Option, RedisServer, Sentinel, free_port
@@ -22,7 +22,7 @@ DOWN_AFTER_MS = 1_000
 DURABLE: dict[str, Option] = {"appendonly": "yes", "appendfsync": "always", **FAST_REPLICATION}
 
 
-class FleetStage(Stage):
+class FleetStage(FaultTestbed):
     """`servers` are those of machines 1 to 3, of which the first begins as the primary."""
 
     def __init__(self, layout: Layout, loads: Mapping[str, float], seed: int, directory: Path) -> None:
@@ -151,7 +151,7 @@ PAIRS = ((1, 2), (2, 3), (3, 1))
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fleet_of(stage: Stage) -> FleetStage:
+def fleet_of(stage: FaultTestbed) -> FleetStage:
     assert isinstance(stage, FleetStage)
     return stage
 
@@ -170,7 +170,7 @@ def follow(server: RedisServer, primary: RedisServer) -> None:
     client.execute_command("REPLICAOF", primary.host, primary.port)
 
 
-def kill_primary(stage: Stage, random: Random) -> Any:
+def kill_primary(stage: FaultTestbed, random: Random) -> Any:
     """kill -9 of the primary; another takes over, and it comes back as a replica."""
     fleet = fleet_of(stage)
     former = fleet.store
@@ -183,7 +183,7 @@ def kill_primary(stage: Stage, random: Random) -> Any:
         yield 1.0
 
 
-def stop_primary(stage: Stage, random: Random) -> Any:
+def stop_primary(stage: FaultTestbed, random: Random) -> Any:
     """SIGSTOP of the primary until after the failover; it goes on believing to be the primary."""
     fleet = fleet_of(stage)
     former = fleet.store
@@ -200,7 +200,7 @@ def stop_primary(stage: Stage, random: Random) -> Any:
 def part(*machines: int) -> Any:
     """These machines hear only each other, for longer than a failover takes."""
 
-    def story(stage: Stage, random: Random) -> Any:
+    def story(stage: FaultTestbed, random: Random) -> Any:
         fleet = fleet_of(stage)
         assert fleet.machines is not None
         former = fleet.store
@@ -218,7 +218,7 @@ def part(*machines: int) -> Any:
     return story
 
 
-def ring(stage: Stage, random: Random) -> Any:
+def ring(stage: FaultTestbed, random: Random) -> Any:
     """One pair of machines after the other does not hear each other: each hears most, no two hear the same."""
     fleet = fleet_of(stage)
     assert fleet.machines is not None
@@ -234,7 +234,7 @@ def ring(stage: Stage, random: Random) -> Any:
         yield 2.0
 
 
-def fail_over(stage: Stage, random: Random) -> Any:
+def fail_over(stage: FaultTestbed, random: Random) -> Any:
     """SENTINEL FAILOVER: an operator has another server be the primary."""
     fleet = fleet_of(stage)
     former = fleet.store
@@ -248,7 +248,7 @@ def fail_over(stage: Stage, random: Random) -> Any:
         yield 1.0
 
 
-def kill_sentinels(stage: Stage, random: Random) -> Any:
+def kill_sentinels(stage: FaultTestbed, random: Random) -> Any:
     """No sentinel is there; what is known goes on."""
     fleet = fleet_of(stage)
     with stage.fault("SIGKILL all sentinels"):
@@ -260,7 +260,7 @@ def kill_sentinels(stage: Stage, random: Random) -> Any:
         yield 0.5
 
 
-def kill_replicas(stage: Stage, random: Random) -> Any:
+def kill_replicas(stage: FaultTestbed, random: Random) -> Any:
     """No replica is there: nothing can be confirmed until they are back."""
     fleet = fleet_of(stage)
     replicas = [server for server in fleet.servers if server is not fleet.store]

@@ -14,18 +14,18 @@ from time import monotonic
 
 from tests.faults.layout import Skipped
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.servers import RedisServer, die_with_parent
 
 CLOCK = Path(__file__).parent / "clock.c"
 
 
 def injected(
-    what: str, pid: Callable[[Stage], int | None], calls: str, effect: str, for_s: tuple[float, float]
+    what: str, pid: Callable[[FaultTestbed], int | None], calls: str, effect: str, for_s: tuple[float, float]
 ) -> FaultStory:
     """System calls of a process's main thread have an effect (`strace -e inject`) for a while."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         strace = shutil.which("strace")
         if strace is None:
             raise Skipped("strace is not installed")
@@ -90,7 +90,7 @@ def remove_disk(server: RedisServer) -> None:
 def disk_full(for_s: float) -> FaultStory:
     """No space is left where Redis keeps its data; it may exit, and is started again when there is."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         filler = stage.redis.directory / "filler"
         with stage.fault("the disk is full"):
             with filler.open("wb") as file:
@@ -127,7 +127,7 @@ def clock_library(directory: Path) -> Path:
 def step(by_s: int, for_s: tuple[float, float]) -> FaultStory:
     """Redis's clock makes a step, and goes on from there."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         place = Path(stage.redis.environment["CLOCK_OFFSET"])
         with stage.fault(f"Redis's clock {by_s:+d} s"):
             (offset,) = struct.unpack("q", place.read_bytes())

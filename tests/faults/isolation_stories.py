@@ -16,7 +16,7 @@ import redis
 from tests.faults.layout import Skipped
 from tests.faults.limit_stories import own_user
 from tests.faults.play import Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.faults.worker_stories import LATER_S, ended, peak, until_ended
 from tests.worker import intruder
 
@@ -25,7 +25,7 @@ PROCESSES = 64
 FIRST_UID = 60_000
 
 
-def users(stage: Stage) -> None:
+def users(stage: FaultTestbed) -> None:
     """Workers run attempts as users of their own, one for each slot, within limits. Before Redis is started."""
     if os.geteuid() != 0:
         raise Skipped("only root may run programs as another user")
@@ -44,12 +44,12 @@ def users(stage: Stage) -> None:
     stage.layout = replace(layout, worker={**layout.worker, **isolation})
 
 
-def users_and_a_password(stage: Stage) -> None:
+def users_and_a_password(stage: FaultTestbed) -> None:
     users(stage)
     own_user(stage)
 
 
-def fork_bomb(stage: Stage, random: Random) -> Steps:
+def fork_bomb(stage: FaultTestbed, random: Random) -> Steps:
     """Processes without end, as many as a user may have: tasks beside them run as if nothing was."""
     bombs = [stage.submit("bomb", time_limit_s=2.0) for _ in range(2)]
     with stage.fault("two fork bombs"):
@@ -66,7 +66,7 @@ def fork_bomb(stage: Stage, random: Random) -> Steps:
         stage.expect(took_s < 3.5 + LATER_S, f"limit 2 s and grace 1 s came to {took_s:.2f} s for a fork bomb")
 
 
-def memory_hog(stage: Stage, random: Random) -> Steps:
+def memory_hog(stage: FaultTestbed, random: Random) -> Steps:
     """Memory without measure: the attempt is told what it hit, and the worker stays as it is."""
     worker = stage.name(stage.workers[0])
     first = stage.submit("hog")
@@ -82,7 +82,7 @@ def memory_hog(stage: Stage, random: Random) -> Steps:
     stage.expect(grown < 16 * 2**20, f"{worker} grew by {grown / 2**20:.0f} MiB beside memory hogs")
 
 
-def intrusion(stage: Stage, random: Random) -> Steps:
+def intrusion(stage: FaultTestbed, random: Random) -> Steps:
     """A program reads, writes, traces and ends what it must not: all is denied."""
     stage.executable("intruder", f"{intruder.SHEBANG}\n{Path(intruder.__file__).read_text()}")
     files = [*(str(worker.path) for worker in stage.workers), str(stage.directory / "password")]
@@ -109,7 +109,7 @@ def intrusion(stage: Stage, random: Random) -> Steps:
 
 
 @contextmanager
-def closed_to_strangers(stage: Stage) -> Iterator[None]:
+def closed_to_strangers(stage: FaultTestbed) -> Iterator[None]:
     """Redis asks everybody for a password meanwhile, but for connections that are there."""
     host, _, port = stage.redis.url.rpartition(":")
     with redis.Redis(host, int(port), single_connection_client=True) as server:

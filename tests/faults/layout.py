@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tests.servers import Option
 
 if TYPE_CHECKING:
-    from tests.faults.stage import Stage
+    from tests.faults.stage import FaultTestbed
 
 LINKS = frozenset({"broker>redis", "worker>redis", "worker>broker", "client>broker"})
 
@@ -52,9 +52,9 @@ class Layout:
     fleet: Fleet | None = None
     variant: str = ""
     """Of the product, broken on purpose: a name of variants.py, or `no_barrier`."""
-    prepare: Callable[[Stage], None] | None = None
+    prepare: Callable[[FaultTestbed], None] | None = None
     """Before Redis is started; may raise Skipped."""
-    cleanup: Callable[[Stage], None] | None = None
+    cleanup: Callable[[FaultTestbed], None] | None = None
 
 
 class Skipped(Exception):

@@ -19,7 +19,7 @@ from typing import Any
 from kingtask.errors import KingtaskError
 from tests.faults.host_stories import clock_library, mount
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.faults.stories import Choice, back
 from tests.faults.worker_stories import ended, until_ended
 from tests.integration.rig import Daemon
@@ -28,7 +28,7 @@ from tests.servers import free_port
 # ── a broker without descriptors, memory or disk ────────────────────────────────────────────────────────────────────
 
 
-def logs_on_a_small_disk(stage: Stage) -> None:
+def logs_on_a_small_disk(stage: FaultTestbed) -> None:
     """Logs of all daemons, and where executables run, on a file system of their own. Before their start."""
     place = stage.directory / "small"
     place.mkdir()
@@ -37,7 +37,7 @@ def logs_on_a_small_disk(stage: Stage) -> None:
     stage.layout = replace(stage.layout, worker={**stage.layout.worker, "work_dir": str(place)})
 
 
-def remove_small_disk(stage: Stage) -> None:
+def remove_small_disk(stage: FaultTestbed) -> None:
     place = stage.directory / "small"
     subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
     shutil.rmtree(stage.directory, ignore_errors=True)
@@ -46,7 +46,7 @@ def remove_small_disk(stage: Stage) -> None:
 def logs_full(for_s: float) -> FaultStory:
     """Nobody can write to its log."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         assert stage.logs is not None
         filler = stage.logs / "filler"
         with stage.fault("the disk of the logs is full"):
@@ -68,7 +68,7 @@ STEPS_S = (HOUR_S, -HOUR_S, 10 * 8766 * HOUR_S, -10 * 8766 * HOUR_S)
 def wrong_clock(which: Choice) -> FaultStory:
     """The wall clock of one daemon jumps by an hour and by ten years, forth and back, while it runs."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         daemon = which(stage, random)
         name = stage.name(daemon)
         library, place = clock_library(stage.directory), stage.directory / "daemon-clock"
@@ -92,7 +92,7 @@ def wrong_clock(which: Choice) -> FaultStory:
     return story
 
 
-def strange_instants(stage: Stage, random: Random) -> Steps:
+def strange_instants(stage: FaultTestbed, random: Random) -> Steps:
     """Instants around leap seconds, changes of summer time and ends of calendars: refused, or in their order."""
     past = (0.0, 1e-3, 1_483_228_800.0, 1_711_846_800.0, 1_729_990_800.0)
     ids = [stage.submit("work", start_at=at) for at in past]
@@ -117,7 +117,7 @@ def strange_instants(stage: Stage, random: Random) -> Steps:
 # ── Redis with another setting, other data, another password ────────────────────────────────────────────────────────
 
 
-def fsync_is_not_there(stage: Stage, random: Random) -> Steps:
+def fsync_is_not_there(stage: FaultTestbed, random: Random) -> Steps:
     """A broker that is to say `fsync` refuses a Redis that syncs once a second."""
     first = stage.brokers[0]
     addresses = {"addr": f"127.0.0.1:{free_port()}", "wakeup": f"127.0.0.1:{free_port()}"}
@@ -134,7 +134,7 @@ def fsync_is_not_there(stage: Stage, random: Random) -> Steps:
 def file_cut_off(down_s: tuple[float, float]) -> FaultStory:
     """kill -9 of Redis, and up to 4,096 bytes of the end of its append-only file are gone."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         with stage.fault("SIGKILL redis, and the end of its file is gone"):
             stage.redis.kill()
             last = max((stage.redis.directory / "appendonlydir").glob("*.incr.aof"))
@@ -149,7 +149,7 @@ def file_cut_off(down_s: tuple[float, float]) -> FaultStory:
 def empty_for_a_while(for_s: float) -> FaultStory:
     """Redis comes back on an empty directory, and then on its own: nobody writes anything into the empty one."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         with stage.fault("redis is empty"):
             empty = stage.directory / f"empty-{stage.faults}"
             empty.mkdir()
@@ -170,7 +170,7 @@ def empty_for_a_while(for_s: float) -> FaultStory:
 USER = "kingtask"
 
 
-def own_user(stage: Stage) -> None:
+def own_user(stage: FaultTestbed) -> None:
     """Brokers and workers log in as a user of their own. Before Redis is started."""
     stage.redis.options["user"] = (USER, "on", ">secret-0", "~*", "&*", "+@all")
     place = _password(stage, 0)
@@ -179,7 +179,7 @@ def own_user(stage: Stage) -> None:
     stage.layout = replace(layout, broker={**layout.broker, **login}, worker={**layout.worker, **login})
 
 
-def _password(stage: Stage, number: int) -> Path:
+def _password(stage: FaultTestbed, number: int) -> Path:
     place = stage.directory / "password"
     place.write_text(f"secret-{number}\n")
     place.chmod(0o600)
@@ -189,7 +189,7 @@ def _password(stage: Stage, number: int) -> Path:
 def password_rotated(off_s: float) -> FaultStory:
     """The user is switched off for a while, then has another password; the file is changed after Redis."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         with stage.fault("the password of redis is another"):
             server: Any = stage.primary()
             server.acl_setuser(USER, enabled=False)
@@ -203,14 +203,14 @@ def password_rotated(off_s: float) -> FaultStory:
     return story
 
 
-def no_secret_logged(stage: Stage) -> None:
+def no_secret_logged(stage: FaultTestbed) -> None:
     stage.expect(stage.logged("secret-") == 0, "a password is in a log")
 
 
 # ── executables that change ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def being_written(stage: Stage, random: Random) -> Steps:
+def being_written(stage: FaultTestbed, random: Random) -> Steps:
     """An executable that is open for writing is tried again, then fails as `exec`; afterwards it runs."""
     place = stage.bin_path / "written"
     shutil.copy2(stage.bin_path / "work", place)
@@ -227,7 +227,7 @@ def being_written(stage: Stage, random: Random) -> Steps:
     stage.expect(states == {"succeeded"}, f"what was written for a moment came to {states}")
 
 
-def exchanged(stage: Stage, random: Random) -> Steps:
+def exchanged(stage: FaultTestbed, random: Random) -> Steps:
     """An executable is replaced, gone, and a link that leads out, in turns: what is outside never gets far."""
     place, spare = stage.bin_path / "exchanged", stage.bin_path / ".spare"
     outside, mark = stage.directory / "outside", stage.directory / "ran-outside"
@@ -262,7 +262,7 @@ CLI_LATER_S = 10.0
 """A Python starts meanwhile, on a busy machine."""
 
 
-def command_line(stage: Stage, random: Random) -> Steps:
+def command_line(stage: FaultTestbed, random: Random) -> Steps:
     """`kingtask` against brokers that are not there, are stopped or speak something else: its exit status, in time."""
     broker = stage.brokers[0]
     dead = f"tcp://127.0.0.1:{free_port()}"
@@ -283,7 +283,7 @@ def command_line(stage: Stage, random: Random) -> Steps:
     yield from _says(stage, "http://127.0.0.1", ("ping",), {3})
 
 
-def _says(stage: Stage, endpoint: str, words: tuple[str, ...], statuses: set[int]) -> Steps:
+def _says(stage: FaultTestbed, endpoint: str, words: tuple[str, ...], statuses: set[int]) -> Steps:
     command = [sys.executable, "-m", "kingtask", words[0], "--broker", endpoint, "--timeout", f"{CLI_TIMEOUT_S:g}"]
     began_s = monotonic()
     with subprocess.Popen(

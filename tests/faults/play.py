@@ -24,10 +24,10 @@ from tests.faults.fleet import FleetStage
 from tests.faults.history import Final, Op, Reading, Residue, Run, read, write, write_run
 from tests.faults.layout import Layout
 from tests.faults.rules import Rules
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 
 Steps = Generator[float, None, None]
-FaultStory = Callable[[Stage, Random], Steps]
+FaultStory = Callable[[FaultTestbed, Random], Steps]
 """A fault, or any other story: does something, yields how many seconds to wait, goes on. It takes back what it did."""
 
 TICK_S = 0.05
@@ -61,7 +61,7 @@ class Case:
     rules: Rules = field(default_factory=Rules)
     caught_by: frozenset[str] = frozenset()
     """A control, whose layout names a variant of the product: one of these invariants must be seen to be broken."""
-    check: Callable[[Stage], None] | None = None
+    check: Callable[[FaultTestbed], None] | None = None
     """What must hold beside the invariants, once all is drained; tells the stage what does not."""
     layout: Layout = field(default_factory=Layout)
     seconds: float = 10.0
@@ -75,7 +75,7 @@ class Case:
 class _Schedule:
     """What is due when, in seconds of the case."""
 
-    def __init__(self, stage: Stage, case: Case, random: Random) -> None:
+    def __init__(self, stage: FaultTestbed, case: Case, random: Random) -> None:
         self._stage = stage
         self._random = random
         self._number = count()
@@ -117,10 +117,10 @@ class _Schedule:
                 yield TICK_S
 
 
-def play(case: Case, *, seed: int, seconds: float, directory: Path) -> Stage:
+def play(case: Case, *, seed: int, seconds: float, directory: Path) -> FaultTestbed:
     """Play the case and write its history into `directory`; returns the stage, whose processes have ended."""
     random = Random(f"{case.name}-{seed}")
-    kind = Stage if case.layout.fleet is None else FleetStage
+    kind = FaultTestbed if case.layout.fleet is None else FleetStage
     with kind(case.layout, case.loads, seed, directory) as stage:
         stage.start()
         schedule = _Schedule(stage, case, random)
@@ -154,7 +154,7 @@ def play(case: Case, *, seed: int, seconds: float, directory: Path) -> Stage:
         return stage
 
 
-def _run(stage: Stage, schedule: _Schedule, goes_on: Callable[[], bool]) -> None:
+def _run(stage: FaultTestbed, schedule: _Schedule, goes_on: Callable[[], bool]) -> None:
     while goes_on():
         schedule.turn()
         stage.sample()
@@ -164,7 +164,7 @@ def _run(stage: Stage, schedule: _Schedule, goes_on: Callable[[], bool]) -> None
 # ── the end of a case ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _end_clients(stage: Stage, timeout_s: float) -> None:
+def _end_clients(stage: FaultTestbed, timeout_s: float) -> None:
     """Have each end with what it has under way."""
     for client in stage.clients:
         client.send_signal(signal.SIGTERM)
@@ -178,7 +178,7 @@ def _end_clients(stage: Stage, timeout_s: float) -> None:
             stage.expect(status in (0, -signal.SIGKILL), f"a client ended with {status}")
 
 
-def _drain(stage: Stage) -> int:
+def _drain(stage: FaultTestbed) -> int:
     """Wait until no task is scheduled, ready or running; returns when that was, 0 if it was not reached."""
     deadline = time.monotonic() + DRAIN_S
     while time.monotonic() < deadline:
@@ -190,7 +190,7 @@ def _drain(stage: Stage) -> int:
     return 0
 
 
-def _ask_for_all(stage: Stage) -> None:
+def _ask_for_all(stage: FaultTestbed) -> None:
     """Every id that a client ever sent, and every task in Redis, twice, through the API."""
     ids = {op.id for path in stage.histories.glob("client-*.jsonl") for op in read(path, Op)}
     with contextlib.suppress(redis.RedisError):
@@ -217,14 +217,14 @@ async def _ask(brokers: list[str], keys: dict[str, Any], ids: list[str]) -> list
         return await asyncio.gather(*(one(task_id) for task_id in ids))
 
 
-def _dump(stage: Stage) -> None:
+def _dump(stage: FaultTestbed) -> None:
     try:
         write(stage.histories / "dump.jsonl", stage.dump())
     except redis.RedisError as error:
         stage.complain(f"Redis cannot be read at the end: {error}")
 
 
-def _end_daemons(stage: Stage) -> None:
+def _end_daemons(stage: FaultTestbed) -> None:
     """In good order; then nothing of what the workers ran may be left."""
     for worker in stage.workers:
         for zombie in _children(worker.pid, "Z") if worker.process is not None else ():

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests.faults.play import TICK_S, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.integration.rig import Daemon
 
 RELOADS = 60
@@ -18,7 +18,7 @@ PAUSE_S = 0.1
 BAD = ("max_lost: many", "max_losd: 3", "log_path: /no/such/directory", "addr: [", "- a list", "")
 
 
-def reloads(stage: Stage, random: Random) -> Steps:
+def reloads(stage: FaultTestbed, random: Random) -> Steps:
     """Brokers and workers in turns; then all of them as they were."""
     for _ in range(RELOADS):
         daemon = random.choice(stage.daemons)

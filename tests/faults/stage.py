@@ -45,7 +45,7 @@ SCRIPTS = {
 """Executables beside `work`, which they call: the ledger knows of them, too."""
 
 
-class Stage(Chronicle):
+class FaultTestbed(Chronicle):
     """What a layout says, started; its thread starts, hurts and ends everything."""
 
     def __init__(self, layout: Layout, loads: Mapping[str, float], seed: int, directory: Path) -> None:

@@ -20,27 +20,27 @@ import redis
 from kingtask.failpoint import VARIABLE
 from tests.faults.history import Op, read
 from tests.faults.play import TICK_S, FaultStory, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.integration.rig import Daemon
 from tests.servers import free_port
 
-Choice = Callable[[Stage, Random], Daemon]
+Choice = Callable[[FaultTestbed, Random], Daemon]
 """Which process is hit."""
 
 
-def a_broker(stage: Stage, random: Random) -> Daemon:
+def a_broker(stage: FaultTestbed, random: Random) -> Daemon:
     return random.choice(stage.brokers)
 
 
-def a_worker(stage: Stage, random: Random) -> Daemon:
+def a_worker(stage: FaultTestbed, random: Random) -> Daemon:
     return random.choice(stage.workers)
 
 
-def first_broker(stage: Stage, random: Random) -> Daemon:
+def first_broker(stage: FaultTestbed, random: Random) -> Daemon:
     return stage.brokers[0]
 
 
-def first_worker(stage: Stage, random: Random) -> Daemon:
+def first_worker(stage: FaultTestbed, random: Random) -> Daemon:
     return stage.workers[0]
 
 
@@ -48,7 +48,7 @@ def running(daemon: Daemon) -> bool:
     return daemon.process is not None and daemon.process.poll() is None
 
 
-def back(stage: Stage, daemon: Daemon) -> Steps:
+def back(stage: FaultTestbed, daemon: Daemon) -> Steps:
     """Start it, and wait until it says so in its log."""
     seen = daemon.text().count("=started ")
     daemon.start(ready=False)
@@ -59,7 +59,7 @@ def back(stage: Stage, daemon: Daemon) -> Steps:
 def kill(which: Choice, down_s: tuple[float, float] = (0.0, 3.0), number: int = signal.SIGKILL) -> FaultStory:
     """End a process and start it again."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         daemon = which(stage, random)
         if not running(daemon):  # something else has it down
             return
@@ -75,7 +75,7 @@ def kill(which: Choice, down_s: tuple[float, float] = (0.0, 3.0), number: int = 
 def stop(which: Choice, for_s: tuple[float, float]) -> FaultStory:
     """SIGSTOP, SIGCONT."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         daemon = which(stage, random)
         if not running(daemon):
             return
@@ -94,7 +94,7 @@ def stop(which: Choice, for_s: tuple[float, float]) -> FaultStory:
 def failpoint(which: Choice, places: tuple[str, ...], nth: tuple[int, int], times: int) -> FaultStory:
     """Have a process die at one of these places, again and again; it is started again at once."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         daemon = which(stage, random)
         name = stage.name(daemon)
         what = f"SIGKILL {name}"
@@ -122,7 +122,7 @@ def failpoint(which: Choice, places: tuple[str, ...], nth: tuple[int, int], time
 def redis_kill(down_s: tuple[float, float] = (0.0, 2.0)) -> FaultStory:
     """kill -9 of Redis, and a start on the data that are on disk."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         while not stage.redis.running:
             yield TICK_S
         with stage.fault("SIGKILL redis"):
@@ -139,7 +139,7 @@ def redis_kill(down_s: tuple[float, float] = (0.0, 2.0)) -> FaultStory:
 def redis_sleep(for_s: tuple[float, float]) -> FaultStory:
     """It answers nobody for a while (DEBUG SLEEP)."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         while not stage.redis.running:  # another fault has it down
             yield TICK_S
         seconds = random.uniform(*for_s)
@@ -153,7 +153,7 @@ def redis_sleep(for_s: tuple[float, float]) -> FaultStory:
 def redis_pause(for_s: float, what: str = "WRITE") -> FaultStory:
     """CLIENT PAUSE: commands wait, and are executed afterwards."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         while not stage.redis.running:  # another fault has it down
             yield TICK_S
         with stage.fault(f"redis pauses ({what}) {for_s:g} s"), raw(stage) as line:
@@ -170,7 +170,7 @@ def redis_busy(for_s: float) -> FaultStory:
         "repeat t = redis.call('TIME') until t[1] * 1000 + t[2] / 1000 > start + ARGV[1] return 1"
     )
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         while not stage.redis.running:  # another fault has it down
             yield TICK_S
         with stage.fault(f"redis is busy {for_s:g} s"), raw(stage) as line:
@@ -184,7 +184,7 @@ def redis_busy(for_s: float) -> FaultStory:
 def redis_tell(what: str, *words: str) -> FaultStory:
     """One command, such as CLIENT KILL TYPE normal or FUNCTION FLUSH."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         while not stage.redis.running:  # another fault has it down
             yield TICK_S
         with stage.fault(what), raw(stage) as line:
@@ -195,7 +195,7 @@ def redis_tell(what: str, *words: str) -> FaultStory:
 
 
 @contextmanager
-def raw(stage: Stage) -> Iterator[socket.socket]:
+def raw(stage: FaultTestbed) -> Iterator[socket.socket]:
     """A connection that need not wait for answers."""
     with socket.create_connection(("127.0.0.1", stage.redis.port), 5) as connection:
         yield connection
@@ -212,7 +212,7 @@ def command(*words: str) -> bytes:
 def cut(kinds: tuple[str, ...], for_s: tuple[float, float], ways: tuple[str, ...] = ("both",)) -> FaultStory:
     """A cable is out for a while: one link whose name begins so, or the only way back or forth."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         link = random.choice([link for link in stage.proxy.links if link.startswith(kinds)])
         way = random.choice(ways)
         with stage.fault(f"cut {link} {way}"):
@@ -227,7 +227,7 @@ def spoil(kinds: tuple[str, ...], for_s: tuple[float, float], **way: float) -> F
     """All links whose names begin so are bad in one manner (the fields of proxy.Way)."""
     told = " ".join(f"{name}={value:g}" for name, value in way.items())
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         links = [link for link in stage.proxy.links if link.startswith(kinds)]
         with stage.fault(f"{told} on {kinds[0]}"):
             for link in links:
@@ -245,7 +245,7 @@ def spoil(kinds: tuple[str, ...], for_s: tuple[float, float], **way: float) -> F
 def end_in_order(which: Choice, within_s: float) -> FaultStory:
     """SIGTERM: it ends with status 0 in time, and is started again."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         daemon = which(stage, random)
         if not running(daemon):
             return
@@ -261,7 +261,7 @@ def end_in_order(which: Choice, within_s: float) -> FaultStory:
     return story
 
 
-def all_brokers_away(stage: Stage, random: Random) -> Steps:
+def all_brokers_away(stage: FaultTestbed, random: Random) -> Steps:
     """Every broker is killed before many tasks fall due, and started after it: each is there within five seconds."""
     yield 3.0
     names = [stage.name(broker) for broker in stage.brokers]
@@ -276,7 +276,7 @@ def all_brokers_away(stage: Stage, random: Random) -> Steps:
         stage.expect(took_s <= 5 * len(names), f"{len(names)} brokers took {took_s:.1f} s to start")
 
 
-def broker_twice(stage: Stage, random: Random) -> Steps:
+def broker_twice(stage: FaultTestbed, random: Random) -> Steps:
     """Start a second broker on the first one's address."""
     first = stage.brokers[0]
     second = Daemon(stage, "broker", {**first.config, "wakeup": f"127.0.0.1:{free_port()}"})
@@ -289,7 +289,7 @@ def broker_twice(stage: Stage, random: Random) -> Steps:
     stage.expect(status == 3 and "it is in use" in told, f"a second broker ended with {status}: {told[-500:]}")
 
 
-def no_client_saw_an_error(stage: Stage) -> None:
+def no_client_saw_an_error(stage: FaultTestbed) -> None:
     """Within its deadline every call of every client had a good answer."""
     errors = Counter(
         f"{op.f} {op.code}"
@@ -306,7 +306,7 @@ def no_client_saw_an_error(stage: Stage) -> None:
 def redis_full(for_s: float) -> FaultStory:
     """`maxmemory` is reached: submits are refused, what is there drains."""
 
-    def story(stage: Stage, random: Random) -> Steps:
+    def story(stage: FaultTestbed, random: Random) -> Steps:
         server: Any = stage.primary()
         with stage.fault("redis is full"):
             server.config_set("maxmemory", int(server.info("memory")["used_memory"]) + 100_000)
@@ -316,17 +316,17 @@ def redis_full(for_s: float) -> FaultStory:
     return story
 
 
-def some_refused(code: str) -> Callable[[Stage], None]:
+def some_refused(code: str) -> Callable[[FaultTestbed], None]:
     """A check: some client was refused for this reason."""
 
-    def check(stage: Stage) -> None:
+    def check(stage: FaultTestbed) -> None:
         found = sum(op.code == code for path in stage.histories.glob("client-*.jsonl") for op in read(path, Op))
         stage.expect(found > 0, f"nobody was refused with {code}: the case proves nothing")
 
     return check
 
 
-def redis_loading(stage: Stage, random: Random) -> Steps:
+def redis_loading(stage: FaultTestbed, random: Random) -> Steps:
     """It is killed, needs seconds to load what it has, and answers LOADING meanwhile."""
     server: Any = stage.primary()
     server.bgrewriteaof()
@@ -356,7 +356,7 @@ def redis_loading(stage: Stage, random: Random) -> Steps:
 LOADING_S = 3.0
 
 
-def everything_starts_while_redis_loads(stage: Stage, random: Random) -> Steps:
+def everything_starts_while_redis_loads(stage: FaultTestbed, random: Random) -> Steps:
     """All brokers and workers are started anew while it loads; nobody gives up."""
     names = [stage.name(daemon) for daemon in stage.daemons]
     loading = redis_loading(stage, random)
@@ -375,7 +375,7 @@ def everything_starts_while_redis_loads(stage: Stage, random: Random) -> Steps:
         return
 
 
-def redis_would_evict(stage: Stage, random: Random) -> Steps:
+def redis_would_evict(stage: FaultTestbed, random: Random) -> Steps:
     """A broker refuses a server that throws keys away when it is full."""
     server: Any = stage.primary()
     first = stage.brokers[0]
@@ -394,7 +394,7 @@ def redis_would_evict(stage: Stage, random: Random) -> Steps:
     stage.expect(status == 3 and "set it to noeviction" in told, f"it ended with {status}: {told[-500:]}")
 
 
-def rolling_restart(stage: Stage, random: Random) -> Steps:
+def rolling_restart(stage: FaultTestbed, random: Random) -> Steps:
     """Every process in turn is ended in good order and started again, Redis too."""
     for daemon in stage.daemons:
         name = stage.name(daemon)

@@ -14,7 +14,7 @@ from time import monotonic_ns
 from kingtask.result import Result
 from tests.faults.history import Final, Sample, read
 from tests.faults.play import TICK_S, Steps
-from tests.faults.stage import Stage
+from tests.faults.stage import FaultTestbed
 from tests.faults.stories import back, running
 from tests.integration.rig import Daemon
 from tests.processes import alive, descriptors, until
@@ -23,14 +23,14 @@ LATER_S = 2.0
 """What a busy machine may add to any time that is checked here."""
 
 
-def reasons(stage: Stage) -> Counter[str]:
+def reasons(stage: FaultTestbed) -> Counter[str]:
     """Of all attempts that ended, as the records say."""
     finals = read(stage.histories / "final.jsonl", Final)
     readings = {final.id: final.reading for final in finals if final.reading is not None}
     return Counter(attempt.reason for reading in readings.values() for attempt in reading.attempts)
 
 
-def tree(stage: Stage, worker: Daemon) -> list[int]:
+def tree(stage: FaultTestbed, worker: Daemon) -> list[int]:
     """The worker, its guard and whatever carries its mark."""
     mark = f"KINGTASK_WORKER={worker.config['name']}.".encode()
     found = {worker.pid}
@@ -43,7 +43,7 @@ def tree(stage: Stage, worker: Daemon) -> list[int]:
     return sorted(found)
 
 
-def until_ended(stage: Stage, ids: Iterable[str], within_s: float) -> Iterator[float]:
+def until_ended(stage: FaultTestbed, ids: Iterable[str], within_s: float) -> Iterator[float]:
     """Wait until all have ended; a complaint if they do not."""
     left, deadline_s = set(ids), stage.clock_s() + within_s
     while left and stage.clock_s() < deadline_s:
@@ -52,19 +52,19 @@ def until_ended(stage: Stage, ids: Iterable[str], within_s: float) -> Iterator[f
     stage.expect(not left, f"{len(left)} tasks of a story had not ended after {within_s:g} s")
 
 
-def ended(stage: Stage, task_id: str) -> Result:
+def ended(stage: FaultTestbed, task_id: str) -> Result:
     result = stage.get(task_id)
     assert result is not None, task_id
     return result
 
 
-def until_in_flight(stage: Stage, worker: Daemon, count: int) -> Iterator[float]:
+def until_in_flight(stage: FaultTestbed, worker: Daemon, count: int) -> Iterator[float]:
     mark = f"{worker.config['name']}."
     while sum(each.worker.startswith(mark) for each in stage.in_flight()) < count:
         yield TICK_S
 
 
-def kill_the_tree(stage: Stage, random: Random) -> Steps:
+def kill_the_tree(stage: FaultTestbed, random: Random) -> Steps:
     """The small kill test: 40 tasks, four at a time, everything of the worker killed with four in flight."""
     worker = stage.workers[0]
     ids = [stage.submit("work", "500") for _ in range(40)]
@@ -87,7 +87,7 @@ def kill_the_tree(stage: Stage, random: Random) -> Steps:
     stage.expect(states == {"succeeded": 40}, f"40 tasks were to succeed: {dict(states)}")
 
 
-def kill_main_only(stage: Stage, random: Random) -> Steps:
+def kill_main_only(stage: FaultTestbed, random: Random) -> Steps:
     """SIGKILL to the worker's own process: what it ran is gone within a second."""
     worker = stage.workers[0]
     yield from until_in_flight(stage, worker, 1)
@@ -103,7 +103,7 @@ def kill_main_only(stage: Stage, random: Random) -> Steps:
         yield from back(stage, worker)
 
 
-def drain(stage: Stage, random: Random) -> Steps:
+def drain(stage: FaultTestbed, random: Random) -> Steps:
     """SIGTERM to a worker amid long tasks: they begin elsewhere soon, and nothing counts as lost."""
     worker = stage.workers[0]
     yield from until_in_flight(stage, worker, 2)
@@ -119,13 +119,13 @@ def drain(stage: Stage, random: Random) -> Steps:
     stage.expect(late_s <= 2 + LATER_S, f"what a stopped worker handed back began again after {late_s:.1f} s")
 
 
-def nothing_lost_something_released(stage: Stage) -> None:
+def nothing_lost_something_released(stage: FaultTestbed) -> None:
     found = reasons(stage)
     stage.expect(found["lost"] == 0, f"{found['lost']} attempts of an orderly stop count as lost")
     stage.expect(found["released"] > 0, "no attempt was handed back")
 
 
-def poison(stage: Stage, random: Random) -> Steps:
+def poison(stage: FaultTestbed, random: Random) -> Steps:
     """A task that kills its worker: failed as lost after max_lost, and the others go on."""
     stage.mortal.update(stage.workers)
     victim = stage.submit("poison", on_lost="retry")
@@ -146,7 +146,7 @@ def poison(stage: Stage, random: Random) -> Steps:
     stage.mortal.clear()
 
 
-def flood(stage: Stage, random: Random) -> Steps:
+def flood(stage: FaultTestbed, random: Random) -> Steps:
     """Output without measure: the worker's memory stays flat, the result says how much it was."""
     sizes = {name: peak(stage, name) for name in ("worker 1", "worker 2")}
     ids = [stage.submit("work", "0", "0", str(FLOOD)) for _ in range(2)]
@@ -163,12 +163,12 @@ def flood(stage: Stage, random: Random) -> Steps:
 FLOOD = 200_000_000
 
 
-def peak(stage: Stage, name: str) -> int:
+def peak(stage: FaultTestbed, name: str) -> int:
     samples = read(stage.histories / "samples.jsonl", Sample)
     return max((sample.rss_bytes for sample in samples if sample.proc == name), default=0)
 
 
-def daemonize(stage: Stage, random: Random) -> Steps:
+def daemonize(stage: FaultTestbed, random: Random) -> Steps:
     """A process that leaves its session and keeps the pipes: the attempt ends with its leader, and it dies."""
     ids = [stage.submit("daemonizes") for _ in range(4)]
     yield from until_ended(stage, ids, 20)
@@ -180,7 +180,7 @@ def daemonize(stage: Stage, random: Random) -> Steps:
         stage.expect(took_s < 1 + LATER_S, f"an attempt that left a process behind took {took_s:.1f} s")
 
 
-def deaf(stage: Stage, random: Random) -> Steps:
+def deaf(stage: FaultTestbed, random: Random) -> Steps:
     """A program that ignores TERM is gone a grace after its limit."""
     ids = [stage.submit("deaf", "60000", time_limit_s=1.0) for _ in range(3)]
     yield from until_ended(stage, ids, 30)
@@ -192,7 +192,7 @@ def deaf(stage: Stage, random: Random) -> Steps:
         stage.expect(1.9 < took_s < 2.5 + LATER_S, f"limit 1 s and grace 1 s came to {took_s:.2f} s")
 
 
-def self_stopping(stage: Stage, random: Random) -> Steps:
+def self_stopping(stage: FaultTestbed, random: Random) -> Steps:
     """A program that is stopped is ended by its time limit."""
     ids = [stage.submit("stops", time_limit_s=1.0) for _ in range(3)]
     yield from until_ended(stage, ids, 30)
@@ -200,7 +200,7 @@ def self_stopping(stage: Stage, random: Random) -> Steps:
         stage.expect(ended(stage, one).reason == "time_limit", "a stopped program was not ended by its limit")
 
 
-def no_descriptor_more(stage: Stage) -> None:
+def no_descriptor_more(stage: FaultTestbed) -> None:
     """Once nothing runs, workers hold as many descriptors as when nothing had run yet."""
     samples = list(read(stage.histories / "samples.jsonl", Sample))
     before = {worker: next(each.fds for each in samples if each.proc == stage.name(worker)) for worker in stage.workers}
@@ -214,12 +214,12 @@ def no_descriptor_more(stage: Stage) -> None:
     )
 
 
-def some_fenced(stage: Stage) -> None:
+def some_fenced(stage: FaultTestbed) -> None:
     """The case did what it is for: somebody was told that its lease was given away."""
     stage.expect(stage.logged("its lease was given away") > 0, "nothing was fenced: the case proves nothing")
 
 
-def no_exec_failure(stage: Stage) -> None:
+def no_exec_failure(stage: FaultTestbed) -> None:
     """A host that cannot start a process is no failure of the task."""
     found = reasons(stage)
     stage.expect(not found["exec"], f"{found['exec']} attempts failed because the host was short of something")

@@ -9,7 +9,7 @@ from math import inf
 from tests.bench.contestants import ALL, Contestant
 from tests.bench.measure import Figures
 from tests.bench.sizes import Sizes
-from tests.bench.stage import FSYNC, Durability, Stage
+from tests.bench.stage import FSYNC, ContestantStack, Durability
 
 PEERS = ("celery", "huey", "dramatiq", "saq", "bullmq")
 
@@ -20,7 +20,7 @@ class Scenario:
     about: str
     """What the figures of its table mean, for the report."""
     contestants: tuple[str, ...]
-    measure: Callable[[Stage, Sizes], Figures]
+    measure: Callable[[ContestantStack, Sizes], Figures]
     rounds: float = inf
     """At most so many, whatever was asked for: what takes long and varies little is not repeated for its own sake."""
     fsync_rounds: float = inf

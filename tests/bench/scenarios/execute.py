@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.bench.measure import Figures
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     stage.start_workers()
     done = stage.client.call("execute", n=sizes.executables)
     figures: Figures = {"executables /s": done["n"] / done["seconds"]}

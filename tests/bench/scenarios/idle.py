@@ -7,10 +7,10 @@ import time
 from tests.bench.measure import Figures, cpu_s, rss_mb
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     stage.start_workers(settle_s=sizes.settle_s)
     span_s = sizes.idle_s if stage.broker else sizes.idle_of_peers_s
     groups = {"worker": stage.worker_pids}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.bench.measure import Figures, percentiles
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     stage.start_workers(settle_s=sizes.settle_s)
     starts = stage.client.call("latency", n=sizes.latencies)["samples"]
     trips = stage.client.call("round_trip", n=sizes.trips, limit_s=sizes.trips_limit_s)["samples"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.bench.measure import Figures, percentiles
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 WANTED = (0, 50, 95, 99, 100)
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     stage.start_workers(settle_s=sizes.settle_s)
     figures = percentiles(late(stage, sizes), "idle", WANTED)
     if stage.contestant.kind == "kingtask":
@@ -24,7 +24,7 @@ def measure(stage: Stage, sizes: Sizes) -> Figures:
     return figures
 
 
-def late(stage: Stage, sizes: Sizes) -> list[float]:
+def late(stage: ContestantStack, sizes: Sizes) -> list[float]:
     """Seconds by which each of some tasks, spread evenly over a span, began after its instant."""
     stage.client.call("plan", n=sizes.instants, span_s=sizes.span_s, ahead_s=sizes.ahead_s)
     samples: list[float] = stage.client.call("late")["samples"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from tests.bench.measure import Figures, rss_mb
 from tests.bench.scenarios.base import Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 LOOKS = 10
 WARM = 2
 """Looks that come before the first that counts: caches and the allocator's pools fill with the first tasks."""
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     stage.start_workers()
     assert stage.broker is not None
     looks = []

@@ -8,7 +8,7 @@ from tests.bench.measure import Figures, percentiles, rss_mb
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.scenarios.lateness import WANTED, late
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 WARM = 1_000
 """Tasks scheduled before anything is measured: what the first requests allocate is not the tasks' cost."""
@@ -17,7 +17,7 @@ ON_TIME_S = 0.05
 """A start no later than this after its instant is on time, on a machine that does other things as well."""
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     peer = stage.contestant.kind == "peer"
     if stage.contestant.name != "function":  # whose tasks no worker can see
         stage.start_workers(settle_s=sizes.settle_s)
@@ -42,7 +42,7 @@ def measure(stage: Stage, sizes: Sizes) -> Figures:
     return figures
 
 
-def on_time_after(stage: Stage, sizes: Sizes) -> float:
+def on_time_after(stage: ContestantStack, sizes: Sizes) -> float:
     """Kill the broker and start it anew: seconds from its exec to the instant from which on all starts were on time."""
     assert stage.broker is not None
     stage.client.call("plan", n=sizes.restart_instants, span_s=sizes.restart_span_s, ahead_s=0.2)
@@ -56,12 +56,12 @@ def on_time_after(stage: Stage, sizes: Sizes) -> float:
     return good[0] - started if good else sizes.restart_span_s + 1
 
 
-def _used(stage: Stage) -> int:
+def _used(stage: ContestantStack) -> int:
     used: int = stage.rig.redis.client().info("memory")["used_memory"]
     return used
 
 
-def _broker_mb(stage: Stage) -> float:
+def _broker_mb(stage: ContestantStack) -> float:
     return rss_mb([stage.broker.pid]) if stage.broker else 0.0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.bench.measure import Figures
 from tests.bench.scenarios.base import PEERS, Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 
 WARM = 50
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     figures: Figures = {}
     client, limit_s = stage.client, sizes.submit_limit_s
     if stage.can("submit"):
@@ -25,7 +25,7 @@ def measure(stage: Stage, sizes: Sizes) -> Figures:
     return figures
 
 
-def pipelined(stage: Stage, n: int) -> float:
+def pipelined(stage: ContestantStack, n: int) -> float:
     """Singles a second, many on their way at a time."""
     done = stage.client.call("pipelined", n=n)
     rate: float = done["n"] / done["seconds"]

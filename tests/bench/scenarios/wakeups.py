@@ -7,7 +7,7 @@ import time
 from tests.bench.measure import Figures
 from tests.bench.scenarios.base import Scenario, known
 from tests.bench.sizes import Sizes
-from tests.bench.stage import Stage
+from tests.bench.stage import ContestantStack
 from tests.processes import until
 from tests.slowlog import Calls
 
@@ -18,7 +18,7 @@ START_S = 120.0
 """How long all of them may take to start."""
 
 
-def measure(stage: Stage, sizes: Sizes) -> Figures:
+def measure(stage: ContestantStack, sizes: Sizes) -> Figures:
     for _ in range(sizes.idle_workers):
         stage.rig.start_worker(ready=False, concurrency=sizes.idle_slots, period=PERIOD_S)
     client = stage.rig.client()
