@@ -48,7 +48,7 @@ class Lines(Generic[R]):
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class ExecutionLog:
     path: Path
 
     def __iter__(self) -> Iterator[Execution]:
@@ -81,7 +81,7 @@ def load(directory: Path) -> History:
     return History(
         run=read_run(directory),
         ops=lines(Op, "client-*.jsonl"),
-        executions=Ledger(directory / LEDGER),
+        executions=ExecutionLog(directory / LEDGER),
         faults=lines(Fault, "faults.jsonl"),
         clock=lines(Clock, "clock.jsonl"),
         pings=lines(Ping, "pings.jsonl"),

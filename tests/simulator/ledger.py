@@ -63,7 +63,7 @@ class Account:
 Snapshot = tuple[dict[str, View], dict[str, Account]]
 
 
-class Ledger:
+class InvariantLedger:
     """`jumped`: Redis's clock was set, so leases may have ended early. `forgot`: a failover has lost some writes."""
 
     def __init__(self, policy: Policy) -> None:

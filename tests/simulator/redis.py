@@ -13,7 +13,7 @@ from kingtask.states import TERMINAL
 from kingtask.store import functions
 from kingtask.store.functions import FunctionCall
 from kingtask.task import TaskSpec
-from tests.simulator.ledger import Ledger, Snapshot, twin
+from tests.simulator.ledger import InvariantLedger, Snapshot, twin
 from tests.simulator.world import START_MS, SimulatedWorld
 from tests.store.model import Model, Task
 
@@ -77,7 +77,12 @@ class Redis:
     """Each call is executed at one instant, and the ledger looks at what it did."""
 
     def __init__(
-        self, world: SimulatedWorld, policy: Policy, ledger: Ledger, model: type[Model], replica: Replica | None = None
+        self,
+        world: SimulatedWorld,
+        policy: Policy,
+        ledger: InvariantLedger,
+        model: type[Model],
+        replica: Replica | None = None,
     ) -> None:
         self._world = world
         self._ledger = ledger

@@ -11,7 +11,7 @@ from kingtask.states import TERMINAL
 from tests.simulator.cast import Cast
 from tests.simulator.client import Client, Switchboard
 from tests.simulator.faults import Faults
-from tests.simulator.ledger import Ledger, Violation
+from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.links import Surroundings
 from tests.simulator.processes import HostedBroker, Plant, replaced
 from tests.simulator.redis import Redis, Replica
@@ -35,7 +35,7 @@ class SimulationRun:
         random = world.random
         lease_s = random.choice([1.5, 3.0, 3.0, 15.0])
         policy = Policy(lease_ms=round(lease_s * 1000), max_lost=random.choice([1, 3, 3]))
-        self.ledger = Ledger(policy)
+        self.ledger = InvariantLedger(policy)
         faults = Faults(random, lease_s)
         replica = Replica(faults.latency) if random.random() < 0.25 else None
         self._redis = Redis(world, policy, self.ledger, model, replica)

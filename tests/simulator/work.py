@@ -14,7 +14,7 @@ from kingtask.store.functions import Fence
 from kingtask.task import TaskSpec
 from tests.simulator.cast import Cast
 from tests.simulator.client import Client
-from tests.simulator.ledger import Ledger, Violation
+from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.processes import Run
 from tests.simulator.redis import Redis
 from tests.simulator.world import START_MS, SimulatedWorld
@@ -28,7 +28,7 @@ class Work:
         seed: int,
         world: SimulatedWorld,
         redis: Redis,
-        ledger: Ledger,
+        ledger: InvariantLedger,
         cast: Cast,
         *,
         lease_s: float,
