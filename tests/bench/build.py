@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.bench.measure import cpu_s
-from tests.bench.stage import Client, Durability, Failed
+from tests.bench.stage import ClientProcess, Durability, Failed
 from tests.integration.rig import Daemon, StackHarness
 
 DRIVER = Path(__file__).with_name("client_driver.py")
@@ -55,7 +55,7 @@ class Build:
             broker = rig.start_broker(ack=self._setup.durability.ack)
             worker = rig.start_worker()
             environment = {**os.environ, **rig.environment, "BENCH_BROKER": broker.endpoint}
-            self._client = Client([sys.executable, str(DRIVER)], environment, rig.directory / "client.log")
+            self._client = ClientProcess([sys.executable, str(DRIVER)], environment, rig.directory / "client.log")
             stack.callback(self._client.close)
             loaded = Path(self._client.hello["kingtask"])
             if not loaded.is_relative_to(self._checkout):

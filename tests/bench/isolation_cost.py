@@ -18,7 +18,7 @@ from typing import Any
 from kingtask.task import TaskSpec
 from tests.servers import RedisServer
 from tests.worker.open_rig import open_rig, someone
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 
 MIB = 1_048_576
 LIMITS = {"memory": 256 * MIB, "open_files": 64, "processes": 64, "core": 0}
@@ -43,7 +43,7 @@ def variants(rig: WorkerHarness) -> dict[str, dict[str, Any]]:
     return found
 
 
-def cpu_s(worker: Worker) -> float:
+def cpu_s(worker: WorkerProcess) -> float:
     """Of the worker's own process."""
     fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS

@@ -54,7 +54,7 @@ class BenchmarkPaths:
     """Where peers are installed."""
 
 
-class Client:
+class ClientProcess:
     """The process of a client; see `adapters.serve` for what goes through its pipes."""
 
     def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
@@ -164,7 +164,7 @@ class ContestantStack:
             process.wait()
         self._stack.close()
 
-    def new_client(self) -> Client:
+    def new_client(self) -> ClientProcess:
         """One more process with a client of this contestant; not yet connected if it is a further one."""
         environment = {
             **os.environ,
@@ -178,7 +178,7 @@ class ContestantStack:
         if self.contestant.name in self._setting.places:
             environment["NODE_PATH"] = str(self._setting.places[self.contestant.name] / "node_modules")
         self._environment = environment
-        client = Client(self.contestant.command(self._setting.places), environment, self._log)
+        client = ClientProcess(self.contestant.command(self._setting.places), environment, self._log)
         self._stack.callback(client.close)
         return client
 

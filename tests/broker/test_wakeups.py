@@ -22,7 +22,7 @@ DEFAULT = topics.ready_topic("default")
 EARLY = DEFAULT + topics.EARLY
 
 
-class Worker:
+class WorkerSocket:
     """The SUB socket of a worker that serves the queue `default`."""
 
     def __init__(self, scene: Scene, socket: zmq.Socket[bytes]) -> None:
@@ -73,8 +73,8 @@ class Scene:
     def peers(self) -> list[WakeupPeer]:
         return list(self.wakeups._peers.values())
 
-    async def worker(self) -> Worker:
-        made = Worker(self, self._sockets.new(zmq.SUB))
+    async def worker(self) -> WorkerSocket:
+        made = WorkerSocket(self, self._sockets.new(zmq.SUB))
         before = sum(DEFAULT in peer.queues for peer in self.peers())
         made._socket.subscribe(DEFAULT)
         await self.until(lambda: sum(DEFAULT in peer.queues for peer in self.peers()) == before + 1)

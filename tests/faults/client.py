@@ -35,7 +35,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     ack: str
 
 
-class Worker:
+class LoadGenerator:
     """Runs the loads of one client."""
 
     def __init__(self, orders: Orders, client: AsyncClient) -> None:
@@ -136,7 +136,7 @@ class Worker:
 
 async def main(orders: Orders) -> None:
     async with AsyncClient(orders.brokers, timeout=orders.timeout_s) as client:
-        worker = Worker(orders, client)
+        worker = LoadGenerator(orders, client)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop.set)

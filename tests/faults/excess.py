@@ -21,7 +21,7 @@ from kingtask.task import TaskSpec
 from kingtask.worker.reap import cgroup
 from tests.processes import descriptors, until
 from tests.servers import RedisServer
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 
 KEPT_BYTES = 1_048_576
 MAX_GROWTH_KB = 16 * 1024
@@ -57,7 +57,7 @@ LEAVES = {
 }
 
 
-def floods(rig: WorkerHarness, worker: Worker, size: int) -> Iterator[str]:
+def floods(rig: WorkerHarness, worker: WorkerProcess, size: int) -> Iterator[str]:
     """Each kind of output, of so many bytes; yields what was wrong."""
     rig.run("write", "both", str(4 * KEPT_BYTES))  # what is kept is allocated once
     for kind in KINDS:
@@ -79,7 +79,7 @@ def floods(rig: WorkerHarness, worker: Worker, size: int) -> Iterator[str]:
                 yield f"{kind}: {result.state}, {written} bytes, {len(kept)} kept: {kept[:5]!r} … {kept[-7:]!r}"
 
 
-def attempts(rig: WorkerHarness, worker: Worker, number: int) -> Iterator[str]:
+def attempts(rig: WorkerHarness, worker: WorkerProcess, number: int) -> Iterator[str]:
     """So many, of each kind as many; yields what was left."""
     mix = [TaskSpec(name=name, args=("x",), stdin=b"y", keep_result_s=60.0) for name in (*LEAVES, "missing")]
     run_all(rig, mix * 4)
@@ -109,7 +109,7 @@ def ended(rig: WorkerHarness, task: str) -> Result:
     return rig.get(task)
 
 
-def left(rig: WorkerHarness, worker: Worker) -> dict[str, list[str]]:
+def left(rig: WorkerHarness, worker: WorkerProcess) -> dict[str, list[str]]:
     own = cgroup.own_cgroup()
     return {
         "descriptors": [str(fd) for fd in descriptors(worker.pid)],
@@ -119,13 +119,13 @@ def left(rig: WorkerHarness, worker: Worker) -> dict[str, list[str]]:
     }
 
 
-def peak_kb(worker: Worker) -> int:
+def peak_kb(worker: WorkerProcess) -> int:
     lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 @contextmanager
-def stage() -> Iterator[tuple[WorkerHarness, Worker]]:
+def stage() -> Iterator[tuple[WorkerHarness, WorkerProcess]]:
     with tempfile.TemporaryDirectory(prefix="kingtask-excess-") as name, RedisServer() as server:
         directory = Path(name)
         for each in ("private", "tmp"):
@@ -144,7 +144,10 @@ def stage() -> Iterator[tuple[WorkerHarness, Worker]]:
 
 def excess(size: int, number: int) -> list[str]:
     """What was wrong."""
-    acts: list[tuple[Callable[[WorkerHarness, Worker, int], Iterator[str]], int]] = [(floods, size), (attempts, number)]
+    acts: list[tuple[Callable[[WorkerHarness, WorkerProcess, int], Iterator[str]], int]] = [
+        (floods, size),
+        (attempts, number),
+    ]
     with stage() as (rig, worker):
         return [fault for act, amount in acts if amount for fault in act(rig, worker, amount)]
 

@@ -12,7 +12,7 @@ from tests.simulator.processes import HostedBroker, Peer
 from tests.simulator.world import SimulatedWorld
 
 
-class Client:
+class SimulatedClient:
     """`brokers` gives the one that listens at an address now, or None; `on_done` gets each call that is done."""
 
     def __init__(
@@ -22,7 +22,7 @@ class Client:
         name: str,
         addresses: int,
         brokers: Callable[[int], HostedBroker | None],
-        on_done: Callable[[Client, Call], None],
+        on_done: Callable[[SimulatedClient, Call], None],
     ) -> None:
         self._world = world
         self._faults = faults
@@ -115,7 +115,7 @@ class Switchboard:
     def __init__(self, world: SimulatedWorld, faults: Faults) -> None:
         self._world = world
         self._faults = faults
-        self.clients: dict[bytes, Client] = {}
+        self.clients: dict[bytes, SimulatedClient] = {}
 
     def reply(self, peer: Peer, message: bytes) -> None:
         if not self._faults.message_lost():

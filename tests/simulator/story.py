@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from kingtask.policy import Policy
 from kingtask.states import TERMINAL
 from tests.simulator.cast import Cast
-from tests.simulator.client import Client, Switchboard
+from tests.simulator.client import SimulatedClient, Switchboard
 from tests.simulator.faults import Faults
 from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.links import Surroundings
@@ -44,7 +44,9 @@ class SimulationRun:
         self._cast = cast = Cast(world, faults, lease_s, policy.max_lost, self._broker_gone)
         self._work = work = Work(seed, world, self._redis, self.ledger, cast, lease_s=lease_s, seconds=TROUBLE_S)
         for number in range(random.choice([1, 2])):
-            client = Client(world, faults, f"client{number}", len(cast.brokers), lambda i: cast.brokers[i], work.done)
+            client = SimulatedClient(
+                world, faults, f"client{number}", len(cast.brokers), lambda i: cast.brokers[i], work.done
+            )
             switchboard.clients[client.name.encode()] = client
             work.clients.append(client)
         self._trouble = Trouble(world, faults, self._redis, cast, lease_s=lease_s, seconds=TROUBLE_S)

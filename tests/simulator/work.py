@@ -13,7 +13,7 @@ from kingtask.store import functions
 from kingtask.store.functions import Fence
 from kingtask.task import TaskSpec
 from tests.simulator.cast import Cast
-from tests.simulator.client import Client
+from tests.simulator.client import SimulatedClient
 from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.processes import Run
 from tests.simulator.redis import Redis
@@ -42,7 +42,7 @@ class Work:
         self._cast = cast
         self._lease_s = lease_s
         self._seconds = seconds
-        self.clients: list[Client] = []
+        self.clients: list[SimulatedClient] = []
         self._runs: dict[Fence, Run] = {}
         self._failing: dict[str, float] = {}
         """How likely an attempt of a task is to fail."""
@@ -121,7 +121,7 @@ class Work:
         call.owner = [spec]
         self._random.choice(self.clients).start(call)
 
-    def done(self, client: Client, call: Call) -> None:
+    def done(self, client: SimulatedClient, call: Call) -> None:
         if isinstance(call.owner, _Many):
             call.owner.go_on(call)
             return
@@ -186,7 +186,7 @@ class Work:
 class _Many:
     """A bulk submit: the product's plan for it, and what to do with its calls."""
 
-    def __init__(self, work: Work, client: Client, specs: list[TaskSpec], timeout_s: float) -> None:
+    def __init__(self, work: Work, client: SimulatedClient, specs: list[TaskSpec], timeout_s: float) -> None:
         self._work = work
         self._client = client
         self._specs = specs

@@ -103,7 +103,7 @@ class WorkerHarness:
         self.bin = directory / "bin"
         self.bin.mkdir()
         self.wakeups = WakeupSocket(f"ipc://{directory}/wakeups")
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerProcess] = []
 
     def close(self) -> None:
         for worker in self.workers:
@@ -118,7 +118,7 @@ class WorkerHarness:
         path.chmod(0o755)
         return path
 
-    def start(self, *command: str, program: Sequence[str] = (sys.executable,), **config: Any) -> Worker:
+    def start(self, *command: str, program: Sequence[str] = (sys.executable,), **config: Any) -> WorkerProcess:
         """Start a worker and wait until it hears hints. `command` takes the place of `-m tests.worker.launch`."""
         settings = {
             "broker": f"ipc://{self.directory}/broker",
@@ -130,7 +130,7 @@ class WorkerHarness:
             "concurrency": 4,
             **config,
         }
-        worker = Worker(self, settings, [*program, *(command or ("-m", "tests.worker.launch"))])
+        worker = WorkerProcess(self, settings, [*program, *(command or ("-m", "tests.worker.launch"))])
         self.workers.append(worker)
         return worker.start()
 
@@ -175,7 +175,7 @@ class WorkerHarness:
         until(lambda: self.find(task_id, state="running"), f"the start of {task_id}")
         return self.get(task_id)
 
-    def cancel(self, worker: Worker, task_id: str) -> None:
+    def cancel(self, worker: WorkerProcess, task_id: str) -> None:
         self.store.ask(functions.cancel(self.policy, task_id))
         self.wakeups.cancel(worker.name, task_id)
 
@@ -186,7 +186,7 @@ class WorkerHarness:
         return path.read_text().strip()
 
 
-class Worker:
+class WorkerProcess:
     """One worker process. `name` is the one it gave itself."""
 
     def __init__(self, rig: WorkerHarness, config: dict[str, Any], command: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from kingtask.worker.reap import cgroup
 from kingtask.worker.reap.reaper_process import end_cgroup
 from tests.processes import alive, until
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 from tests.worker.test_orphans import NAMELESS
 
 OWN = cgroup.own_cgroup()
@@ -46,12 +46,12 @@ def test_workers_that_start_at_once_leave_each_other_theirs() -> None:
         os.close(one._lock)
 
 
-def cgroup_of(worker: Worker) -> Path:
+def cgroup_of(worker: WorkerProcess) -> Path:
     text = worker.logged("cgroup=entered").partition("path=")[2].split()[0]
     return Path(text)
 
 
-def leave(rig: WorkerHarness, worker: Worker) -> int:
+def leave(rig: WorkerHarness, worker: WorkerProcess) -> int:
     """Something that runs in the worker, and that neither environment nor session nor parents give away."""
     rig.script("leave", f"{NAMELESS.format(rig.directory)}; echo up > {rig.directory}/up; exec sleep 300")
     rig.put("leave", worker.name)

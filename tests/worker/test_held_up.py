@@ -11,7 +11,7 @@ import pytest
 
 from kingtask.result import Result
 from tests.processes import alive, until
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 
 TRACED = """import ctypes, os, signal, sys
 PTRACE_TRACEME, PTRACE_SEIZE, PTRACE_O_TRACEEXIT, PR_SET_PTRACER = 0, 0x4206, 0x40, 0x59616D61
@@ -106,7 +106,7 @@ def test_one_that_sleeps_in_the_kernel_is_killed_after_the_grace(rig: WorkerHarn
     until(lambda: worker.children() == [worker.guard], "no children, no zombies")
 
 
-def states(worker: Worker) -> list[str]:
+def states(worker: WorkerProcess) -> list[str]:
     found = []
     for pid in worker.children():
         with suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import alive, until
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 
 DAEMON = "setsid sh -c 'sleep 300 & echo $! > {0}/$1.part; mv {0}/$1.part {0}/$1' sh $1 </dev/null >/dev/null 2>&1"
 """Leaves its session, its parent and the outputs; says who it is in a file of the argument's name."""
@@ -28,7 +28,7 @@ def started_s(pid: int) -> float:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def only_the_guard(worker: Worker) -> None:
+def only_the_guard(worker: WorkerProcess) -> None:
     until(lambda: worker.children() == [worker.guard], "no children, no zombies")
 
 

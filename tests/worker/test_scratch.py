@@ -17,7 +17,7 @@ from tests.processes import until
 from tests.servers import RedisServer
 from tests.worker.intruder import SHEBANG
 from tests.worker.open_rig import needs_root, open_rig, refused, someone
-from tests.worker.rig import Worker, WorkerHarness
+from tests.worker.rig import WorkerHarness, WorkerProcess
 
 
 @pytest.fixture
@@ -26,15 +26,15 @@ def rig(server: RedisServer) -> Iterator[WorkerHarness]:
         yield made
 
 
-def start(rig: WorkerHarness, **config: Any) -> Worker:
+def start(rig: WorkerHarness, **config: Any) -> WorkerProcess:
     return rig.start(private_dir=str(rig.directory / "dirs"), **config)
 
 
-def attempts(rig: WorkerHarness, worker: Worker) -> list[str]:
+def attempts(rig: WorkerHarness, worker: WorkerProcess) -> list[str]:
     return sorted(path.name for path in (rig.directory / "dirs" / f"kingtask.{worker.name}").iterdir())
 
 
-def empty(rig: WorkerHarness, worker: Worker) -> None:
+def empty(rig: WorkerHarness, worker: WorkerProcess) -> None:
     until(lambda: not attempts(rig, worker), lambda: f"no directories, not {attempts(rig, worker)}")
 
 
@@ -132,7 +132,7 @@ def test_names_that_are_exchanged_while_they_are_removed_lead_nowhere(rig: Worke
     assert len(list(kept.iterdir())) == 50
 
 
-def busy(rig: WorkerHarness, worker: Worker) -> Path:
+def busy(rig: WorkerHarness, worker: WorkerProcess) -> Path:
     """The directory of an attempt that runs and has filled it."""
     rig.script("fill", f"mkdir -p a/b; echo x > a/b/c; echo up > {rig.directory}/open/$1; exec sleep 300")
     rig.put("fill", worker.name)
