@@ -200,7 +200,7 @@ def test_connections_that_come_and_go_leave_no_descriptor(served: Served) -> Non
 # ── wakeups ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Scene:
+class HostileWakeupsHarness:
     """A Wakeups in this loop."""
 
     def __init__(self) -> None:
@@ -223,9 +223,9 @@ class Scene:
         return made
 
 
-def play(story: Callable[[Scene], Awaitable[None]]) -> None:
+def play(story: Callable[[HostileWakeupsHarness], Awaitable[None]]) -> None:
     async def told() -> None:
-        scene = Scene()
+        scene = HostileWakeupsHarness()
         try:
             await story(scene)
         finally:
@@ -272,7 +272,7 @@ STORMS = {
 
 @pytest.mark.parametrize("storm", STORMS.values(), ids=STORMS)
 def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets: Sockets, storm: bytes) -> None:
-    async def story(scene: Scene) -> None:
+    async def story(scene: HostileWakeupsHarness) -> None:
         worker = sockets.new(zmq.SUB, f"tcp://127.0.0.1:{scene.port}")
         worker.subscribe(DEFAULT)
         worker.subscribe(topics.IDLE_TOPIC)
@@ -297,7 +297,7 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
 def test_the_table_of_connections_does_not_grow_with_those_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wakeups, "FIRST_SWEEP", 16)
 
-    async def story(scene: Scene) -> None:
+    async def story(scene: HostileWakeupsHarness) -> None:
         scene.wakeups._sweep_at = 16
         for number in range(1, 101):
             with scene.connect() as connection:

@@ -25,7 +25,7 @@ EARLY = DEFAULT + topics.EARLY
 class WorkerSocket:
     """The SUB socket of a worker that serves the queue `default`."""
 
-    def __init__(self, scene: Scene, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, scene: WakeupsHarness, socket: zmq.Socket[bytes]) -> None:
         self._scene = scene
         self._socket = socket
         socket.connect(scene.endpoint)
@@ -60,7 +60,7 @@ class WorkerSocket:
         return self._socket.recv_multipart()[-1]
 
 
-class Scene:
+class WakeupsHarness:
     """A Wakeups on the loop of the test, and workers."""
 
     def __init__(self, endpoint: str, sockets: Sockets, auth: CurveAuth | None = None) -> None:
@@ -92,14 +92,14 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(tmp_path: Path, sockets: Sockets) -> AsyncIterator[Scene]:
-    made = Scene(f"ipc://{tmp_path}/wakeups", sockets)
+async def scene(tmp_path: Path, sockets: Sockets) -> AsyncIterator[WakeupsHarness]:
+    made = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets)
     made.wakeups.start()
     yield made
     made.close()
 
 
-async def test_an_idle_worker_gets_one_hint_until_it_is_idle_again(scene: Scene) -> None:
+async def test_an_idle_worker_gets_one_hint_until_it_is_idle_again(scene: WakeupsHarness) -> None:
     worker = await scene.worker()
     await worker.set_idle()
     scene.wakeups.ready("default", 3)
@@ -109,7 +109,7 @@ async def test_an_idle_worker_gets_one_hint_until_it_is_idle_again(scene: Scene)
     assert await worker.message() == DEFAULT, "of the tasks that found no idle worker"
 
 
-async def test_a_task_wakes_one_worker_and_the_one_that_has_been_idle_longest(scene: Scene) -> None:
+async def test_a_task_wakes_one_worker_and_the_one_that_has_been_idle_longest(scene: WakeupsHarness) -> None:
     first, second = await scene.worker(), await scene.worker()
     await first.set_idle()
     await second.set_idle()
@@ -120,7 +120,7 @@ async def test_a_task_wakes_one_worker_and_the_one_that_has_been_idle_longest(sc
     assert await second.message() == DEFAULT
 
 
-async def test_several_tasks_wake_as_many_workers(scene: Scene) -> None:
+async def test_several_tasks_wake_as_many_workers(scene: WakeupsHarness) -> None:
     workers = [await scene.worker() for _ in range(3)]
     for worker in workers:
         await worker.set_idle()
@@ -129,7 +129,7 @@ async def test_several_tasks_wake_as_many_workers(scene: Scene) -> None:
     assert scene.wakeups.idle == 1
 
 
-async def test_a_worker_gets_no_hint_for_a_queue_that_it_does_not_serve(scene: Scene) -> None:
+async def test_a_worker_gets_no_hint_for_a_queue_that_it_does_not_serve(scene: WakeupsHarness) -> None:
     worker = await scene.worker()
     await worker.set_idle()
     scene.wakeups.ready("other", 1)
@@ -137,7 +137,7 @@ async def test_a_worker_gets_no_hint_for_a_queue_that_it_does_not_serve(scene: S
     assert not scene.wakeups.notify_early("other")
 
 
-async def test_a_hint_that_a_full_worker_gives_back_goes_to_another(scene: Scene) -> None:
+async def test_a_hint_that_a_full_worker_gives_back_goes_to_another(scene: WakeupsHarness) -> None:
     first, second = await scene.worker(), await scene.worker()
     await first.set_idle()
     await second.set_idle()
@@ -147,7 +147,7 @@ async def test_a_hint_that_a_full_worker_gives_back_goes_to_another(scene: Scene
     assert await second.message() == EARLY
 
 
-async def test_an_early_hint_is_marked_and_needs_an_idle_worker(scene: Scene) -> None:
+async def test_an_early_hint_is_marked_and_needs_an_idle_worker(scene: WakeupsHarness) -> None:
     worker = await scene.worker()
     assert not scene.wakeups.notify_early("default")
     await worker.set_idle()
@@ -156,7 +156,7 @@ async def test_an_early_hint_is_marked_and_needs_an_idle_worker(scene: Scene) ->
     assert not scene.wakeups.notify_early("default")
 
 
-async def test_a_warm_up_makes_one_idle_worker_poll(scene: Scene) -> None:
+async def test_a_warm_up_makes_one_idle_worker_poll(scene: WakeupsHarness) -> None:
     first, second = await scene.worker(), await scene.worker()
     scene.wakeups.warm_up()
     await first.set_idle()
@@ -166,7 +166,7 @@ async def test_a_warm_up_makes_one_idle_worker_poll(scene: Scene) -> None:
     assert scene.wakeups.idle == 1
 
 
-async def test_a_cancel_reaches_the_worker_of_that_name_alone(scene: Scene) -> None:
+async def test_a_cancel_reaches_the_worker_of_that_name_alone(scene: WakeupsHarness) -> None:
     first, second = await scene.worker(), await scene.worker()
     await first.subscribe(topics.cancel_topic("w.1"))
     await second.subscribe(topics.cancel_topic("w.2"))
@@ -175,7 +175,7 @@ async def test_a_cancel_reaches_the_worker_of_that_name_alone(scene: Scene) -> N
     assert not first.has_message()
 
 
-async def test_a_hint_skips_a_worker_that_has_left(scene: Scene) -> None:
+async def test_a_hint_skips_a_worker_that_has_left(scene: WakeupsHarness) -> None:
     first, second = await scene.worker(), await scene.worker()
     await first.set_idle()
     await second.set_idle()
@@ -201,7 +201,7 @@ class _Keys(CurveAuth):
 
 async def test_a_connection_whose_key_is_revoked_is_cut_off(tmp_path: Path, sockets: Sockets) -> None:
     keys = _Keys()
-    scene = Scene(f"ipc://{tmp_path}/wakeups", sockets, keys)
+    scene = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets, keys)
     scene.wakeups.start()
     try:
         await (await scene.worker()).set_idle()
@@ -218,7 +218,9 @@ async def test_a_connection_whose_key_is_revoked_is_cut_off(tmp_path: Path, sock
 
 
 @pytest.mark.parametrize("topic", [b"", b"r", b"ready:default/"])
-async def test_an_unknown_topic_is_counted_and_hears_nothing(scene: Scene, sockets: Sockets, topic: bytes) -> None:
+async def test_an_unknown_topic_is_counted_and_hears_nothing(
+    scene: WakeupsHarness, sockets: Sockets, topic: bytes
+) -> None:
     worker, stranger = await scene.worker(), sockets.new(zmq.SUB, scene.endpoint)
     stranger.subscribe(topic)
     await scene.until(lambda: scene.counters.counts == {"unknown_topic": 1})
