@@ -31,7 +31,7 @@ def page(*names: str, cursor: str = "0", counts: dict[str, int] | None = None) -
     return QueuesPage(1, cursor, queues, 7, 8, 9, 3, 2)
 
 
-class _Wakeups(FakeWakeups):
+class CountedWakeups(FakeWakeups):
     hints_sent = 21
     idle = 22
 
@@ -46,7 +46,7 @@ def test_each_metric_of_a_broker_has_its_value() -> None:
     dispatcher = Dispatcher("broker.1", CONFIG, store, FakeRouter(counters), batcher, Waiters(store))
     dispatcher.pending, dispatcher.pending_bytes, dispatcher.draining = 41, 42, True
     counters.count("busy", "too many")
-    found = exposed(module.of_broker(CONFIG, "fsync", dispatcher, _Wakeups(), _Ticker(), counters))
+    found = exposed(module.of_broker(CONFIG, "fsync", dispatcher, CountedWakeups(), _Ticker(), counters))
     expected = {
         "in_flight": 41,
         "in_flight_bytes": 42,
@@ -74,7 +74,7 @@ def test_without_a_server_the_level_of_ack_is_unknown() -> None:
     store, counters = FakeStore(), Counters()
     batcher = SubmitBatcher(store, CONFIG.policy, FakeWakeups(), FakeTicker())
     dispatcher = Dispatcher("broker.1", CONFIG, store, FakeRouter(counters), batcher, Waiters(store))
-    found = exposed(module.of_broker(CONFIG, None, dispatcher, _Wakeups(), _Ticker(), counters))
+    found = exposed(module.of_broker(CONFIG, None, dispatcher, CountedWakeups(), _Ticker(), counters))
     assert found("kingtask_broker_ack_info", level="unknown") == 1
 
 

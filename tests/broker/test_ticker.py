@@ -28,7 +28,7 @@ def idle_tick(now_us: int) -> Ticked:
     return Ticked(now_us, [], [], True, False, [])
 
 
-class _Redis(Store):
+class ScriptedStore(Store):
     """Answers each tick with the next of `replies`, then idly. Its clock is this host's."""
 
     def __init__(self, *replies: Reply) -> None:
@@ -64,7 +64,7 @@ class _Redis(Store):
                 await self.called.wait()
 
 
-class _Wakeups(Wakeups):
+class RecordingWakeups(Wakeups):
     def __init__(self) -> None:
         self.gained: list[tuple[str, int]] = []
         self.warmed_up = 0
@@ -77,7 +77,7 @@ class _Wakeups(Wakeups):
 
 
 def made(store: Store, wakeups: Wakeups | None = None, heartbeat: Callable[[], bytes] = lambda: b"facts") -> Ticker:
-    return Ticker(store, Policy(), "broker", wakeups or _Wakeups(), heartbeat=heartbeat)
+    return Ticker(store, Policy(), "broker", wakeups or RecordingWakeups(), heartbeat=heartbeat)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_first_tick_comes_at_once_with_the_heartbeat() -> None:
-    redis = _Redis()
+    redis = ScriptedStore()
     ticker = made(redis)
     ticker.start()
     await redis.until_ticks(1)
@@ -98,7 +98,7 @@ async def test_the_first_tick_comes_at_once_with_the_heartbeat() -> None:
 
 async def test_without_instants_a_tick_comes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_S", 0.01)
-    redis = _Redis()
+    redis = ScriptedStore()
     ticker = made(redis)
     ticker.start()
     await redis.until_ticks(4)
@@ -111,7 +111,10 @@ async def test_gained_queues_are_passed_to_the_wakeups_and_lost_attempts_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     lost = Lost("an-id", 2, "mail", "w7")
-    redis, wakeups = _Redis(lambda now_us: Ticked(now_us, [("mail", 3), ("x", 1)], [], True, False, [lost])), _Wakeups()
+    redis, wakeups = (
+        ScriptedStore(lambda now_us: Ticked(now_us, [("mail", 3), ("x", 1)], [], True, False, [lost])),
+        RecordingWakeups(),
+    )
     ticker = made(redis, wakeups)
     ticker.start()
     await redis.until_ticks(1)
@@ -123,7 +126,7 @@ async def test_gained_queues_are_passed_to_the_wakeups_and_lost_attempts_logged(
 
 @pytest.mark.usefixtures("seldom")
 async def test_a_tick_comes_at_an_instant_that_a_tick_or_a_submit_reported() -> None:
-    redis = _Redis(lambda now_us: Ticked(now_us, [], [now_us // 1000 + 30], True, False, []))
+    redis = ScriptedStore(lambda now_us: Ticked(now_us, [], [now_us // 1000 + 30], True, False, []))
     ticker = made(redis)
     ticker.start()
     await redis.until_ticks(1)
@@ -141,7 +144,7 @@ async def test_a_tick_comes_at_an_instant_that_a_tick_or_a_submit_reported() -> 
 
 @pytest.mark.usefixtures("seldom")
 async def test_before_an_instant_a_worker_and_redis_are_warmed_up() -> None:
-    redis, wakeups = _Redis(), _Wakeups()
+    redis, wakeups = ScriptedStore(), RecordingWakeups()
     ticker = made(redis, wakeups)
     ticker.start()
     await redis.until_ticks(1)
@@ -155,7 +158,7 @@ async def test_before_an_instant_a_worker_and_redis_are_warmed_up() -> None:
 
 @pytest.mark.usefixtures("seldom")
 async def test_a_tick_that_left_work_is_followed_at_once() -> None:
-    redis = _Redis(lambda now_us: Ticked(now_us, [], [], True, True, []))
+    redis = ScriptedStore(lambda now_us: Ticked(now_us, [], [], True, True, []))
     ticker = made(redis)
     ticker.start()
     await redis.until_ticks(2)
@@ -169,7 +172,7 @@ async def test_a_failed_tick_is_counted_and_repeated(
 ) -> None:
     monkeypatch.setattr(module, "IDLE_S", 0.01)
     caplog.set_level(logging.WARNING)
-    redis = _Redis(lambda _now_us: StoreError("lost", "no answer", stored="unknown"))
+    redis = ScriptedStore(lambda _now_us: StoreError("lost", "no answer", stored="unknown"))
     ticker = made(redis)
     ticker.start()
     await redis.until_ticks(2)
@@ -180,7 +183,7 @@ async def test_a_failed_tick_is_counted_and_repeated(
 
 @pytest.mark.usefixtures("seldom")
 async def test_without_redis_there_is_no_tick_until_it_is_up() -> None:
-    redis = _Redis()
+    redis = ScriptedStore()
     redis.connected = False
     ticker = made(redis)
     ticker.start()
@@ -196,7 +199,7 @@ async def test_without_redis_there_is_no_tick_until_it_is_up() -> None:
 
 @pytest.mark.usefixtures("seldom")
 async def test_a_reload_applies_to_later_ticks() -> None:
-    redis = _Redis()
+    redis = ScriptedStore()
     ticker = made(redis)
     ticker.reconfigure(Policy(lease_ms=4_321))
     ticker.start()
@@ -205,7 +208,7 @@ async def test_a_reload_applies_to_later_ticks() -> None:
     assert redis.ticks[0].arguments["lease"] == 4_321
 
 
-class _Failing(_Wakeups):
+class _Failing(RecordingWakeups):
     """One of the three calls of a ticker raises."""
 
     def __init__(self, failing: str) -> None:
@@ -239,7 +242,7 @@ async def test_the_ticker_goes_on_after_an_error(failing: str, monkeypatch: pyte
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     wakeups = _Failing(failing)
     busy: Reply = lambda now_us: Ticked(now_us, [("default", 1)], [now_us // 1000 + 50], True, False, [])  # noqa: E731
-    ticker = made(_Redis(*[busy] * 100), wakeups, wakeups.heartbeat)
+    ticker = made(ScriptedStore(*[busy] * 100), wakeups, wakeups.heartbeat)
     ticker.start()
     await asyncio.wait_for(wakeups.again.wait(), PATIENCE_MS / 1000)
     ticker.stop()

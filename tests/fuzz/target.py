@@ -30,7 +30,7 @@ SETTLED = 20_000
 """Messages in which the broker's buffers and caches fill."""
 
 
-class Router:
+class FuzzedBroker:
     """A broker that gets every input as a message, from one client that must see it answered or dropped."""
 
     def __init__(self, endpoint: str, pid: int, told: Path) -> None:
@@ -84,7 +84,9 @@ class Router:
 def main(what: str, arguments: list[str]) -> None:
     take: Callable[[bytes], object] = decide
     if what == "router":
-        take = Router(os.environ["FUZZED_BROKER"], int(os.environ["FUZZED_PID"]), Path(os.environ["FUZZED_TOLD"])).take
+        take = FuzzedBroker(
+            os.environ["FUZZED_BROKER"], int(os.environ["FUZZED_PID"]), Path(os.environ["FUZZED_TOLD"])
+        ).take
 
     def act(data: bytes) -> None:
         take(data)

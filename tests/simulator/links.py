@@ -14,7 +14,7 @@ from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import StoreError
 from kingtask.store.functions import FunctionCall
 from tests.simulator.faults import Fate, Faults
-from tests.simulator.redis import Redis
+from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import Loop, here
 
 FIRST_PAUSE_S = 0.05
@@ -26,7 +26,7 @@ Callback = Callable[[Any], None]
 class Surroundings(NamedTuple):
     """What a process finds outside itself."""
 
-    redis: Redis
+    redis: SimulatedRedis
     faults: Faults
     timeout_s: float
 

@@ -58,7 +58,7 @@ class HostedBroker(broker_module.Broker):
         self.loop = loop
 
     @property
-    def router(self) -> _Router:
+    def router(self) -> SimulatedRouter:
         router: Any = self._router
         return router
 
@@ -77,7 +77,7 @@ class HostedBroker(broker_module.Broker):
         return self._dispatcher.pending + self._dispatcher.waiting
 
 
-class _Router:
+class SimulatedRouter:
     def __init__(self, plant: Plant, counters: Counters) -> None:
         self._plant = plant
         self._counters = counters
@@ -116,7 +116,7 @@ class _Router:
             self._on_drained()
 
 
-class _Wakeups:
+class SimulatedWakeups:
     def __init__(self, plant: Plant, loop: Loop) -> None:
         self._plant = plant
         self._loop = loop
@@ -290,8 +290,8 @@ def replaced(plant: Plant) -> Iterator[None]:
         Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
     )
 
-    def router(_context: Any, _endpoints: Sequence[str], counters: Counters, *_: Any) -> _Router:
-        return _Router(plant, counters)
+    def router(_context: Any, _endpoints: Sequence[str], counters: Counters, *_: Any) -> SimulatedRouter:
+        return SimulatedRouter(plant, counters)
 
     def attempt(conditions: Any, fence: Fence, claimed: Claimed, **callbacks: Any) -> _Attempt:
         return _Attempt(plant, conditions, fence, claimed, **callbacks)
@@ -306,7 +306,7 @@ def replaced(plant: Plant) -> Iterator[None]:
                     "RouterSocket": router,
                     # A broker that is killed here would leave the guard's descriptor open in this process.
                     "PartialMessageGuard": lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None),
-                    "Wakeups": lambda *_: _Wakeups(plant, here()),
+                    "Wakeups": lambda *_: SimulatedWakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
                 },
             ),

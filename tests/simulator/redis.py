@@ -73,7 +73,7 @@ def _seen(seen: Snapshot) -> Snapshot:
     return dict(views), {task_id: account.copy() for task_id, account in accounts.items()}
 
 
-class Redis:
+class SimulatedRedis:
     """Each call is executed at one instant, and the ledger looks at what it did."""
 
     def __init__(

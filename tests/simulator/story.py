@@ -14,7 +14,7 @@ from tests.simulator.faults import Faults
 from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.links import Surroundings
 from tests.simulator.processes import HostedBroker, Plant, replaced
-from tests.simulator.redis import Redis, Replica
+from tests.simulator.redis import Replica, SimulatedRedis
 from tests.simulator.trouble import Trouble
 from tests.simulator.work import Work
 from tests.simulator.world import SimulatedWorld
@@ -38,7 +38,7 @@ class SimulationRun:
         self.ledger = InvariantLedger(policy)
         faults = Faults(random, lease_s)
         replica = Replica(faults.latency) if random.random() < 0.25 else None
-        self._redis = Redis(world, policy, self.ledger, model, replica)
+        self._redis = SimulatedRedis(world, policy, self.ledger, model, replica)
         at = Surroundings(self._redis, faults, random.choice([lease_s / 3, 5.0]))
         switchboard = Switchboard(world, faults)
         self._cast = cast = Cast(world, faults, lease_s, policy.max_lost, self._broker_gone)

@@ -10,7 +10,7 @@ from typing import Any
 from tests.simulator.cast import Cast
 from tests.simulator.faults import Faults
 from tests.simulator.processes import HostedBroker
-from tests.simulator.redis import Redis
+from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import Loop, SimulatedWorld
 
 
@@ -18,7 +18,14 @@ class Trouble:
     """For `seconds`, of some kinds, until `heal`."""
 
     def __init__(
-        self, world: SimulatedWorld, faults: Faults, redis: Redis, cast: Cast, *, lease_s: float, seconds: float
+        self,
+        world: SimulatedWorld,
+        faults: Faults,
+        redis: SimulatedRedis,
+        cast: Cast,
+        *,
+        lease_s: float,
+        seconds: float,
     ) -> None:
         self._world = world
         self._random = world.random

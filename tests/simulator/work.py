@@ -16,7 +16,7 @@ from tests.simulator.cast import Cast
 from tests.simulator.client import SimulatedClient
 from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.processes import Run
-from tests.simulator.redis import Redis
+from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import START_MS, SimulatedWorld
 
 
@@ -27,7 +27,7 @@ class Work:
         self,
         seed: int,
         world: SimulatedWorld,
-        redis: Redis,
+        redis: SimulatedRedis,
         ledger: InvariantLedger,
         cast: Cast,
         *,
