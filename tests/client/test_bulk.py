@@ -17,19 +17,19 @@ from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, Request
 from tests.client.shells import outcomes
 
 
-class Clock:
+class ManualClock:
     now = 0.0
 
     def __call__(self) -> float:
         return self.now
 
 
-class Run:
+class BulkRun:
     """Runs a bulk submit step by step."""
 
-    def __init__(self, tasks: Iterable[dict[str, Any]], clock: Clock | None = None) -> None:
+    def __init__(self, tasks: Iterable[dict[str, Any]], clock: ManualClock | None = None) -> None:
         make: Any = lambda task_id, name: Task(None, task_id, name)  # type: ignore[arg-type] # noqa: E731
-        bulk = Bulk(10.0, clock or Clock(), make)
+        bulk = Bulk(10.0, clock or ManualClock(), make)
         self._plan = bulk.submit(tasks)
         self.under_way: list[Call] = []
         self.found: list[Outcome[Task]] | None = None
@@ -77,7 +77,7 @@ def task_id(number: int) -> str:
 )
 def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_its_place(sizes, repeat, data):
     sizes = (sizes * repeat)[: 1_500 if max(sizes, default=0) < 100_000 else 60]
-    run = Run(task(i, stdin=b"x" * size) for i, size in enumerate(sizes))
+    run = BulkRun(task(i, stdin=b"x" * size) for i, size in enumerate(sizes))
     sent: list[str] = []
 
     while run.found is None:
@@ -95,22 +95,22 @@ def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_i
 
 
 def test_a_slow_source_takes_nothing_from_the_time_of_what_it_gave():
-    clock = Clock()
+    clock = ManualClock()
 
     def slow() -> Iterator[dict[str, Any]]:
         for i in range(3 * CHUNK_TASKS + 100):
             clock.now += 1.0
             yield task(i)
 
-    run = Run(slow(), clock)
+    run = BulkRun(slow(), clock)
 
     assert [len(tasks_of(call)) for call in run.under_way] == [CHUNK_TASKS, 2 * CHUNK_TASKS, 100]
     assert {call.timeout_s for call in run.under_way} == {10.0}
 
 
 def test_what_is_refused_for_now_is_sent_again_until_the_time_of_its_chunk_is_over():
-    clock = Clock()
-    run = Run([task(0), task(1)], clock)
+    clock = ManualClock()
+    run = BulkRun([task(0), task(1)], clock)
     busy = {"outcome": "error", "error": protocol.error_fields(Busy("queue: full", retry_after_s=4.0))}
     rounds = 0
     while run.found is None:
@@ -130,7 +130,7 @@ def test_what_is_refused_for_now_is_sent_again_until_the_time_of_its_chunk_is_ov
 def test_what_may_be_stored_by_an_earlier_call_is_not_called_not_stored_by_a_later_one():
     """Neither by its own refusal nor by that of the whole call; of its neighbour the truth is known."""
     for whole in (True, False):
-        run = Run([task(0), task(1)])
+        run = BulkRun([task(0), task(1)])
         (call,) = run.under_way
         later = {"outcome": "error", "error": protocol.error_fields(Busy("later"))}
         unsure = {"outcome": "error", "error": protocol.error_fields(NotConfirmed("later"))}
@@ -149,7 +149,7 @@ def test_what_may_be_stored_by_an_earlier_call_is_not_called_not_stored_by_a_lat
 
 
 def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():
-    run = Run(task(i) for i in range(CHUNK_TASKS + 50))
+    run = BulkRun(task(i) for i in range(CHUNK_TASKS + 50))
     first, second = run.under_way
     first.tries, first.error = 1, NoAnswer("nobody there")
     run.store(second)
@@ -162,7 +162,7 @@ def test_the_error_of_a_chunk_is_that_of_each_of_its_tasks_and_of_no_other():
 
 
 def test_one_chunk_that_cannot_be_packed_is_halved_until_the_culprit_is_alone():
-    run = Run(task(i, args=["x" * 200_000] if i == 70 else []) for i in range(100))
+    run = BulkRun(task(i, args=["x" * 200_000] if i == 70 else []) for i in range(100))
 
     while run.found is None:
         call = run.under_way[0]

@@ -19,7 +19,7 @@ import zmq
 from kingtask import curve, protocol
 from kingtask.topics import ready_topic
 from tests import zmtp
-from tests.integration.keyed import Recorder
+from tests.integration.keyed import RecordingProxy
 
 PATIENCE_S = 5.0
 SUBMIT = protocol.encode_request(1, "submit", {"task": {"name": "work"}})
@@ -252,7 +252,7 @@ def strangers(target: AbuseTarget) -> int:
 def replays(target: AbuseTarget) -> int:
     """What a client with a key said, again and again, whole and from some point on; fails if it is answered."""
     known = curve.read_client(os.environ["KINGTASK_CURVE_KEY"], os.environ["KINGTASK_SERVER_KEY"])
-    with ExitStack() as stack, Recorder(target.port) as wire:
+    with ExitStack() as stack, RecordingProxy(target.port) as wire:
         context = stack.enter_context(zmq.Context())
         dealer = stack.enter_context(context.socket(zmq.DEALER))
         dealer.linger, dealer.rcvtimeo = 0, int(1000 * PATIENCE_S)

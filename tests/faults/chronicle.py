@@ -19,7 +19,7 @@ from kingtask import Client
 from kingtask.errors import KingtaskError
 from tests.faults.history import (
     LEDGER,
-    Clock,
+    ClockSample,
     Execution,
     Exit,
     Fault,
@@ -214,7 +214,7 @@ class Chronicle(StackHarness):
     def look_at_clock(self, server: redis.Redis | None = None) -> None:
         """Note Redis's time beside ours: the quickest of three looks; nothing if Redis is not there."""
         server = server or self.redis.client(socket_timeout=2.0)
-        best: Clock | None = None
+        best: ClockSample | None = None
         for _ in range(3):
             before_ns = monotonic_ns()
             try:
@@ -224,6 +224,6 @@ class Chronicle(StackHarness):
             width_ns = monotonic_ns() - before_ns
             if best is None or width_ns < best.width_ns:
                 redis_us = seconds * 1_000_000 + micros
-                best = Clock(mono_ns=before_ns + width_ns // 2, redis_us=redis_us, width_ns=width_ns)
+                best = ClockSample(mono_ns=before_ns + width_ns // 2, redis_us=redis_us, width_ns=width_ns)
         assert best is not None
         self.record("clock.jsonl", best)

@@ -16,7 +16,7 @@ import msgspec
 from kingtask import AsyncClient, TaskSpec
 from kingtask.errors import KingtaskError
 from tests.faults import loads
-from tests.faults.history import Recorder
+from tests.faults.history import HistoryRecorder
 
 AT_ONCE = 100
 """Calls under way of one load; a fault must not pile up more."""
@@ -41,7 +41,7 @@ class LoadGenerator:
     def __init__(self, orders: Orders, client: AsyncClient) -> None:
         self._orders = orders
         self._client = client
-        self._recorder = Recorder(Path(orders.directory), orders.proc)
+        self._recorder = HistoryRecorder(Path(orders.directory), orders.proc)
         self._under_way: set[asyncio.Task[None]] = set()
         self.stop = asyncio.Event()
 

@@ -11,13 +11,13 @@ from random import Random
 
 from kingtask.states import TERMINAL
 from tests.faults.history import (
-    Clock,
+    ClockSample,
     Exit,
     Final,
     Key,
     Ping,
     Reading,
-    Run,
+    RunRecord,
     Sample,
 )
 from tests.faults.kinds import KINDS
@@ -45,7 +45,7 @@ def generate(seed: int, each: int = 1) -> Good:
     healed_ms = max(fault.mono_ns for fault in maker.faults) / 1e6 + OFFSET_MS
     random.shuffle(maker.executions)
     maker.executions.sort(key=lambda line: line.mono_ns)
-    run = Run(
+    run = RunRecord(
         case="generated",
         lease_ms=LEASE_MS,
         max_lost=MAX_LOST,
@@ -73,9 +73,9 @@ def generate(seed: int, each: int = 1) -> Good:
     return Good(history, dict(maker.kinds))
 
 
-def _clock(random: Random, at_ms: int) -> Clock:
+def _clock(random: Random, at_ms: int) -> ClockSample:
     error_us = random.uniform(-90, 90)
-    return Clock(mono_ns=to_ns(at_ms), redis_us=round(at_ms * 1000 + error_us), width_ns=200_000)
+    return ClockSample(mono_ns=to_ns(at_ms), redis_us=round(at_ms * 1000 + error_us), width_ns=200_000)
 
 
 def _ping(random: Random, broker: str, at_ms: int) -> Ping:

@@ -192,7 +192,7 @@ class Journal:
         os.close(self._fd)
 
 
-class Recorder:
+class HistoryRecorder:
     """Writes the history of one client. Any number of calls may be under way."""
 
     def __init__(self, directory: Path, proc: str) -> None:
@@ -272,7 +272,7 @@ def read_ledger(path: Path) -> Iterator[Execution]:
 # ── the rig ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was run, and how it ended."""
 
     case: str
@@ -301,7 +301,7 @@ class Fault(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Pairs a stop with its start; counted by the rig, so that faults may overlap."""
 
 
-class Clock(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class ClockSample(Record, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Redis TIME, asked for between two looks at the monotonic clock; take the quickest of a few, once a second."""
 
     mono_ns: int
@@ -393,11 +393,11 @@ def write(path: Path, records: Iterable[Record]) -> None:
             file.write(msgspec.json.encode(record) + b"\n")
 
 
-def read_run(directory: Path) -> Run:
-    return msgspec.json.decode((directory / "run.json").read_bytes(), type=Run)
+def read_run(directory: Path) -> RunRecord:
+    return msgspec.json.decode((directory / "run.json").read_bytes(), type=RunRecord)
 
 
-def write_run(directory: Path, run: Run) -> None:
+def write_run(directory: Path, run: RunRecord) -> None:
     (directory / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(run)))
 
 

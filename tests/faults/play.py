@@ -21,7 +21,7 @@ import redis
 from kingtask import AsyncClient
 from kingtask.errors import KingtaskError, TaskNotFound
 from tests.faults.fleet import FleetStage
-from tests.faults.history import Final, Op, Reading, Residue, Run, read, write, write_run
+from tests.faults.history import Final, Op, Reading, Residue, RunRecord, read, write, write_run
 from tests.faults.layout import Layout
 from tests.faults.rules import Rules
 from tests.faults.stage import FaultTestbed
@@ -141,7 +141,7 @@ def play(case: Case, *, seed: int, seconds: float, directory: Path) -> FaultTest
         with stage.away(*(stage.name(daemon) for daemon in stage.daemons)):
             stage.observe_no_more()
             _end_daemons(stage)
-        run = Run(
+        run = RunRecord(
             case=case.name,
             seed=seed,
             lease_ms=round(case.layout.lease_s * 1000),

@@ -24,7 +24,7 @@ from kingtask.store.keys import Keys
 from tests.faults import variants
 from tests.faults.chronicle import Chronicle
 from tests.faults.client import Orders
-from tests.faults.history import Key, Recorder
+from tests.faults.history import HistoryRecorder, Key
 from tests.faults.layout import Layout
 from tests.faults.proxy import Proxy
 from tests.integration.rig import Daemon
@@ -64,7 +64,7 @@ class FaultTestbed(Chronicle):
         self.over = False
         """True once no new fault is to begin."""
         self._client_number = 0
-        self._own: tuple[Client, Recorder] | None = None
+        self._own: tuple[Client, HistoryRecorder] | None = None
         self.proxy = Proxy()
 
     def __enter__(self) -> Self:
@@ -269,11 +269,11 @@ class FaultTestbed(Chronicle):
         recorder.ok(op, result=result)
         return result
 
-    def _asking(self) -> tuple[Client, Recorder]:
+    def _asking(self) -> tuple[Client, HistoryRecorder]:
         if self._own is None:
             endpoints = [broker.endpoint for broker in self.brokers]
             client = Client(endpoints, timeout=self.layout.client_timeout_s, **self.keys)
-            self._own = client, Recorder(self.histories, "rig")
+            self._own = client, HistoryRecorder(self.histories, "rig")
         return self._own
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from kingtask.states import TERMINAL
 from tests.faults.history import (
     LEDGER,
     Asked,
-    Clock,
+    ClockSample,
     Execution,
     Exit,
     Fault,
@@ -25,7 +25,7 @@ from tests.faults.history import (
     Reading,
     Record,
     Residue,
-    Run,
+    RunRecord,
     Sample,
     read,
     read_ledger,
@@ -59,11 +59,11 @@ class ExecutionLog:
 class History:
     """All that a run left behind; in a file or in memory."""
 
-    run: Run
+    run: RunRecord
     ops: Iterable[Op]
     executions: Iterable[Execution]
     faults: Iterable[Fault] = ()
-    clock: Iterable[Clock] = ()
+    clock: Iterable[ClockSample] = ()
     pings: Iterable[Ping] = ()
     samples: Iterable[Sample] = ()
     exits: Iterable[Exit] = ()
@@ -83,7 +83,7 @@ def load(directory: Path) -> History:
         ops=lines(Op, "client-*.jsonl"),
         executions=ExecutionLog(directory / LEDGER),
         faults=lines(Fault, "faults.jsonl"),
-        clock=lines(Clock, "clock.jsonl"),
+        clock=lines(ClockSample, "clock.jsonl"),
         pings=lines(Ping, "pings.jsonl"),
         samples=lines(Sample, "samples.jsonl"),
         exits=lines(Exit, "exits.jsonl"),

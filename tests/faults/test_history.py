@@ -16,10 +16,10 @@ from tests.faults.history import (
     Asked,
     Execution,
     Fault,
+    HistoryRecorder,
     Journal,
     Op,
     Reading,
-    Recorder,
     args_digest,
     digest,
     ledger_line,
@@ -45,7 +45,7 @@ def test_a_client_writes_its_calls_as_they_are_read(tmp_path):
         stdout=b"out",
         attempts=(tried,),
     )
-    recorder = Recorder(tmp_path, "a")
+    recorder = HistoryRecorder(tmp_path, "a")
     submit, other, read_back = (
         recorder.invoke("submit", ID, spec=spec),
         recorder.invoke("submit", ID, spec=spec),

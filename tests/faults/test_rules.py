@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.history import Clock, Fault
+from tests.faults.history import ClockSample, Fault
 from tests.faults.rules import INVARIANTS, Rules
 from tests.faults.test_checker import MUTATORS, good
 from tests.faults.timeline import RedisClock, Windows
@@ -72,7 +72,7 @@ def test_faults_overlap_and_last_until_they_are_taken_back():
 def test_redis_time_lies_between_what_both_neighbouring_samples_allow():
     """Two seconds apart, the clock steps by a minute somewhere between."""
     samples = [(1_000, 5_000_000), (2_000, 6_000_000), (3_000, 67_000_000)]
-    clock = RedisClock(Clock(mono_ns=ms * 10**6, redis_us=us, width_ns=2_000) for ms, us in samples)
+    clock = RedisClock(ClockSample(mono_ns=ms * 10**6, redis_us=us, width_ns=2_000) for ms, us in samples)
     assert (clock.earliest_us(1_500 * 10**6), clock.latest_us(1_500 * 10**6)) == (5_499_999, 5_500_001)
     assert (clock.earliest_us(2_500 * 10**6), clock.latest_us(2_500 * 10**6)) == (6_499_999, 66_500_001)
     assert clock.latest_us(4_000 * 10**6) == 68_000_001

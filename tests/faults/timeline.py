@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 
-from tests.faults.history import Clock, Fault
+from tests.faults.history import ClockSample, Fault
 
 NEVER = 2**63
 
@@ -44,7 +44,7 @@ class Windows:
 class RedisClock:
     """Bounds for Redis's time, from samples; between two of them it lies within what both allow, steps included."""
 
-    def __init__(self, samples: Iterable[Clock]) -> None:
+    def __init__(self, samples: Iterable[ClockSample]) -> None:
         ordered = sorted(samples, key=lambda sample: sample.mono_ns)
         self._ns = [sample.mono_ns for sample in ordered]
         self._us = [sample.redis_us for sample in ordered]

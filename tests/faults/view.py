@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.faults.history import Run
+from tests.faults.history import RunRecord
 from tests.faults.report import Report
 from tests.faults.rules import Rules
 from tests.faults.timeline import RedisClock, Windows
@@ -12,7 +12,7 @@ from tests.faults.timeline import RedisClock, Windows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    run: Run
+    run: RunRecord
     rules: Rules
     report: Report
     windows: Windows

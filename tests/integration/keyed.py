@@ -67,7 +67,7 @@ class Keyed(StackHarness):
         return made
 
 
-class Recorder:
+class RecordingProxy:
     """A TCP proxy in a thread that keeps all that passes: one `up` and one `down` for each connection."""
 
     def __init__(self, target: int) -> None:

@@ -17,7 +17,7 @@ import zmq
 
 from kingtask import AsyncClient, Client, curve, protocol
 from kingtask.errors import ConfigurationError, KingtaskError, NoAnswer, PermissionDenied
-from tests.integration.keyed import Keyed, Recorder
+from tests.integration.keyed import Keyed, RecordingProxy
 from tests.integration.rig import Daemon
 from tests.processes import until
 
@@ -251,7 +251,7 @@ def test_nothing_can_be_read_on_the_way_and_nothing_be_sent_again(keyed: Keyed):
     worker = keyed.start_worker()
     keyed.executable(SECRETS[0], '#!/bin/sh\necho ran >> "$LEDGER"; echo $1\n')
     port = int(broker.endpoint.rpartition(":")[2])
-    with Recorder(port) as wire:
+    with RecordingProxy(port) as wire:
         with Client(f"127.0.0.1:{wire.port}", **keyed.keys) as client:
             task = client.submit(SECRETS[0], [SECRETS[1]], env=keyed.env)
             assert task.wait(timeout=30).stdout == f"{SECRETS[1]}\n".encode()

@@ -26,7 +26,7 @@ from tests.simulator.world import Loop, SimulatedWorld, here
 Peer = tuple[bytes, ...]
 
 
-class Run(NamedTuple):
+class AttemptPlan(NamedTuple):
     """How one attempt goes."""
 
     seconds: float
@@ -42,7 +42,7 @@ class Plant(NamedTuple):
 
     world: SimulatedWorld
     at: Surroundings
-    run_of: Callable[[Fence], Run]
+    run_of: Callable[[Fence], AttemptPlan]
     replies: Callable[[Peer, bytes], None]
     wakeup: Callable[[Loop, str, str], None]
     """Broker, queue or `cancel:` and worker, id: carries a hint."""

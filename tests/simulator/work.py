@@ -15,7 +15,7 @@ from kingtask.task import TaskSpec
 from tests.simulator.cast import Cast
 from tests.simulator.client import SimulatedClient
 from tests.simulator.ledger import InvariantLedger, Violation
-from tests.simulator.processes import Run
+from tests.simulator.processes import AttemptPlan
 from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import START_MS, SimulatedWorld
 
@@ -43,7 +43,7 @@ class Work:
         self._lease_s = lease_s
         self._seconds = seconds
         self.clients: list[SimulatedClient] = []
-        self._runs: dict[Fence, Run] = {}
+        self._runs: dict[Fence, AttemptPlan] = {}
         self._failing: dict[str, float] = {}
         """How likely an attempt of a task is to fail."""
         self._poison: set[str] = set()
@@ -171,7 +171,7 @@ class Work:
         if "refused" not in str(error):  # what Redis said is passed on
             raise Violation(f"a broker could not cope: {error}")
 
-    def run_of(self, fence: Fence) -> Run:
+    def run_of(self, fence: Fence) -> AttemptPlan:
         random = self._random
         if fence not in self._runs:
             seconds = 0.01 if self.healed else random.choice([0.005, 0.05, 0.5, 2.0, 1.5 * self._lease_s])
@@ -179,7 +179,7 @@ class Work:
             if random.random() < self._failing[fence.id]:
                 status = random.choice([1, 1, 1, -9, 100])
             deadly = fence.id in self._poison and fence.number <= 3
-            self._runs[fence] = Run(seconds, status, obstinate=random.random() < 0.3, deadly=deadly)
+            self._runs[fence] = AttemptPlan(seconds, status, obstinate=random.random() < 0.3, deadly=deadly)
         return self._runs[fence]
 
 
