@@ -18,7 +18,7 @@ from pathlib import Path
 
 import kingtask
 from tests.bench import compare, contestants, install, machine, probe, run, scenarios
-from tests.bench.report import Report
+from tests.bench.report import BenchmarkReport
 from tests.bench.sizes import FULL, TINY
 from tests.bench.stage import FSYNC, STORED, BenchmarkPaths
 
@@ -41,18 +41,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kingtask-bench-") as directory:
         setting = BenchmarkPaths(Path(directory) / "probe", places)
         about = {"kingtask": kingtask.__version__, **machine.describe(probe.build(setting.probe))}
-        rows: list[run.Row] = []
+        rows: list[run.Measurement] = []
         names = options.only.split(",") if options.only else [*scenarios.ALL]
         try:
             wanted = [scenarios.ALL[name] for name in scenarios.ALL if name in names]
             for row in run.collect(wanted, chosen, durabilities, options.rounds, sizes, setting):
                 rows.append(row)
                 if options.json:
-                    Report(machine=about, missing=missing, rows=rows).save(options.json)
+                    BenchmarkReport(machine=about, missing=missing, rows=rows).save(options.json)
         except KeyboardInterrupt:
             print("interrupted: the tables are of what was measured so far", file=sys.stderr)
     about["took"] = f"{(time.monotonic() - started) / 60:.0f} min"
-    report = Report(machine=about, missing=missing, rows=rows)
+    report = BenchmarkReport(machine=about, missing=missing, rows=rows)
     if options.json:
         report.save(options.json)
     print(report.markdown(), end="")

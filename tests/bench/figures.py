@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from tests.bench.run import Row
+from tests.bench.run import Measurement
 
 
 class Found:
     """The figures of all rows that are about the same scenario on the same kind of server."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Measurement]) -> None:
         self._values: dict[tuple[str, str], dict[int, float]] = {}
         most = sorted(rows, key=lambda row: len(row.figures), reverse=True)  # in its order those of the others stand
         self.figures = list(dict.fromkeys(figure for row in most for figure in row.figures))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.bench import contestants, scenarios
 from tests.bench.figures import Found
-from tests.bench.run import Row
+from tests.bench.run import Measurement
 from tests.bench.targets import PerformanceTarget, targets
 
 REFERENCES = ("list", "echo", "function", "hops", "spawn")
@@ -20,11 +20,11 @@ RATED = ("/s", " ms", "bytes per task")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class BenchmarkReport:
     machine: Mapping[str, str]
     missing: Mapping[str, str]
     """Contestants that could not be installed, and why."""
-    rows: Sequence[Row]
+    rows: Sequence[Measurement]
 
     def markdown(self) -> str:
         about = [f"{name} {value}" for name, value in self.machine.items()]

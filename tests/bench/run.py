@@ -18,7 +18,7 @@ from tests.bench.stage import BenchmarkPaths, ContestantStack, Durability, Faile
 
 
 @dataclass(kw_only=True)
-class Row:
+class Measurement:
     """One contestant through one scenario, once."""
 
     round: int
@@ -48,7 +48,7 @@ def collect(
     rounds: int,
     sizes: Sizes,
     setting: BenchmarkPaths,
-) -> Iterable[Row]:
+) -> Iterable[Measurement]:
     """Give each row when it has been measured."""
     for nth in range(rounds):
         for scenario in scenarios:
@@ -60,9 +60,9 @@ def collect(
 
 def measure(
     nth: int, scenario: Scenario, contestant: Contestant, durability: Durability, sizes: Sizes, setting: BenchmarkPaths
-) -> Row:
+) -> Measurement:
     """One contestant through one scenario; a failure of it is told in the row, and ends nothing else."""
-    row = Row(round=nth, scenario=scenario.name, durability=str(durability), contestant=contestant.name)
+    row = Measurement(round=nth, scenario=scenario.name, durability=str(durability), contestant=contestant.name)
     row.load1 = os.getloadavg()[0]
     start = time.perf_counter()
     try:

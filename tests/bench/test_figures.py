@@ -11,16 +11,18 @@ from tests.bench import install
 from tests.bench.contestants import ALL
 from tests.bench.figures import Found
 from tests.bench.measure import percentiles
-from tests.bench.report import Report
-from tests.bench.run import Row
+from tests.bench.report import BenchmarkReport
+from tests.bench.run import Measurement
 from tests.bench.scenarios import ALL as SCENARIOS
 from tests.bench.stage import FSYNC, STORED
 from tests.bench.targets import targets
 
 
-def row(contestant: str, nth: int = 0, scenario: str = "submit", error: str = "", **figures: float) -> Row:
+def row(contestant: str, nth: int = 0, scenario: str = "submit", error: str = "", **figures: float) -> Measurement:
     named = {name.replace("_", " ") + " /s": value for name, value in figures.items()}
-    return Row(round=nth, scenario=scenario, durability=str(STORED), contestant=contestant, figures=named, error=error)
+    return Measurement(
+        round=nth, scenario=scenario, durability=str(STORED), contestant=contestant, figures=named, error=error
+    )
 
 
 def test_a_ratio_is_the_median_of_those_within_each_round() -> None:
@@ -47,7 +49,7 @@ def test_percentiles_are_samples_by_the_nearest_rank() -> None:
 def test_the_best_peer_is_the_one_whose_ratio_is_least_and_a_failed_one_is_none(tmp_path: Path) -> None:
     rows = [row("kingtask", pipelined=100, in_bulk=50), row("saq", in_bulk=20), row("bullmq", in_bulk=40)]
     rows += [row("huey", error="it | broke"), row("echo", pipelined=400)]
-    report = Report(machine={"server": "Redis 7.0"}, missing={"celery": "npm: not found"}, rows=rows)
+    report = BenchmarkReport(machine={"server": "Redis 7.0"}, missing={"celery": "npm: not found"}, rows=rows)
     report.save(tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())["targets"][str(STORED)]
     assert found["submits pipelined, × best peer's bulk"] == {"bound": 2.0, "least": True, "found": 2.5}

@@ -24,7 +24,7 @@ NEW_YEAR = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 MORE_THAN_ALL = {"task": {"name": "x", "stdin": bytes(1_000_000), "tags": ["x" * 1_070_000] * 3}}
 
 
-class Row(NamedTuple):
+class BadInput(NamedTuple):
     """`rid` of the reply; `field` is compared where one is given."""
 
     name: str
@@ -34,27 +34,27 @@ class Row(NamedTuple):
     field: str | None = None
 
 
-def asked(name: str, code: str, field: str | None = None, repeated: Any = 1, /, **fields: Any) -> Row:
+def asked(name: str, code: str, field: str | None = None, repeated: Any = 1, /, **fields: Any) -> BadInput:
     """A `ping` with other fields, or without those that are None."""
     envelope = {"v": 1, "rid": 1, "op": "ping", **fields}
     message = wire.pack({key: value for key, value in envelope.items() if value is not None})
-    return Row(name, [message], code, repeated, field)
+    return BadInput(name, [message], code, repeated, field)
 
 
-def refused_task(what: str, field: str, /, **fields: Any) -> Row:
+def refused_task(what: str, field: str, /, **fields: Any) -> BadInput:
     task = {"id": ID, "name": "example", **fields}
     place = f"task.{field}"
     return asked(what, "invalid_request", place, op="submit", task={k: v for k, v in task.items() if v is not None})
 
 
-def bytes_(name: str, message: bytes, code: str = "malformed") -> Row:
-    return Row(name, [message], code, None)
+def bytes_(name: str, message: bytes, code: str = "malformed") -> BadInput:
+    return BadInput(name, [message], code, None)
 
 
 SUBMIT = protocol.encode_request(1, "submit", {"task": {"id": ID, "name": "example", "args": ["12"], "retry": [5, 8]}})
 
 
-def frames() -> Iterator[Row]:
+def frames() -> Iterator[BadInput]:
     for name, sent in {
         "two": [SUBMIT, SUBMIT],
         "three": [b"", SUBMIT, SUBMIT],
@@ -63,10 +63,10 @@ def frames() -> Iterator[Row]:
         "a delimiter behind": [SUBMIT, b""],
         "thousands": [b""] + [SUBMIT] * 5_000,
     }.items():
-        yield Row(f"frames: {name}", sent, "bad_frames", None)
+        yield BadInput(f"frames: {name}", sent, "bad_frames", None)
 
 
-def no_messages() -> Iterator[Row]:
+def no_messages() -> Iterator[BadInput]:
     for n in range(1, len(SUBMIT)):
         yield bytes_(f"cut at {n}", SUBMIT[:n])
     yield bytes_("a byte behind", SUBMIT + b"\0")
@@ -108,7 +108,7 @@ def no_messages() -> Iterator[Row]:
     )
 
 
-def envelopes() -> Iterator[Row]:
+def envelopes() -> Iterator[BadInput]:
     yield asked("33 fields", "invalid_request", **{f"f{n}": n for n in range(33)})
     yield asked("a name of a megabyte", "invalid_request", **{"x" * 1_000_000: 1})
     yield asked("unknown field", "invalid_request", "colour", colour="red")
@@ -162,7 +162,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
-def tasks() -> Iterator[Row]:
+def tasks() -> Iterator[BadInput]:
     for field, values in VALUES.items():
         for value in values:
             yield refused_task(f"{field} {value!r}"[:60], field, **{field: value})
@@ -179,7 +179,7 @@ def tasks() -> Iterator[Row]:
 
 ROWS = [*frames(), *no_messages(), *envelopes(), *tasks()]
 ROWS += [
-    Row(f"vector: {v.name}", v.request.frames, v.error["code"], v.reply.value["rid"], v.error.get("field"))
+    BadInput(f"vector: {v.name}", v.request.frames, v.error["code"], v.reply.value["rid"], v.error.get("field"))
     for v in VECTORS
     if v.decided_by == "bytes" and v.error
 ]
@@ -196,7 +196,7 @@ def broker(rig: StackHarness) -> Daemon:
     return rig.start_broker()
 
 
-def describe_error(row: Row, reply: list[bytes]) -> tuple[Any, ...]:
+def describe_error(row: BadInput, reply: list[bytes]) -> tuple[Any, ...]:
     """What is to be compared of a reply."""
     envelope = protocol.decode_reply(reply[-1])
     error = envelope["error"]

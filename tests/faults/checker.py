@@ -14,28 +14,28 @@ import msgspec
 
 from tests.faults.executed import judge_runs
 from tests.faults.processes import judge_processes
-from tests.faults.report import Report
+from tests.faults.report import CheckReport
 from tests.faults.rules import Rules
 from tests.faults.stored import judge_dump
 from tests.faults.story import Damaged, History, Stories, load
 from tests.faults.timeline import RedisClock, Windows
 from tests.faults.told import judge_told
-from tests.faults.view import View
+from tests.faults.view import CheckContext
 
 APPLIED = 0.8
 """Part of the planned faults that must have been applied."""
 
 
-def check(history: History, rules: Rules | None = None) -> Report:
+def check(history: History, rules: Rules | None = None) -> CheckReport:
     """Verdict, breaches and counts of a run."""
-    report = Report(rules or Rules())
+    report = CheckReport(rules or Rules())
     try:
         stories = Stories(history, report.rules.promised)
         windows, clock = Windows(history.faults), RedisClock(history.clock)
     except (Damaged, ValueError) as error:  # msgspec's errors are ValueErrors
         report.doubt(f"the history cannot be read: {error}")
         return report
-    view = View(run=history.run, rules=report.rules, report=report, windows=windows, clock=clock)
+    view = CheckContext(run=history.run, rules=report.rules, report=report, windows=windows, clock=clock)
     for story in stories.by_id.values():
         judge_told(view, story, stories.last_op)
         judge_runs(view, story)
@@ -47,7 +47,7 @@ def check(history: History, rules: Rules | None = None) -> Report:
     return report
 
 
-def _judge_drain(view: View, stories: Stories) -> None:
+def _judge_drain(view: CheckContext, stories: Stories) -> None:
     """I12: the time from the last fault, or from the last instant that was asked for, to the end of the last task."""
     run = view.run
     if not (run.healed_ns and run.drained_ns):
@@ -67,7 +67,7 @@ def _judge_drain(view: View, stories: Stories) -> None:
         view.report.found("I12", f"drained after {took_ms / 1000:.1f} s, not within {allowed_ms / 1000:.1f} s")
 
 
-def _doubt(view: View, stories: Stories) -> None:
+def _doubt(view: CheckContext, stories: Stories) -> None:
     """Say why nothing can be said, if so."""
     report, run = view.report, view.run
     if not report.counts["acknowledged"]:

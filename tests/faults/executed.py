@@ -7,7 +7,7 @@ from itertools import pairwise
 from kingtask.states import State
 from tests.faults.history import Asked, Reading, Tried
 from tests.faults.story import Ran, TaskHistory
-from tests.faults.view import View
+from tests.faults.view import CheckContext
 
 LISTED = 72
 """Attempts that a record keeps."""
@@ -19,7 +19,7 @@ FINAL = frozenset({"no_retry", "interrupted", "lost"})
 """Reasons for which a task fails although its list has intervals left."""
 
 
-def judge_runs(view: View, story: TaskHistory) -> None:
+def judge_runs(view: CheckContext, story: TaskHistory) -> None:
     story.runs.sort(key=lambda ran: ran.start_ns)
     view.report.counts["executions"] += len(story.runs)
     record, asked = story.outcome or story.last, story.asked
@@ -51,7 +51,7 @@ def _once(story: TaskHistory) -> bool:
     return story.asked is not None and story.asked.on_lost == "fail"
 
 
-def _repeats(view: View, story: TaskHistory) -> None:
+def _repeats(view: CheckContext, story: TaskHistory) -> None:
     seen = set()
     for ran in story.runs:
         if ran.attempt in seen and not (view.rules.forgets and not _once(story)):
@@ -60,7 +60,7 @@ def _repeats(view: View, story: TaskHistory) -> None:
         seen.add(ran.attempt)
 
 
-def _as_asked(view: View, story: TaskHistory, asked: Asked | None) -> None:
+def _as_asked(view: CheckContext, story: TaskHistory, asked: Asked | None) -> None:
     if asked is None:
         return
     for ran in story.runs:
@@ -70,7 +70,7 @@ def _as_asked(view: View, story: TaskHistory, asked: Asked | None) -> None:
         view.report.found("I15", f"{story.id}: the record has other arguments than were submitted")
 
 
-def _known(view: View, story: TaskHistory, record: Reading, tried: dict[int, Tried]) -> None:
+def _known(view: CheckContext, story: TaskHistory, record: Reading, tried: dict[int, Tried]) -> None:
     """Each execution has its attempt in the record, under the worker that ran it."""
     ended = story.outcome is not None
     for ran in story.runs:
@@ -86,7 +86,7 @@ def _known(view: View, story: TaskHistory, record: Reading, tried: dict[int, Tri
             _after_its_end(view, story, record, ran, attempt)
 
 
-def _after_its_end(view: View, story: TaskHistory, record: Reading, ran: Ran, attempt: Tried | None) -> None:
+def _after_its_end(view: CheckContext, story: TaskHistory, record: Reading, ran: Ran, attempt: Tried | None) -> None:
     """Only a worker that was cut off between claim and spawn, and whose attempt was given away, may start so late."""
     lost = attempt if attempt is not None and attempt.reason == "lost" else None
     excused = lost is not None and view.faulty(lost.started_ms, record.finished_ms)
@@ -94,7 +94,7 @@ def _after_its_end(view: View, story: TaskHistory, record: Reading, ran: Ran, at
         view.report.found("I3", f"{story.id} was executed (attempt {ran.attempt}) after it was {record.state}")
 
 
-def _overlaps(view: View, story: TaskHistory, tried: dict[int, Tried]) -> None:
+def _overlaps(view: CheckContext, story: TaskHistory, tried: dict[int, Tried]) -> None:
     """Two executions overlap, or stand in the wrong order, only if the earlier attempt's lease could not be renewed."""
     for j, later in enumerate(story.runs):
         for earlier in story.runs[:j]:
@@ -113,7 +113,7 @@ def _overlaps(view: View, story: TaskHistory, tried: dict[int, Tried]) -> None:
 # ── the record by itself, and against what was asked ────────────────────────────────────────────────────────────────
 
 
-def _numbers(view: View, story: TaskHistory, record: Reading) -> None:
+def _numbers(view: CheckContext, story: TaskHistory, record: Reading) -> None:
     """Attempts are numbered one by one, each ends before the next begins, and only the last one can succeed."""
     attempts = record.attempts
     numbers = [attempt.number for attempt in attempts]
@@ -131,7 +131,7 @@ def _numbers(view: View, story: TaskHistory, record: Reading) -> None:
         view.report.found("I4", f"{story.id} is {record.state}, but its last attempt succeeded")
 
 
-def _counted(view: View, story: TaskHistory, record: Reading, asked: Asked) -> None:
+def _counted(view: CheckContext, story: TaskHistory, record: Reading, asked: Asked) -> None:
     reasons = [attempt.reason for attempt in record.attempts]
     failures = sum(reason not in UNCOUNTED for reason in reasons)
     lost = reasons.count("lost")
@@ -147,7 +147,7 @@ def _counted(view: View, story: TaskHistory, record: Reading, asked: Asked) -> N
         view.report.found("I9", f"{story.id} has failed after being lost {lost} times; max_lost is {view.run.max_lost}")
 
 
-def _losses(view: View, story: TaskHistory, record: Reading, asked: Asked) -> None:
+def _losses(view: CheckContext, story: TaskHistory, record: Reading, asked: Asked) -> None:
     ran = {run.attempt for run in story.runs}
     for i, attempt in enumerate(record.attempts):
         followed = i + 1 < len(record.attempts)
@@ -163,7 +163,7 @@ def _losses(view: View, story: TaskHistory, record: Reading, asked: Asked) -> No
             view.report.found("I10", f"{story.id}: attempt {attempt.number} was lost, and no fault was active")
 
 
-def _on_time(view: View, story: TaskHistory, record: Reading, asked: Asked) -> None:
+def _on_time(view: CheckContext, story: TaskHistory, record: Reading, asked: Asked) -> None:
     """Follow due instants through the attempts: none starts before, by Redis's clock and by the ledger."""
     if record.attempts and record.attempts[0].number != 1:
         return  # earlier failures are not listed any more
@@ -191,7 +191,7 @@ def _on_time(view: View, story: TaskHistory, record: Reading, asked: Asked) -> N
         view.report.found("I8", f"{story.id} expired at {record.finished_ms}, not after {asked.expires_ms}")
 
 
-def _late(view: View, run: Ran, due_ms: int) -> None:
+def _late(view: CheckContext, run: Ran, due_ms: int) -> None:
     late_ms = (view.clock.earliest_us(run.start_ns) + view.clock.latest_us(run.start_ns)) / 2000 - due_ms
     from_ns = run.start_ns - max(0, round(late_ms * 1e6))
     view.report.lateness_ms[view.windows.any(from_ns, run.start_ns)].append(late_ms)
@@ -200,7 +200,7 @@ def _late(view: View, run: Ran, due_ms: int) -> None:
 # ── ends and outputs ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recorded(view: View, story: TaskHistory, record: Reading) -> None:
+def _recorded(view: CheckContext, story: TaskHistory, record: Reading) -> None:
     """What is recorded of an attempt is what the ledger tells of it."""
     for attempt in record.attempts:
         if attempt.reason not in BY_ITSELF:
@@ -215,7 +215,7 @@ def _recorded(view: View, story: TaskHistory, record: Reading) -> None:
             view.report.found("I15", f"{story.id}: attempt {attempt.number} ended with {runs[0].exit}, not with {code}")
 
 
-def _output(view: View, story: TaskHistory, record: Reading) -> None:
+def _output(view: CheckContext, story: TaskHistory, record: Reading) -> None:
     """The outputs of an ended task are those of its last attempt."""
     last = record.attempts[-1] if record.attempts and story.outcome is not None else None
     if last is None or last.reason not in BY_ITSELF:
@@ -232,7 +232,7 @@ def _output(view: View, story: TaskHistory, record: Reading) -> None:
             view.report.found("I15", f"{story.id}: std{stream} is not what attempt {last.number} wrote")
 
 
-def _kept(view: View, kept: str, size: int, wrote: str) -> bool:
+def _kept(view: CheckContext, kept: str, size: int, wrote: str) -> bool:
     """Compare digests; of an output that may have been cut or dropped, only the size."""
     wrote_size = _size(wrote)
     if size != wrote_size:

@@ -9,13 +9,13 @@ from statistics import median
 
 from tests.faults.history import Ping, Sample
 from tests.faults.story import History
-from tests.faults.view import View
+from tests.faults.view import CheckContext
 
 ENOUGH = 10
 """Samples from which a growth of descriptors can be told."""
 
 
-def judge_processes(view: View, history: History) -> None:
+def judge_processes(view: CheckContext, history: History) -> None:
     for residue in history.residue:
         view.report.found("I13", f"{residue.kind} left over: {residue.what}")
     for exit_ in history.exits:
@@ -25,7 +25,7 @@ def judge_processes(view: View, history: History) -> None:
     _samples(view, history.samples)
 
 
-def _pings(view: View, pings: Iterable[Ping]) -> None:
+def _pings(view: CheckContext, pings: Iterable[Ping]) -> None:
     by_broker: dict[str, list[Ping]] = defaultdict(list)
     for ping in pings:
         by_broker[ping.broker].append(ping)
@@ -42,7 +42,7 @@ def _pings(view: View, pings: Iterable[Ping]) -> None:
             view.report.doubt(f"{broker} was not pinged for {gap_ms / 1000:.1f} s")
 
 
-def _samples(view: View, samples: Iterable[Sample]) -> None:
+def _samples(view: CheckContext, samples: Iterable[Sample]) -> None:
     by_process: dict[tuple[str, int], list[Sample]] = defaultdict(list)
     for sample in samples:
         by_process[sample.proc, sample.pid].append(sample)

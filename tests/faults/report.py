@@ -31,7 +31,7 @@ COUNTS = {
 
 
 @dataclass(slots=True)
-class Report:
+class CheckReport:
     rules: Rules
     counts: Counter[str] = field(default_factory=Counter)
     breaches: dict[str, list[str]] = field(default_factory=dict)

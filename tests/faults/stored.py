@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from kingtask.states import TERMINAL
 from tests.faults.history import Key
 from tests.faults.story import TaskHistory
-from tests.faults.view import View
+from tests.faults.view import CheckContext
 from tests.store.key_patterns import KEY_PATTERNS
 
 WITH_TTL = frozenset({"held"})
@@ -35,7 +35,7 @@ class _Dump:
         """What the counters say is scheduled, running or living."""
 
 
-def judge_dump(view: View, stories: dict[str, TaskHistory], keys: Iterable[Key]) -> None:
+def judge_dump(view: CheckContext, stories: dict[str, TaskHistory], keys: Iterable[Key]) -> None:
     dump = _Dump()
     for key in keys:
         _classify(view, dump, key)
@@ -48,7 +48,7 @@ def judge_dump(view: View, stories: dict[str, TaskHistory], keys: Iterable[Key])
         _known(view, dump, stories)
 
 
-def _classify(view: View, dump: _Dump, key: Key) -> None:
+def _classify(view: CheckContext, dump: _Dump, key: Key) -> None:
     if KEY_PATTERNS["task"].fullmatch(key.key):  # most are
         dump.ttl_ms[key.key.removeprefix("task:")] = key.ttl_ms
         return
@@ -78,7 +78,7 @@ def _classify(view: View, dump: _Dump, key: Key) -> None:
         into[member].append(key.key)
 
 
-def _places(view: View, dump: _Dump, stories: dict[str, TaskHistory]) -> None:
+def _places(view: CheckContext, dump: _Dump, stories: dict[str, TaskHistory]) -> None:
     """Each task either waits or runs, in one index, without a TTL, or has ended, and has one."""
     for task_id, places in dump.places.items():
         if len(places) > 1:
@@ -100,7 +100,7 @@ def _places(view: View, dump: _Dump, stories: dict[str, TaskHistory]) -> None:
             view.report.found("I11", f"counters say that {n} are left: {what}")
 
 
-def _known(view: View, dump: _Dump, stories: dict[str, TaskHistory]) -> None:
+def _known(view: CheckContext, dump: _Dump, stories: dict[str, TaskHistory]) -> None:
     """The dump and the API tell the same of each task."""
     for task_id, lists in dump.finished.items():
         if len(lists) > 1:

@@ -7,14 +7,14 @@ from itertools import pairwise
 from kingtask.states import TERMINAL, State
 from tests.faults.history import Reading, digest
 from tests.faults.story import TaskHistory
-from tests.faults.view import View
+from tests.faults.view import CheckContext
 
 EDGE = 0.1
 """Part of a client's calls that counts as the beginning of its work, and as its end."""
 NOTHING = digest(b"")
 
 
-def judge_told(view: View, story: TaskHistory, last_op: dict[str, int]) -> None:
+def judge_told(view: CheckContext, story: TaskHistory, last_op: dict[str, int]) -> None:
     """`last_op`: by client, the number of its last call."""
     if story.sent == 0:
         _unasked(view, story)
@@ -28,14 +28,14 @@ def judge_told(view: View, story: TaskHistory, last_op: dict[str, int]) -> None:
     _readings(view, story)
 
 
-def _unasked(view: View, story: TaskHistory) -> None:
+def _unasked(view: CheckContext, story: TaskHistory) -> None:
     if story.last or story.runs:
         view.report.counts["unexpected"] += 1
         what = "was executed" if story.runs else "is stored"
         view.report.found("I2", f"{story.id} {what}, but nobody asked for it")
 
 
-def _refused(view: View, story: TaskHistory) -> None:
+def _refused(view: CheckContext, story: TaskHistory) -> None:
     if story.runs or story.last:
         what = "was executed" if story.runs else "is stored"
         view.report.found("I7", f"{story.id} {what}, but every answer said that nothing was stored")
@@ -43,7 +43,7 @@ def _refused(view: View, story: TaskHistory) -> None:
         view.report.counts["refused"] += 1
 
 
-def _acked(view: View, story: TaskHistory, last_op: dict[str, int]) -> None:
+def _acked(view: CheckContext, story: TaskHistory, last_op: dict[str, int]) -> None:
     view.report.counts["acknowledged"] += 1
     if story.ack not in view.rules.acks:
         view.report.found("I1", f"{story.id} was acknowledged as {story.ack!r}")
@@ -62,7 +62,7 @@ def _acked(view: View, story: TaskHistory, last_op: dict[str, int]) -> None:
     view.report.found("I1", f"{story.id}, acknowledged as {story.ack} during {during or 'no fault'}: {problem}")
 
 
-def _loss(view: View, story: TaskHistory) -> str:
+def _loss(view: CheckContext, story: TaskHistory) -> str:
     """How an acknowledged task was lost; '' if it was not."""
     if story.gone:
         return "there is no such task"
@@ -78,7 +78,7 @@ def _loss(view: View, story: TaskHistory) -> str:
     return ""
 
 
-def _idempotent(view: View, story: TaskHistory) -> None:
+def _idempotent(view: CheckContext, story: TaskHistory) -> None:
     if len(story.told) > 1:
         view.report.found("I6", f"{story.id}: different tasks were acknowledged under this id")
     if story.conflict and len(story.contents) == 1:
@@ -87,7 +87,7 @@ def _idempotent(view: View, story: TaskHistory) -> None:
         view.report.found("I6", f"{story.id} was created {story.created} times")
 
 
-def _readings(view: View, story: TaskHistory) -> None:
+def _readings(view: CheckContext, story: TaskHistory) -> None:
     outcomes = story.outcomes
     changed = any(not _same(view, a, b) for a, b in pairwise(outcomes))
     back = bool(story.read_ns) and max(story.alive_ns, story.missing_ns) > story.read_ns
@@ -103,7 +103,7 @@ def _readings(view: View, story: TaskHistory) -> None:
         view.report.found("I3", f"{story.id} is {story.outcome.state}, but was cancelled while it waited")
 
 
-def _same(view: View, a: Reading, b: Reading) -> bool:
+def _same(view: CheckContext, a: Reading, b: Reading) -> bool:
     """Equal, but for outputs that were dropped if the rules say that they may be."""
     if not view.rules.drops_outputs:
         return False  # different readings only are kept

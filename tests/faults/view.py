@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.faults.history import RunRecord
-from tests.faults.report import Report
+from tests.faults.report import CheckReport
 from tests.faults.rules import Rules
 from tests.faults.timeline import RedisClock, Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class CheckContext:
     run: RunRecord
     rules: Rules
-    report: Report
+    report: CheckReport
     windows: Windows
     clock: RedisClock
 

@@ -29,7 +29,7 @@ def twin(one: T, **fields: Any) -> T:
     return other
 
 
-class View(NamedTuple):
+class RecordView(NamedTuple):
     """What the record of a task says."""
 
     state: State
@@ -60,7 +60,7 @@ class Account:
         return twin(self, reported=set(self.reported), lost_or_released=set(self.lost_or_released))
 
 
-Snapshot = tuple[dict[str, View], dict[str, Account]]
+Snapshot = tuple[dict[str, RecordView], dict[str, Account]]
 
 
 class InvariantLedger:
@@ -68,7 +68,7 @@ class InvariantLedger:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.views: dict[str, View] = {}
+        self.views: dict[str, RecordView] = {}
         self.accounts: dict[str, Account] = {}
         self.given: dict[Fence, str] = {}
         """Every fence that a claim made, and the worker it is for."""
@@ -126,8 +126,8 @@ class InvariantLedger:
             view = (task.state, task.attempt, task.token, task.failures, task.lost, task.due, task.reason, task.stdout)
             before = views.get(task_id)
             if view != before:
-                self._changed(task, before, View(*view), model.now, function, arguments)
-                views[task_id] = View(*view)
+                self._changed(task, before, RecordView(*view), model.now, function, arguments)
+                views[task_id] = RecordView(*view)
                 changed = True
         if len(tasks) != len(views):
             raise Violation(f"{set(views) - set(tasks)} are gone")
@@ -152,7 +152,13 @@ class InvariantLedger:
         return view is not None and (view.state, view.attempt, view.token) == (State.RUNNING, *fence[1:])
 
     def _changed(
-        self, task: Task, before: View | None, view: View, now: int, function: str, arguments: dict[str, Any]
+        self,
+        task: Task,
+        before: RecordView | None,
+        view: RecordView,
+        now: int,
+        function: str,
+        arguments: dict[str, Any],
     ) -> None:
         name = f"{task.id[:8]}/{view.attempt}"
         if before is None:
@@ -175,7 +181,7 @@ class InvariantLedger:
         elif old is State.RUNNING:
             self._left(task, account, before, view, now, function, arguments)
 
-    def _made(self, task: Task, view: View, now: int, function: str) -> None:
+    def _made(self, task: Task, view: RecordView, now: int, function: str) -> None:
         if function != "submit" or task.spec not in self.invoked.get(task.id, ()):
             raise Violation(f"{task.id[:8]} was made by {function} as nobody asked for it")
         spec = task.spec
@@ -202,8 +208,8 @@ class InvariantLedger:
         self,
         task: Task,
         account: Account,
-        before: View,
-        view: View,
+        before: RecordView,
+        view: RecordView,
         now: int,
         function: str,
         arguments: dict[str, Any],
@@ -237,7 +243,7 @@ class InvariantLedger:
                 raise Violation(f"{name} was started, on_lost: fail, and handed back by {function}")
             account.lost_or_released.add(before.attempt)
 
-    def _reported(self, task: Task, account: Account, view: View, now: int, verdict: str) -> None:
+    def _reported(self, task: Task, account: Account, view: RecordView, now: int, verdict: str) -> None:
         name = f"{task.id[:8]}/{view.attempt}"
         account.reported.add(view.attempt)
         if verdict == "succeeded":
