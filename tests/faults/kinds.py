@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import msgspec
 
-from tests.faults.making import MAX_LOST, Maker, Task
+from tests.faults.making import MAX_LOST, GeneratedTask, Maker
 
 
 def _now(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _scheduled(maker: Maker, kind: str) -> None:
-    task = Task(maker, start_ms=maker.now_ms + maker.random.randrange(500, 3000))
+    task = GeneratedTask(maker, start_ms=maker.now_ms + maker.random.randrange(500, 3000))
     maker.submit(task)
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _delayed(maker: Maker, kind: str) -> None:
-    task = Task(maker, delay_ms=maker.random.randrange(1, 2000))
+    task = GeneratedTask(maker, delay_ms=maker.random.randrange(1, 2000))
     maker.submit(task)
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
@@ -30,7 +30,7 @@ def _delayed(maker: Maker, kind: str) -> None:
 
 def _retried(maker: Maker, kind: str) -> None:
     intervals = sorted(maker.random.sample(range(200, 1500, 100), 3))
-    task = Task(maker, retry_ms=intervals)
+    task = GeneratedTask(maker, retry_ms=intervals)
     maker.submit(task)
     for _ in intervals[:2]:
         task.ran("exit", 1)
@@ -41,7 +41,7 @@ def _retried(maker: Maker, kind: str) -> None:
 
 
 def _failed(maker: Maker, kind: str) -> None:
-    task = Task(maker, retry_ms=(100, 300))
+    task = GeneratedTask(maker, retry_ms=(100, 300))
     maker.submit(task)
     for _ in range(3):
         task.ran("exit", 7)
@@ -49,14 +49,14 @@ def _failed(maker: Maker, kind: str) -> None:
 
 
 def _no_retry(maker: Maker, kind: str) -> None:
-    task = Task(maker, retry_ms=(100,))
+    task = GeneratedTask(maker, retry_ms=(100,))
     maker.submit(task)
     task.ran("no_retry", 100)
     maker.done(kind, task, task.ended("failed", "no_retry"))
 
 
 def _lost(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     task.lost("kill worker 1")
     task.ran()
@@ -64,7 +64,7 @@ def _lost(maker: Maker, kind: str) -> None:
 
 
 def _overlapping(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     task.lost("stop worker 1", ends=True, next_ran_ms=100)
     task.ran(took_ms=500)
@@ -72,7 +72,7 @@ def _overlapping(maker: Maker, kind: str) -> None:
 
 
 def _poison(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     for _ in range(MAX_LOST):
         task.lost("kill worker 2")
@@ -80,21 +80,21 @@ def _poison(maker: Maker, kind: str) -> None:
 
 
 def _once(maker: Maker, kind: str) -> None:
-    task = Task(maker, on_lost="fail")
+    task = GeneratedTask(maker, on_lost="fail")
     maker.submit(task)
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _once_lost(maker: Maker, kind: str) -> None:
-    task = Task(maker, on_lost="fail")
+    task = GeneratedTask(maker, on_lost="fail")
     maker.submit(task)
     task.lost("kill worker 1", runs=maker.random.random() < 0.7)
     maker.done(kind, task, task.ended("failed", "lost"))
 
 
 def _shared(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     for _ in range(2):
         end = maker.random.choice(["ok", "info", "cut", "fail"])
@@ -104,21 +104,21 @@ def _shared(maker: Maker, kind: str) -> None:
 
 
 def _unsure(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task, maker.random.choice(["info", "cut"]), code="not_confirmed")
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _vanished(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task, "info", code="NoAnswer")
     maker.readings[task.id] = None
     maker.kinds[kind].append(task.id)
 
 
 def _refused(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     for again in range(2):
         maker.submit(task, "fail", code="busy", after_ms=again * 20)
     maker.readings[task.id] = None
@@ -126,7 +126,7 @@ def _refused(maker: Maker, kind: str) -> None:
 
 
 def _cancelled(maker: Maker, kind: str) -> None:
-    task = Task(maker, delay_ms=60_000)
+    task = GeneratedTask(maker, delay_ms=60_000)
     maker.submit(task)
     at_ms = task.acked_ms + maker.random.randrange(5, 300)
     maker.call("cancel", task.id, at_ms - 1, 3, "ok", outcome="cancelled")
@@ -134,7 +134,7 @@ def _cancelled(maker: Maker, kind: str) -> None:
 
 
 def _stopped(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     task.ran("cancelled", 0, took_ms=300)
     del maker.executions[-1]  # killed before its end
@@ -144,33 +144,33 @@ def _stopped(maker: Maker, kind: str) -> None:
 
 
 def _expired(maker: Maker, kind: str) -> None:
-    task = Task(maker, delay_ms=50, expires_ms=maker.now_ms + 1000)
+    task = GeneratedTask(maker, delay_ms=50, expires_ms=maker.now_ms + 1000)
     maker.submit(task)
     at_ms = task.asked.expires_ms + maker.random.randrange(0, 50)
     maker.done(kind, task, task.ended("expired", "expires_at", at_ms=at_ms))
 
 
 def _in_time(maker: Maker, kind: str) -> None:
-    task = Task(maker, expires_ms=maker.now_ms + 5000)
+    task = GeneratedTask(maker, expires_ms=maker.now_ms + 5000)
     maker.submit(task)
     task.ran()
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _cut(maker: Maker, kind: str) -> None:
-    task = Task(maker)
+    task = GeneratedTask(maker)
     maker.submit(task)
     task.ran(cut=True)
     maker.done(kind, task, task.ended("succeeded"))
 
 
 def _requeued(maker: Maker, kind: str) -> None:
-    old = Task(maker, start_ms=maker.now_ms + 100, retry_ms=())
+    old = GeneratedTask(maker, start_ms=maker.now_ms + 100, retry_ms=())
     maker.submit(old)
     old.ran("exit", 2)
     before = old.ended("failed", "exit")
     maker.done("origin", old, before)
-    new = Task(maker)
+    new = GeneratedTask(maker)
     new.asked = msgspec.structs.replace(old.asked, start_ms=0)
     new.created_ms = before.finished_ms + 500
     new.acked_ms = new.created_ms + 2

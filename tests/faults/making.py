@@ -34,7 +34,7 @@ def to_ns(redis_ms: float) -> int:
     return round((redis_ms - OFFSET_MS) * 1_000_000)
 
 
-class Task:
+class GeneratedTask:
     """One task: what was asked, and what came of it."""
 
     def __init__(self, maker: Maker, **asked: object) -> None:
@@ -164,7 +164,9 @@ class Maker:
             calls.append({**begun, **told, "type": end, "mono_ns": to_ns(at_ms + took_ms)})
         self.ops += msgspec.convert(calls, list[Op])
 
-    def submit(self, task: Task, end: str = "ok", outcome: str = "created", code: str = "", after_ms: int = 0) -> None:
+    def submit(
+        self, task: GeneratedTask, end: str = "ok", outcome: str = "created", code: str = "", after_ms: int = 0
+    ) -> None:
         at_ms = task.sent_ms + after_ms
         told: dict[str, object] = {"outcome": outcome, "ack": "fsync"}
         if end != "ok":
@@ -176,7 +178,7 @@ class Maker:
         self.faults.append(Fault(fault=what, event="start", mono_ns=to_ns(at_ms), n=n))
         self.faults.append(Fault(fault=what, event="stop", mono_ns=to_ns(at_ms + took_ms), n=n))
 
-    def done(self, kind: str, task: Task, reading: Reading) -> None:
+    def done(self, kind: str, task: GeneratedTask, reading: Reading) -> None:
         """Note how it ended; a client reads it while it is not over, and when it is."""
         self.readings[task.id] = reading
         self.kinds[kind].append(task.id)

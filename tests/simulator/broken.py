@@ -15,13 +15,13 @@ from kingtask.worker.outbox import Outbox
 from kingtask.worker.worker_state import SlotStage, WorkerState
 from tests.simulator.links import BrokerStore
 from tests.simulator.world import here
-from tests.store.model import Model, Task, ms
+from tests.store.model import Model, ModelTask, ms
 
 
 class TakeByPop(Model):
     """A claim takes the task and records no lease: who dies with it loses it."""
 
-    def claim(self, *args: Any, **more: Any) -> list[Task]:
+    def claim(self, *args: Any, **more: Any) -> list[ModelTask]:
         claimed = super().claim(*args, **more)
         for task in claimed:
             task.lease_end, task.worker = 1 << 60, ""
@@ -31,7 +31,7 @@ class TakeByPop(Model):
 class NoFenceCheck(Model):
     """Whoever names a task may end it."""
 
-    def _holder(self, fence: Fence) -> Task | None:
+    def _holder(self, fence: Fence) -> ModelTask | None:
         return self.tasks.get(fence.id)
 
 
@@ -76,7 +76,7 @@ class LateExtendTakesAll(Model):
 class AgainRenewsNothing(Model):
     """A claim that is sent again gets what it got, and what is left of its lease."""
 
-    def claim(self, *args: Any, **more: Any) -> list[Task]:
+    def claim(self, *args: Any, **more: Any) -> list[ModelTask]:
         ends = {task.id: task.lease_end for task in self.running()}
         claimed = super().claim(*args, **more)
         for task in claimed:

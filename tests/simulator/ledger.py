@@ -12,7 +12,7 @@ from kingtask.policy import Policy
 from kingtask.states import TERMINAL, TRANSITIONS, State
 from kingtask.store.functions import Fence
 from kingtask.task import TaskSpec
-from tests.store.model import Model, Task, ms
+from tests.store.model import Model, ModelTask, ms
 
 
 class Violation(AssertionError):
@@ -153,7 +153,7 @@ class InvariantLedger:
 
     def _changed(
         self,
-        task: Task,
+        task: ModelTask,
         before: RecordView | None,
         view: RecordView,
         now: int,
@@ -181,7 +181,7 @@ class InvariantLedger:
         elif old is State.RUNNING:
             self._left(task, account, before, view, now, function, arguments)
 
-    def _made(self, task: Task, view: RecordView, now: int, function: str) -> None:
+    def _made(self, task: ModelTask, view: RecordView, now: int, function: str) -> None:
         if function != "submit" or task.spec not in self.invoked.get(task.id, ()):
             raise Violation(f"{task.id[:8]} was made by {function} as nobody asked for it")
         spec = task.spec
@@ -190,7 +190,7 @@ class InvariantLedger:
             raise Violation(f"{task.id[:8]}: due at {due}, at {now} it was made {view}")
         self.accounts[task.id] = Account(spec, due or now)
 
-    def _claimed(self, task: Task, account: Account, now: int, function: str, arguments: dict[str, Any]) -> None:
+    def _claimed(self, task: ModelTask, account: Account, now: int, function: str, arguments: dict[str, Any]) -> None:
         name = f"{task.id[:8]}/{task.attempt}"
         wish = arguments.get("claim", arguments)
         fence = Fence(task.id, task.attempt, wish.get("token", b""))
@@ -206,7 +206,7 @@ class InvariantLedger:
 
     def _left(
         self,
-        task: Task,
+        task: ModelTask,
         account: Account,
         before: RecordView,
         view: RecordView,
@@ -243,7 +243,7 @@ class InvariantLedger:
                 raise Violation(f"{name} was started, on_lost: fail, and handed back by {function}")
             account.lost_or_released.add(before.attempt)
 
-    def _reported(self, task: Task, account: Account, view: RecordView, now: int, verdict: str) -> None:
+    def _reported(self, task: ModelTask, account: Account, view: RecordView, now: int, verdict: str) -> None:
         name = f"{task.id[:8]}/{view.attempt}"
         account.reported.add(view.attempt)
         if verdict == "succeeded":

@@ -15,14 +15,14 @@ from kingtask.store.functions import FunctionCall
 from kingtask.task import TaskSpec
 from tests.simulator.ledger import InvariantLedger, Snapshot, twin
 from tests.simulator.world import START_MS, SimulatedWorld
-from tests.store.model import Model, Task
+from tests.store.model import Model, ModelTask
 
 NOBODYS = functions.Lost("", 0, "", "")
 """The plain model only counts them."""
 
 
 class State(NamedTuple):
-    tasks: dict[str, Task]
+    tasks: dict[str, ModelTask]
     queues: dict[str, bool]
     seen: Snapshot
 
@@ -39,7 +39,7 @@ class Replica:
     def stall(self, until: float) -> None:
         self._stalled_until = until
 
-    def feed(self, now: float, tasks: dict[str, Task], queues: dict[str, bool], seen: Snapshot) -> None:
+    def feed(self, now: float, tasks: dict[str, ModelTask], queues: dict[str, bool], seen: Snapshot) -> None:
         self._arrive(now)
         when = max(self._coming[-1][0], self._stalled_until, now + self._latency())
         self._coming.append((when, State(tasks, dict(queues), seen)))
@@ -60,11 +60,11 @@ class Replica:
             self._coming.popleft()
 
 
-def _copy(model: Model) -> dict[str, Task]:
+def _copy(model: Model) -> dict[str, ModelTask]:
     return _copied(model.tasks)
 
 
-def _copied(tasks: dict[str, Task]) -> dict[str, Task]:
+def _copied(tasks: dict[str, ModelTask]) -> dict[str, ModelTask]:
     return {task_id: twin(task, attempts=list(task.attempts)) for task_id, task in tasks.items()}
 
 
@@ -212,7 +212,7 @@ class SimulatedRedis:
         return [tasks[task_id].state if task_id in tasks else "" for task_id in a["ids"]]
 
 
-def _claimed(task: Task) -> functions.Claimed:
+def _claimed(task: ModelTask) -> functions.Claimed:
     return functions.Claimed(
         id=task.id,
         number=task.attempt,
@@ -225,7 +225,7 @@ def _claimed(task: Task) -> functions.Claimed:
     )
 
 
-def _result(task: Task) -> Result:
+def _result(task: ModelTask) -> Result:
     return Result(
         id=task.id,
         name=task.spec.name,

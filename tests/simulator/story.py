@@ -15,7 +15,7 @@ from tests.simulator.ledger import InvariantLedger, Violation
 from tests.simulator.links import Surroundings
 from tests.simulator.processes import HostedBroker, Plant, replaced
 from tests.simulator.redis import Replica, SimulatedRedis
-from tests.simulator.trouble import Trouble
+from tests.simulator.trouble import TroubleSchedule
 from tests.simulator.work import Work
 from tests.simulator.world import SimulatedWorld
 from tests.store.model import Model
@@ -49,7 +49,7 @@ class SimulationRun:
             )
             switchboard.clients[client.name.encode()] = client
             work.clients.append(client)
-        self._trouble = Trouble(world, faults, self._redis, cast, lease_s=lease_s, seconds=TROUBLE_S)
+        self._trouble = TroubleSchedule(world, faults, self._redis, cast, lease_s=lease_s, seconds=TROUBLE_S)
         self._plant = Plant(world, at, work.run_of, switchboard.reply, cast.wakeup, cast.die, self.ledger)
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import Loop, SimulatedWorld
 
 
-class Trouble:
+class TroubleSchedule:
     """For `seconds`, of some kinds, until `heal`."""
 
     def __init__(

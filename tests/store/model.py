@@ -23,7 +23,7 @@ WINDOW_MS = 60_000
 
 
 @dataclass
-class Task:
+class ModelTask:
     id: str
     spec: TaskSpec
     created: int
@@ -85,7 +85,7 @@ class Model:
         self.quota: Quota | None = None
         """Of the client whose submits and requeues come next."""
         self.now = now
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, ModelTask] = {}
         self.queues: dict[str, bool] = {}
         """Name to paused."""
         self.outputs: list[Output] = []
@@ -96,17 +96,17 @@ class Model:
 
     # ── what is where ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def scheduled(self) -> list[Task]:
+    def scheduled(self) -> list[ModelTask]:
         return sorted(self._in(State.SCHEDULED), key=lambda task: (task.due, task.order))
 
-    def ready(self, queue: str) -> list[Task]:
+    def ready(self, queue: str) -> list[ModelTask]:
         tasks = [task for task in self._in(State.READY) if task.queue == queue]
         return sorted(tasks, key=lambda task: (-task.spec.priority, task.order))
 
-    def running(self) -> list[Task]:
+    def running(self) -> list[ModelTask]:
         return self._in(State.RUNNING)
 
-    def _in(self, state: State) -> list[Task]:
+    def _in(self, state: State) -> list[ModelTask]:
         return [task for task in self.tasks.values() if task.state is state]
 
     def _next(self) -> int:
@@ -131,7 +131,7 @@ class Model:
                 due = self.now + ms(spec.delay_s) if spec.delay_s else ms(spec.start_at)
                 later = due > self.now
                 state = State.SCHEDULED if later else State.READY
-                self.tasks[spec.id] = Task(
+                self.tasks[spec.id] = ModelTask(
                     spec.id, spec, self.now, state, due or self.now, self._next(), owner=self._owner()
                 )
                 outcomes.append(state.value)
@@ -154,7 +154,7 @@ class Model:
         if refused:
             return refused
         spec = msgspec.structs.replace(old.spec, id=new_id, start_at=0.0, delay_s=0.0, expires_at=None)
-        self.tasks[new_id] = Task(
+        self.tasks[new_id] = ModelTask(
             new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id, owner=self._owner()
         )
         self._publish("ready", f"{old.queue} 1")
@@ -211,14 +211,14 @@ class Model:
 
     def claim(
         self, worker: str, queues: list[str], n: int, token: bytes, *, nth: int = 0, again: bool = False
-    ) -> list[Task]:
+    ) -> list[ModelTask]:
         if again:
             mine = [task for task in self.running() if task.worker == worker and task.token == token]
             for task in mine:
                 task.lease_end = self.now + self.policy.lease_ms
             if mine:
                 return mine
-        claimed: list[Task] = []
+        claimed: list[ModelTask] = []
         for queue in queues:
             for task in [] if self.queues.get(queue) else self.ready(queue):
                 if len(claimed) == n:
@@ -350,16 +350,16 @@ class Model:
     def _owner(self) -> str | None:
         return self.quota and self.quota.client
 
-    def _too_late(self, task: Task) -> bool:
+    def _too_late(self, task: ModelTask) -> bool:
         return 0 < task.expires <= self.now
 
-    def _holder(self, fence: Fence) -> Task | None:
+    def _holder(self, fence: Fence) -> ModelTask | None:
         task = self.tasks.get(fence.id)
         if task is None or task.token is None or (task.attempt, task.token) != (fence.number, fence.token):
             return None
         return task
 
-    def _hand_back(self, task: Task, woken: Counter[str]) -> None:
+    def _hand_back(self, task: ModelTask, woken: Counter[str]) -> None:
         task.attempts.append((task.attempt, "released"))
         if task.cancel:
             self._close(task, State.CANCELLED, "cancelled")
@@ -367,11 +367,11 @@ class Model:
             self._give_back(task)
             woken[task.queue] += 1
 
-    def _give_back(self, task: Task) -> None:
+    def _give_back(self, task: ModelTask) -> None:
         """To ready, at its old place: `order` has not changed since it was claimed."""
         task.state, task.token = State.READY, None
 
-    def _close(self, task: Task, state: State, reason: str) -> None:
+    def _close(self, task: ModelTask, state: State, reason: str) -> None:
         task.state, task.reason, task.finished, task.cancel = state, reason, self.now, False
         keep = ms(task.spec.keep_result_s or 0) or self.policy.keep_ms
         task.keep = max(keep, self.policy.failed_keep_ms) if state is State.FAILED else keep

@@ -28,7 +28,7 @@ from kingtask.wire import unpack_raw
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.listener import Listener
-from tests.store.model import Model, Task
+from tests.store.model import Model, ModelTask
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
 POLICY = Policy(max_queues=3, max_queue_length=12, max_tasks=14, max_result_bytes=6, max_lost=2)
@@ -286,7 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # ── choosing ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _task(self, pick: int) -> Task:
+    def _task(self, pick: int) -> ModelTask:
         return list(self.model.tasks.values())[pick % len(self.model.tasks)]
 
     def _fence(self, pick: int) -> Fence:
@@ -378,7 +378,7 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
     }
 
 
-def expected(task: Task) -> dict[str, Any]:
+def expected(task: ModelTask) -> dict[str, Any]:
     return {
         "state": task.state,
         "created": task.created,

@@ -90,7 +90,7 @@ def says_busy(client: redis.Redis) -> bool:
     return False
 
 
-class Trouble(NamedTuple):
+class RedisFailure(NamedTuple):
     kind: str
     begin: Callable[[redis.Redis], object]
     end: Callable[[redis.Redis], object]
@@ -99,22 +99,22 @@ class Trouble(NamedTuple):
 
 
 TROUBLES = [
-    Trouble("readonly", readonly, primary_again),
-    Trouble(
+    RedisFailure("readonly", readonly, primary_again),
+    RedisFailure(
         "noreplicas",
         lambda client: client.config_set("min-replicas-to-write", 1),
         lambda client: client.config_set("min-replicas-to-write", 0),
     ),
-    Trouble(
+    RedisFailure(
         "full",
         lambda client: client.config_set("maxmemory", 1),
         lambda client: client.config_set("maxmemory", 0),
         code="store_full",
     ),
-    Trouble("misconf", without_snapshots, lambda client: client.config_set("stop-writes-on-bgsave-error", "no")),
-    Trouble("busy", spin, lambda client: client.script_kill()),
-    Trouble("no_function", lambda client: client.execute_command("FUNCTION", "FLUSH"), lambda client: None),
-    Trouble(
+    RedisFailure("misconf", without_snapshots, lambda client: client.config_set("stop-writes-on-bgsave-error", "no")),
+    RedisFailure("busy", spin, lambda client: client.script_kill()),
+    RedisFailure("no_function", lambda client: client.execute_command("FUNCTION", "FLUSH"), lambda client: None),
+    RedisFailure(
         "permission",
         lambda client: client.execute_command("ACL", "SETUSER", "default", "-fcall"),
         lambda client: client.execute_command("ACL", "SETUSER", "default", "+fcall"),
@@ -125,7 +125,7 @@ TROUBLES = [
 
 
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.kind)
-async def test_it_is_told_as_what_it_is_and_passes_by_itself(troubled: RedisServer, trouble: Trouble) -> None:
+async def test_it_is_told_as_what_it_is_and_passes_by_itself(troubled: RedisServer, trouble: RedisFailure) -> None:
     """None of these was begun, so a client may take the task for not stored."""
     client = troubled.client()
     store = broker_store(troubled)
