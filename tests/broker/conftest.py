@@ -18,7 +18,7 @@ from tests.servers import free_port
 PATIENCE_MS = 20_000
 
 
-class Served:
+class EchoRouter:
     """A RouterSocket that echoes each message, on a loop in a thread of its own; tests may replace both callbacks."""
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    serving = Served()
+def served() -> Iterator[EchoRouter]:
+    serving = EchoRouter()
     serving.thread.start()
     yield serving
     serving.stop()

@@ -18,7 +18,7 @@ from kingtask.store.store import BrokerStore
 LOST = StoreError("lost", "no answer from Redis", stored="unknown")
 
 
-class Sent(NamedTuple):
+class SentCall(NamedTuple):
     """A call under way; `answer` is how Redis returns."""
 
     call: FunctionCall
@@ -45,7 +45,7 @@ class FakeStore(BrokerStore):
         self.clock = ServerClock()
         self.ack_level = "fsync"
         self.on_up = []
-        self.sent: list[Sent] = []
+        self.sent: list[SentCall] = []
         self.submits: list[SubmitSent] = []
         self.confirms: list[Callable[[bool], None]] = []
 
@@ -58,7 +58,7 @@ class FakeStore(BrokerStore):
         return "connection refused"
 
     def send(self, call: FunctionCall, callback: Callable[[Any], None]) -> None:
-        self.sent.append(Sent(call, callback))
+        self.sent.append(SentCall(call, callback))
 
     def submit(self, call: FunctionCall, stored: Callable[[Any], None], confirmed: Callable[[bool], None]) -> None:
         self.submits.append(SubmitSent(call, stored, confirmed))

@@ -262,7 +262,7 @@ async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: p
 # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Keys(CurveAuth):
+class NamedKeysAuth(CurveAuth):
     def __init__(self, **clients: str) -> None:
         self._names = {key: name for name, key in clients.items()}
 
@@ -277,12 +277,12 @@ def with_permissions(directory: Path, **file: Any) -> DispatcherHarness:
 
 
 async def test_a_revoked_key_is_denied_whatever_it_sends(setting: DispatcherHarness) -> None:
-    setting.ask("ping", peer=_Keys().peer("key"))
+    setting.ask("ping", peer=NamedKeysAuth().peer("key"))
     assert setting.code() == "permission_denied"
 
 
 async def test_a_key_revoked_during_a_wait_gets_no_result(setting: DispatcherHarness) -> None:
-    keys = _Keys(alice="key")
+    keys = NamedKeysAuth(alice="key")
     setting.ask("wait", peer=keys.peer("key"), id=ID)
     keys.reload({})
     setting.store.answer("wait", "succeeded")
@@ -292,7 +292,7 @@ async def test_a_key_revoked_during_a_wait_gets_no_result(setting: DispatcherHar
 
 async def test_a_client_is_known_by_its_key(tmp_path: Path) -> None:
     setting = with_permissions(tmp_path, clients={"alice": {"ops": ["stats"]}})
-    alice = _Keys(alice="key").peer("key")
+    alice = NamedKeysAuth(alice="key").peer("key")
     setting.ask("stats", peer=alice)
     assert setting.router.replies == []
     setting.ask("cancel", peer=alice, id=ID)

@@ -22,7 +22,7 @@ from kingtask.broker.wakeups import Wakeups
 from kingtask.client.dealer import OPTIONS as OF_CLIENTS
 from kingtask.worker.subscriber import SOCKET_OPTIONS as OF_WORKERS
 from tests import zmtp
-from tests.broker.conftest import PATIENCE_MS, Served, Sockets
+from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
 from tests.processes import descriptors, until
 from tests.servers import free_port
 
@@ -76,7 +76,7 @@ NO_ZMTP = {
 }
 
 
-def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: Served) -> None:
+def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: EchoRouter) -> None:
     """Silence, other protocols, old framing, a greeting cut at each byte, kinds that do not fit, endless frames."""
     received = []
     served.on_request = lambda peer, message: (received.append(message), served.answer(peer, message))  # type: ignore[func-returns-value]
@@ -89,7 +89,7 @@ def test_what_is_no_zmtp_reaches_nobody_and_is_closed(sockets: Sockets, served: 
 
 
 @pytest.mark.parametrize("size", [router.MAX_FRAME_BYTES + 1, 2**31, 2**63, 2**64 - 1])
-def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: int) -> None:
+def test_a_frame_that_is_far_too_long_is_not_waited_for(served: EchoRouter, size: int) -> None:
     with zmtp.connect(served.port) as silent, zmtp.connect(served.port) as connection:
         connection.sendall(b"\x02" + size.to_bytes(8, "big"))
         until_closed({"": connection})
@@ -97,7 +97,7 @@ def test_a_frame_that_is_far_too_long_is_not_waited_for(served: Served, size: in
         assert not ended(silent), "it was the heartbeat that ended both"
 
 
-def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served) -> None:
+def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: EchoRouter) -> None:
     received: list[bytes] = []
     served.on_request = lambda peer, message: received.append(message)
     sizes = [50_000] * 30 + [1_000_000]
@@ -106,7 +106,7 @@ def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: Served
     assert received == []
 
 
-def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets, served: Served) -> None:
+def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets, served: EchoRouter) -> None:
     frames, turns = 50_000, 0
     drained = served.on_drained
 
@@ -127,7 +127,7 @@ def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets,
     assert turns >= frames // router.DRAIN_FRAMES
 
 
-def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: Served) -> None:
+def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: EchoRouter) -> None:
     """Its replies are dropped when a thousand of them wait, and no more memory is taken."""
     with zmtp.connect(served.port) as flood:
         # With buffers as the kernel makes them: shrunk under way, it drops what comes, acknowledgements too.
@@ -139,7 +139,7 @@ def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: S
             assert other.recv() == b"still here"
 
 
-def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets, served: Served) -> None:
+def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets, served: EchoRouter) -> None:
     floods = [sockets.new(zmq.DEALER, served.endpoint) for _ in range(5)]
     good = sockets.new(zmq.DEALER, served.endpoint)
     for number in range(50):
@@ -153,7 +153,7 @@ def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets
                 flood.recv()
 
 
-def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets, served: Served) -> None:
+def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets, served: EchoRouter) -> None:
     """A routing id is the client's choice: the second to come with it is not heard."""
     held: list[Peer] = []
     served.on_request = lambda peer, message: held.append(peer) if message == b"hold" else served.answer(peer, message)
@@ -178,7 +178,7 @@ def test_no_heartbeats_of_our_own() -> None:
     assert zmq.HEARTBEAT_IVL not in router.SOCKET_OPTIONS
 
 
-def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served: Served) -> None:
+def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served: EchoRouter) -> None:
     """A stopped client is not noticed otherwise: its kernel goes on acknowledging."""
     ping = zmtp.frame(b"\4PING" + (5).to_bytes(2, "big"), zmtp.COMMAND)  # tenths of a second
     with zmtp.connect(served.port) as stopped, zmtp.connect(served.port) as without:
@@ -190,7 +190,7 @@ def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served
         assert options[zmq.HEARTBEAT_IVL] < options[zmq.HEARTBEAT_TTL] <= 5_000, "ours send theirs"
 
 
-def test_connections_that_come_and_go_leave_no_descriptor(served: Served) -> None:
+def test_connections_that_come_and_go_leave_no_descriptor(served: EchoRouter) -> None:
     before = len(descriptors())
     for _ in range(300):
         zmtp.connect(served.port).close()

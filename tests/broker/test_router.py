@@ -11,11 +11,11 @@ import zmq
 from kingtask import protocol, wire
 from kingtask.broker.router import Peer, bind
 from kingtask.errors import ConfigurationError
-from tests.broker.conftest import PATIENCE_MS, Served, Sockets
+from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
 from tests.servers import free_port
 
 
-def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: Served) -> None:
+def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: EchoRouter) -> None:
     dealer, req = sockets.new(zmq.DEALER, served.endpoint), sockets.new(zmq.REQ, served.endpoint)
     dealer.send(b"one")
     req.send(b"two")
@@ -23,7 +23,7 @@ def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: Serve
     assert req.recv_multipart() == [b"two"]
 
 
-def test_thousands_in_flight_are_all_answered_in_order(sockets: Sockets, served: Served) -> None:
+def test_thousands_in_flight_are_all_answered_in_order(sockets: Sockets, served: EchoRouter) -> None:
     """More than one drain takes, so the edge-triggered descriptor must be looked at again by itself."""
     dealer = sockets.new(zmq.DEALER, served.endpoint)
     for i in range(900):
@@ -32,7 +32,7 @@ def test_thousands_in_flight_are_all_answered_in_order(sockets: Sockets, served:
 
 
 @pytest.mark.parametrize("frames", [[b"a", b"b"], [b"", b"a", b"b"], [b"a"] * 5, [b"x"] * 5_000, [b"", b"", b"a"]])
-def test_a_wrong_number_of_frames_is_one_error(sockets: Sockets, served: Served, frames: list[bytes]) -> None:
+def test_a_wrong_number_of_frames_is_one_error(sockets: Sockets, served: EchoRouter, frames: list[bytes]) -> None:
     dealer = sockets.new(zmq.DEALER, served.endpoint)
     dealer.send_multipart(frames)
     reply = protocol.decode_reply(dealer.recv_multipart()[-1])
@@ -42,7 +42,7 @@ def test_a_wrong_number_of_frames_is_one_error(sockets: Sockets, served: Served,
 
 
 @pytest.mark.parametrize("frames", [[b""], [b"", b""]])
-def test_an_empty_message_is_dropped(sockets: Sockets, served: Served, frames: list[bytes]) -> None:
+def test_an_empty_message_is_dropped(sockets: Sockets, served: EchoRouter, frames: list[bytes]) -> None:
     dealer = sockets.new(zmq.DEALER, served.endpoint)
     dealer.send_multipart(frames)
     dealer.send(b"still here")
@@ -53,7 +53,7 @@ def test_an_empty_message_is_dropped(sockets: Sockets, served: Served, frames: l
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 99, b"PING\r\n", b"\0" * 999, b"\xff" * 999]
 )
-def test_garbage_on_the_port_hinders_nobody(sockets: Sockets, served: Served, garbage: bytes) -> None:
+def test_garbage_on_the_port_hinders_nobody(sockets: Sockets, served: EchoRouter, garbage: bytes) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as raw:
         raw.sendall(garbage)
         dealer = sockets.new(zmq.DEALER, served.endpoint)
@@ -61,7 +61,7 @@ def test_garbage_on_the_port_hinders_nobody(sockets: Sockets, served: Served, ga
         assert dealer.recv() == b"still here"
 
 
-def test_a_message_far_over_the_limit_costs_the_connection(sockets: Sockets, served: Served) -> None:
+def test_a_message_far_over_the_limit_costs_the_connection(sockets: Sockets, served: EchoRouter) -> None:
     dealer = sockets.new(zmq.DEALER, served.endpoint)
     dealer.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1_000_000))
     other = sockets.new(zmq.DEALER, served.endpoint)
@@ -69,7 +69,7 @@ def test_a_message_far_over_the_limit_costs_the_connection(sockets: Sockets, ser
     assert other.recv() == b"still here"
 
 
-def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: Served) -> None:
+def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: EchoRouter) -> None:
     waiting = threading.Event()
     held: list[Peer] = []
 
@@ -92,7 +92,7 @@ def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: Served) -
         assert other.recv() == b"now"
 
 
-def test_a_port_in_use_says_what_to_do(sockets: Sockets, served: Served) -> None:
+def test_a_port_in_use_says_what_to_do(sockets: Sockets, served: EchoRouter) -> None:
     other = sockets.new(zmq.ROUTER)
     with pytest.raises(ConfigurationError, match=f"addr: cannot listen on {served.endpoint}: it is in use"):
         bind(other, (served.endpoint,), "addr")

@@ -186,7 +186,7 @@ async def test_a_hint_skips_a_worker_that_has_left(scene: WakeupsHarness) -> Non
     assert await second.message() == DEFAULT
 
 
-class _Keys(CurveAuth):
+class RevocableAuth(CurveAuth):
     """Authorizes the key of every connection, which is empty without CURVE, until `revoke`."""
 
     def __init__(self) -> None:
@@ -200,7 +200,7 @@ class _Keys(CurveAuth):
 
 
 async def test_a_connection_whose_key_is_revoked_is_cut_off(tmp_path: Path, sockets: Sockets) -> None:
-    keys = _Keys()
+    keys = RevocableAuth()
     scene = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets, keys)
     scene.wakeups.start()
     try:

@@ -24,7 +24,7 @@ from tests.servers import free_port
 PATIENCE_S = 20.0
 
 
-class Served:
+class ScrapeServerThread:
     """A ScrapeServer on a loop in its own thread."""
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class Served:
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    serving = Served()
+def served() -> Iterator[ScrapeServerThread]:
+    serving = ScrapeServerThread()
     serving.start()
     yield serving
     serving.stop()
@@ -92,14 +92,14 @@ def everything(connection: socket.socket) -> bytes:
     return got
 
 
-def exchange(served: Served, sent: bytes) -> bytes:
+def exchange(served: ScrapeServerThread, sent: bytes) -> bytes:
     with served.connect() as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(sent)
         return everything(connection)
 
 
-def test_figures_health_and_readiness(served: Served) -> None:
+def test_figures_health_and_readiness(served: ScrapeServerThread) -> None:
     status, text = ask(served.address, "/metrics?name=x")
     assert (status, Figures(text)("kingtask_things0_total")) == (200, 0.0)
     assert ask(served.address, "/healthz") == (200, "ok\n")
@@ -109,7 +109,7 @@ def test_figures_health_and_readiness(served: Served) -> None:
     assert ask(served.address, "/healthz") == (200, "ok\n")
 
 
-def test_head_has_no_body_and_other_methods_and_paths_are_errors(served: Served) -> None:
+def test_head_has_no_body_and_other_methods_and_paths_are_errors(served: ScrapeServerThread) -> None:
     head = exchange(served, b"HEAD /healthz HTTP/1.0\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert head.endswith(b"\r\n\r\n")
@@ -131,11 +131,11 @@ def test_head_has_no_body_and_other_methods_and_paths_are_errors(served: Served)
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
-def test_a_malformed_request_is_a_bad_request(served: Served, sent: bytes) -> None:
+def test_a_malformed_request_is_a_bad_request(served: ScrapeServerThread, sent: bytes) -> None:
     assert exchange(served, sent).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
-def test_a_head_without_end_is_refused_at_its_bound(served: Served) -> None:
+def test_a_head_without_end_is_refused_at_its_bound(served: ScrapeServerThread) -> None:
     exchange(served, b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES)  # unread, it costs the answer
     assert exchange(served, b"GET /" + b"x" * MAX_HEAD_BYTES).startswith(b"HTTP/1.1 431 ")
     assert ask(served.address, "/healthz")[0] == 200
@@ -143,7 +143,7 @@ def test_a_head_without_end_is_refused_at_its_bound(served: Served) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
-def test_after_any_bytes_the_next_request_is_answered(served: Served, sent: bytes) -> None:
+def test_after_any_bytes_the_next_request_is_answered(served: ScrapeServerThread, sent: bytes) -> None:
     with served.connect() as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
@@ -151,7 +151,7 @@ def test_after_any_bytes_the_next_request_is_answered(served: Served, sent: byte
     assert ask(served.address, "/healthz") == (200, "ok\n")
 
 
-def test_a_request_in_pieces_and_a_half_closed_connection(served: Served) -> None:
+def test_a_request_in_pieces_and_a_half_closed_connection(served: ScrapeServerThread) -> None:
     with served.connect() as connection:
         for byte in b"GET /metrics HTTP/1.1\r\n\r\n":
             connection.sendall(bytes([byte]))
@@ -159,13 +159,13 @@ def test_a_request_in_pieces_and_a_half_closed_connection(served: Served) -> Non
         assert b"kingtask_things0_total 0.0\n" in everything(connection)
 
 
-def test_bytes_after_the_head_are_ignored(served: Served) -> None:
+def test_bytes_after_the_head_are_ignored(served: ScrapeServerThread) -> None:
     with served.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n" + b"x" * (MAX_HEAD_BYTES - 1))
         assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_peer_that_keeps_sending_fills_no_memory(served: Served) -> None:
+def test_a_peer_that_keeps_sending_fills_no_memory(served: ScrapeServerThread) -> None:
     served.hold()
     taken = 0
     with served.connect() as connection:
@@ -180,14 +180,14 @@ def test_a_peer_that_keeps_sending_fills_no_memory(served: Served) -> None:
     assert ask(served.address, "/healthz")[0] == 200
 
 
-def test_a_silent_peer_is_disconnected(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_peer_is_disconnected(served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_S", 0.05)
     with served.connect() as connection:
         assert everything(connection) == b""
 
 
 def test_a_peer_that_does_not_read_is_disconnected_and_blocks_no_other(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REPLY_S", 0.3)
     served.many = 20_000
@@ -200,7 +200,7 @@ def test_a_peer_that_does_not_read_is_disconnected_and_blocks_no_other(
 
 
 def test_connections_above_the_limit_are_aborted_until_others_end(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REQUEST_S", 10 * PATIENCE_S)
     held = [served.connect() for _ in range(CONNECTIONS)]
@@ -213,7 +213,7 @@ def test_connections_above_the_limit_are_aborted_until_others_end(
     assert ask(served.address, "/healthz")[0] == 200
 
 
-def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: Served) -> None:
+def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: ScrapeServerThread) -> None:
     served.hold()
     held = [served.connect() for _ in range(8)]
     for connection in held:
@@ -233,7 +233,9 @@ def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: Served)
     assert served.scrapes == 2
 
 
-def test_a_scrape_that_times_out_leaves_the_text_to_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scrape_that_times_out_leaves_the_text_to_others(
+    served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served.hold()
     with monkeypatch.context() as patched, served.connect() as connection:
         patched.setattr(module, "REPLY_S", 0.05)
@@ -247,14 +249,14 @@ def test_a_scrape_that_times_out_leaves_the_text_to_others(served: Served, monke
     assert served.scrapes == 1
 
 
-def test_an_exception_fails_that_scrape_only(served: Served) -> None:
+def test_an_exception_fails_that_scrape_only(served: ScrapeServerThread) -> None:
     served.broken = RuntimeError("a bug")
     assert ask(served.address, "/metrics") == (500, "the log says why: RuntimeError\n")
     served.broken = None
     assert ask(served.address, "/metrics")[0] == 200
 
 
-def test_the_loop_runs_while_a_long_text_is_formatted(served: Served) -> None:
+def test_the_loop_runs_while_a_long_text_is_formatted(served: ScrapeServerThread) -> None:
     """Count the turns of the loop during a scrape, not milliseconds: a busy machine does not change them."""
     served.many = 2_000
     turns = 0
@@ -273,7 +275,7 @@ def test_the_loop_runs_while_a_long_text_is_formatted(served: Served) -> None:
     assert turns - before > 2_000
 
 
-def test_an_address_in_use(served: Served) -> None:
+def test_an_address_in_use(served: ScrapeServerThread) -> None:
     other = ScrapeServer(Address("127.0.0.1", served.port), served.collect, list)
     with pytest.raises(ConfigurationError, match=r"metrics_addr: cannot listen on 127\.0\.0\.1:\d+: it is in use"):
         asyncio.run(other.open())

@@ -31,7 +31,7 @@ class Surroundings(NamedTuple):
     timeout_s: float
 
 
-class _Sent(NamedTuple):
+class CallUnderWay(NamedTuple):
     call: FunctionCall
     callback: Callback
     sent_us: int
@@ -43,7 +43,7 @@ class Connection:
         self._loop = loop
         self._at = at
         self.life = at.redis.life
-        self._pending: deque[_Sent] = deque()
+        self._pending: deque[CallUnderWay] = deque()
         self._executed_at = 0.0
         self._replied_at = 0.0
         self._cut = self._deaf = False
@@ -52,7 +52,7 @@ class Connection:
 
     def send(self, call: FunctionCall, callback: Callback) -> None:
         world, faults = self._loop.world, self._at.faults
-        sent = _Sent(call, callback, monotonic_us())
+        sent = CallUnderWay(call, callback, monotonic_us())
         self._pending.append(sent)
         fate = Fate.LOST if self._cut else faults.of_call(self._loop)
         arrives = max(self._executed_at, world.now + faults.latency())
@@ -70,7 +70,7 @@ class Connection:
         if self._watch is None:
             self._watch = self._loop.call_later(self._at.timeout_s, self._check_overdue)
 
-    def _arrive(self, sent: _Sent, fate: Fate) -> None:
+    def _arrive(self, sent: CallUnderWay, fate: Fate) -> None:
         """At the server: what its network stack has taken is executed, whether or not the sender is still there."""
         redis = self._at.redis
         if not redis.up or redis.life != self.life:
@@ -90,7 +90,7 @@ class Connection:
             self._replied_at = max(self._replied_at, self._loop.world.now + delay)
             self._loop.call_at(self._replied_at, self._received, sent, value)
 
-    def _received(self, sent: _Sent, value: Any) -> None:
+    def _received(self, sent: CallUnderWay, value: Any) -> None:
         if not self.open:
             return
         assert self._pending.popleft() is sent
