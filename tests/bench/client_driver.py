@@ -29,7 +29,7 @@ UNSERVED = "unserved"
 Numbers = dict[str, Any]
 
 
-class Driver:
+class BuildClient:
     """One connected client; each public method is a section."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Driver:
 def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # a library may print; standard output is for answers only
-    driver = Driver()
+    driver = BuildClient()
     out.write(json.dumps(driver.hello()) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)

@@ -23,7 +23,7 @@ SUM = "#!/bin/sh\necho $(($1 + $2))\n"
 ALWAYS = {"v", "rid", "ok"}
 
 
-class Peer:
+class PageClient:
     """A client of nothing but this page."""
 
     def __init__(self, endpoint: str, kind: int = zmq.DEALER) -> None:
@@ -51,8 +51,8 @@ def rig() -> Iterator[StackHarness]:
 
 
 @pytest.fixture
-def peer(rig: StackHarness) -> Iterator[Peer]:
-    peer = Peer(rig.daemons[0].endpoint)
+def peer(rig: StackHarness) -> Iterator[PageClient]:
+    peer = PageClient(rig.daemons[0].endpoint)
     yield peer
     peer.socket.close(0)
 
@@ -61,7 +61,7 @@ def shown_reply(op: str, title: str = "reply") -> set[str]:
     return set(documented(section(f"`{op}`"), title))
 
 
-def submit(peer: Peer, **fields: Any) -> str:
+def submit(peer: PageClient, **fields: Any) -> str:
     task_id = str(uuid.uuid4())
     reply = peer.ask("submit", task={"id": task_id, "name": "example", "args": ["12", "45"], **fields})
     assert reply["outcome"] == "created"
@@ -82,12 +82,12 @@ def test_the_program_prints_what_it_says(rig: StackHarness):
 
 
 @pytest.mark.parametrize("op", ["ping", "stats", "pause", "resume"])
-def test_replies_that_need_no_task(peer: Peer, op: str):
+def test_replies_that_need_no_task(peer: PageClient, op: str):
     reply = peer.ask(op, **({"queue": "other"} if op in ("pause", "resume") else {}))
     assert set(reply) - ALWAYS == shown_reply(op)
 
 
-def test_the_facts_in_stats(peer: Peer):
+def test_the_facts_in_stats(peer: PageClient):
     peer.ask("wait", id=submit(peer), timeout_s=PATIENCE_S)
 
     def complete() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_the_facts_in_stats(peer: Peer):
         assert all(f"`{what}`" in shown["queues"][0] for what in (*queue["totals"], *queue["rates"]))
 
 
-def test_the_replies_of_submit(peer: Peer):
+def test_the_replies_of_submit(peer: PageClient):
     reply = peer.ask("submit", task={"name": "example", "args": ["1", "2"]})
     assert set(reply) - ALWAYS == shown_reply("submit", "reply to `task")
     reply = peer.ask("submit", tasks=[{"name": "example"}, {"name": "/"}, 5])
@@ -114,7 +114,7 @@ def test_the_replies_of_submit(peer: Peer):
     assert (unreadable["id"], unreadable["outcome"], unreadable["error"]["field"]) == (None, "error", "tasks[2]")
 
 
-def test_the_replies_about_one_task(peer: Peer):
+def test_the_replies_about_one_task(peer: PageClient):
     task_id = submit(peer)
     waited = peer.ask("wait", id=task_id, timeout_s=PATIENCE_S)
     assert set(waited) - ALWAYS == shown_reply("wait")
@@ -132,7 +132,7 @@ def test_the_replies_about_one_task(peer: Peer):
     assert cancelled["outcome"] == "cancelled"
 
 
-def test_the_reply_of_list(peer: Peer):
+def test_the_reply_of_list(peer: PageClient):
     for _ in range(3):
         peer.ask("cancel", id=submit(peer, delay_s=3600))
     page = peer.ask("list", state="cancelled", limit=2)
@@ -142,7 +142,7 @@ def test_the_reply_of_list(peer: Peer):
     assert not {task["id"] for task in page["tasks"]} & {task["id"] for task in rest["tasks"]}
 
 
-def test_sending_again_is_safe(peer: Peer):
+def test_sending_again_is_safe(peer: PageClient):
     task = {"id": str(uuid.uuid4()), "name": "example", "args": ["12", "45"], "delay_s": 0.01}
     assert peer.ask("submit", task=task)["outcome"] == "created"
     assert peer.ask("submit", task=task)["outcome"] == "exists"
@@ -162,7 +162,7 @@ def test_sending_again_is_safe(peer: Peer):
     ],
 )
 def test_what_is_no_message_gets_an_error_without_rid(rig: StackHarness, frames: list[bytes], code: str):
-    peer = Peer(rig.daemons[0].endpoint)
+    peer = PageClient(rig.daemons[0].endpoint)
     peer.socket.send_multipart(frames)
     received = peer.socket.recv_multipart()
     peer.socket.close(0)
@@ -173,17 +173,17 @@ def test_what_is_no_message_gets_an_error_without_rid(rig: StackHarness, frames:
 
 
 def test_an_empty_message_gets_nothing_and_a_req_is_served(rig: StackHarness):
-    peer = Peer(rig.daemons[0].endpoint)
+    peer = PageClient(rig.daemons[0].endpoint)
     peer.socket.send(b"")
     peer.socket.send_multipart([b"", b""])
     assert peer.ask("ping")["server"] == "kingtask"  # the first that is answered
     peer.socket.close(0)
-    peer = Peer(rig.daemons[0].endpoint, zmq.REQ)
+    peer = PageClient(rig.daemons[0].endpoint, zmq.REQ)
     assert peer.ask("ping")["server"] == "kingtask"
     peer.socket.close(0)
 
 
-def test_now_is_the_clock_that_decides(peer: Peer):
+def test_now_is_the_clock_that_decides(peer: PageClient):
     now_s = peer.ask("ping")["now"]
     task_id = submit(peer, start_at=now_s + 0.3)
     task = peer.ask("wait", id=task_id, timeout_s=PATIENCE_S)["task"]

@@ -21,7 +21,7 @@ from tests.processes import PATIENCE_S, alive, until
 from tests.servers import RedisServer
 
 
-class Peer:
+class RawClient:
     """A DEALER that says what it means byte by byte."""
 
     def __init__(self, broker: Daemon) -> None:
@@ -59,8 +59,8 @@ def rig() -> Iterator[StackHarness]:
 
 
 @contextmanager
-def peer_of(broker: Daemon) -> Iterator[Peer]:
-    peer = Peer(broker)
+def peer_of(broker: Daemon) -> Iterator[RawClient]:
+    peer = RawClient(broker)
     try:
         yield peer
     finally:

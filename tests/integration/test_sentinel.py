@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fleet
 DURABLE: dict[str, Any] = {"appendonly": "yes", "appendfsync": "always", **FAST_REPLICATION}
 
 
-class Watched:
+class SentinelGroup:
     """A primary with two replicas, and the sentinel that watches them."""
 
     def __init__(self, stack: ExitStack, **sentinel_options: Any) -> None:
@@ -52,28 +52,28 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Iterator[Watched]:
+def watched() -> Iterator[SentinelGroup]:
     with ExitStack() as stack:
-        yield Watched(stack)
+        yield SentinelGroup(stack)
 
 
 @pytest.fixture
-def daemons(rig: StackHarness, watched: Watched) -> tuple[Daemon, Daemon]:
+def daemons(rig: StackHarness, watched: SentinelGroup) -> tuple[Daemon, Daemon]:
     """A broker that waits for every replica that may be promoted, and a worker."""
     common: dict[str, Any] = {"redis": watched.url, "ack": "replicas", "ack_replicas": 2, "ack_timeout": 1}
     return rig.start_broker(**common), rig.start_worker(**common)
 
 
-def kill(watched: Watched) -> None:
+def kill(watched: SentinelGroup) -> None:
     watched.primary.kill()
 
 
-def hang(watched: Watched) -> None:
+def hang(watched: SentinelGroup) -> None:
     """Its connections stay open, and nothing comes back."""
     watched.primary.pause()
 
 
-def hand_over(watched: Watched) -> None:
+def hand_over(watched: SentinelGroup) -> None:
     """On the operator's demand: the former primary serves until it is told to become a replica."""
     watched.asked.execute_command("SENTINEL", "FAILOVER", Sentinel.SERVICE)
 
@@ -94,7 +94,7 @@ def accepted(client: Client, rig: StackHarness, seconds: str = "") -> Task:
 
 @pytest.mark.parametrize("lose", [kill, hang, hand_over])
 def test_nothing_is_lost_with_the_primary_and_nobody_is_restarted(
-    rig: StackHarness, watched: Watched, daemons: tuple[Daemon, Daemon], lose: Callable[[Watched], None]
+    rig: StackHarness, watched: SentinelGroup, daemons: tuple[Daemon, Daemon], lose: Callable[[SentinelGroup], None]
 ) -> None:
     client = rig.client(timeout=PATIENCE_S)
     running = accepted(client, rig, "2")
@@ -123,7 +123,7 @@ def test_nothing_is_lost_with_the_primary_and_nobody_is_restarted(
 
 
 def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
-    rig: StackHarness, watched: Watched, daemons: tuple[Daemon, Daemon]
+    rig: StackHarness, watched: SentinelGroup, daemons: tuple[Daemon, Daemon]
 ) -> None:
     client = rig.client(timeout=PATIENCE_S)
     watched.sentinel.kill()
@@ -139,7 +139,7 @@ def test_it_goes_on_without_sentinels_on_the_primary_that_it_knows(
         daemon.until_logged("sentinels=up")
 
 
-def test_sentinels_that_come_later_are_waited_for(rig: StackHarness, watched: Watched) -> None:
+def test_sentinels_that_come_later_are_waited_for(rig: StackHarness, watched: SentinelGroup) -> None:
     watched.sentinel.stop()
     broker = rig.start_broker(redis=watched.url, ready=False)
     assert "no sentinel of redis+sentinel://" in broker.until_logged("redis=unreachable")
@@ -150,7 +150,7 @@ def test_sentinels_that_come_later_are_waited_for(rig: StackHarness, watched: Wa
 
 def test_sentinels_with_a_password_of_their_own(rig: StackHarness) -> None:
     with ExitStack() as stack:
-        watched = Watched(stack, requirepass="s3ntinel")
+        watched = SentinelGroup(stack, requirepass="s3ntinel")
         password = rig.directory / "sentinel.password"
         password.write_text("s3ntinel\n")
         password.chmod(0o600)
@@ -158,14 +158,14 @@ def test_sentinels_with_a_password_of_their_own(rig: StackHarness) -> None:
         assert "s3ntinel" not in broker.text()
 
 
-def test_the_replicas_have_the_functions(watched: Watched, rig: StackHarness) -> None:
+def test_the_replicas_have_the_functions(watched: SentinelGroup, rig: StackHarness) -> None:
     rig.start_broker(redis=watched.url)
     watched.confirms(2)
     for server in watched.servers:
         assert "kingtask_submit_" in str(server.client().function_list())
 
 
-def test_sentinel_knows_the_replicas_that_are_away_at_the_start(rig: StackHarness, watched: Watched) -> None:
+def test_sentinel_knows_the_replicas_that_are_away_at_the_start(rig: StackHarness, watched: SentinelGroup) -> None:
     """A broker that starts while one is mended starts, and confirms when it is back."""
     away = watched.servers[2]
     away.kill()

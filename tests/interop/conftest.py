@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.driver import Driver
+from tests.interop.driver import DriverProcess
 from tests.interop.languages import LANGUAGES, Language, build, missing, require
 
 
@@ -33,7 +33,7 @@ def client(request: pytest.FixtureRequest) -> tuple[Language, Path]:
 
 
 @pytest.fixture
-def driver(client: tuple[Language, Path]) -> Iterator[Driver]:
+def driver(client: tuple[Language, Path]) -> Iterator[DriverProcess]:
     language, place = client
-    with Driver(language.driver, place) as driver:
+    with DriverProcess(language.driver, place) as driver:
         yield driver

@@ -36,7 +36,7 @@ class Told(Exception):
         return self.error["code"] if self.kind == "refused" else None
 
 
-class Driver:
+class DriverProcess:
     def __init__(self, command: Sequence[str], place: Path) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the driver)
         self.process = subprocess.Popen(

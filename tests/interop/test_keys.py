@@ -10,7 +10,7 @@ import pytest
 from kingtask import curve
 from kingtask.errors import TaskNotFound
 from tests.integration.keyed import Keyed
-from tests.interop.driver import Driver, Told
+from tests.interop.driver import DriverProcess, Told
 from tests.interop.languages import LANGUAGES
 from tests.interop.programs import PROGRAMS, RAW
 from tests.processes import PATIENCE_S
@@ -39,11 +39,11 @@ def keys(rig: Keyed, name: str, server: str = "broker") -> dict[str, str]:
     return {"server": read.server.decode(), "public": read.own.public.decode(), "secret": read.own.secret.decode()}
 
 
-def open_client(rig: Keyed, driver: Driver, timeout_s: float, **fields: dict[str, str]) -> None:
+def open_client(rig: Keyed, driver: DriverProcess, timeout_s: float, **fields: dict[str, str]) -> None:
     driver.ask("open", brokers=[rig.daemons[0].config["addr"]], timeout_s=timeout_s, **fields)
 
 
-def gets_nothing_done(rig: Keyed, driver: Driver) -> None:
+def gets_nothing_done(rig: Keyed, driver: DriverProcess) -> None:
     task_id = str(uuid.uuid4())
     for do, fields in (("ping", {}), ("submit", {"task": {"id": task_id, "name": "copy"}})):
         with pytest.raises(Told) as caught:
@@ -54,7 +54,7 @@ def gets_nothing_done(rig: Keyed, driver: Driver) -> None:
 
 
 @able
-def test_who_has_the_keys_is_served(rig: Keyed, driver: Driver):
+def test_who_has_the_keys_is_served(rig: Keyed, driver: DriverProcess):
     open_client(rig, driver, PATIENCE_S, keys=keys(rig, "alice"))
     assert driver.ask("ping")["ready"]
     # Longer than a client's heartbeats are apart: those must come through the same door.
@@ -65,28 +65,28 @@ def test_who_has_the_keys_is_served(rig: Keyed, driver: Driver):
 
 
 @able
-def test_many_are_pipelined(rig: Keyed, driver: Driver):
+def test_many_are_pipelined(rig: Keyed, driver: DriverProcess):
     open_client(rig, driver, PATIENCE_S, keys=keys(rig, "alice"))
     tasks = [{"id": str(uuid.uuid4()), "name": "copy", "delay_s": 3600} for _ in range(1_000)]
     outcomes = driver.ask("pipeline", tasks=tasks)
     assert [(outcome["id"], outcome["outcome"]) for outcome in outcomes] == [(task["id"], "created") for task in tasks]
 
 
-def test_who_has_none_gets_nothing_done(rig: Keyed, driver: Driver):
+def test_who_has_none_gets_nothing_done(rig: Keyed, driver: DriverProcess):
     open_client(rig, driver, 1.0)
     gets_nothing_done(rig, driver)
 
 
 @able
 @pytest.mark.parametrize("whose", UNKNOWN)
-def test_who_has_others_gets_nothing_done(rig: Keyed, driver: Driver, whose: str):
+def test_who_has_others_gets_nothing_done(rig: Keyed, driver: DriverProcess, whose: str):
     open_client(rig, driver, 1.0, keys=keys(rig, *UNKNOWN[whose]))
     gets_nothing_done(rig, driver)
 
 
 @able
 @pytest.mark.parametrize("field", ["server", "public", "secret"])
-def test_what_is_no_key_is_told_before_anything_is_sent(rig: Keyed, driver: Driver, field: str):
+def test_what_is_no_key_is_told_before_anything_is_sent(rig: Keyed, driver: DriverProcess, field: str):
     """Else a client would speak in the clear, or wait for an answer that cannot come."""
     right = keys(rig, "alice")
     for wrong in ("", right[field][:-1], "~" + right[field][1:], right[field] * 2):

@@ -14,7 +14,7 @@ import zmq
 
 from kingtask import Client, protocol
 from tests.integration.rig import Daemon, StackHarness
-from tests.interop.driver import Driver, Told
+from tests.interop.driver import DriverProcess, Told
 from tests.interop.languages import Language
 from tests.interop.programs import PROGRAMS, RAW, STRANGE
 from tests.interop.scripted import Requests, ScriptedBroker
@@ -38,7 +38,7 @@ def rig() -> Iterator[StackHarness]:
 
 
 @pytest.fixture
-def peer(rig: StackHarness, driver: Driver) -> Driver:
+def peer(rig: StackHarness, driver: DriverProcess) -> DriverProcess:
     """A driver whose client has the broker that runs."""
     driver.ask("open", brokers=[rig.daemons[0].config["addr"]], timeout_s=PATIENCE_S)
     return driver
@@ -48,7 +48,7 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def run(peer: Driver, name: str, *args: str, **fields: Any) -> dict[str, Any]:
+def run(peer: DriverProcess, name: str, *args: str, **fields: Any) -> dict[str, Any]:
     """Submit a task and wait for its end."""
     task_id = new_id()
     outcome = peer.ask("submit", task={"id": task_id, "name": name, "args": list(args), **fields})
@@ -59,7 +59,7 @@ def run(peer: Driver, name: str, *args: str, **fields: Any) -> dict[str, Any]:
     return {**DEFAULTS, **{field: value for field, value in record.items() if value is not None}}
 
 
-def refusal(peer: Driver, do: str, **fields: Any) -> dict[str, Any]:
+def refusal(peer: DriverProcess, do: str, **fields: Any) -> dict[str, Any]:
     with pytest.raises(Told) as caught:
         peer.ask(do, **fields)
     assert caught.value.kind == "refused"
@@ -67,25 +67,25 @@ def refusal(peer: Driver, do: str, **fields: Any) -> dict[str, Any]:
     return error
 
 
-def test_ping(peer: Driver):
+def test_ping(peer: DriverProcess):
     pong = peer.ask("ping")
     assert (pong["server"], pong["ready"], pong["protocols"]) == ("kingtask", True, [1])
     assert pong["limits"] == protocol.LIMITS
 
 
 @pytest.mark.parametrize("args", [[], STRANGE], ids=["none", "strange"])
-def test_arguments_arrive_byte_for_byte(peer: Driver, args: list[str]):
+def test_arguments_arrive_byte_for_byte(peer: DriverProcess, args: list[str]):
     record = run(peer, "arguments", *args)
     assert (record["state"], record["args"]) == ("succeeded", args)
     assert record["stdout"] == b"".join(arg.encode() + b"\0" for arg in args)
 
 
-def test_a_mebibyte_that_is_no_text_goes_in_and_comes_out(peer: Driver):
+def test_a_mebibyte_that_is_no_text_goes_in_and_comes_out(peer: DriverProcess):
     record = run(peer, "copy", stdin=RAW)
     assert (record["state"], record["stdout_size"], record["stdout"] == RAW) == ("succeeded", len(RAW), True)
 
 
-def test_options_arrive(peer: Driver):
+def test_options_arrive(peer: DriverProcess):
     start_at = peer.ask("ping")["now"] + 0.25
     record = run(
         peer, "environment", env={"WORD": "ü"}, start_at=start_at, queue="default", priority=0, tags=["für Grace"]
@@ -95,7 +95,7 @@ def test_options_arrive(peer: Driver):
     assert record["started_at"] >= start_at
 
 
-def test_failures_are_retried_as_asked(peer: Driver):
+def test_failures_are_retried_as_asked(peer: DriverProcess):
     record = run(peer, "third", retry=[0.01, 0.02])
     assert (record["state"], record["attempt"]) == ("succeeded", 3)
     assert [attempt["exit_code"] for attempt in record["attempts"]] == [7, 7, 0]
@@ -103,20 +103,20 @@ def test_failures_are_retried_as_asked(peer: Driver):
     assert (record["state"], record["reason"], record["attempt"]) == ("failed", "exit", 1)
 
 
-def test_the_same_again_is_one_task(peer: Driver):
+def test_the_same_again_is_one_task(peer: DriverProcess):
     task = {"id": new_id(), "name": "copy"}
     assert [peer.ask("submit", task=task)["outcome"] for _ in range(2)] == ["created", "exists"]
     other = refusal(peer, "submit", task={**task, "args": ["other"]})
     assert (other["code"], other["field"], other["retryable"], other["stored"]) == ("id_conflict", "id", False, "no")
 
 
-def test_an_id_is_chosen(peer: Driver):
+def test_an_id_is_chosen(peer: DriverProcess):
     outcome = peer.ask("submit", task={"name": "copy"})
     assert uuid.UUID(outcome["id"]).version == 4
     assert peer.ask("wait", id=outcome["id"], timeout_s=PATIENCE_S)["state"] == "succeeded"
 
 
-def test_a_bad_one_of_several_does_not_hinder_the_others(peer: Driver):
+def test_a_bad_one_of_several_does_not_hinder_the_others(peer: DriverProcess):
     ids = [new_id(), new_id(), new_id()]
     tasks: list[dict[str, Any]] = [{"id": task_id, "name": "copy"} for task_id in ids]
     tasks[1]["name"] = "../copy"
@@ -128,7 +128,7 @@ def test_a_bad_one_of_several_does_not_hinder_the_others(peer: Driver):
     assert peer.ask("wait", id=ids[2], timeout_s=PATIENCE_S)["state"] == "succeeded"
 
 
-def test_refusals(peer: Driver):
+def test_refusals(peer: DriverProcess):
     wrong = refusal(peer, "submit", task={"name": "../x"})
     assert (wrong["code"], wrong["field"]) == ("invalid_request", "task.name")
     assert wrong["message"].startswith("task.name: ")
@@ -138,7 +138,7 @@ def test_refusals(peer: Driver):
     assert peer.ask("ping")["ready"]  # and nothing has broken
 
 
-def test_what_waits_and_what_runs_is_cancelled(peer: Driver):
+def test_what_waits_and_what_runs_is_cancelled(peer: DriverProcess):
     later = peer.ask("submit", task={"name": "copy", "delay_s": 3600})["id"]
     assert peer.ask("cancel", id=later) == "cancelled"
     assert peer.ask("wait", id=later, timeout_s=PATIENCE_S)["state"] == "cancelled"
@@ -148,7 +148,7 @@ def test_what_waits_and_what_runs_is_cancelled(peer: Driver):
     assert peer.ask("wait", id=running, timeout_s=PATIENCE_S)["state"] == "cancelled"
 
 
-def test_a_wait_ends_in_time_and_can_be_repeated(rig: StackHarness, peer: Driver):
+def test_a_wait_ends_in_time_and_can_be_repeated(rig: StackHarness, peer: DriverProcess):
     gate = rig.directory / new_id()
     os.mkfifo(gate)
     task_id = peer.ask("submit", task={"name": "gate", "args": [str(gate)]})["id"]
@@ -162,13 +162,13 @@ def test_a_wait_ends_in_time_and_can_be_repeated(rig: StackHarness, peer: Driver
     assert (record["state"], record["stdout"]) == ("succeeded", b"through\n")
 
 
-def test_a_thousand_are_pipelined(peer: Driver, rig: StackHarness):
+def test_a_thousand_are_pipelined(peer: DriverProcess, rig: StackHarness):
     tasks = [{"id": new_id(), "name": "copy", "delay_s": 3600} for _ in range(1_000)]
     outcomes = peer.ask("pipeline", tasks=tasks)
     assert [(outcome["id"], outcome["outcome"]) for outcome in outcomes] == [(task["id"], "created") for task in tasks]
 
 
-def test_replies_find_their_requests_in_any_order(driver: Driver):
+def test_replies_find_their_requests_in_any_order(driver: DriverProcess):
     tasks = [{"id": new_id(), "name": "copy"} for _ in range(100)]
 
     def answer(requests: Requests) -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ def test_replies_find_their_requests_in_any_order(driver: Driver):
     assert [outcome["id"] for outcome in outcomes] == [task["id"] for task in tasks]
 
 
-def test_what_may_pass_is_tried_again_unchanged(driver: Driver):
+def test_what_may_pass_is_tried_again_unchanged(driver: DriverProcess):
     """Twice refused for now, once not confirmed; then refused for good by a code of a later release."""
     codes = [("busy", True), ("teapot", True), ("not_confirmed", True), ("kettle", False)]
 
@@ -203,7 +203,7 @@ def test_what_may_pass_is_tried_again_unchanged(driver: Driver):
     assert uuid.UUID(broker.requests[0]["task"]["id"])
 
 
-def test_nobody_answers(driver: Driver):
+def test_nobody_answers(driver: DriverProcess):
     driver.ask("open", brokers=[f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"], timeout_s=0.5)
     with pytest.raises(Told) as caught:
         driver.ask("ping")
@@ -227,7 +227,7 @@ def test_the_example_prints_what_it_says(rig: StackHarness, client: tuple[Langua
     assert example.stdout == b"succeeded: 57\n"
 
 
-def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: StackHarness):
+def test_the_next_broker_takes_over_a_thousand_submits(driver: DriverProcess, rig: StackHarness):
     dies, stays = rig.start_broker(), rig.daemons[0]
     driver.ask("open", brokers=[dies.config["addr"], stays.config["addr"]], timeout_s=4 * PATIENCE_S)
     assert driver.ask("ping")["ready"]
@@ -244,7 +244,7 @@ def test_the_next_broker_takes_over_a_thousand_submits(driver: Driver, rig: Stac
     assert driver.ask("ping")["ready"]
 
 
-def test_the_next_broker_takes_over_a_wait(driver: Driver, rig: StackHarness):
+def test_the_next_broker_takes_over_a_wait(driver: DriverProcess, rig: StackHarness):
     """A wait owes no answer for a long time: that its broker is gone must show in another way."""
     brokers = dies, stays = rig.start_broker(max_waits=1), rig.start_broker(max_waits=1)
     driver.ask("open", brokers=[broker.config["addr"] for broker in brokers], timeout_s=4 * PATIENCE_S)
@@ -269,7 +269,7 @@ def waited_for(broker: Daemon, task_id: str) -> bool:
         return protocol.decode_reply(socket.recv()).get("error", {}).get("code") == "busy"
 
 
-def test_the_vectors_replies_are_understood(driver: Driver):
+def test_the_vectors_replies_are_understood(driver: DriverProcess):
     for vector in VECTORS:
         if vector.error is None:
             read = driver.ask("read", message=vector.reply.body)
@@ -280,7 +280,7 @@ def test_the_vectors_replies_are_understood(driver: Driver):
             assert {name: error[name] for name in known} == known
 
 
-def test_the_vectors_refusals_are_this_brokers(peer: Driver):
+def test_the_vectors_refusals_are_this_brokers(peer: DriverProcess):
     for vector in VECTORS:
         if vector.decided_by == "bytes":
             frames = peer.ask("exchange", frames=vector.request.frames)

@@ -8,7 +8,7 @@ CHANNELS = ("due", "ready", "cancel", "ended")
 ANSWER_S = 10.0
 
 
-class Listener:
+class ChannelListener:
     """Hears a namespace's channels."""
 
     def __init__(self, store: SyncStore) -> None:

@@ -9,13 +9,13 @@ import pytest
 from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import functions
-from tests.store.listener import ANSWER_S, Listener
+from tests.store.listener import ANSWER_S, ChannelListener
 from tests.store.syncstore import START_MS, TimedStore
 
 
 @pytest.fixture
-def listener(store: TimedStore) -> Iterator[Listener]:
-    listener = Listener(store)
+def listener(store: TimedStore) -> Iterator[ChannelListener]:
+    listener = ChannelListener(store)
     yield listener
     listener.close()
 
@@ -36,7 +36,7 @@ def test_cancel_before_it_runs_is_the_end(store: TimedStore) -> None:
     assert (store.cancel(scheduled), store.cancel(ready)) == ("cancelled", "cancelled")
 
 
-def test_cancel_of_a_running_task_flags_it_and_tells_its_worker(store: TimedStore, listener: Listener) -> None:
+def test_cancel_of_a_running_task_flags_it_and_tells_its_worker(store: TimedStore, listener: ChannelListener) -> None:
     task = store.put()
     fence = store.take(worker="w7")
     assert store.cancel(task) == "running"
@@ -59,7 +59,7 @@ def test_cancel_of_what_has_ended_or_never_was(store: TimedStore) -> None:
 # ── pause ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pause_and_resume(store: TimedStore, listener: Listener) -> None:
+def test_pause_and_resume(store: TimedStore, listener: ChannelListener) -> None:
     store.put()
     store.put()
     assert store.pause() == "ok"
@@ -72,7 +72,7 @@ def test_pause_and_resume(store: TimedStore, listener: Listener) -> None:
     assert listener.heard() == [("ready", "default 3")], "workers are woken for what has waited"
 
 
-def test_resuming_an_empty_queue_wakes_nobody(store: TimedStore, listener: Listener) -> None:
+def test_resuming_an_empty_queue_wakes_nobody(store: TimedStore, listener: ChannelListener) -> None:
     assert store.pause("empty", paused=False) == "ok"
     assert listener.heard() == []
 
@@ -94,7 +94,7 @@ def test_pausing_makes_no_more_names_than_allowed(store: TimedStore) -> None:
 # ── wait ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener: Listener) -> None:
+def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener: ChannelListener) -> None:
     watched, other = store.put(retry=(1.0,)), store.put()
     assert store.ask(functions.wait(watched)) == "ready"
     assert store.ask(functions.wait(watched)) == "ready"
@@ -117,7 +117,7 @@ def test_the_end_of_a_watched_task_is_published_once(store: TimedStore, listener
 
 
 @pytest.mark.parametrize("end", ["cancelled", "expired", "lost", "released"])
-def test_every_kind_of_end_is_published(store: TimedStore, listener: Listener, end: str) -> None:
+def test_every_kind_of_end_is_published(store: TimedStore, listener: ChannelListener, end: str) -> None:
     store.tick()
     task = store.put(expires_at=START_MS / 1000 + 5 if end == "expired" else None, on_lost="fail")
     store.ask(functions.wait(task))
@@ -138,7 +138,7 @@ def test_every_kind_of_end_is_published(store: TimedStore, listener: Listener, e
 # ── wakeups: a new earliest instant, and work that neither submit nor tick reports ──────────────────────────────────
 
 
-def test_a_new_earliest_instant_is_published(store: TimedStore, listener: Listener) -> None:
+def test_a_new_earliest_instant_is_published(store: TimedStore, listener: ChannelListener) -> None:
     store.put(delay_s=10.0)
     assert listener.heard() == [("due", str(START_MS + 10_000))]
     store.put(delay_s=10.0)
@@ -148,7 +148,7 @@ def test_a_new_earliest_instant_is_published(store: TimedStore, listener: Listen
     assert listener.heard() == [("due", str(START_MS + 8_000))]
 
 
-def test_a_retry_that_is_the_earliest_is_published(store: TimedStore, listener: Listener) -> None:
+def test_a_retry_that_is_the_earliest_is_published(store: TimedStore, listener: ChannelListener) -> None:
     store.put(delay_s=10.0)
     store.submit(store.spec(retry=(5.0,)), store.spec(retry=(3.0,)), store.spec(retry=(20.0,)))
     fences = [store.take() for _ in range(3)]
@@ -159,7 +159,7 @@ def test_a_retry_that_is_the_earliest_is_published(store: TimedStore, listener: 
     assert listener.heard() == [("due", str(START_MS + 3_000))]
 
 
-def test_work_given_back_is_published(store: TimedStore, listener: Listener) -> None:
+def test_work_given_back_is_published(store: TimedStore, listener: ChannelListener) -> None:
     store.submit(*(store.spec(queue=queue) for queue in ("a", "a", "b")))
     queues = ["a", "b"]
     fences = [store.take(queues=queues) for _ in range(3)]
@@ -171,7 +171,7 @@ def test_work_given_back_is_published(store: TimedStore, listener: Listener) -> 
     assert listener.heard() == [("ready", "a 1")]
 
 
-def test_requeued_work_is_published(store: TimedStore, listener: Listener) -> None:
+def test_requeued_work_is_published(store: TimedStore, listener: ChannelListener) -> None:
     task = store.put(queue="q")
     store.cancel(task)
     store.requeue(task)

@@ -27,7 +27,7 @@ from kingtask.task import TaskSpec
 from kingtask.wire import unpack_raw
 from tests.servers import RedisServer
 from tests.store import keyspace
-from tests.store.listener import Listener
+from tests.store.listener import ChannelListener
 from tests.store.model import Model, ModelTask
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
@@ -62,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self, client: redis.Redis) -> None:
         super().__init__()
         self.store = TimedStore(client, uuid4().hex, POLICY)
-        self.listener = Listener(self.store)
+        self.listener = ChannelListener(self.store)
         self.model = Model(POLICY, self.store.now_ms)
         self.fences: list[Fence] = []
         """All that were ever given out, most of them stale."""

@@ -24,7 +24,7 @@ ENV = {"PATH": "/usr/bin:/bin"}
 KEEP = 1_048_576
 
 
-class Watched:
+class ScriptProcess:
     """A shell script under a Process. `end` is done when the Process says so."""
 
     def __init__(self, text: str, env: dict[str, str] | None = None, *, keep: int = KEEP) -> None:
@@ -59,7 +59,7 @@ async def _turn() -> None:
 
 
 async def run(text: str, env: dict[str, str] | None = None, *, keep: int = KEEP) -> Process:
-    return await asyncio.wait_for(Watched(text, env, keep=keep).end, 30)
+    return await asyncio.wait_for(ScriptProcess(text, env, keep=keep).end, 30)
 
 
 async def gone(pid: int) -> None:
@@ -130,7 +130,7 @@ async def test_a_flood_is_counted_and_not_kept() -> None:
 
 async def test_a_background_process_that_holds_the_pipes_does_not_hold_the_end() -> None:
     time = elapsed()
-    watched = Watched("sleep 300 & echo $!; exit 7")
+    watched = ScriptProcess("sleep 300 & echo $!; exit 7")
     process = await asyncio.wait_for(watched.end, 30)
     assert process.returncode == 7
     assert (process.left_behind, process.escaped) == (True, False)
@@ -162,7 +162,7 @@ async def test_an_escapee_is_noted_and_found_by_its_environment(tmp_path: Path) 
 
 
 async def test_stop_ends_the_whole_group() -> None:
-    watched = Watched("sleep 300 & sleep 300 & echo $! ; wait")
+    watched = ScriptProcess("sleep 300 & sleep 300 & echo $! ; wait")
     await watched.stdout(b"\n")
     watched.process.stop(60)
     process = await asyncio.wait_for(watched.end, 30)
@@ -171,7 +171,7 @@ async def test_stop_ends_the_whole_group() -> None:
 
 
 async def test_last_words_after_term_are_kept() -> None:
-    watched = Watched("trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 300 & wait $!; done")
+    watched = ScriptProcess("trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 300 & wait $!; done")
     await watched.stdout(b"ready")
     watched.process.stop(60)
     process = await asyncio.wait_for(watched.end, 30)
@@ -179,7 +179,7 @@ async def test_last_words_after_term_are_kept() -> None:
 
 
 async def test_kill_after_the_grace_and_not_before() -> None:
-    watched = Watched("trap '' TERM; echo ready; while :; do sleep 300; done")
+    watched = ScriptProcess("trap '' TERM; echo ready; while :; do sleep 300; done")
     await watched.stdout(b"ready")
     time = elapsed()
     watched.process.stop(0.3)
@@ -189,12 +189,12 @@ async def test_kill_after_the_grace_and_not_before() -> None:
 
 
 async def test_a_second_stop_may_shorten_the_grace_but_not_extend_it() -> None:
-    watched = Watched("trap '' TERM; echo ready; while :; do sleep 300; done")
+    watched = ScriptProcess("trap '' TERM; echo ready; while :; do sleep 300; done")
     await watched.stdout(b"ready")
     watched.process.stop(0.3)
     watched.process.stop(3600)
     assert (await asyncio.wait_for(watched.end, 30)).returncode == -signal.SIGKILL
-    watched = Watched("trap '' TERM; echo ready; while :; do sleep 300; done")
+    watched = ScriptProcess("trap '' TERM; echo ready; while :; do sleep 300; done")
     await watched.stdout(b"ready")
     watched.process.stop(3600)
     watched.process.stop(0)
@@ -202,7 +202,7 @@ async def test_a_second_stop_may_shorten_the_grace_but_not_extend_it() -> None:
 
 
 async def test_a_stopped_process_hears_term() -> None:
-    watched = Watched("trap 'exit 6' TERM; echo ready; kill -STOP $$; exit 1")
+    watched = ScriptProcess("trap 'exit 6' TERM; echo ready; kill -STOP $$; exit 1")
     await watched.stdout(b"ready")
     while not stopped(watched.process.pid):
         await asyncio.wait_for(_turn(), 30)
@@ -214,7 +214,7 @@ async def test_stop_after_the_exit_leaves_the_others_their_grace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("kingtask.worker.exec.process.DRAIN_S", 3600)
-    watched = Watched("(until [ -e $gate ]; do :; done; echo late) & exit 0", {"gate": f"{tmp_path}/gate"})
+    watched = ScriptProcess("(until [ -e $gate ]; do :; done; echo late) & exit 0", {"gate": f"{tmp_path}/gate"})
     while watched.process.exited_s is None:
         await asyncio.wait_for(_turn(), 30)
     watched.process.stop(60)
@@ -225,7 +225,7 @@ async def test_stop_after_the_exit_leaves_the_others_their_grace(
 
 
 async def test_closed_outputs_are_no_end() -> None:
-    watched = Watched("exec >&- 2>&-; sleep 300")
+    watched = ScriptProcess("exec >&- 2>&-; sleep 300")
     while len(watched.process._pipes):
         await asyncio.wait_for(_turn(), 30)
     assert not watched.end.done()
@@ -235,7 +235,7 @@ async def test_closed_outputs_are_no_end() -> None:
 
 
 async def test_the_group_is_in_the_table_until_its_leader_is_reaped() -> None:
-    watched = Watched("sleep 300")
+    watched = ScriptProcess("sleep 300")
     assert list(watched.groups._table) == [watched.process.pid]
     watched.process.stop(60)
     await asyncio.wait_for(watched.end, 30)  # which asserts that it is empty then

@@ -18,10 +18,10 @@ from tests.processes import PATIENCE_S, descriptors, until
 from tests.worker.rig import WakeupSocket
 
 
-class Listener:
+class HintCounter:
     """A subscriber whose hints are counted; `heard` waits for them."""
 
-    all: ClassVar[list[Listener]] = []
+    all: ClassVar[list[HintCounter]] = []
 
     def __init__(self, *endpoints: str, queues: tuple[str, ...] = ("default",)) -> None:
         self.ready = self.soon = 0
@@ -55,12 +55,12 @@ class Listener:
 
 
 @pytest.fixture
-def listen() -> Iterator[type[Listener]]:
+def listen() -> Iterator[type[HintCounter]]:
     """Makes listeners, and closes them."""
-    yield Listener
-    for listener in Listener.all:
+    yield HintCounter
+    for listener in HintCounter.all:
         listener.subscriber.close()
-    Listener.all.clear()
+    HintCounter.all.clear()
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ async def subscribed(wakeups: WakeupSocket, *wanted: bytes) -> None:
         await asyncio.to_thread(wakeups.heard, topic)
 
 
-async def idle(listener: Listener, wakeups: WakeupSocket) -> None:
+async def idle(listener: HintCounter, wakeups: WakeupSocket) -> None:
     """Say so, once the broker has all else that was said."""
     listener.subscriber.idle()
     await asyncio.to_thread(wakeups.idle)
 
 
-async def test_only_what_concerns_this_worker(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_only_what_concerns_this_worker(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     listener = listen(wakeups.endpoint, queues=("a", "b"))
     await subscribed(wakeups, topics.ready_topic("a"), topics.ready_topic("b"))
     await idle(listener, wakeups)
@@ -96,7 +96,7 @@ async def test_only_what_concerns_this_worker(listen: type[Listener], wakeups: W
 
 
 async def test_a_full_worker_returns_a_hint_once_and_gets_no_other(
-    listen: type[Listener], wakeups: WakeupSocket
+    listen: type[HintCounter], wakeups: WakeupSocket
 ) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
@@ -115,7 +115,7 @@ async def test_a_full_worker_returns_a_hint_once_and_gets_no_other(
 
 
 async def test_a_broker_that_does_not_read_has_two_messages_of_a_worker_to_read_at_most(
-    listen: type[Listener], tmp_path: Path
+    listen: type[HintCounter], tmp_path: Path
 ) -> None:
     """A queue of words that is full, a heartbeat behind them, and the end of the connection end its process."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -141,7 +141,7 @@ async def test_a_broker_that_does_not_read_has_two_messages_of_a_worker_to_read_
 
 
 async def test_one_hint_per_idle_announcement_until_the_next_claim(
-    listen: type[Listener], wakeups: WakeupSocket
+    listen: type[HintCounter], wakeups: WakeupSocket
 ) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
@@ -157,7 +157,7 @@ async def test_one_hint_per_idle_announcement_until_the_next_claim(
         await listener.heard()
 
 
-async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     assert not wakeups.soon(), "nobody is idle: it is to be told when it is there"
@@ -175,7 +175,7 @@ async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[Listener],
     assert (listener.ready, listener.soon) == (2, 1)
 
 
-async def hinted_and_idle(listen: type[Listener], wakeups: WakeupSocket) -> tuple[Listener, Listener]:
+async def hinted_and_idle(listen: type[HintCounter], wakeups: WakeupSocket) -> tuple[HintCounter, HintCounter]:
     """A worker that got a hint, and another that is idle."""
     first, second = listen(wakeups.endpoint), listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
@@ -188,7 +188,7 @@ async def hinted_and_idle(listen: type[Listener], wakeups: WakeupSocket) -> tupl
 
 
 async def test_a_hint_that_a_full_worker_returns_goes_to_an_idle_worker(
-    listen: type[Listener], wakeups: WakeupSocket
+    listen: type[HintCounter], wakeups: WakeupSocket
 ) -> None:
     first, second = await hinted_and_idle(listen, wakeups)
     first.subscriber.full()
@@ -196,7 +196,9 @@ async def test_a_hint_that_a_full_worker_returns_goes_to_an_idle_worker(
     assert (first.ready, second.ready) == (1, 1)
 
 
-async def test_a_hint_that_a_claim_used_goes_to_no_other_worker(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_a_hint_that_a_claim_used_goes_to_no_other_worker(
+    listen: type[HintCounter], wakeups: WakeupSocket
+) -> None:
     first, second = await hinted_and_idle(listen, wakeups)
     first.subscriber.claimed()
     first.subscriber.full()
@@ -205,7 +207,7 @@ async def test_a_hint_that_a_claim_used_goes_to_no_other_worker(listen: type[Lis
     assert (first.ready, second.ready) == (1, 0)
 
 
-async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, wakeups: WakeupSocket) -> None:
+async def test_any_broker_will_do(listen: type[HintCounter], tmp_path: Path, wakeups: WakeupSocket) -> None:
     other = WakeupSocket(f"ipc://{tmp_path}/other")
     listener = listen(wakeups.endpoint, f"ipc://{tmp_path}/not-there", other.endpoint)
     await subscribed(wakeups)
@@ -220,7 +222,7 @@ async def test_any_broker_will_do(listen: type[Listener], tmp_path: Path, wakeup
     other.close()
 
 
-async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener], tmp_path: Path) -> None:
+async def test_a_broker_that_was_restarted_is_heard_again(listen: type[HintCounter], tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/wakeups"
     first = WakeupSocket(endpoint)
     listener = listen(endpoint)
@@ -235,7 +237,7 @@ async def test_a_broker_that_was_restarted_is_heard_again(listen: type[Listener]
     second.close()
 
 
-async def test_a_flood_is_read_to_its_end(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_a_flood_is_read_to_its_end(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     """The descriptor is edge-triggered: what is not read now would never be."""
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups)
@@ -246,7 +248,7 @@ async def test_a_flood_is_read_to_its_end(listen: type[Listener], wakeups: Wakeu
     await listener.cancel(wakeups, "and it goes on")
 
 
-async def test_nonsense_does_no_harm(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_nonsense_does_no_harm(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     await idle(listener, wakeups)
@@ -272,7 +274,7 @@ async def test_nonsense_does_no_harm(listen: type[Listener], wakeups: WakeupSock
                 await listener.heard()
 
 
-async def test_closing_leaves_nothing(listen: type[Listener], wakeups: WakeupSocket) -> None:
+async def test_closing_leaves_nothing(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     before = descriptors()
     for _ in range(3):
         listener = listen(wakeups.endpoint, "tcp://127.0.0.1:9")
