@@ -18,7 +18,7 @@ QUEUE, SCHEDULE, DONE = "bench:queue", "bench:schedule", "bench:done"
 KEEP_S = 600
 
 
-class ListFloor(base.Adapter):
+class ListFloor(base.ContestantAdapter):
     config = f"LPUSH; {base.SLOTS} processes of BRPOP, subprocess.run, LPUSH of the output; BLPOP"
     packages = ("redis", "hiredis")
 

@@ -22,7 +22,7 @@ SLOTS = 4
 ARGV = [PROBE, "12", "45"]
 
 
-class Adapter:
+class ContestantAdapter:
     """One contestant, as its client sees it. Any method may be a coroutine; what it cannot do stays None."""
 
     config = ""

@@ -21,7 +21,7 @@ def run(argv: list[str]) -> str:
     return base.execute(argv)
 
 
-class Celery(base.Adapter):
+class Celery(base.ContestantAdapter):
     config = f"prefork, concurrency {base.SLOTS}; results in Redis"
     packages = ("celery", "kombu", "redis", "hiredis")
 

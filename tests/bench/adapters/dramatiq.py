@@ -25,7 +25,7 @@ def run(argv: list[str]) -> str:
     return base.execute(argv)
 
 
-class Dramatiq(base.Adapter):
+class Dramatiq(base.ContestantAdapter):
     config = f"{PROCESSES} processes of {base.SLOTS // PROCESSES} threads; middleware Results"
     packages = ("dramatiq", "redis", "hiredis")
 

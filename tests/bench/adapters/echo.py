@@ -12,7 +12,7 @@ import zmq
 from tests.bench.adapters import base, dealer
 
 
-class Echo(base.Adapter):
+class Echo(base.ContestantAdapter):
     config = f"ROUTER/DEALER on loopback, {dealer.IN_FLIGHT} in flight when pipelined; nothing is stored"
     packages = ("pyzmq",)
 

@@ -21,7 +21,7 @@ BATCH = 200
 """Tasks a call: the bound of every function."""
 
 
-class Function(base.Adapter):
+class Function(base.ContestantAdapter):
     config = f"FCALL of the submit function, {BATCH} tasks a call in bulk, pipelined by 5; packed beforehand"
     packages = ("redis", "hiredis")
 

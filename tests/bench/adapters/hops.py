@@ -17,7 +17,7 @@ from kingtask.store.functions import EndedTask, Fence
 from tests.bench.adapters import base, dealer, echo, function
 
 
-class Hops(base.Adapter):
+class Hops(base.ContestantAdapter):
     config = "echo, function calls and posix_spawn one after the other; the waiting client's wait is free"
     packages = ("pyzmq", "redis", "hiredis")
 

@@ -18,7 +18,7 @@ def run(argv: list[str]) -> str:
     return base.execute(argv)
 
 
-class Huey(base.Adapter):
+class Huey(base.ContestantAdapter):
     config = f"{base.SLOTS} threads"
     packages = ("huey", "redis", "hiredis")
 

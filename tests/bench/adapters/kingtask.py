@@ -16,7 +16,7 @@ BROKER = os.environ.get("BENCH_BROKER", "tcp://127.0.0.1:9595")
 RETRY = (5, 8, 9)
 
 
-class Blocking(base.Adapter):
+class Blocking(base.ContestantAdapter):
     config = (
         f"one broker, one worker, concurrency {base.SLOTS}; Client; pipelined: DEALER, {dealer.IN_FLIGHT} in flight"
     )

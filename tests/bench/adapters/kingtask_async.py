@@ -13,7 +13,7 @@ from tests.bench.adapters import base, dealer
 from tests.bench.adapters.kingtask import BROKER, RETRY, succeeded
 
 
-class Async(base.Adapter):
+class Async(base.ContestantAdapter):
     config = f"as kingtask; AsyncClient; pipelined: {dealer.IN_FLIGHT} coroutines"
     packages = ("pyzmq", "redis", "hiredis", "msgpack", "msgspec")
 

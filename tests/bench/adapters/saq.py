@@ -24,7 +24,7 @@ async def run(_context: Any, *, argv: list[str]) -> str:
 settings = {"queue": queue, "functions": [run], "concurrency": base.SLOTS}
 
 
-class Saq(base.Adapter):
+class Saq(base.ContestantAdapter):
     config = f"concurrency {base.SLOTS}; in bulk: {AT_ONCE} coroutines; instants rounded up, so that none is early"
     packages = ("saq", "redis", "hiredis")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.bench.adapters.base import ARGV, Adapter
+from tests.bench.adapters.base import ARGV, ContestantAdapter
 
 Numbers = dict[str, Any]
 
@@ -29,14 +29,14 @@ def _started(stdout: str) -> float:
     return int(stdout) / 1e9
 
 
-async def warm(adapter: Adapter, n: int) -> Numbers:
+async def warm(adapter: ContestantAdapter, n: int) -> Numbers:
     """Run some tasks, one after the other, so that all has been used once."""
     for _ in range(n):
         await _settled(adapter.wait(await _settled(adapter.submit(adapter.prepare(ARGV)))))
     return {}
 
 
-async def submit(adapter: Adapter, n: int, limit_s: float) -> Numbers:
+async def submit(adapter: ContestantAdapter, n: int, limit_s: float) -> Numbers:
     """One by one, each after the reply to the one before; at most `limit_s` long."""
     tasks = [adapter.prepare(ARGV) for _ in range(n)]
     start = time.perf_counter()
@@ -47,7 +47,7 @@ async def submit(adapter: Adapter, n: int, limit_s: float) -> Numbers:
     return {"n": done, "seconds": time.perf_counter() - start}
 
 
-async def submit_many(adapter: Adapter, n: int, limit_s: float) -> Numbers:
+async def submit_many(adapter: ContestantAdapter, n: int, limit_s: float) -> Numbers:
     """In calls of BATCH tasks; at most `limit_s` long."""
     batches = [adapter.prepare_many([ARGV] * BATCH) for _ in range(max(1, n // BATCH))]
     start = time.perf_counter()
@@ -58,11 +58,11 @@ async def submit_many(adapter: Adapter, n: int, limit_s: float) -> Numbers:
     return {"n": done * BATCH, "seconds": time.perf_counter() - start}
 
 
-async def pipelined(adapter: Adapter, n: int) -> Numbers:
+async def pipelined(adapter: ContestantAdapter, n: int) -> Numbers:
     return {"n": n, "seconds": await _settled(adapter.pipelined(n))}
 
 
-async def execute(adapter: Adapter, n: int, bulk: bool = False) -> Numbers:
+async def execute(adapter: ContestantAdapter, n: int, bulk: bool = False) -> Numbers:
     """From the first submit, one by one or in bulk, to the end of the last task."""
     before = await _settled(adapter.finished(0))
     start = time.perf_counter()
@@ -83,7 +83,7 @@ async def execute(adapter: Adapter, n: int, bulk: bool = False) -> Numbers:
     return {"n": n, "seconds": time.perf_counter() - start, "submitted_s": submitted_s}
 
 
-async def latency(adapter: Adapter, n: int) -> Numbers:
+async def latency(adapter: ContestantAdapter, n: int) -> Numbers:
     """Submit call to main(), a task every 20 to 40 ms; results are read afterwards."""
     sent = []
     for _ in range(n):
@@ -94,7 +94,7 @@ async def latency(adapter: Adapter, n: int) -> Numbers:
     return {"samples": [_started(await _settled(adapter.wait(handle))) - now for now, handle in sent]}
 
 
-async def round_trip(adapter: Adapter, n: int, limit_s: float) -> Numbers:
+async def round_trip(adapter: ContestantAdapter, n: int, limit_s: float) -> Numbers:
     """Submit call to result in hand, a task at a time; at most `limit_s` long."""
     samples: list[float] = []
     begin = time.perf_counter()
@@ -110,7 +110,7 @@ async def round_trip(adapter: Adapter, n: int, limit_s: float) -> Numbers:
 _planned: list[tuple[float, Any]] = []
 
 
-async def plan(adapter: Adapter, n: int, span_s: float, ahead_s: float) -> Numbers:
+async def plan(adapter: ContestantAdapter, n: int, span_s: float, ahead_s: float) -> Numbers:
     """Submit n tasks for instants evenly over `span_s`, in random order, the first `ahead_s` from now."""
     instants = [time.time() + ahead_s + span_s * i / n for i in range(n)]
     random.shuffle(instants)
@@ -118,14 +118,14 @@ async def plan(adapter: Adapter, n: int, span_s: float, ahead_s: float) -> Numbe
     return {}
 
 
-async def late(adapter: Adapter) -> Numbers:
+async def late(adapter: ContestantAdapter) -> Numbers:
     """Wait for what `plan` submitted: the instants, and how much later each main() began."""
     await asyncio.sleep(max(at for at, _ in _planned) - time.time())
     starts = [(at, _started(await _settled(adapter.wait(handle)))) for at, handle in _planned]
     return {"at": [at for at, _ in starts], "samples": [start - at for at, start in starts]}
 
 
-async def schedule(adapter: Adapter, n: int, limit_s: float, ahead_s: float = 3600.0) -> Numbers:
+async def schedule(adapter: ContestantAdapter, n: int, limit_s: float, ahead_s: float = 3600.0) -> Numbers:
     """Submit n tasks for an hour ahead, in bulk where the product can; at most `limit_s` long."""
     at = time.time() + ahead_s
     start = time.perf_counter()
@@ -141,7 +141,7 @@ async def schedule(adapter: Adapter, n: int, limit_s: float, ahead_s: float = 36
     return {"n": done, "seconds": time.perf_counter() - start}
 
 
-async def flow(adapter: Adapter, rate: float, seconds: float) -> Numbers:
+async def flow(adapter: ContestantAdapter, rate: float, seconds: float) -> Numbers:
     """Submit tasks at a steady rate for a while; return how many it came to."""
     start = time.perf_counter()
     n = 0
@@ -171,7 +171,7 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
 """Each with what an adapter must have for it."""
 
 
-def sections_of(adapter: Adapter) -> dict[str, Section]:
+def sections_of(adapter: ContestantAdapter) -> dict[str, Section]:
     """What can be timed of this adapter."""
     found: dict[str, Section] = {}
     for name, (section, needed) in SECTIONS.items():
@@ -186,7 +186,7 @@ def sections_of(adapter: Adapter) -> dict[str, Section]:
 
 
 def _own(method: Callable[..., Any]) -> Section:
-    async def section(_: Adapter, **arguments: Any) -> Numbers:
+    async def section(_: ContestantAdapter, **arguments: Any) -> Numbers:
         numbers: Numbers = await _settled(method(**arguments))
         return numbers
 

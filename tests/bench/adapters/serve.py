@@ -15,14 +15,14 @@ import sys
 import traceback
 from typing import Any
 
-from tests.bench.adapters.base import Adapter
+from tests.bench.adapters.base import ContestantAdapter
 from tests.bench.adapters.sections import sections_of
 
 
 async def main(module: str) -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
-    adapter: Adapter = importlib.import_module(f"tests.bench.adapters.{module}").adapter()
+    adapter: ContestantAdapter = importlib.import_module(f"tests.bench.adapters.{module}").adapter()
     sections = sections_of(adapter)
 
     def say(answer: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import time
 from tests.bench.adapters import base
 
 
-class Spawn(base.Adapter):
+class Spawn(base.ContestantAdapter):
     config = f"posix_spawn, {base.SLOTS} in flight, output to /dev/null, wait4"
 
     def execute_section(self, n: int, bulk: bool = False) -> dict[str, float]:
