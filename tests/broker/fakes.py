@@ -96,6 +96,7 @@ class FakeWakeups(Wakeups):
         self.workers = workers
         self.early: list[str] = []
         self.gained: list[tuple[str, int]] = []
+        self.warmed_up = 0
 
     def notify_early(self, queue: str) -> bool:
         if self.workers:
@@ -106,6 +107,9 @@ class FakeWakeups(Wakeups):
 
     def ready(self, queue: str, tasks: int) -> None:
         self.gained.append((queue, tasks))
+
+    def warm_up(self) -> None:
+        self.warmed_up += 1
 
 
 class FakeTicker(Ticker):

@@ -19,6 +19,7 @@ from kingtask.policy import Policy
 from kingtask.store.functions import FunctionCall, Lost, Ticked
 from kingtask.store.store import Store
 from tests.broker.conftest import PATIENCE_MS
+from tests.broker.fakes import FakeWakeups
 
 Reply = Callable[[int], Ticked | StoreError]
 """What Redis answers to a tick at this time (µs of its clock)."""
@@ -64,20 +65,8 @@ class ScriptedStore(Store):
                 await self.called.wait()
 
 
-class RecordingWakeups(Wakeups):
-    def __init__(self) -> None:
-        self.gained: list[tuple[str, int]] = []
-        self.warmed_up = 0
-
-    def ready(self, queue: str, tasks: int) -> None:
-        self.gained.append((queue, tasks))
-
-    def warm_up(self) -> None:
-        self.warmed_up += 1
-
-
 def made(store: Store, wakeups: Wakeups | None = None, heartbeat: Callable[[], bytes] = lambda: b"facts") -> Ticker:
-    return Ticker(store, Policy(), "broker", wakeups or RecordingWakeups(), heartbeat=heartbeat)
+    return Ticker(store, Policy(), "broker", wakeups or FakeWakeups(), heartbeat=heartbeat)
 
 
 @pytest.fixture
@@ -113,7 +102,7 @@ async def test_gained_queues_are_passed_to_the_wakeups_and_lost_attempts_logged(
     lost = Lost("an-id", 2, "mail", "w7")
     redis, wakeups = (
         ScriptedStore(lambda now_us: Ticked(now_us, [("mail", 3), ("x", 1)], [], True, False, [lost])),
-        RecordingWakeups(),
+        FakeWakeups(),
     )
     ticker = made(redis, wakeups)
     ticker.start()
@@ -144,7 +133,7 @@ async def test_a_tick_comes_at_an_instant_that_a_tick_or_a_submit_reported() -> 
 
 @pytest.mark.usefixtures("seldom")
 async def test_before_an_instant_a_worker_and_redis_are_warmed_up() -> None:
-    redis, wakeups = ScriptedStore(), RecordingWakeups()
+    redis, wakeups = ScriptedStore(), FakeWakeups()
     ticker = made(redis, wakeups)
     ticker.start()
     await redis.until_ticks(1)
@@ -208,7 +197,7 @@ async def test_a_reload_applies_to_later_ticks() -> None:
     assert redis.ticks[0].arguments["lease"] == 4_321
 
 
-class _Failing(RecordingWakeups):
+class _Failing(FakeWakeups):
     """One of the three calls of a ticker raises."""
 
     def __init__(self, failing: str) -> None:
