@@ -1,6 +1,6 @@
 """A world without sockets and without time: a core, brokers that misbehave on schedule, and a clock that jumps.
 
-`World.run` does what the shells do, as fast as it can; latencies and faults are drawn from one seeded generator.
+`ClientSimulation.run` does the work of the shells without waiting; one seeded generator decides latencies and faults.
 """
 
 from __future__ import annotations

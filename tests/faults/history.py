@@ -1,10 +1,10 @@
 """What a run under faults leaves behind: files in one directory, written by its processes, read by the checker.
 
-    run.json        Run          what was run, and how it ended
+    run.json        RunRecord    what was run, and how it ended
     client-*.jsonl  Op           one file per client process: each call's beginning, and its end if it had one
     faults.jsonl    Fault        when each fault began and stopped
     ledger          Execution    text, written by the executables: the truth about what was executed
-    clock.jsonl     Clock        Redis TIME beside the monotonic clock
+    clock.jsonl     ClockSample  Redis TIME beside the monotonic clock
     pings.jsonl     Ping         a client that only pings
     samples.jsonl   Sample       memory and descriptors of brokers and workers
     exits.jsonl     Exit         brokers and workers that ended
