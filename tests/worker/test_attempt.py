@@ -32,7 +32,14 @@ class Trial:
     """An attempt at one shell script, started."""
 
     def __init__(
-        self, directory: Path, text: str, *, grace_s: float = 3600.0, claimed_ms: int = 0, **fields: object
+        self,
+        directory: Path,
+        text: str,
+        *,
+        grace_s: float = 3600.0,
+        claimed_ms: int = 0,
+        oom_kills: OomKills | None = None,
+        **fields: object,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.groups = Groups(1)
@@ -47,7 +54,7 @@ class Trial:
             epoll=self.epoll,
             orphans=Orphans(loop, "w", self.groups),
             null=self.null,
-            oom_kills=OomKills(None),
+            oom_kills=oom_kills or OomKills(None),
             now_ms=lambda: NOW_MS,
         )
         conditions = Conditions(
@@ -115,6 +122,16 @@ async def test_no_attempt_began_before_it_was_claimed(tmp_path: Path) -> None:
     assert float(ended.stdout) == (NOW_MS + 1005) / 1000
     attempt = codec.unpack_attempt(ended.record)
     assert attempt.started_at == attempt.ended_at == (NOW_MS + 5) / 1000
+
+
+async def test_an_oom_kill_explains_the_next_sigkill_and_no_other_signal(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 2\n")
+    kills = OomKills(tmp_path)
+    events.write_text("oom_kill 3\n")
+    signals = ("TERM", "KILL", "KILL")
+    ended = [await Trial(tmp_path, f"kill -{name} $$", oom_kills=kills).start().ended() for name in signals]
+    assert [each.reason for each in ended] == ["signal", "out_of_memory", "signal"]
 
 
 @pytest.mark.parametrize("why", ["time_limit", "cancelled", "interrupted"])
