@@ -70,12 +70,9 @@ class RequestRefused(KingtaskError):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
-        if code is not None:
-            self.code = code
-        if retryable is not None:
-            self.retryable = retryable
-        if stored is not None:
-            self.stored = stored
+        self.code = self.code if code is None else code
+        self.retryable = self.retryable if retryable is None else retryable
+        self.stored = self.stored if stored is None else stored
 
 
 class InvalidRequest(RequestRefused):

@@ -156,11 +156,9 @@ OPS: dict[str, Op] = {
 def rid_of(envelope: Mapping[str, Any]) -> Rid | None:
     """The request's correlation id if it has a usable one; an error reply carries it, or nil."""
     rid = envelope.get("rid")
-    if isinstance(rid, bool) or not isinstance(rid, (int, str)):
-        return None
-    if isinstance(rid, str) and len(rid) > MAX_RID_LENGTH:
-        return None
-    return rid
+    if type(rid) is int or (type(rid) is str and len(rid) <= MAX_RID_LENGTH):
+        return rid
+    return None
 
 
 def parse(envelope: dict[str, Any]) -> Request:
@@ -242,17 +240,8 @@ def refusal(rid: Rid | None, error: RequestRefused) -> bytes:
 
 def error_fields(error: RequestRefused) -> dict[str, Any]:
     """The `error` map of a reply or of one task's outcome."""
-    fields: dict[str, Any] = {
-        "code": error.code,
-        "message": error.message,
-        "retryable": error.retryable,
-        "stored": error.stored,
-    }
-    if error.field is not None:
-        fields["field"] = error.field
-    if error.retry_after_s is not None:
-        fields["retry_after_s"] = error.retry_after_s
-    return fields
+    names = ("code", "message", "retryable", "stored", "field", "retry_after_s")
+    return {name: value for name in names if (value := getattr(error, name)) is not None}
 
 
 def error_from(fields: Mapping[str, Any]) -> RequestRefused:

@@ -1,9 +1,4 @@
-"""The seven states of a task, and TRANSITIONS, the only table of moves between them.
-
-    scheduled ─▶ ready ─▶ running ─▶ succeeded | failed
-        ▲                   │  │        (a failure with retries left goes back to scheduled,
-        └───────────────────┘  └─▶ ready   a lost or released attempt back to ready)
-    scheduled, ready ─▶ cancelled | expired;   running ─▶ cancelled
+"""The seven states of a task, and TRANSITIONS, the only table of moves between them (drawing in ARCHITECTURE.md).
 
 The Lua library holds the same table; a test compares the two.
 """
@@ -29,8 +24,5 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.SCHEDULED: frozenset({State.READY, State.CANCELLED, State.EXPIRED}),
     State.READY: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.SCHEDULED, State.READY, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-    State.EXPIRED: frozenset(),
+    **dict.fromkeys(TERMINAL, frozenset()),
 }
