@@ -214,8 +214,8 @@ def read_submit(message: bytes) -> Submit | None:
 def _read_spec(packed: Any) -> TaskSpec:
     view = memoryview(packed)
     fields = _FIELDS.decode(view)
-    # A field that came twice is counted twice in the map's head.
-    if view[0] != 0x80 + len(fields) or "env" in fields:
+    count = view[0] & 0x0F if view[0] < 0x90 else int.from_bytes(view[1:3])  # fixmap; map 16, which msgspec sends
+    if count != len(fields) or "env" in fields:  # a field that came twice is counted twice
         raise msgspec.DecodeError
     return _SPEC.decode(view)
 
