@@ -279,17 +279,6 @@ def decode_reply(message: bytes) -> dict[str, Any]:
     return reply
 
 
-def task_fields(spec: TaskSpec) -> dict[str, Any]:
-    """A TaskSpec as the map of a submit request; fields at their default are left out."""
-    return {name: value for name, value in msgspec.structs.asdict(spec).items() if value != _DEFAULTS[name]}
-
-
-_DEFAULTS: dict[str, Any] = {
-    field.name: None if field.required else msgspec.structs.replace(TaskSpec(name="x")).__getattribute__(field.name)
-    for field in msgspec.structs.fields(TaskSpec)
-}
-
-
 def result_fields(result: Result) -> dict[str, Any]:
     """A Result as the `task` map of a reply."""
     fields: dict[str, Any] = msgspec.to_builtins(result, builtin_types=(bytes,))

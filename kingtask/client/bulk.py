@@ -7,6 +7,8 @@ from copy import copy
 from math import inf
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from msgspec.structs import asdict
+
 from kingtask import protocol, wire
 from kingtask.client.call import Call, SendOnly, Steps, asked_rest_s, field
 from kingtask.client.handles import AsyncTask, Outcome, Task
@@ -32,14 +34,12 @@ AGAIN_S = 0.1
 
 H = TypeVar("H", bound=Task | AsyncTask)
 
-Fields = dict[str, Any]
-
 
 class Entry(NamedTuple):
-    """One task: its place among all, and its fields, which have an id."""
+    """One task, which has an id and may be invalid, and its place among all."""
 
     place: int
-    task: TaskSpec | Fields
+    task: TaskSpec
     maybe_stored: bool = False
     """True if an earlier call may have stored it; later refusals do not know that."""
 
@@ -48,8 +48,8 @@ class Chunk(NamedTuple):
     """Tasks that travel together."""
 
     entries: list[Entry]
-    deadline: float | None = None
-    """After this time, refused tasks are not sent again. None until the chunk is sent first."""
+    deadline: float
+    """After this time, refused tasks are not sent again."""
     rest_s: float = 0.0
     """The pause before it is sent."""
 
@@ -65,7 +65,7 @@ class Bulk(Generic[H]):
         self._stopped: NoAnswer | None = None
         """The reason to send nothing more: a chunk without an answer, or with a retryable refusal as its answer."""
 
-    def submit(self, tasks: Iterable[TaskSpec | Fields]) -> Steps[list[Outcome[H]]]:
+    def submit(self, tasks: Iterable[TaskSpec]) -> Steps[list[Outcome[H]]]:
         """Submit the tasks; read `tasks` only as far ahead as chunks are in progress."""
         source = self._chunks(tasks)
         in_progress: dict[Call, Chunk] = {}
@@ -75,7 +75,8 @@ class Bulk(Generic[H]):
             if again or len(in_progress) < IN_FLIGHT:
                 chunk = again.pop(0) if again else next(source, None)
             if chunk is not None:
-                call, chunk = self._begin(chunk)
+                fields = {"tasks": [entry.task for entry in chunk.entries]}
+                call = Call("submit", fields, chunk.deadline - self._clock(), delay_s=chunk.rest_s)
                 in_progress[call] = chunk
                 finished = yield SendOnly((call,))
             elif in_progress:
@@ -85,7 +86,7 @@ class Bulk(Generic[H]):
             for call in finished:
                 again += self._settle(in_progress.pop(call), call)
 
-    def _chunks(self, tasks: Iterable[TaskSpec | Fields]) -> Iterator[Chunk]:
+    def _chunks(self, tasks: Iterable[TaskSpec]) -> Iterator[Chunk]:
         entries: list[Entry] = []
         size, most = 0, CHUNK_TASKS
         for task in tasks:
@@ -94,23 +95,16 @@ class Bulk(Generic[H]):
                 yield from self._chunk(entries)
                 entries, size, most = [], 0, min(2 * most, wire.MAX_BATCH)
             entries.append(Entry(len(self._outcomes), task))
-            self._outcomes.append(Outcome(self._make(*_named(task)), "created"))
+            self._outcomes.append(Outcome(self._make(task.id or "", task.name), "created"))
             size += weight
         if entries:
             yield from self._chunk(entries)
 
     def _chunk(self, entries: list[Entry]) -> Iterator[Chunk]:
         if self._stopped is None:
-            yield Chunk(entries)
+            yield Chunk(entries, self._clock() + self._timeout_s)
         else:
             self._refuse(entries, self._stopped)
-
-    def _begin(self, chunk: Chunk) -> tuple[Call, Chunk]:
-        now = self._clock()
-        deadline = now + self._timeout_s if chunk.deadline is None else chunk.deadline
-        tasks = [entry.task for entry in chunk.entries]
-        call = Call("submit", {"tasks": tasks}, deadline - now, delay_s=chunk.rest_s)
-        return call, chunk._replace(deadline=deadline)
 
     def _settle(self, chunk: Chunk, call: Call) -> Iterable[Chunk]:
         """Note the outcomes of a chunk; return the chunks to send again."""
@@ -147,7 +141,7 @@ class Bulk(Generic[H]):
     def _again(self, chunk: Chunk, refused: list[tuple[Entry, RequestRefused]]) -> Iterable[Chunk]:
         """Return the refused tasks that can be tried again; record the outcome of the others."""
         rest_s = max([AGAIN_S, *(asked_rest_s(error) for _, error in refused if error.retryable)])
-        in_time = chunk.deadline is None or self._clock() + rest_s < chunk.deadline
+        in_time = self._clock() + rest_s < chunk.deadline
         again = []
         for entry, error in refused:
             if error.retryable and in_time:
@@ -174,33 +168,23 @@ def _refusal(answer: Any, nth: int, entry: Entry) -> RequestRefused:
         if isinstance(text, str) and text.startswith(f"tasks[{nth}]"):
             error[name] = f"tasks[{entry.place}]" + text.removeprefix(f"tasks[{nth}]")
     refusal = protocol.error_from(error)
-    refusal.id = _named(entry.task)[0]
+    refusal.id = entry.task.id
     return refusal
 
 
 def _exact(entry: Entry, error: InvalidRequest) -> InvalidRequest:
     """Return the error of a task that cannot be sent; it names the field, if one is wrong."""
     try:
-        fields = protocol.task_fields(entry.task) if isinstance(entry.task, TaskSpec) else entry.task
-        protocol.parse_task(fields, inf, f"tasks[{entry.place}]")
+        protocol.parse_task(asdict(entry.task), inf, f"tasks[{entry.place}]")
     except InvalidRequest as exact:
-        exact.id = _named(entry.task)[0]
+        exact.id = entry.task.id
         return exact
     return error
 
 
-def _named(task: TaskSpec | Fields) -> tuple[Any, Any]:
-    """Return the id and the name."""
-    return (task.id, task.name) if isinstance(task, TaskSpec) else (task["id"], task["name"])
-
-
-def _weight(task: TaskSpec | Fields) -> int:
+def _weight(task: TaskSpec) -> int:
     """Estimate the bytes of this task in a message."""
     try:
-        if isinstance(task, TaskSpec):
-            args, env, stdin = task.args, task.env, task.stdin
-        else:
-            args, env, stdin = task.get("args", ()), task.get("env", {}), task.get("stdin", b"")
-        return TASK_BYTES + sum(map(len, args)) + sum(map(len, env.values())) + len(stdin)
+        return TASK_BYTES + sum(map(len, task.args)) + sum(map(len, task.env.values())) + len(task.stdin)
     except (TypeError, AttributeError):
         return TASK_BYTES  # a wrong type: the broker refuses it, or it cannot be packed

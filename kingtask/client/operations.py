@@ -95,7 +95,7 @@ class Operations(Generic[H]):
         `timeout` bounds the waiting (None: without end). Raises the error of the first task that is refused,
         ResultTimeout, NoAnswer.
         """
-        tasks = (task_fields(self._new_id(), name, args, options) for args in argument_lists)
+        tasks = (TaskSpec(**task_fields(self._new_id(), name, args, options)) for args in argument_lists)
         outcomes = yield from self._bulk(None).submit(tasks)
         ids = [outcome.accepted().id for outcome in outcomes]
         results = yield from collect(self._waiting(timeout).ends(ids))

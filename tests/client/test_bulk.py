@@ -14,6 +14,7 @@ from kingtask.client.bulk import CHUNK_TASKS, IN_FLIGHT, Bulk
 from kingtask.client.call import Call, CallStage, SendOnly
 from kingtask.client.handles import Outcome, Task
 from kingtask.errors import Busy, KingtaskError, NoAnswer, NotConfirmed, RequestRefused
+from kingtask.task import TaskSpec
 from tests.client.shells import outcomes
 
 
@@ -27,7 +28,7 @@ class ManualClock:
 class BulkRun:
     """Runs a bulk submit step by step."""
 
-    def __init__(self, tasks: Iterable[dict[str, Any]], clock: ManualClock | None = None) -> None:
+    def __init__(self, tasks: Iterable[TaskSpec], clock: ManualClock | None = None) -> None:
         make: Any = lambda task_id, name: Task(None, task_id, name)  # type: ignore[arg-type] # noqa: E731
         bulk = Bulk(10.0, clock or ManualClock(), make)
         self._plan = bulk.submit(tasks)
@@ -43,7 +44,7 @@ class BulkRun:
         self._go(lambda: self._plan.send(calls))
 
     def store(self, call: Call) -> None:
-        answers = [{"id": task["id"], "outcome": "created"} for task in tasks_of(call)]
+        answers = [{"id": task.id, "outcome": "created"} for task in tasks_of(call)]
         call.tries, call.reply = 1, {"ok": True, "outcomes": answers}
 
     def _go(self, step: Any) -> None:
@@ -57,13 +58,13 @@ class BulkRun:
             self.found = end.value
 
 
-def tasks_of(call: Call) -> list[dict[str, Any]]:
-    tasks: list[dict[str, Any]] = call.fields["tasks"]
+def tasks_of(call: Call) -> list[TaskSpec]:
+    tasks: list[TaskSpec] = call.fields["tasks"]
     return tasks
 
 
-def task(number: int, **fields: Any) -> dict[str, Any]:
-    return {"id": task_id(number), "name": "example", **fields}
+def task(number: int, **fields: Any) -> TaskSpec:
+    return TaskSpec(id=task_id(number), name="example", **fields)
 
 
 def task_id(number: int) -> str:
@@ -85,7 +86,7 @@ def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_i
         call = data.draw(st.sampled_from(run.under_way))
         assert len(tasks_of(call)) <= wire.MAX_BATCH
         protocol.encode_request(1, call.op, call.fields)
-        sent += [one["id"] for one in tasks_of(call)]
+        sent += [str(one.id) for one in tasks_of(call)]
         run.store(call)
         run.finish(call)
 
@@ -97,7 +98,7 @@ def test_every_task_is_sent_once_in_a_message_that_fits_and_has_its_outcome_in_i
 def test_a_slow_source_takes_nothing_from_the_time_of_what_it_gave():
     clock = ManualClock()
 
-    def slow() -> Iterator[dict[str, Any]]:
+    def slow() -> Iterator[TaskSpec]:
         for i in range(3 * CHUNK_TASKS + 100):
             clock.now += 1.0
             yield task(i)
@@ -116,9 +117,7 @@ def test_what_is_refused_for_now_is_sent_again_until_the_time_of_its_chunk_is_ov
     while run.found is None:
         rounds += 1
         [call] = run.under_way
-        answers = [
-            busy if one["id"] == task_id(1) else {"id": one["id"], "outcome": "created"} for one in tasks_of(call)
-        ]
+        answers = [busy if one.id == task_id(1) else {"id": one.id, "outcome": "created"} for one in tasks_of(call)]
         clock.now += call.delay_s
         call.tries, call.reply = 1, {"ok": True, "outcomes": answers}
         run.finish(call)
@@ -166,7 +165,7 @@ def test_one_chunk_that_cannot_be_packed_is_halved_until_the_culprit_is_alone():
 
     while run.found is None:
         call = run.under_way[0]
-        if any(one["id"] == task_id(70) for one in tasks_of(call)):
+        if any(one.id == task_id(70) for one in tasks_of(call)):
             call.error = _unpackable()
         else:
             run.store(call)

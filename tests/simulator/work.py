@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kingtask import protocol
 from kingtask.client.bulk import Bulk
 from kingtask.client.call import Call, SendOnly
 from kingtask.errors import NoAnswer, RequestRefused
@@ -109,7 +108,7 @@ class Work:
         if len(specs) > 1:
             _Many(self, client, specs, timeout_s)
             return
-        call = Call("submit", {"task": protocol.task_fields(specs[0])}, timeout_s)
+        call = Call("submit", {"task": specs[0]}, timeout_s)
         call.owner = specs
         client.start(call)
 

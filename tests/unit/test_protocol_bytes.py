@@ -29,7 +29,7 @@ def refused(message: bytes) -> InvalidRequest:
 
 @given(specs(), st.integers(0, 2**64 - 1) | st.text(max_size=protocol.MAX_RID_LENGTH))
 def test_a_task_arrives_as_it_was_sent(spec: TaskSpec, rid: protocol.Rid):
-    message = protocol.encode_request(rid, "submit", {"task": protocol.task_fields(spec)})
+    message = protocol.encode_request(rid, "submit", {"task": spec})
     envelope = wire.decode(message)
     request = protocol.parse(envelope)
     assert protocol.rid_of(envelope) == rid
