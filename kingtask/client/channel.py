@@ -97,7 +97,8 @@ class Channel(CoreConnection):
         while core.pending and not self._finished:
             blocked = self._send(now)
             if not blocked and isinstance(calls, SendOnly):
-                self._receive_all()
+                while self._dealer is not None and (frame := self._dealer.receive()) is not None:
+                    self._received(frame, monotonic_s())
                 break
             left_s = core.next_at() - now
             if left_s <= 0:
@@ -108,31 +109,14 @@ class Channel(CoreConnection):
             quick = frame is not None
             if frame is not None:
                 self._received(frame, now)
-        return self._take_finished()
-
-    def _take_finished(self) -> list[Call]:
         finished, self._finished = self._finished, []
         return finished
-
-    def _receive_all(self) -> None:
-        """Receive the replies that have arrived."""
-        while self._dealer is not None and (frame := self._dealer.receive()) is not None:
-            self._received(frame, monotonic_s())
-
-    def _received(self, frame: bytes, now: float) -> None:
-        done = self._core.received(frame, now)
-        if done is not None:
-            self._finished.append(done)
 
     def _settle(self, calls: Iterable[Call]) -> None:
         self._finished += calls
 
     def _on_connecting(self, dealer: Dealer) -> None:
         dealer.socket.setsockopt(zmq.RCVTIMEO, int(QUICK_S * 1000))
-
-    def _on_no_socket(self, error: zmq.ZMQError) -> None:
-        if self._closing.is_set():
-            raise _closed() from None
 
     def _receive(self, within_s: float, *, quick: bool, blocked: bool) -> bytes | None:
         """Return a message that arrives within that time, or None, possibly earlier after another event."""

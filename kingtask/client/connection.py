@@ -38,9 +38,6 @@ class CoreConnection:
     def _on_connecting(self, dealer: Dealer) -> None:
         """Prepare a new connection."""
 
-    def _on_no_socket(self, error: zmq.ZMQError) -> None:
-        """Raise here to end instead of trying again."""
-
     def _send(self, now: float) -> bool:
         """Connect if it is time to, send what can be sent. Return True if a call has to wait for the connection."""
         core = self._core
@@ -60,10 +57,14 @@ class CoreConnection:
         try:
             self._dealer = Dealer(self._context, self._core.endpoint, self._keys)
         except zmq.ZMQError as error:
-            self._on_no_socket(error)
             self._core.broken(now, why=f"no socket for a connection: {error}")
         else:
             self._on_connecting(self._dealer)
+
+    def _received(self, frame: bytes, now: float) -> None:
+        done = self._core.received(frame, now)
+        if done is not None:
+            self._settle((done,))
 
     def _note(self, news: News | None) -> None:
         """Tell the core the latest event of the connection."""

@@ -54,7 +54,7 @@ class News(Enum):
 
 
 class Dealer:
-    """Never blocks. Use it from one thread at a time."""
+    """Never blocks. Use it from one thread at a time. The descriptors of both sockets are edge-triggered."""
 
     def __init__(self, context: Context, endpoint: str, keys: ClientKeys | None = None) -> None:
         """Begin to connect. Raises zmq.ZMQError if no socket can be made (too many files, context closed)."""
@@ -76,16 +76,6 @@ class Dealer:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def descriptor(self) -> int:
-        """Edge-triggered descriptor of the socket, for `receive` and `send`."""
-        return int(self.socket.getsockopt(zmq.FD))
-
-    @property
-    def monitor_descriptor(self) -> int:
-        """Edge-triggered descriptor of the monitor, for `news`."""
-        return int(self.monitor.getsockopt(zmq.FD))
 
     def readable(self, *, or_writable: bool = False) -> bool:
         """True if `receive` (or, with `or_writable`, `send`) would succeed now."""

@@ -167,28 +167,24 @@ class LoopConnection(CoreConnection):
             frame = dealer.receive()
             if frame is None:
                 return
-            call = self._core.received(frame, monotonic_s())
-            if call is not None:
-                self._settle((call,))
+            self._received(frame, monotonic_s())
 
     def _on_connecting(self, dealer: Dealer) -> None:
-        self.loop.add_reader(dealer.descriptor, self._soon)
-        self.loop.add_reader(dealer.monitor_descriptor, self._poll_monitor)
-        self._poll_monitor()
+        self.loop.add_reader(dealer.socket, self._soon)
+        self.loop.add_reader(dealer.monitor, self._poll_monitor, dealer)
+        self._poll_monitor(dealer)
 
-    def _poll_monitor(self) -> None:
-        if self._dealer is None:
-            return
-        news = self._dealer.news()
+    def _poll_monitor(self, dealer: Dealer) -> None:
+        news = dealer.news()
         if news is News.BROKEN:
-            self._receive(self._dealer)  # replies that came before the end
+            self._receive(dealer)  # replies that came before the end
         self._note(news)
         self._soon()
 
     def _close_dealer(self) -> None:
         if self._dealer is not None and not self.loop.is_closed():
-            self.loop.remove_reader(self._dealer.descriptor)
-            self.loop.remove_reader(self._dealer.monitor_descriptor)
+            self.loop.remove_reader(self._dealer.socket)
+            self.loop.remove_reader(self._dealer.monitor)
         super()._close_dealer()
 
     def _arm(self) -> None:
