@@ -206,6 +206,7 @@ class Core:
         except InvalidRequest as error:
             self._complaint = str(error)
             return None
+        self.up()
         self._heard_at = now
         self._failures = 0
         rid = reply.get("rid")

@@ -160,6 +160,20 @@ def test_a_busy_broker_is_asked_again_when_it_says():
     assert core.next_to_send() is call
 
 
+def test_a_reply_establishes_the_connection_before_the_monitor_reports_it():
+    core = Core(["a"], lambda: 0.0)
+    first, second = requeue("first"), requeue("second")
+    core.start(first, 0.0)
+    core.opened(0.0)
+    core.sent(0.0)
+    assert core.received(protocol.ok(first.rid, {}), 0.1) is first
+    core.start(second, 5.0)
+
+    core.tick(5.0)
+
+    assert not core.closed
+
+
 def test_a_refusal_that_outlasts_the_deadline_is_the_error_and_comes_early():
     core = Core(["a"], lambda: 0.0)
     call = requeue(timeout_s=2.0)
