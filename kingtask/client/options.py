@@ -86,9 +86,8 @@ def _seconds(value: Duration) -> float:
 
 def _listed(values: Any) -> Any:
     """Return an iterable as a list, but not a string, which is one value."""
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        return values
-    return list(values)
+    several = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping))
+    return list(values) if several else values
 
 
 def _intervals(values: Any) -> Any:
@@ -96,21 +95,13 @@ def _intervals(values: Any) -> Any:
     return [_seconds(value) for value in listed] if isinstance(listed, list) else listed
 
 
-def _binary(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
-
-
-def _map(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
-
-
 CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "start_at": lambda value: epoch_s(value, "task.start_at"),
     "delay_s": _seconds,
     "retry": _intervals,
     "time_limit_s": _seconds,
-    "stdin": _binary,
-    "env": _map,
+    "stdin": lambda value: value.encode() if isinstance(value, str) else value,
+    "env": lambda value: dict(value) if isinstance(value, Mapping) else value,
     "keep_result_s": _seconds,
     "expires_at": lambda value: epoch_s(value, "task.expires_at"),
     "tags": _listed,
