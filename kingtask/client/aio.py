@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from functools import wraps
-from types import TracebackType
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client.call import Steps, StepsWithResults, Yielded
@@ -56,7 +55,9 @@ class AsyncClient:
         server_key: KeyFile | None = None,
     ) -> None:
         self._connection = ConnectionOnLoop(endpoints(address), client_keys(curve_key, server_key))
-        self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
+        self._operations = Operations(
+            partial(AsyncTask, self), timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s
+        )
         # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
         weakref.finalize(self, self._connection.close).atexit = False
 
@@ -82,13 +83,8 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-    def _task(self, task_id: str, name: str | None) -> AsyncTask:
-        return AsyncTask(self, task_id, name)
 
     async def _run(self, steps: Steps[R]) -> R:
         try:

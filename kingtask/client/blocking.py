@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from types import TracebackType
+from functools import partial, wraps
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client.call import Steps, StepsWithResults, Yielded
@@ -60,7 +59,7 @@ class Client:
         server_key: KeyFile | None = None,
     ) -> None:
         self._pool = Pool(endpoints(address), client_keys(curve_key, server_key))
-        self._operations = Operations(self._task, timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
+        self._operations = Operations(partial(Task, self), timeout, new_id=fresh_id, monotonic=monotonic_s, wall=wall_s)
         # For a client that is dropped unclosed: the collector might finalize the context before its sockets, and block.
         weakref.finalize(self, self._pool.close).atexit = False
 
@@ -86,13 +85,8 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _task(self, task_id: str, name: str | None) -> Task:
-        return Task(self, task_id, name)
 
     def _run(self, steps: Steps[R]) -> R:
         try:

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any, Generic, TypeVar, Unpack
 from uuid import UUID
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kingtask import protocol
@@ -25,27 +26,18 @@ H = TypeVar("H", bound=Task | AsyncTask)
 ENVELOPE = ("v", "rid", "ok")
 
 
-class Operations(Generic[H]):
+class Operations(Struct, Generic[H], frozen=True):
     """`timeout_s` bounds calls without a bound of their own; `make` makes the returned task handles, `new_id` their
     ids.
 
     `monotonic` and `wall` are clocks in seconds.
     """
 
-    def __init__(
-        self,
-        make: Callable[[str, str | None], H],
-        timeout_s: float,
-        *,
-        new_id: Callable[[], str],
-        monotonic: Callable[[], float],
-        wall: Callable[[], float],
-    ) -> None:
-        self._make = make
-        self._timeout_s = timeout_s
-        self._new_id = new_id
-        self._monotonic = monotonic
-        self._wall = wall
+    make: Callable[[str, str | None], H]
+    timeout_s: float
+    new_id: Callable[[], str]
+    monotonic: Callable[[], float]
+    wall: Callable[[], float]
 
     def submit(
         self,
@@ -64,9 +56,9 @@ class Operations(Generic[H]):
         Raises InvalidRequest (before anything is sent), IdConflict, NoAnswer and other RequestRefused; to try again,
         submit with the `id` of the error.
         """
-        chosen = self._new_id() if id is None else id_of(id)
+        chosen = self.new_id() if id is None else id_of(id)
         fields = task_fields(chosen, name, args, options)
-        protocol.parse_task(fields, self._wall(), "task")
+        protocol.parse_task(fields, self.wall(), "task")
         reply = yield from ask("submit", {"task": fields}, self._limit(timeout), about=chosen)
         return self._accepted(reply, chosen, name, fresh=id is None)
 
@@ -95,7 +87,7 @@ class Operations(Generic[H]):
         `timeout` bounds the waiting (None: without end). Raises the error of the first task that is refused,
         ResultTimeout, NoAnswer.
         """
-        tasks = (TaskSpec(**task_fields(self._new_id(), name, args, options)) for args in argument_lists)
+        tasks = (TaskSpec(**task_fields(self.new_id(), name, args, options)) for args in argument_lists)
         outcomes = yield from self._bulk(None).submit(tasks)
         ids = [outcome.accepted().id for outcome in outcomes]
         results = yield from collect(self._waiting(timeout).ends(ids))
@@ -144,7 +136,7 @@ class Operations(Generic[H]):
 
         Raises WrongState if it has not ended, TaskNotFound.
         """
-        wanted, chosen = id_of(task), self._new_id() if new_id is None else id_of(new_id)
+        wanted, chosen = id_of(task), self.new_id() if new_id is None else id_of(new_id)
         reply = yield from ask("requeue", {"id": wanted, "new_id": chosen}, self._limit(timeout), about=chosen)
         name = None if isinstance(task, (str, UUID)) else task.name
         return self._accepted(reply, chosen, name, fresh=new_id is None)
@@ -202,23 +194,23 @@ class Operations(Generic[H]):
 
     def _accepted(self, reply: Reply, task_id: str, name: str | None, *, fresh: bool) -> H:
         """Return the task. A `fresh` id, chosen by this call, can exist only from an earlier try of the same call."""
-        task = self._make(task_id, name)
+        task = self.make(task_id, name)
         task.outcome = "exists" if reply.get("outcome") == "exists" and not fresh else "created"
         return task
 
     def _with_id(self, spec: TaskSpec) -> TaskSpec:
         if not isinstance(spec, TaskSpec):
             raise InvalidRequest(f"tasks: expected TaskSpec, got {type(spec).__name__}")
-        return replace(spec, id=self._new_id() if spec.id is None else spec.id.lower())
+        return replace(spec, id=self.new_id() if spec.id is None else spec.id.lower())
 
     def _limit(self, timeout: float | None) -> float:
-        return self._timeout_s if timeout is None else timeout
+        return self.timeout_s if timeout is None else timeout
 
     def _bulk(self, timeout: float | None) -> Bulk[H]:
-        return Bulk(self._limit(timeout), self._monotonic, self._make)
+        return Bulk(self._limit(timeout), self.monotonic, self.make)
 
     def _waiting(self, timeout: float | None) -> Waiting:
-        return Waiting(timeout, silence_s=self._timeout_s, clock=self._monotonic)
+        return Waiting(timeout, silence_s=self.timeout_s, clock=self.monotonic)
 
 
 def _content(reply: Reply) -> Reply:
