@@ -13,6 +13,8 @@ from enum import Enum
 from math import inf, isfinite
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from msgspec import Struct
+
 from kingtask import protocol
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
 from kingtask.result import Result
@@ -34,60 +36,49 @@ class CallStage(Enum):
     DONE = "has its reply or error"
 
 
-class Call:
-    """One request and, once it is `done`, its reply or error.
+class Call(Struct, eq=False):
+    """One request and, once its stage is DONE, its reply or error.
 
     `timeout_s` bounds the call as a whole, `silence_s` the time without any message of a broker. `delay_s` is a pause
     before the first try. `answer_s` is the time that a broker takes by design: the field `timeout_s` of a `wait`.
     `about` is the id of the task concerned, for error messages. All other attributes belong to the core.
     """
 
+    op: str
+    fields: Mapping[str, Any]
+    timeout_s: float
+    about: str | None = None
+    silence_s: float = inf
+    delay_s: float = 0.0
+    writes: bool = False
+    answer_s: float = 0.0
     owner: Any = None
     """The shell's own reference; the core ignores it."""
-    stage = CallStage.NEW
+    stage: CallStage = CallStage.NEW
     reply: Reply | None = None
     error: KingtaskError | None = None
-    rid = 0
-    message = b""
-    hard = inf
+    rid: int = 0
+    message: bytes = b""
+    hard: float = inf
     """The latest end of the call."""
-    deadline = inf
+    deadline: float = inf
     """The end of the call unless a broker answers before."""
-    wake_at = inf
-    sent_at = 0.0
-    tries = 0
-    overdue = 0
+    wake_at: float = inf
+    sent_at: float = 0.0
+    tries: int = 0
+    overdue: int = 0
     """Number of tries whose reply was overdue."""
-    refusals = 0
+    refusals: int = 0
     refused_by: int | None = None
     """Index of the address whose broker refused the call last."""
     trouble_at: float | None = None
     """Start of the current series of refusals."""
-    maybe_stored = False
+    maybe_stored: bool = False
     """True if a try may have taken effect: its reply was lost, or says that the effect is unknown."""
 
-    def __init__(
-        self,
-        op: str,
-        fields: Mapping[str, Any],
-        timeout_s: float,
-        *,
-        about: str | None = None,
-        silence_s: float = inf,
-        delay_s: float = 0.0,
-    ) -> None:
-        self.op = op
-        self.writes = protocol.OPS[op].writes
-        self.fields = fields
-        self.timeout_s = timeout_s
-        self.about = about
-        self.answer_s: float = fields.get("timeout_s", 0.0)
-        self.silence_s = silence_s
-        self.delay_s = delay_s
-
-    @property
-    def done(self) -> bool:
-        return self.stage is CallStage.DONE
+    def __post_init__(self) -> None:
+        self.writes = protocol.OPS[self.op].writes
+        self.answer_s = self.fields.get("timeout_s", 0.0)
 
     def result(self) -> Reply:
         """Return the reply of a call that is done, or raise its error."""

@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import zmq
+from msgspec import Struct
 
 from kingtask.client.call import Call, CallStage, SendOnly
 from kingtask.client.connection import CoreConnection
@@ -25,17 +26,14 @@ BATCH = 256
 """Messages received in a row before other callbacks of the loop run."""
 
 
-class Waiter:
+class Waiter(Struct, eq=False):
     """The calls in progress of one run of steps, and the future that waits for them."""
 
-    __slots__ = ("calls", "finished", "future", "unsent")
-
-    def __init__(self) -> None:
-        self.calls: set[Call] = set()
-        self.unsent: set[Call] = set()
-        """With SendOnly: the calls that must be sent before it goes on."""
-        self.finished: list[Call] = []
-        self.future: asyncio.Future[None] | None = None
+    calls: set[Call] = set()
+    unsent: set[Call] = set()
+    """With SendOnly: the calls that must be sent before it goes on."""
+    finished: list[Call] = []
+    future: asyncio.Future[None] | None = None
 
     def done(self, call: Call) -> None:
         self.calls.discard(call)
