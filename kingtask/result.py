@@ -10,15 +10,15 @@ import msgspec
 from kingtask.states import TERMINAL, State
 
 SHOWN_BYTES = 200
-"""Of stderr in a message; the attempt's record has a longer tail."""
+"""Bytes of stderr in a message; the attempt's record has a longer tail."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt that has ended. `reason` is empty for a success.
 
-    Reasons of a failure: `exit` (non-zero status), `signal`, `time_limit`, `stderr` (wrote to it, and the task does
-    not keep it), `missing`, `not_executable`, `exec` (the kernel refused it), `no_retry` (exit status 100), `lost`,
-    `interrupted`, `cancelled`, `out_of_memory`, `released` (given back, not counted).
+    Reasons of a failure: `exit` (non-zero status), `signal`, `time_limit`, `stderr` (it wrote there, and the task does
+    not keep stderr), `missing`, `not_executable`, `exec` (the kernel refused it), `no_retry` (exit status 100), `lost`,
+    `interrupted`, `cancelled`, `out_of_memory`, `released` (by its worker, not counted).
     """
 
     number: int

@@ -61,7 +61,6 @@ UNTIL_REWRITTEN = {
 
 NOT_YET = frozenset(
     {
-        "kingtask/result.py",
         "kingtask/store/functions.py",
         "kingtask/store/rights.py",
         "tests/bench/README.md",
