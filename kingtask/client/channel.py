@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import ceil
 from threading import Event, Lock
-from typing import TYPE_CHECKING
 
 import zmq
 
@@ -13,10 +12,8 @@ from kingtask.client.call import Call, SendOnly
 from kingtask.client.connection import CoreConnection
 from kingtask.client.dealer import Context, Dealer
 from kingtask.clock import monotonic_s
+from kingtask.curve import ClientKeys
 from kingtask.errors import ClientClosed, NoAnswer
-
-if TYPE_CHECKING:
-    from kingtask.curve import ClientKeys
 
 QUICK_S = 0.1
 """Nearly every reply comes within this time, and a plain receive is the cheapest way to wait. It is short because only

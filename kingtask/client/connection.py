@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from random import random
-from typing import TYPE_CHECKING
 
 import zmq
 
@@ -12,9 +11,7 @@ from kingtask.client.call import Call, no_access
 from kingtask.client.core import Core
 from kingtask.client.dealer import Context, Dealer, News
 from kingtask.clock import monotonic_s
-
-if TYPE_CHECKING:
-    from kingtask.curve import ClientKeys
+from kingtask.curve import ClientKeys
 
 
 class CoreConnection:

@@ -12,13 +12,12 @@ import os
 import struct
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from weakref import WeakSet
 
 import zmq
 
-if TYPE_CHECKING:
-    from kingtask.curve import ClientKeys
+from kingtask.curve import ClientKeys
 
 OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,

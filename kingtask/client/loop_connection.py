@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import TYPE_CHECKING
 
 import zmq
 from msgspec import Struct
@@ -17,10 +16,8 @@ from kingtask.client.call import Call, CallStage, SendOnly
 from kingtask.client.connection import CoreConnection
 from kingtask.client.dealer import Dealer, News, disown_after_fork
 from kingtask.clock import monotonic_s
+from kingtask.curve import ClientKeys
 from kingtask.errors import ClientClosed, NoAnswer
-
-if TYPE_CHECKING:
-    from kingtask.curve import ClientKeys
 
 BATCH = 256
 """Messages received in a row before other callbacks of the loop run."""

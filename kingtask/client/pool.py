@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Event, RLock
-from typing import TYPE_CHECKING
 
 import zmq
 
 from kingtask.client.channel import Channel
 from kingtask.client.dealer import Context, disown_after_fork
+from kingtask.curve import ClientKeys
 from kingtask.errors import ClientClosed
-
-if TYPE_CHECKING:
-    from kingtask.curve import ClientKeys
 
 MAX_IDLE = 16
 """Connections kept while no thread uses them; each costs a few descriptors and a heartbeat a second."""
@@ -45,9 +42,10 @@ class Pool:
             if self._idle:
                 channel = self._idle.pop()  # the last one used: the others may grow old
             else:
-                channel = Channel(
-                    self._ensure_context(), self._endpoints, self._closing, first=self._first, keys=self._keys
-                )
+                if self._context is None:
+                    self._context = zmq.Context()
+                    self._context.setsockopt(zmq.MAX_SOCKETS, MAX_SOCKETS)
+                channel = Channel(self._context, self._endpoints, self._closing, first=self._first, keys=self._keys)
             self._taken.add(channel)
             return channel
 
@@ -87,9 +85,3 @@ class Pool:
         self._idle = []
         self._taken = set()
         return parents
-
-    def _ensure_context(self) -> Context:
-        if self._context is None:
-            self._context = zmq.Context()
-            self._context.setsockopt(zmq.MAX_SOCKETS, MAX_SOCKETS)
-        return self._context
