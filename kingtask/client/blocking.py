@@ -8,10 +8,9 @@ from functools import partial, wraps
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from kingtask.client.call import Steps, StepsWithResults, Yielded
-from kingtask.client.channel import Channel
+from kingtask.client.channel import Channel, Pool
 from kingtask.client.handles import Task, fresh_id
 from kingtask.client.operations import Operations
-from kingtask.client.pool import Pool
 from kingtask.clock import monotonic_s, wall_s
 from kingtask.curve import KeyFile, client_keys
 from kingtask.endpoint import endpoints

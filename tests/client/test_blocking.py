@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kingtask import Client
-from kingtask.client import pool
+from kingtask.client import channel
 from kingtask.errors import KingtaskError, NoAnswer
 from kingtask.task import TaskSpec
 from tests.client.processes import in_child, leaves_something
@@ -43,7 +43,7 @@ def test_threads_share_a_client_and_each_gets_its_own_replies(broker: Responder,
 
 
 def test_idle_connections_are_bounded(broker: Responder, client: Client, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pool, "MAX_IDLE", 2)
+    monkeypatch.setattr(channel, "MAX_IDLE", 2)
     together = threading.Barrier(6)
 
     def story(_number: int) -> None:
