@@ -27,17 +27,14 @@ from kingtask.client.call import Call, CallStage, Reply, asked_rest_s, no_answer
 from kingtask.clock import Backoff
 from kingtask.errors import InvalidRequest, KingtaskError, PermissionDenied, RequestRefused
 
-PATIENCE_S = 1.0
+PATIENCE = Backoff(1.0, 8.0)
 """The time for a reply, or a handshake, until the next try; doubled after each round of all addresses."""
-LONGEST_PATIENCE_S = 8.0
 
-RECONNECT_S = 0.05
+RECONNECT = Backoff(0.05, 2.0)
 """The pause between two connections, doubled after each round of all addresses."""
-LONGEST_RECONNECT_S = 2.0
 
-REST_S = 0.05
+REST = Backoff(0.05, 2.0)
 """The pause after a retryable refusal, doubled with each; the broker may ask for more."""
-LONGEST_REST_S = 2.0
 
 DENIALS = 3
 """Failed handshakes in a row that prove wrong keys. Fewer may come from a broker that stops."""
@@ -52,7 +49,8 @@ class Core:
     def __init__(self, endpoints: Sequence[str], random: Callable[[], float], *, first: int = 0) -> None:
         self._endpoints = tuple(endpoints)
         self._random = random
-        self._index = first % len(self._endpoints)
+        self.index = first % len(self._endpoints)
+        """Index of the address in use."""
         self._calls: dict[int, Call] = {}
         self._queue: deque[Call] = deque()
         self._timers: list[tuple[float, int]] = []
@@ -74,13 +72,8 @@ class Core:
     # ── state for the shell ─────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def index(self) -> int:
-        """Index of the address in use."""
-        return self._index
-
-    @property
     def endpoint(self) -> str:
-        return self._endpoints[self._index]
+        return self._endpoints[self.index]
 
     @property
     def closed(self) -> bool:
@@ -176,8 +169,8 @@ class Core:
         self._complaint = why or self._complaint
         self._up_by = inf
         self._failures += 1
-        self._index = (self._index + 1) % len(self._endpoints)
-        rest = Backoff(RECONNECT_S, LONGEST_RECONNECT_S).after((self._failures - 1) // len(self._endpoints))
+        self.index = (self.index + 1) % len(self._endpoints)
+        rest = RECONNECT.after((self._failures - 1) // len(self._endpoints))
         self._open_at = now + rest * (0.5 + 0.5 * self._random())
         sent = sorted(
             (call for call in self._calls.values() if call.stage is CallStage.SENT), key=lambda call: -call.rid
@@ -276,13 +269,13 @@ class Core:
             return  # the refusal of an earlier try; the next try is due already
         if call.trouble_at is None or now - call.sent_at > HEALTHY_S:
             call.trouble_at, call.refusals = now, 0
-        rest = max(Backoff(REST_S, LONGEST_REST_S).after(call.refusals), asked_rest_s(error))
+        rest = max(REST.after(call.refusals), asked_rest_s(error))
         again_at = now + rest * (1 + 0.25 * self._random())
         if again_at >= min(call.hard, call.trouble_at + call.silence_s):
             self._finish(call, error=error)
             return
         call.refusals += 1
-        call.refused_by = self._index
+        call.refused_by = self.index
         call.deadline = min(call.hard, again_at + call.silence_s)
         self._rest(call, again_at)
 
@@ -291,7 +284,7 @@ class Core:
 
     def _refuses(self, call: Call) -> bool:
         """Return True if the broker in use refused this call and has served no other since: another may do better."""
-        return len(self._endpoints) > 1 and call.refused_by == self._index and self._served_at < call.sent_at
+        return len(self._endpoints) > 1 and call.refused_by == self.index and self._served_at < call.sent_at
 
     def _rest(self, call: Call, until: float) -> None:
         call.stage = CallStage.RESTING
@@ -320,4 +313,4 @@ class Core:
     def _patience(self, tries: int) -> float:
         rounds = tries // len(self._endpoints)
         spread = 1 + 0.25 * self._random() if rounds else 1.0
-        return Backoff(PATIENCE_S, LONGEST_PATIENCE_S).after(rounds) * spread
+        return PATIENCE.after(rounds) * spread
