@@ -120,23 +120,19 @@ class NotConfirmed(RequestRefused):
 
 
 REFUSALS: dict[str, type[RequestRefused]] = {
-    "invalid_request": InvalidRequest,
-    "malformed": InvalidRequest,
-    "bad_frames": InvalidRequest,
-    "too_big": InvalidRequest,
-    "too_deep": InvalidRequest,
-    "unsupported_version": InvalidRequest,
-    "unknown_op": InvalidRequest,
-    "permission_denied": PermissionDenied,
-    "not_found": TaskNotFound,
-    "id_conflict": IdConflict,
-    "wrong_state": WrongState,
-    "busy": Busy,
-    "rate_limited": Busy,
-    "unavailable": Unavailable,
-    "store_full": Unavailable,
-    "not_confirmed": NotConfirmed,
-    "internal": RequestRefused,
+    code: kind
+    for kind, codes in (
+        (InvalidRequest, "invalid_request malformed bad_frames too_big too_deep unsupported_version unknown_op"),
+        (PermissionDenied, "permission_denied"),
+        (TaskNotFound, "not_found"),
+        (IdConflict, "id_conflict"),
+        (WrongState, "wrong_state"),
+        (Busy, "busy rate_limited"),
+        (Unavailable, "unavailable store_full"),
+        (NotConfirmed, "not_confirmed"),
+        (RequestRefused, "internal"),
+    )
+    for code in codes.split()
 }
 """Every wire code with its exception; PROTOCOL.md lists the same codes (tested)."""
 
