@@ -146,7 +146,8 @@ def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path
             made[0].chmod(0o644)
             made[1].chmod(0o600)
             for file in made:
-                _sync(file)
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             # The secret key first: the public key is useless without it. Without `replace` an existing file stays.
             for source, target in ((made[1], secret), (made[0], public)):
                 if replace:
@@ -161,11 +162,6 @@ def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path
     except OSError as error:
         raise ConfigurationError(f"cannot write into {directory}: {error.strerror}") from None
     return public, secret
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _look(path: Path) -> int:

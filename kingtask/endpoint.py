@@ -66,7 +66,11 @@ def parse(text: str) -> Address:
 
     scheme, separator, rest = text.partition("://")
     if separator and scheme == "ipc":
-        return _unix(text, rest)
+        if not rest.startswith("/") or "\0" in rest:
+            raise ConfigurationError(f"expected an absolute path behind ipc://, got {text!r}")
+        if len(rest.encode()) > MAX_PATH_BYTES:
+            raise ConfigurationError(f"the path of a socket has at most {MAX_PATH_BYTES} bytes: {rest}")
+        return Address(path=rest)
     match = _TCP.fullmatch(rest if separator else text)
     if match is None or match["port"] is None or (separator and scheme != "tcp"):
         raise ConfigurationError(f"expected one of {FORMS}, got {text!r}")
@@ -88,14 +92,6 @@ def host_port(text: str) -> Address:
     if match is None or match["port"] is None:
         raise ConfigurationError(f"expected host:port, got {text!r}")
     return parse(text)
-
-
-def _unix(text: str, path: str) -> Address:
-    if not path.startswith("/") or "\0" in path:
-        raise ConfigurationError(f"expected an absolute path behind ipc://, got {text!r}")
-    if len(path.encode()) > MAX_PATH_BYTES:
-        raise ConfigurationError(f"the path of a socket has at most {MAX_PATH_BYTES} bytes: {path}")
-    return Address(path=path)
 
 
 # ── for clients ──────────────────────────────────────────────────────────────────────────────────────────────────────
