@@ -7,6 +7,7 @@ Two names may share a topic: that costs a superfluous hint.
 
 from __future__ import annotations
 
+import re
 import zlib
 
 READY_TOPIC_BYTES = 3
@@ -25,6 +26,9 @@ EARLY = b"+"
 EARLY_US. The broker sends a further hint if storing the task took longer than EARLY_US."""
 EARLY_US = 5_000
 
+_TOPIC = re.compile(rb"i|r[\x00-\x0f].|c.", re.DOTALL)
+"""IDLE_TOPIC, every ready_topic, every cancel_topic."""
+
 
 def ready_topic(queue: str) -> bytes:
     """Return the topic by which a worker announces, once, that it serves the queue; nothing is published under it."""
@@ -38,9 +42,4 @@ def cancel_topic(worker: str) -> bytes:
 
 def is_topic(topic: bytes) -> bool:
     """True for a topic that a worker may subscribe to; a broker ignores any other."""
-    kind, size = topic[:1], len(topic)
-    return (
-        (kind == b"r" and size == READY_TOPIC_BYTES and topic[1] < 0x10)
-        or (kind == b"c" and size == 2)
-        or topic == IDLE_TOPIC
-    )
+    return _TOPIC.fullmatch(topic) is not None
