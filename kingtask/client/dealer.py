@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import Enum
 from typing import Protocol
 from weakref import WeakSet
@@ -57,24 +58,18 @@ class Dealer:
 
     def __init__(self, context: Context, endpoint: str, keys: ClientKeys | None = None) -> None:
         """Begin to connect. Raises zmq.ZMQError if no socket can be made (too many files, context closed)."""
-        self.socket = context.socket(zmq.DEALER)
-        try:
+        with ExitStack() as opened:
+            self.socket = opened.enter_context(context.socket(zmq.DEALER))
             for option, value in OPTIONS.items():
                 self.socket.setsockopt(option, value)
             if "[" in endpoint:
                 self.socket.setsockopt(zmq.IPV6, 1)
             if keys is not None:
                 keys.put_on(self.socket)
-            self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(_WATCHED)
+            self.monitor: zmq.Socket[bytes] = opened.enter_context(self.socket.get_monitor_socket(_WATCHED))
             self.monitor.setsockopt(zmq.LINGER, 0)
-        except BaseException:
-            self.socket.close()
-            raise
-        try:
             self.socket.connect(endpoint)
-        except BaseException:
-            self.close()
-            raise
+            opened.pop_all()  # nothing failed, so both stay open until `close`
 
     def readable(self, *, or_writable: bool = False) -> bool:
         """True if `receive` (or, with `or_writable`, `send`) would succeed now."""
