@@ -46,12 +46,7 @@ class Channel(CoreConnection):
     @property
     def idle(self) -> bool:
         """True if no call is in progress."""
-        return not self._core.pending and not self._finished
-
-    @property
-    def index(self) -> int:
-        """Index of the address in use."""
-        return self._core.index
+        return not self.core.pending and not self._finished
 
     def exchange(self, calls: Sequence[Call]) -> list[Call]:
         """Start calls; block until at least one call in progress is done; return all calls that are done.
@@ -88,7 +83,7 @@ class Channel(CoreConnection):
     def _exchange(self, calls: Sequence[Call]) -> list[Call]:
         if self._orphaned:
             raise ClientClosed("this iteration began in the parent process; begin a new one")
-        core = self._core
+        core = self.core
         now = monotonic_s()
         for call in calls:
             if not core.start(call, now):
@@ -175,7 +170,7 @@ class Pool:
             if channel not in self._taken:  # taken before a fork
                 return
             self._taken.remove(channel)
-            self._first = channel.index
+            self._first = channel.core.index
             if channel.idle and len(self._idle) < MAX_IDLE and not self._closing.is_set():
                 self._idle.append(channel)
                 return

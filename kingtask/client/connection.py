@@ -22,7 +22,7 @@ class CoreConnection:
     ) -> None:
         self._context = context
         self._keys = keys
-        self._core = Core(endpoints, random, first=first)
+        self.core = Core(endpoints, random, first=first)
         self._dealer: Dealer | None = None
 
     def _settle(self, calls: Iterable[Call]) -> None:
@@ -37,7 +37,7 @@ class CoreConnection:
 
     def _send(self, now: float) -> bool:
         """Connect if it is time to, send what can be sent. Return True if a call has to wait for the connection."""
-        core = self._core
+        core = self.core
         if core.closed:
             self._close_dealer()
             if core.wants_connection(now):
@@ -50,29 +50,29 @@ class CoreConnection:
         return False
 
     def _connect(self, now: float) -> None:
-        self._core.opened(now)
+        self.core.opened(now)
         try:
-            self._dealer = Dealer(self._context, self._core.endpoint, self._keys)
+            self._dealer = Dealer(self._context, self.core.endpoint, self._keys)
         except zmq.ZMQError as error:
-            self._core.broken(now, why=f"no socket for a connection: {error}")
+            self.core.broken(now, why=f"no socket for a connection: {error}")
         else:
             self._on_connecting(self._dealer)
 
     def _received(self, frame: bytes, now: float) -> None:
-        done = self._core.received(frame, now)
+        done = self.core.received(frame, now)
         if done is not None:
             self._settle((done,))
 
     def _note(self, news: News | None) -> None:
         """Tell the core the latest event of the connection."""
         if news is News.UP:
-            self._core.up()
+            self.core.up()
         elif news is News.BROKEN:
-            self._core.broken(monotonic_s())
+            self.core.broken(monotonic_s())
         elif news is not None:
             certain = news is News.REFUSED
-            why = no_access(self._core.endpoint, keyed=self._keys is not None, certain=certain)
-            self._settle(self._core.denied(monotonic_s(), why, certain=certain))
+            why = no_access(self.core.endpoint, keyed=self._keys is not None, certain=certain)
+            self._settle(self.core.denied(monotonic_s(), why, certain=certain))
 
     def _close_dealer(self) -> None:
         dealer, self._dealer = self._dealer, None

@@ -109,7 +109,7 @@ class LoopConnection(CoreConnection):
         now = monotonic_s()
         for call in calls:
             call.owner = waiter
-            if self._core.start(call, now):
+            if self.core.start(call, now):
                 waiter.calls.add(call)
             else:
                 waiter.finished.append(call)
@@ -126,11 +126,11 @@ class LoopConnection(CoreConnection):
     def abandon(self, waiter: Waiter) -> None:
         """Give up the calls of this waiter."""
         for call in waiter.calls:
-            self._core.abandon(call)
+            self.core.abandon(call)
 
     def close(self) -> None:
         """Close the connection; calls in progress end with NoAnswer. Idempotent."""
-        self._settle(self._core.end(NoAnswer("the client was closed; it is unknown whether anything was stored")))
+        self._settle(self.core.end(NoAnswer("the client was closed; it is unknown whether anything was stored")))
         self._close_dealer()
         for handle in (self._turn, self._timer):
             if handle is not None:
@@ -147,8 +147,8 @@ class LoopConnection(CoreConnection):
         if self._dealer is not None:
             self._receive(self._dealer)  # before timeouts are checked: another callback may have blocked the loop
         now = monotonic_s()
-        if self._core.next_at() <= now:
-            self._settle(self._core.tick(now))
+        if self.core.next_at() <= now:
+            self._settle(self.core.tick(now))
         blocked = self._send(now)
         if self._dealer is not None and self._dealer.readable(or_writable=blocked):
             self._soon()
@@ -184,7 +184,7 @@ class LoopConnection(CoreConnection):
 
     def _arm(self) -> None:
         """Set the timer for the core's next deadline. An earlier timer stays set: most calls end before it fires."""
-        at = self._core.next_at()
+        at = self.core.next_at()
         if at >= self._timer_at:
             return
         if self._timer is not None:

@@ -61,7 +61,7 @@ async def test_a_cancelled_call_is_forgotten(broker: Responder, client: AsyncCli
         await asking
 
     assert client._connection._connection is not None
-    assert client._connection._connection._core.pending == 0
+    assert client._connection._connection.core.pending == 0
     broker.push(request, task_reply(result(ID)))
     broker.script = broker.succeed
     with pytest.raises(TaskNotFound):
@@ -77,7 +77,7 @@ async def test_an_iteration_that_is_left_forgets_its_calls(broker: Responder, cl
     await completed.aclose()  # type: ignore[attr-defined]
 
     assert client._connection._connection is not None
-    assert client._connection._connection._core.pending == 0
+    assert client._connection._connection.core.pending == 0
 
 
 async def test_other_coroutines_run_while_one_waits(broker: Responder, client: AsyncClient):
