@@ -137,7 +137,7 @@ class Channel(CoreConnection):
 class Pool:
     """`take` a channel, use it from one thread at a time, `give` it back. Thread-safe, and usable after a fork."""
 
-    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None = None) -> None:
+    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None) -> None:
         self._endpoints = tuple(endpoints)
         self._keys = keys
         self._first = 0

@@ -17,9 +17,7 @@ from kingtask.curve import ClientKeys
 class CoreConnection:
     """Carries out the wishes of a core: connects, sends, and reports events. A shell adds waiting and receiving."""
 
-    def __init__(
-        self, context: Context, endpoints: Sequence[str], keys: ClientKeys | None = None, *, first: int = 0
-    ) -> None:
+    def __init__(self, context: Context, endpoints: Sequence[str], keys: ClientKeys | None, *, first: int = 0) -> None:
         self._context = context
         self._keys = keys
         self.core = Core(endpoints, random, first=first)

@@ -51,7 +51,7 @@ class Waiter(Struct, eq=False):
 class ConnectionOnLoop:
     """The connection of one client, on one event loop at a time."""
 
-    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None = None) -> None:
+    def __init__(self, endpoints: Sequence[str], keys: ClientKeys | None) -> None:
         self._endpoints = endpoints
         self._keys = keys
         self._connection: LoopConnection | None = None
@@ -92,9 +92,7 @@ class ConnectionOnLoop:
 class LoopConnection(CoreConnection):
     """A client's connection on one event loop; used only on that loop."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, endpoints: Sequence[str], keys: ClientKeys | None = None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, endpoints: Sequence[str], keys: ClientKeys | None) -> None:
         super().__init__(zmq.Context(), endpoints, keys)
         self.loop = loop
         self._turn: asyncio.Handle | None = None
