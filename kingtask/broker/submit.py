@@ -40,6 +40,8 @@ Outcome = str | StoreError
 """Returned by `submit` for a task, or `unconfirmed` if the level of `ack` was not reached, or why the call failed."""
 Respond = Callable[[dict[str, Any] | RequestRefused], None]
 """Called once, with the fields of the reply or with its error."""
+Settle = Callable[[int, Prepared, Outcome], None]
+"""Gets the outcome of a task, after the place of the task in its request."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +49,7 @@ class _Batch:
     """The tasks of one call, and for each of them the reply and its place there."""
 
     tasks: list[Prepared] = field(default_factory=list)
-    replies: list[tuple[SingleReply | BulkReply, int]] = field(default_factory=list)
+    replies: list[tuple[Settle, int]] = field(default_factory=list)
     bytes: int = 0
     hinted_us: int | None = None
     """When a worker got a hint of the only task, before Redis returned."""
@@ -65,11 +67,6 @@ class SubmitBatcher:
         self._batch = _Batch()
         self._in_flight = 0
 
-    @property
-    def ack_level(self) -> str | None:
-        """The durability of an acknowledgement now."""
-        return self._store.ack_level
-
     def reconfigure(self, policy: Policy) -> None:
         """Use this policy for later calls."""
         self._policy = policy
@@ -78,25 +75,26 @@ class SubmitBatcher:
         """Store the tasks of a request, then respond. Raises RequestRefused if its only task breaks a rule."""
         now_s = wall_s()
         if request.tasks is None:
-            self.add(prepare(request.task, now_s, "task", client), SingleReply(self, respond))
+            self.add(prepare(request.task, now_s, "task", client), partial(self._reply, respond))
             return
-        reply = BulkReply(self, len(request.tasks), respond)
+        reply = _BulkReply(self._store, len(request.tasks), respond)
         for i, value in enumerate(request.tasks):
             try:
                 task = prepare(value, now_s, f"tasks[{i}]", client)
             except RequestRefused as error:
-                reply.refuse(i, value, error)
+                task_id = value.get("id") if isinstance(value, dict) else getattr(value, "id", None)
+                reply.set(i, task_id if isinstance(task_id, str) else None, error)
             else:
-                self.add(task, reply, i)
+                self.add(task, reply.settle, i)
 
-    def add(self, task: Prepared, reply: SingleReply | BulkReply, i: int = 0) -> None:
-        """Add a task to the batch; `reply` gets its outcome. A full batch is sent at once."""
+    def add(self, task: Prepared, settle: Settle, i: int = 0) -> None:
+        """Add a task to the batch. A full batch is sent at once."""
         batch = self._batch
         if batch.tasks and batch.bytes + task.size > MAX_BYTES:
             self._send()
             batch = self._batch
         batch.tasks.append(task)
-        batch.replies.append((reply, i))
+        batch.replies.append((settle, i))
         batch.bytes += task.size
         if len(batch.tasks) >= MAX_ITEMS:
             self._send()
@@ -137,47 +135,34 @@ class SubmitBatcher:
         self._settle(batch, batch.outcomes)
 
     def _settle(self, batch: _Batch, outcomes: Iterable[Outcome]) -> None:
-        for task, (reply, i), outcome in zip(batch.tasks, batch.replies, outcomes, strict=True):
-            reply.settle(i, task, outcome)
+        for task, (settle, i), outcome in zip(batch.tasks, batch.replies, outcomes, strict=True):
+            settle(i, task, outcome)
+
+    def _reply(self, respond: Respond, _i: int, task: Prepared, outcome: Outcome) -> None:
+        """Respond to a request with one task, whose refusal is that of the request."""
+        result = result_of(task, outcome)
+        respond(result if isinstance(result, RequestRefused) else {**result, "ack": self._store.ack_level})
 
 
-class SingleReply:
-    """The reply to a request with one task, whose refusal is that of the request."""
-
-    __slots__ = ("_batcher", "_respond")
-
-    def __init__(self, batcher: SubmitBatcher, respond: Respond) -> None:
-        self._batcher = batcher
-        self._respond = respond
-
-    def settle(self, _i: int, task: Prepared, outcome: Outcome) -> None:
-        refused = refusal(task, outcome)
-        self._respond({**accepted(task, outcome), "ack": self._batcher.ack_level} if refused is None else refused)
-
-
-class BulkReply:
+class _BulkReply:
     """The reply to a request with several tasks: an outcome each, in their order. A bad task affects no other one."""
 
-    def __init__(self, batcher: SubmitBatcher, tasks: int, respond: Respond) -> None:
-        self._batcher = batcher
+    def __init__(self, store: BrokerStore, tasks: int, respond: Respond) -> None:
+        self._store = store
         self._respond = respond
         self._outcomes: list[dict[str, Any]] = [{}] * tasks
         self._missing = tasks
 
     def settle(self, i: int, task: Prepared, outcome: Outcome) -> None:
-        refused = refusal(task, outcome)
-        self._set(i, accepted(task, outcome) if refused is None else _error(task.id, refused))
+        self.set(i, task.id, result_of(task, outcome))
 
-    def refuse(self, i: int, value: Any, error: RequestRefused) -> None:
-        """Set the outcome of a task that breaks a rule."""
-        task_id = value.get("id") if isinstance(value, dict) else getattr(value, "id", None)
-        self._set(i, _error(task_id if isinstance(task_id, str) else None, error))
-
-    def _set(self, i: int, outcome: dict[str, Any]) -> None:
-        self._outcomes[i] = outcome
+    def set(self, i: int, task_id: str | None, result: dict[str, Any] | RequestRefused) -> None:
+        if isinstance(result, RequestRefused):
+            result = {"id": task_id, "outcome": "error", "error": protocol.error_fields(result)}
+        self._outcomes[i] = result
         self._missing -= 1
         if not self._missing:
-            self._respond({"ack": self._batcher.ack_level, "outcomes": self._outcomes})
+            self._respond({"ack": self._store.ack_level, "outcomes": self._outcomes})
 
 
 def prepare(value: Any, now_s: float, place: str, client: ClientPolicy | None) -> Prepared:
@@ -187,19 +172,12 @@ def prepare(value: Any, now_s: float, place: str, client: ClientPolicy | None) -
     return functions.prepare(spec.id or str(uuid4()), spec, quota)
 
 
-def refusal(task: Prepared, outcome: Outcome) -> RequestRefused | None:
-    """Return the error for an outcome, or None if the task is stored."""
+def result_of(task: Prepared, outcome: Outcome) -> dict[str, Any] | RequestRefused:
+    """Return the fields of a stored task, or the error of another one."""
     if log.isEnabledFor(logging.DEBUG):
         shown = outcome.kind if isinstance(outcome, StoreError) else outcome
         log.debug(Event(f"submit={shown}", task=task.id, name=task.name, queue=task.queue))
     if isinstance(outcome, StoreError):
         return ops.store_refusal(outcome, writes=True)
-    return ops.submit_refusal(outcome, task.id)
-
-
-def accepted(task: Prepared, outcome: Outcome) -> dict[str, Any]:
-    return {"id": task.id, "outcome": "exists" if outcome == "exists" else "created"}
-
-
-def _error(task_id: str | None, error: RequestRefused) -> dict[str, Any]:
-    return {"id": task_id, "outcome": "error", "error": protocol.error_fields(error)}
+    refused = ops.submit_refusal(outcome, task.id)
+    return {"id": task.id, "outcome": "exists" if outcome == "exists" else "created"} if refused is None else refused

@@ -118,9 +118,9 @@ class ForgetsTheSchedule(Model):
 def acknowledge_before_it_is_stored() -> Any:
     add = SubmitBatcher.add
 
-    def add_and_reply(self: SubmitBatcher, task: Any, reply: Any, i: int = 0) -> None:
+    def add_and_reply(self: SubmitBatcher, task: Any, settle: Any, i: int = 0) -> None:
         add(self, task, mock.Mock())
-        reply.settle(i, task, "ready")
+        settle(i, task, "ready")
 
     return mock.patch.object(SubmitBatcher, "add", add_and_reply)
 
