@@ -147,11 +147,20 @@ class Dispatcher:
             reply.send(_refusal(error))
 
     def _call(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
-        if isinstance(request, protocol.Wait):
-            self._wait(request, reply)
-        else:
+        if not isinstance(request, protocol.Wait):
             call = ops.call_of(request, self._policy, None if client is None else client.quota)
             self._store.send(call, partial(self._called, request, reply, client))
+        elif len(self._waiters) >= self._config.max_waits:
+            raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
+        else:
+            reply.release()  # a wait may be long; max_waits bounds it
+            self._waiters.add(request.id, request.timeout_s, partial(self._waited, request, reply, client))
+
+    def _waited(self, request: protocol.Wait, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
+        if isinstance(reply.peer, AuthenticatedPeer) and reply.peer.revoked:
+            reply.send(_revoked())
+        else:
+            self._called(request, reply, client, value)
 
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
@@ -164,29 +173,9 @@ class Dispatcher:
         if request.op.audited:
             audit(_client_name(reply.peer), request, fields)
         if request.op.acked and not isinstance(fields, RequestRefused):
-            self._store.confirm(partial(self._confirmed, reply, fields))
+            self._store.confirm(lambda reached: reply.send(fields if reached else ops.not_confirmed()))
         else:
             reply.send(fields)
-
-    def _confirmed(self, reply: _PendingReply, fields: dict[str, Any], reached: bool) -> None:
-        reply.send(fields if reached else ops.not_confirmed())
-
-    def _wait(self, request: protocol.Wait, reply: _PendingReply) -> None:
-        if len(self._waiters) >= self._config.max_waits:
-            raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
-        reply.release()  # a wait may be long; max_waits bounds it
-        self._waiters.add(request.id, request.timeout_s, partial(self._waited, request.id, reply))
-
-    def _waited(self, task_id: str, reply: _PendingReply, found: functions.StoredTask | StoreError) -> None:
-        if isinstance(reply.peer, AuthenticatedPeer) and reply.peer.revoked:
-            reply.send(_revoked())
-            return
-        try:
-            task = ops.task_of(task_id, found)
-        except RequestRefused as refused:
-            reply.send(refused)
-        else:
-            reply.send({"task": protocol.result_fields(task), "pending": not task.ended})
 
     def _pong(self) -> dict[str, Any]:
         clock = self._store.clock
@@ -200,10 +189,6 @@ class Dispatcher:
             "now": clock.now_us(monotonic_us()) / 1e6 if clock.known else wall_s(),
             "limits": protocol.LIMITS,
         }
-
-    def began(self, size: int) -> None:
-        self.pending += 1
-        self.pending_bytes += size
 
     def ended(self, size: int) -> None:
         self.pending -= 1
@@ -232,7 +217,8 @@ class _PendingReply:
         self._size = size
         self._times = times
         self._began_us = 0 if times is None else monotonic_us()
-        dispatcher.began(size)
+        dispatcher.pending += 1
+        dispatcher.pending_bytes += size
 
     def release(self) -> None:
         """No longer count the request as in progress."""

@@ -1,7 +1,7 @@
 """The calls and replies of the ops. Pure: values in, values out.
 
 `call_of` returns the function call of a request, `reply_to` the reply's fields for what that call returned. `ping`,
-`submit` and `wait` are not single calls: see `dispatcher`, `submit` and `waiters`.
+`submit` and `wait` are not single calls: see `dispatcher`, `submit` and `waiters`; `wait` ends with what `get` returns.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
     match request:
         case protocol.Get():
             return {"task": protocol.result_fields(task_of(request.id, value))}
+        case protocol.Wait():
+            task = task_of(request.id, value)
+            return {"task": protocol.result_fields(task), "pending": not task.ended}
         case protocol.Cancel():
             return _cancelled(request.id, value)
         case protocol.Requeue():

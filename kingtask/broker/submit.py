@@ -78,6 +78,7 @@ class SubmitBatcher:
             self.add(prepare(request.task, now_s, "task", client), partial(self._reply, respond))
             return
         reply = _BulkReply(self._store, len(request.tasks), respond)
+        settle = reply.settle
         for i, value in enumerate(request.tasks):
             try:
                 task = prepare(value, now_s, f"tasks[{i}]", client)
@@ -85,7 +86,7 @@ class SubmitBatcher:
                 task_id = value.get("id") if isinstance(value, dict) else getattr(value, "id", None)
                 reply.set(i, task_id if isinstance(task_id, str) else None, error)
             else:
-                self.add(task, reply.settle, i)
+                self.add(task, settle, i)
 
     def add(self, task: Prepared, settle: Settle, i: int = 0) -> None:
         """Add a task to the batch. A full batch is sent at once."""
@@ -141,7 +142,7 @@ class SubmitBatcher:
     def _reply(self, respond: Respond, _i: int, task: Prepared, outcome: Outcome) -> None:
         """Respond to a request with one task, whose refusal is that of the request."""
         result = result_of(task, outcome)
-        respond(result if isinstance(result, RequestRefused) else {**result, "ack": self._store.ack_level})
+        respond({**result, "ack": self._store.ack_level} if isinstance(result, dict) else result)
 
 
 class _BulkReply:
@@ -157,7 +158,7 @@ class _BulkReply:
         self.set(i, task.id, result_of(task, outcome))
 
     def set(self, i: int, task_id: str | None, result: dict[str, Any] | RequestRefused) -> None:
-        if isinstance(result, RequestRefused):
+        if not isinstance(result, dict):
             result = {"id": task_id, "outcome": "error", "error": protocol.error_fields(result)}
         self._outcomes[i] = result
         self._missing -= 1

@@ -49,6 +49,7 @@ def test_every_op_has_its_call_but_those_of_other_modules() -> None:
     for request in (protocol.Ping(), protocol.Submit(task={}), protocol.Wait(id=ID)):
         with pytest.raises(TypeError, match="is not a single call"):
             ops.call_of(request, POLICY, None)
+    for request in (protocol.Ping(), protocol.Submit(task={})):
         with pytest.raises(TypeError, match="is not a single call"):
             ops.reply_to(request, None)
 
