@@ -12,7 +12,7 @@ import errno
 import os
 import socket as _socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 import zmq.backend
@@ -44,7 +44,7 @@ DRAIN_FRAMES = 2_048
 DRAIN_US = 2_000
 """A drain ends at any of these three bounds, so that timers and replies from Redis do not wait longer."""
 
-SOCKET_OPTIONS: dict[int, int | bytes] = {
+SOCKET_OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms; a connection without a ZMTP handshake is closed after it
     # No heartbeats from here: libzmq 4.3.5 aborts the process when one falls due on a connection that has ended while
     # its messages are still unread (libzmq issue 4364). Our clients and workers send heartbeats with a time to live,
@@ -64,52 +64,93 @@ ZAP_DOMAIN = b"kingtask"
 bytes mostly pass for such a peer, and the messages of one do not name their connection."""
 
 
-def set_options(socket: zmq.Socket[bytes], auth: CurveAuth | None) -> None:
-    """Set what both sockets of a broker have in common."""
-    for option, value in SOCKET_OPTIONS.items():
-        socket.setsockopt(option, value)
-    if auth is None:
-        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-    else:
-        auth.secure(socket)
+class BrokerSocket:
+    """One socket of a broker, bound and read on the loop: the common part of ROUTER and XPUB."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        options: Mapping[int, int],
+        endpoints: Sequence[str],
+        setting: str,
+        auth: CurveAuth | None,
+    ) -> None:
+        """Bind the socket. Raises ConfigurationError that names the setting if an endpoint cannot be bound."""
+        for option, value in {**SOCKET_OPTIONS, **options}.items():
+            socket.setsockopt(option, value)
+        if auth is None:
+            socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        else:
+            auth.secure(socket)
+        try:
+            bind(socket, endpoints, setting)
+        except ConfigurationError:
+            socket.close()
+            raise
+        self._socket = socket
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._auth = auth
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_scheduled = False
+
+    def _read(self) -> None:
+        """Call `_drain` from now on whenever the descriptor has an event."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._drain)
+        self._drain_again()
+
+    def stop(self, linger_ms: int = 0) -> None:
+        """Stop reading; messages sent before get `linger_ms` to leave. Idempotent."""
+        if self._socket.closed:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(self._fd)
+        self._socket.close(linger_ms)
+
+    def _drain_again(self) -> None:
+        if not self._drain_scheduled and self._loop is not None:
+            self._drain_scheduled = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Read what there is, within bounds. The descriptor is edge-triggered: after sends `_drain_again` is due."""
+        raise NotImplementedError
 
 
 def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
     """Bind all endpoints. Raises ConfigurationError that names the setting and a remedy."""
     for endpoint in endpoints:
-        if endpoint.startswith("ipc://"):
-            _check_path(setting, endpoint.removeprefix("ipc://"))
         if "[" in endpoint:  # an IPv6 address
             socket.setsockopt(zmq.IPV6, 1)
         try:
+            if endpoint.startswith("ipc://"):
+                _check_path(endpoint.removeprefix("ipc://"))
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise ConfigurationError(
-                f"{setting}: cannot listen on {endpoint}: {_advice(error.errno, str(error))}"
-            ) from None
+            advice = _advice(error.errno, str(error))
+            raise ConfigurationError(f"{setting}: cannot listen on {endpoint}: {advice}") from None
 
 
-def _check_path(setting: str, path: str) -> None:
+def _check_path(path: str) -> None:
     """Refuse a path that is in use: libzmq would remove any file there, even the socket of a running broker."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - a path as text
     except OSError:
         return  # bind reports it
     if not stat.S_ISSOCK(mode):
-        raise ConfigurationError(
-            f"{setting}: cannot listen on ipc://{path}: the file exists and is no socket; choose another path"
-        )
+        raise zmq.ZMQError(errno.EEXIST)
     with _socket.socket(_socket.AF_UNIX) as probe:
         probe.setblocking(False)
         if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):  # else no process listens
-            advice = _advice(errno.EADDRINUSE, "")
-            raise ConfigurationError(f"{setting}: cannot listen on ipc://{path}: {advice}")
+            raise zmq.ZMQError(errno.EADDRINUSE)
 
 
 def _advice(number: int | None, text: str) -> str:
     match number:
         case errno.EADDRINUSE:
             return "it is in use; is another broker running? Stop it, or choose another port or path"
+        case errno.EEXIST:
+            return "the file exists and is no socket; choose another path"
         case errno.ENOENT:
             return "its directory does not exist; make it (for /run/kingtask: RuntimeDirectory=kingtask in the unit)"
         case errno.EACCES:
@@ -120,7 +161,7 @@ def _advice(number: int | None, text: str) -> str:
             return text
 
 
-class RouterSocket:
+class RouterSocket(BrokerSocket):
     """Owns the ROUTER socket."""
 
     def __init__(
@@ -132,40 +173,19 @@ class RouterSocket:
         auth: CurveAuth | None = None,
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
+        options: dict[int, int] = {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_FRAME_BYTES}
+        super().__init__(context.socket(zmq.ROUTER), options, endpoints, "addr", auth)
         self._counters = counters
         self._flood_guard = flood_guard
-        self._auth = auth
         self._on_request: Callable[[Peer, bytes], None] = _ignore
         self._on_drained: Callable[[], None] = _ignore
-        self._socket = context.socket(zmq.ROUTER)
-        set_options(self._socket, auth)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        try:
-            bind(self._socket, endpoints, "addr")
-        except ConfigurationError:
-            self._socket.close()
-            raise
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain_scheduled = False
         self._refusing: tuple[Peer, int] | None = None
         """The peer of a message with too many frames, and how many were read so far."""
 
     def start(self, on_request: Callable[[Peer, bytes], None], on_drained: Callable[[], None]) -> None:
         """Read from now on: `on_request` gets each message, `on_drained` is called after each batch of them."""
         self._on_request, self._on_drained = on_request, on_drained
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._drain)
-        self._drain_again()
-
-    def stop(self, linger_ms: int = 1_000) -> None:
-        """Stop reading; replies handed over before get `linger_ms` to leave. Idempotent."""
-        if self._socket.closed:
-            return
-        if self._loop is not None:
-            self._loop.remove_reader(self._fd)
-        self._socket.close(linger_ms)
+        self._read()
 
     def reply(self, peer: Peer, message: bytes) -> None:
         """Send without blocking. A peer that left or does not read loses the reply; it may send its request again."""
@@ -181,11 +201,6 @@ class RouterSocket:
         """Count the error, and send it as the reply."""
         self._counters.refused(error)
         self.reply(peer, protocol.refusal(rid, error))
-
-    def _drain_again(self) -> None:
-        if not self._drain_scheduled and self._loop is not None:
-            self._drain_scheduled = True
-            self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         self._drain_scheduled = False
@@ -211,28 +226,20 @@ class RouterSocket:
         if self._refusing is not None:
             self._refuse_frames(*self._refusing)
             return None
-        sender = self._socket.recv(NOBLOCK)
-        first = self._socket.recv(NOBLOCK, copy=False)  # a Frame knows whether more follow; getsockopt takes longer
+        peer: Peer = (self._socket.recv(NOBLOCK),)
+        last = self._socket.recv(NOBLOCK, copy=False)  # a Frame knows whether more follow; getsockopt takes longer
         if self._flood_guard.watching:
-            self._flood_guard.completed(first)
-        if not first.more:
-            message = first.bytes
-            if message:
-                return ((sender,) if self._auth is None else self._auth.peer_of((sender,), first)), message
-            self._counters.count(counters.EMPTY_MESSAGE, "nothing in it")
+            self._flood_guard.completed(last)
+        if last.more and not len(last):
+            peer = (*peer, b"")
+            last = self._socket.recv(NOBLOCK, copy=False)
+        if last.more:
+            self._refuse_frames(peer, len(peer))
             return None
-        if len(first):
-            self._refuse_frames((sender,), 1)
-            return None
-        peer = (sender, b"")
-        second = self._socket.recv(NOBLOCK, copy=False)
-        if second.more:
-            self._refuse_frames(peer, 2)
-            return None
-        message = second.bytes
+        message = last.bytes
         if message:
-            return (peer if self._auth is None else self._auth.peer_of(peer, second)), message
-        self._counters.count(counters.EMPTY_MESSAGE, "only a delimiter")
+            return (peer if self._auth is None else self._auth.peer_of(peer, last)), message
+        self._counters.count(counters.EMPTY_MESSAGE, "nothing in it" if len(peer) == 1 else "only a delimiter")
         return None
 
     def _refuse_frames(self, peer: Peer, frames: int) -> None:

@@ -42,6 +42,8 @@ log = logging.getLogger("kingtask.broker")
 
 DRAIN_S = 5.0
 """On stop, the time for replies to requests in progress."""
+REPLIES_MS = 1_000
+"""On stop, the time for replies to leave this process."""
 OPEN_FILES = 65_536
 """A connection takes one: with 1,024, the usual limit, a broker could not serve more clients."""
 
@@ -127,7 +129,7 @@ class Broker:
         """Refuse new requests, wait at most DRAIN_S for those in progress, close everything."""
         self._ticker.stop()
         await self._dispatcher.drain(DRAIN_S)
-        self._router.stop()
+        self._router.stop(REPLIES_MS)
         self._flood_guard.stop()
         self._wakeups.stop()
         if self._scrape_server is not None:

@@ -12,7 +12,6 @@ read at all, and a connection that sends too many is cut off.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
@@ -26,9 +25,8 @@ from kingtask.broker import counters
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import PartialMessageGuard, cut_off, is_still
-from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, bind, set_options
+from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
 from kingtask.clock import monotonic_us
-from kingtask.errors import ConfigurationError
 
 MAX_MESSAGE_BYTES = 48
 """A topic has three; the handshake, which must fit as well, has some forty."""
@@ -71,7 +69,7 @@ class WakeupPeer:
     cut: bool = False
 
 
-class Wakeups:
+class Wakeups(BrokerSocket):
     """Owns the XPUB socket."""
 
     def __init__(
@@ -83,23 +81,15 @@ class Wakeups:
         auth: CurveAuth | None = None,
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
-        self._auth = auth
+        options: dict[int, int] = {
+            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES if auth is None else MAX_CURVE_BYTES,
+            zmq.RCVHWM: MAX_UNREAD,
+            zmq.RCVBUF: RECEIVE_BYTES,
+            zmq.XPUB_MANUAL: 1,
+        }
+        super().__init__(context.socket(zmq.XPUB), options, endpoints, "wakeup", auth)
         self._counters = counters
         self._flood_guard = flood_guard
-        self._socket = context.socket(zmq.XPUB)
-        set_options(self._socket, auth)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES if auth is None else MAX_CURVE_BYTES)
-        self._socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
-        self._socket.setsockopt(zmq.RCVBUF, RECEIVE_BYTES)
-        self._socket.setsockopt(zmq.XPUB_MANUAL, 1)
-        try:
-            bind(self._socket, endpoints, "wakeup")
-        except ConfigurationError:
-            self._socket.close()
-            raise
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain_scheduled = False
         self._peers: dict[int, WakeupPeer] = {}
         self._numbers = itertools.count(1)
         # By the topic of a queue: its idle peers, the longest idle first, and how many tasks found none.
@@ -116,17 +106,7 @@ class Wakeups:
         return sum(peer.idle for peer in self._peers.values())
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._drain)
-        self._drain()
-
-    def stop(self) -> None:
-        """Idempotent."""
-        if self._socket.closed:
-            return
-        if self._loop is not None:
-            self._loop.remove_reader(self._fd)
-        self._socket.close(0)
+        self._read()
 
     # ── hints ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,11 +163,6 @@ class Wakeups:
         self._drain_again()  # the descriptor is edge-triggered
 
     # ── subscriptions ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _drain_again(self) -> None:
-        if not self._drain_scheduled and self._loop is not None:
-            self._drain_scheduled = True
-            self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
         """Read messages for at most DRAIN_US, so that the loop is not blocked."""
