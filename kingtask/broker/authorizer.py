@@ -77,10 +77,7 @@ class ClientPolicy:
         if rule.max_priority is not None and spec.priority > rule.max_priority:
             why = f"expected at most {rule.max_priority}, got {spec.priority}"
             self._deny("submit", {"id": spec.id}, f"{place}.priority", why, "max_priority")
-        if (
-            rule.max_time_limit is not None
-            and not (spec.time_limit_s or rule.max_time_limit + 1) <= rule.max_time_limit
-        ):
+        if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
             why = f"expected one of at most {rule.max_time_limit:g} s"
             self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", why, "max_time_limit")
         self._check_rate(place, now_s)
@@ -147,22 +144,20 @@ class Authorizer:
         """Return the rules of this client, or None if the broker has no permissions."""
         if self._permissions is None:
             return None
-        policy = self._policies.get(client)
-        if policy is None:
-            policy = self._policies[client] = self._make(self._permissions, client)
-        return policy
-
-    def _make(self, permissions: PermissionsFile, client: str) -> ClientPolicy:
-        rule, source = permissions.clients.get(client), f"clients.{client}"
+        if client in self._policies:
+            return self._policies[client]
+        rule, source = self._permissions.clients.get(client), f"clients.{client}"
         if rule is None:
-            rule, source = permissions.default or _NOTHING, "default"
-        rate = self._rates.get(client)
+            rule, source = self._permissions.default or _NOTHING, "default"
+        rate = self._rates.pop(client, None)
         if rule.submits_per_second is None:
-            self._rates.pop(client, None)
             rate = None
         elif rate is None or rate.per_s != rule.submits_per_second:
-            rate = self._rates[client] = Rate(rule.submits_per_second)
-        return ClientPolicy(client, rule, source, rate)
+            rate = Rate(rule.submits_per_second)
+        if rate is not None:
+            self._rates[client] = rate
+        policy = self._policies[client] = ClientPolicy(client, rule, source, rate)
+        return policy
 
 
 def audit(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:

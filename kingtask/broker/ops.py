@@ -24,7 +24,6 @@ from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 from kingtask.store import functions
-from kingtask.store.codec import Page
 from kingtask.store.stats import stats_fields
 
 BUSY_AGAIN_S = 0.5
@@ -69,11 +68,14 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
         case protocol.Requeue():
             return _requeued(request, *value)
         case protocol.List():
-            return _page(value)
+            cursor = None if value.cursor is None else f"{value.cursor[0]}:{value.cursor[1]}"
+            return {"tasks": [protocol.result_fields(result) for result in value.tasks], "cursor": cursor}
         case protocol.Stats():
             return stats_fields(value)
         case protocol.Pause() | protocol.Resume():
-            return _paused(request, value)
+            if value != "ok" and (refused := submit_refusal(value, "")) is not None:
+                raise refused
+            return {"queue": request.queue, "paused": isinstance(request, protocol.Pause)}
         case _:
             raise TypeError(f"{request.op.name} is not a single call")
 
@@ -92,17 +94,14 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
             why = "queue: there are too many queues; use an existing one, or raise max_queues"
             return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
         case "too_many_tasks":
-            return Busy(
-                "there are as many tasks as this installation takes (max_tasks); come back later",
-                retry_after_s=FULL_AGAIN_S,
-            )
+            why = "there are as many tasks as this installation takes (max_tasks); come back later"
+            return Busy(why, retry_after_s=FULL_AGAIN_S)
         case "quota_exceeded":
-            return Busy(
+            why = (
                 "as many tasks of this client are outstanding as it may have (max_outstanding of the broker's"
-                " permissions); come back when some have ended",
-                code="rate_limited",
-                retry_after_s=OUTSTANDING_AGAIN_S,
+                " permissions); come back when some have ended"
             )
+            return Busy(why, code="rate_limited", retry_after_s=OUTSTANDING_AGAIN_S)
         case "unconfirmed":
             return not_confirmed()
         case _:
@@ -160,8 +159,7 @@ def _requeued(request: protocol.Requeue, outcome: str, queue: str) -> dict[str, 
         raise _not_found(request.id)
     if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not queue):
         raise WrongState(f"id: task {request.id} has not ended yet ({outcome})", field="id")
-    refused = submit_refusal(outcome, request.new_id)
-    if refused is not None:
+    if (refused := submit_refusal(outcome, request.new_id)) is not None:
         raise refused
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}
 
@@ -176,22 +174,9 @@ def _list_call(request: protocol.List) -> functions.FunctionCall:
     lowest = "-inf" if request.since is None else f"{request.since * 1000:.0f}"
     highest = "+inf" if request.until is None else f"{request.until * 1000:.0f}"
     first, last = (highest, lowest) if request.state in TERMINAL else (lowest, highest)
-    rest = 0
+    rest = "0"
     if request.cursor is not None:
-        first, _, left = request.cursor.partition(":")
-        rest = int(left)
+        first, _, rest = request.cursor.partition(":")
     return functions.list_tasks(
-        request.state, request.queue or "", first=first, last=last, rest=rest, limit=request.limit
+        request.state, request.queue or "", first=first, last=last, rest=int(rest), limit=request.limit
     )
-
-
-def _page(page: Page) -> dict[str, Any]:
-    cursor = None if page.cursor is None else f"{page.cursor[0]}:{page.cursor[1]}"
-    return {"tasks": [protocol.result_fields(result) for result in page.tasks], "cursor": cursor}
-
-
-def _paused(request: protocol.Pause | protocol.Resume, outcome: str) -> dict[str, Any]:
-    refused = None if outcome == "ok" else submit_refusal(outcome, "")
-    if refused is not None:
-        raise refused
-    return {"queue": request.queue, "paused": isinstance(request, protocol.Pause)}
