@@ -52,12 +52,12 @@ class AuthenticatedPeer(tuple[bytes, ...]):
     def __init__(self, _frames: tuple[bytes, ...], auth: CurveAuth, key: str) -> None:
         self._auth = auth
         self._key = key
-        self.client = auth.client_of(key)
+        self.client = auth.names.get(key)
 
     @property
     def revoked(self) -> bool:
         """True if the key is no longer authorized."""
-        return not self._auth.knows(self._key)
+        return self._key not in self._auth.names
 
 
 class CurveAuth:
@@ -70,7 +70,7 @@ class CurveAuth:
         self._counters = counters
         self._directory = authorized
         self._pair = curve.read_pair(secret_key_file)
-        self._names = curve.read_directory(authorized)
+        self.names = curve.read_directory(authorized)
         """The names of the clients, by key."""
         self._sockets: list[Socket] = []
         self._monitors: list[Socket] = []
@@ -95,38 +95,34 @@ class CurveAuth:
     async def open(self) -> None:
         """Accept clients, once each socket has refused an unknown key. Raises ConfigurationError if one did not."""
         self._loop = asyncio.get_running_loop()
-        if (zap := self._zap) is not None:
+        if (zap := self._authenticator.zap_socket) is not None:
             self._loop.add_reader(int(zap.getsockopt(zmq.FD)), self._authenticate)
             self._authenticate()
-        await self._self_test()
+        for socket in self._sockets:
+            endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+            peer_type = _PEER_TYPE[int(socket.getsockopt(zmq.TYPE))]
+            if await self._loop.run_in_executor(None, self._accepts_unknown_key, endpoint, peer_type):
+                raise ConfigurationError(
+                    f"curve: a client with an unknown key was let in at {endpoint}, so this broker does not start;"
+                    " is this libzmq older than 4.3?"
+                )
         for monitor in self._monitors:
             while monitor.poll(0):  # events of the test
                 monitor.recv_multipart()
             self._loop.add_reader(int(monitor.getsockopt(zmq.FD)), self._drain_monitor, monitor)
             self._drain_monitor(monitor)
-        log.info(Event("curve=on", clients=len(self._names), directory=self._directory))
-        if not self._names:
+        log.info(Event("curve=on", clients=len(self.names), directory=self._directory))
+        if not self.names:
             log.warning(Event("curve=no_clients", f"there is no *.key in {self._directory}, so nobody is let in"))
 
     def stop(self) -> None:
         """Call this after the sockets were closed. Idempotent."""
-        for socket in [*self._monitors, *([self._zap] if self._zap is not None else [])]:
-            if self._loop is not None and not socket.closed:
-                self._loop.remove_reader(int(socket.getsockopt(zmq.FD)))
-            socket.close(0)
+        for socket in (*self._monitors, self._authenticator.zap_socket):
+            if socket is not None and not socket.closed:
+                if self._loop is not None:
+                    self._loop.remove_reader(int(socket.getsockopt(zmq.FD)))
+                socket.close(0)
         self._authenticator.stop()
-
-    async def _self_test(self) -> None:
-        """Connect to each socket with an unknown key."""
-        for socket in self._sockets:
-            endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-            if await asyncio.get_running_loop().run_in_executor(
-                None, self._accepts_unknown_key, endpoint, _PEER_TYPE[int(socket.getsockopt(zmq.TYPE))]
-            ):
-                raise ConfigurationError(
-                    f"curve: a client with an unknown key was let in at {endpoint}, so this broker does not start;"
-                    " is this libzmq older than 4.3?"
-                )
 
     def _accepts_unknown_key(self, endpoint: str, peer_type: int) -> bool:
         public, secret = zmq.curve_keypair()
@@ -151,12 +147,12 @@ class CurveAuth:
 
     def reload(self, names: dict[str, str]) -> None:
         """Authorize these keys; not one more message of any other key is accepted."""
-        old = self._names
+        old = self.names
         for key in sorted(names.keys() - old.keys()):
             log.info(Event("key=added", client=names[key]))
         for key in sorted(old.keys() - names.keys()):
             log.info(Event("key=revoked", client=old[key]))
-        self._names = names
+        self.names = names
 
     def read(self) -> dict[str, str]:
         """Read the keys for `reload`. Raises ConfigurationError."""
@@ -164,12 +160,6 @@ class CurveAuth:
 
     def key_of(self, frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))
-
-    def knows(self, key: str) -> bool:
-        return key in self._names
-
-    def client_of(self, key: str) -> str | None:
-        return self._names.get(key)
 
     def peer_of(self, frames: tuple[bytes, ...], frame: zmq.Frame) -> AuthenticatedPeer:
         """Return the peer that sent this frame."""
@@ -181,14 +171,10 @@ class CurveAuth:
         """Return True if this key is authorized. The authenticator calls this."""
         if failpoint.ACTIVE and failpoint.variant("authenticator_fails") is not None:
             raise RuntimeError("this variant fails")
-        return domain == DOMAIN and key.decode() in self._names
-
-    @property
-    def _zap(self) -> Socket | None:
-        return self._authenticator.zap_socket
+        return domain == DOMAIN and key.decode() in self.names
 
     def _authenticate(self) -> None:
-        zap = self._zap
+        zap = self._authenticator.zap_socket
         while zap is not None and not zap.closed:
             try:
                 request = zap.recv_multipart(zmq.NOBLOCK)

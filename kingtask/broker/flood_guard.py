@@ -25,6 +25,7 @@ import struct
 import termios
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import zmq
 
@@ -77,8 +78,8 @@ class PartialMessageGuard:
         """Call `completed` for each message."""
         self._completed: set[int] = set()
         self._senders: dict[int, _Sender] = {}
-        self._left: Iterator[int] = iter(())
-        """Descriptors of this pass that are not examined yet."""
+        self._left: Iterator[int] | None = None
+        """Descriptors of this pass that are not examined yet; None between two passes."""
         self._seen: set[int] = set()
         self._first_pass = True
         self._has_cut = False
@@ -111,44 +112,31 @@ class PartialMessageGuard:
             resident = int(os.pread(self._statm, 256, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
             if resident > self._limit_bytes / 2:
                 pause_s = NEAR_S
-            if resident > self._limit_bytes:
-                if not self.watching:
-                    self.watching = True
-                    self._begin_pass()
+            self.watching = resident > self._limit_bytes
+            if self.watching:
                 self._examine()
             else:
-                self._reset()
+                self._left, self._first_pass = None, True
+                self._completed.clear()
+                self._senders.clear()
         finally:
             self._poll_later(pause_s)
 
-    def _reset(self) -> None:
-        self.watching, self._first_pass = False, True
-        self._completed.clear()
-        self._senders.clear()
-
-    def _begin_pass(self) -> None:
-        try:
-            self._left = iter([int(name) for name in os.listdir("/proc/self/fd")])  # noqa: PTH208
-        except OSError:  # no descriptor is free, so every number is in use
-            self._left = iter(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-        self._seen = set()
-
     def _examine(self) -> None:
         """Examine the next connections. At the end of a pass, cut off those that hold too much."""
-        for _ in range(AT_ONCE):
-            fd = next(self._left, -1)
-            if fd < 0:
-                break
+        if self._left is None:
+            self._left, self._seen = _descriptors(), set()
+        fds = list(islice(self._left, AT_ONCE))
+        for fd in fds:
             self._examine_one(fd)
-        else:
+        if len(fds) == AT_ONCE:
             return
         self._senders = {inode: sender for inode, sender in self._senders.items() if inode in self._seen}
         if self._has_cut:
             self._has_cut = False
             _trim()
         self._cut()
-        self._first_pass = False
-        self._begin_pass()
+        self._left, self._first_pass = None, False
 
     def _examine_one(self, fd: int) -> None:
         try:
@@ -187,6 +175,13 @@ class PartialMessageGuard:
             excess -= sender.held
             if excess <= 0:
                 return
+
+
+def _descriptors() -> Iterator[int]:
+    try:
+        return iter([int(name) for name in os.listdir("/proc/self/fd")])  # noqa: PTH208
+    except OSError:  # no descriptor is free, so every number is in use
+        return iter(range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
 
 def _bytes_read(connection: socket.socket) -> int:

@@ -194,7 +194,7 @@ class Wakeups(BrokerSocket):
             peer = self._peers[inode] = WakeupPeer(fd, inode, key)
         if peer.cut:
             return
-        if self._auth is not None and not self._auth.knows(peer.key):
+        if self._auth is not None and peer.key not in self._auth.names:
             self._cut_off(peer, "its key was revoked")
             return
         second = monotonic_us() // 1_000_000
@@ -265,7 +265,7 @@ class Wakeups(BrokerSocket):
         """Cut off the connections whose key is no longer authorized."""
         assert self._auth is not None
         for peer in list(self._peers.values()):
-            if not peer.cut and not self._auth.knows(peer.key):
+            if not peer.cut and peer.key not in self._auth.names:
                 self._cut_off(peer, "its key was revoked")
 
     def _cut_off(self, peer: WakeupPeer, why: str) -> None:

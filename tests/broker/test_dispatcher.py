@@ -264,7 +264,7 @@ async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: p
 
 class NamedKeysAuth(CurveAuth):
     def __init__(self, **clients: str) -> None:
-        self._names = {key: name for name, key in clients.items()}
+        self.names = {key: name for name, key in clients.items()}
 
     def peer(self, key: str) -> AuthenticatedPeer:
         return AuthenticatedPeer(PEER, self, key)

@@ -190,7 +190,7 @@ class RevocableAuth(CurveAuth):
     """Authorizes the key of every connection, which is empty without CURVE, until `revoke`."""
 
     def __init__(self) -> None:
-        self._names = {"": "alice"}
+        self.names = {"": "alice"}
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         pass
