@@ -60,7 +60,10 @@ class Broker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 64)
         try:
-            self._auth = self._make_auth()
+            self._auth = None
+            if (curve := config.curve) is not None:
+                key, clients = Path(curve.secret_key_file), Path(curve.authorized_clients)
+                self._auth = CurveAuth(self._context, key, clients, self._counters)
             self._flood_guard = PartialMessageGuard(
                 (*config.endpoints, *config.wakeup_endpoints), BASE_BYTES + config.max_pending_bytes, self._counters
             )
@@ -97,12 +100,6 @@ class Broker:
             from kingtask.metrics.scrape_server import ScrapeServer  # noqa: PLC0415 - 3 MB, 25 ms: only with metrics
 
             self._scrape_server = ScrapeServer(address, self._collect, self._not_ready)
-
-    def _make_auth(self) -> CurveAuth | None:
-        if self._config.curve is None:
-            return None
-        key, clients = Path(self._config.curve.secret_key_file), Path(self._config.curve.authorized_clients)
-        return CurveAuth(self._context, key, clients, self._counters)
 
     async def start(self) -> None:
         """Serve. An unreachable Redis is retried; raises ConfigurationError for an error that needs a person."""
@@ -163,8 +160,6 @@ class Broker:
         redis = f"Redis is up, an OK means {store.ack_level}" if store.up else f"Redis is unreachable ({store.problem})"
         return f"{dispatcher.pending} requests in progress, {dispatcher.waiting} clients waiting; {redis}"
 
-    # ── publications of the function library ────────────────────────────────────────────────────────────────────────
-
     def _published_ready(self, text: str) -> None:
         queue, _, tasks = text.partition(" ")
         self._wakeups.ready(queue, int(tasks))
@@ -172,8 +167,6 @@ class Broker:
     def _published_cancel(self, text: str) -> None:
         worker, _, task_id = text.partition(" ")
         self._wakeups.cancel(worker, task_id)
-
-    # ── facts about this broker ─────────────────────────────────────────────────────────────────────────────────────
 
     def _heartbeat(self) -> bytes:
         clock = self._store.clock

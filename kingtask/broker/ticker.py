@@ -96,11 +96,8 @@ class Ticker:
         if not clock.known:
             return
         horizon_ms = clock.now_us(int(monotonic_s() * 1e6)) // 1000 + WINDOW_MS
-        earlier = False
-        for instant_ms in due_ms:
-            if instant_ms <= horizon_ms:
-                earlier |= self._due.add(instant_ms)
-        if earlier:
+        earliest = [self._due.add(instant_ms) for instant_ms in due_ms if instant_ms <= horizon_ms]
+        if any(earliest):
             self._arm()
 
     def _arm(self, at_s: float | None = None) -> None:

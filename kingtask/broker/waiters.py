@@ -64,7 +64,7 @@ class Waiters:
         self._by_id.setdefault(task_id, []).append(waiter)  # before the mark, so that no publication is missed
         self._count += 1
         if self._timer is None:
-            self._poll_later()
+            self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
         waiter.timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, waiter)
         self._store.send(functions.wait(task_id), partial(self._marked, waiter))
 
@@ -73,11 +73,17 @@ class Waiters:
             if self._remove(waiter):
                 waiter.answer(state if isinstance(state, StoreError) else StoredTask(0, None))
         elif state in TERMINAL:
-            self._settle(waiter.id)
+            self.ended(waiter.id)
 
     def ended(self, task_id: str) -> None:
-        """Handle a publication: this task has ended."""
-        self._settle(task_id)
+        """Answer all that wait for this task, which has ended."""
+        waiters = self._by_id.pop(task_id, [])
+        self._count -= len(waiters)
+        for waiter in waiters:
+            if waiter.timer is not None:
+                waiter.timer.cancel()
+        if waiters:
+            self._fetch(task_id, waiters)
 
     def poll(self) -> None:
         """Ask Redis for the state of every waited task."""
@@ -90,32 +96,20 @@ class Waiters:
         if not isinstance(states, StoreError):
             for task_id, state in zip(chunk, states, strict=True):
                 if not state or state in TERMINAL:
-                    self._settle(task_id)
-
-    def _poll_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
+                    self.ended(task_id)
 
     def _poll_again(self) -> None:
         """Poll as long as a client waits; a broker without one sleeps."""
         self._timer = None
         if not self._by_id or self._stopped:
             return
-        self._poll_later()
+        self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
         if self._store.up:
             self.poll()
 
     def _timed_out(self, waiter: _Waiter) -> None:
         if self._remove(waiter):
             self._fetch(waiter.id, [waiter])
-
-    def _settle(self, task_id: str) -> None:
-        waiters = self._by_id.pop(task_id, [])
-        self._count -= len(waiters)
-        for waiter in waiters:
-            if waiter.timer is not None:
-                waiter.timer.cancel()
-        if waiters:
-            self._fetch(task_id, waiters)
 
     def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
         self._store.send(functions.get(task_id), partial(self._fetched, waiters))
@@ -126,8 +120,8 @@ class Waiters:
 
     def _remove(self, waiter: _Waiter) -> bool:
         """Return False if this waiter is gone already."""
-        waiters = self._by_id.get(waiter.id)
-        if waiters is None or waiter not in waiters:
+        waiters = self._by_id.get(waiter.id, [])
+        if waiter not in waiters:
             return False
         waiters.remove(waiter)
         if not waiters:
