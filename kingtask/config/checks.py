@@ -15,11 +15,11 @@ T = TypeVar("T")
 MAX_SECRET_BYTES = 4096
 
 
-class InvalidSetting(Exception):
-    """A value breaks a rule; `field` is its key."""
+class InvalidSetting(ConfigurationError):
+    """A value breaks a rule; `field` is its key, with which the text begins."""
 
     def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{field}: {message}")
         self.field = field
 
 

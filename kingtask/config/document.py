@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,24 @@ class Document:
         self._lines = lines
 
     def error(self, field: str | None, message: str) -> ConfigurationError:
-        """Return an error about `field` (`key`, `key[1]`, `key.inner`); `message` names the key already."""
+        """Return an error about `field` (`key`, `key[1]`, `key.inner`), with which `message` begins."""
         place = field or ""
+        if place.endswith("[0]") and place not in self._lines:  # in the file it is a value, not a list
+            key = place.removesuffix("[0]")
+            place, message = key, message.replace(place, key, 1)
         while place and place not in self._lines:
             place = re.sub(r"(\[[^\[]*\]|\.?[^.\[]+)\Z", "", place)
         where = f"{self.path}:{self._lines[place]}" if place else self.path
         return ConfigurationError(f"{where}: {message}")
+
+
+def with_lists(values: dict[str, Any], lists: Collection[str]) -> dict[str, Any]:
+    """Return a map without the keys that have no value (they have their default); `lists` may have one value alone."""
+    return {
+        key: value if isinstance(value, list) or key not in lists else [value]
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def read(path: str | Path) -> Document:
@@ -67,12 +80,10 @@ def read(path: str | Path) -> Document:
         if "alias" in problem:
             problem += "; a value that begins with * needs quotes"
         raise _wrong(name, error.problem_mark or error.context_mark, problem) from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow, a date such as 2026-02-30
         raise ConfigurationError(f"{name}: is not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
         raise ConfigurationError(f"{name}: is nested too deep") from None
-    except ValueError as error:  # a date such as 2026-02-30
-        raise ConfigurationError(f"{name}: is not YAML: {error}") from None
     return Document(name, values, lines)
 
 

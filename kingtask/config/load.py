@@ -8,7 +8,7 @@ from typing import TypeVar
 from kingtask.config import document
 from kingtask.config.checks import InvalidSetting
 from kingtask.config.settings import BrokerConfig, Settings, WorkerConfig
-from kingtask.errors import ConfigurationError, InvalidRequest
+from kingtask.errors import InvalidRequest
 from kingtask.validation import convert, nearest
 
 C = TypeVar("C", BrokerConfig, WorkerConfig)
@@ -30,23 +30,12 @@ def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) ->
     for key in file.values:
         if key not in known:
             raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
-    single = {key for key in kind.lists if not isinstance(file.values.get(key, []), list)}
-    # A key without a value has its default.
-    values = {key: [value] if key in single else value for key, value in file.values.items() if value is not None}
     try:
-        config = convert(values, kind)
+        config = convert(document.with_lists(file.values, kind.lists), kind)
         config.check()
-    except InvalidRequest as error:
-        raise _complaint(file, single, error.field or "", error.message.removeprefix(f"{error.field}: ")) from None
-    except InvalidSetting as error:
-        raise _complaint(file, single, error.field, str(error)) from None
+    except (InvalidRequest, InvalidSetting) as error:
+        raise file.error(error.field, str(error)) from None
     return config
-
-
-def _complaint(file: document.Document, single: set[str], field: str, message: str) -> ConfigurationError:
-    key = field.removesuffix("[0]")
-    field = key if key in single else field
-    return file.error(field, f"{field}: {message}" if field else message)
 
 
 def _hint(key: str, known: tuple[str, ...], others: dict[str, type[Settings]]) -> str:

@@ -80,17 +80,12 @@ def load(path: str | Path) -> PermissionsFile:
 
 
 def _rule(file: document.Document, place: str, value: Any) -> Rule:
-    single = {key for key in _LISTS if isinstance(value, dict) and isinstance(value.get(key), str)}
-    if isinstance(value, dict):  # a key without a value has its default
-        value = {key: [item] if key in single else item for key, item in value.items() if item is not None}
+    if isinstance(value, dict):
+        value = document.with_lists(value, _LISTS)
     try:
         return convert({} if value is None else value, Rule, place)
     except InvalidRequest as error:
-        field, message = error.field or place, error.message.replace("unknown field", "unknown key")
-        key = field.removesuffix("[0]")
-        if key.removeprefix(f"{place}.") in single:
-            field, message = key, message.replace(f"{key}[0]:", f"{key}:", 1)
-        raise file.error(field, message) from None
+        raise file.error(error.field or place, error.message.replace("unknown field", "unknown key")) from None
 
 
 def compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:

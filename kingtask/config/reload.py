@@ -84,7 +84,7 @@ class Reload(Generic[C]):
         try:
             merged.check()
         except InvalidSetting as error:
-            raise ConfigurationError(f"{error.field}: {error}; some of the changes need a restart") from None
+            raise ConfigurationError(f"{error}; some of the changes need a restart") from None
         self._apply(merged)
         self.config = merged
         return changed, [key for key in differing if key not in old.live]

@@ -181,7 +181,7 @@ class BrokerConfig(Settings, frozen=True):
 
     @property
     def wakeup_endpoints(self) -> list[str]:
-        return [address.endpoint for address in _wakeups(self.addr, self.wakeup)]
+        return [address.endpoint for _, address in _read_wakeups("addr", self.addr, self.wakeup)]
 
     def load_permissions(self) -> rules.PermissionsFile | None:
         """Read permissions.yaml, if there is one. Raises ConfigurationError."""
@@ -272,7 +272,7 @@ class WorkerConfig(Settings, frozen=True):
 
     @property
     def wakeup_endpoints(self) -> list[str]:
-        return [address.endpoint for address in _wakeups(self.broker, self.wakeup)]
+        return [address.endpoint for _, address in _read_wakeups("broker", self.broker, self.wakeup)]
 
     def check(self) -> None:
         super().check()
@@ -337,10 +337,6 @@ class WorkerConfig(Settings, frozen=True):
         for user in users:
             if (place := writable(path, user, depth=0)) is not None:
                 raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; make root its owner")
-
-
-def _wakeups(addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[Address]:
-    return [parse(text) for text in given] if given is not None else [parse(text).beside() for text in addresses]
 
 
 def _read_addresses(key: str, texts: tuple[str, ...]) -> list[tuple[str, Address]]:
