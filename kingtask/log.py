@@ -55,12 +55,8 @@ class LineFormatter(logging.Formatter):
         return text.translate(_ESCAPES)
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(LineFormatter):
     """Formats a record as one JSON object, in ASCII, so that no character ends the line."""
-
-    def __init__(self, program: str) -> None:
-        super().__init__()
-        self._program = program
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {

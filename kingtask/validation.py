@@ -72,12 +72,12 @@ def _explain(text: str, value: Any, kind: Any, place: str) -> InvalidRequest:
             break
         suffix, value, shape = step
         path = f"{path}{suffix}" if suffix.startswith("[") or not path else f"{path}.{suffix}"
-    if isinstance(shape, inspect.StructType) and isinstance(value, dict):
-        return _explain_fields(value, shape, path)
-    if isinstance(shape, inspect.DictType) and isinstance(value, dict):
+    if isinstance(shape, inspect.StructType | inspect.DictType) and isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 return _refusal(path, f"expected strings as keys, got {show(key)}")
+        if isinstance(shape, inspect.StructType):
+            return _explain_fields(value, shape, path)
     return _refusal(path, f"expected {words(shape)}, got {show(value)}")
 
 
@@ -105,11 +105,9 @@ def _step(value: Any, shape: inspect.Type, name: str, index: str) -> tuple[str, 
 _PYTHON_TYPES: dict[type, type] = {inspect.StrType: str, inspect.BytesType: bytes, inspect.DictType: dict}
 
 
-def _explain_fields(value: dict[Any, Any], shape: inspect.StructType, path: str) -> InvalidRequest:
+def _explain_fields(value: dict[str, Any], shape: inspect.StructType, path: str) -> InvalidRequest:
     names = [field.encode_name for field in shape.fields]
     for key in value:
-        if not isinstance(key, str):
-            return _refusal(path, f"expected strings as keys, got {show(key)}")
         if key not in names and key != shape.tag_field:
             meant = nearest(key, names)
             name = key[:SHOWN] if key.isprintable() else ascii(key[:SHOWN])
@@ -146,19 +144,19 @@ def words(shape: inspect.Type) -> str:
         case inspect.Metadata():
             return (shape.extra_json_schema or {}).get("description") or words(shape.type)
         case inspect.IntType():
-            return "an integer" + _between(shape.ge, shape.le)
+            return "an integer" + _range(shape.ge, shape.le)
         case inspect.FloatType():
-            return "a number" + _between(shape.ge, shape.le)
+            return "a number" + _range(shape.ge, shape.le)
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():
-            return "a string" + _sized(shape.min_length, shape.max_length, "characters")
+            return "a string" + _range(shape.min_length or None, shape.max_length, " characters")
         case inspect.BytesType():
-            return "binary" + _sized(shape.min_length, shape.max_length, "bytes")
+            return "binary" + _range(shape.min_length or None, shape.max_length, " bytes")
         case inspect.VarTupleType() | inspect.ListType():
-            return "an array" + _sized(shape.min_length, shape.max_length, "entries")
+            return "an array" + _range(shape.min_length or None, shape.max_length, " entries")
         case inspect.DictType():
-            return "a map" + _sized(shape.min_length, shape.max_length, "entries")
+            return "a map" + _range(shape.min_length or None, shape.max_length, " entries")
         case inspect.LiteralType():
             return "one of " + ", ".join(str(value) for value in shape.values)
         case inspect.EnumType():
@@ -169,20 +167,12 @@ def words(shape: inspect.Type) -> str:
             return "a map"
 
 
-def _between(least: float | None, most: float | None) -> str:
+def _range(least: float | None, most: float | None, unit: str = "") -> str:
     if least is not None and most is not None:
-        return f" from {_number(least)} to {_number(most)}"
+        return f" {'of' if unit else 'from'} {_number(least)} to {_number(most)}{unit}"
     if least is not None:
-        return f" of at least {_number(least)}"
-    return f" of at most {_number(most)}" if most is not None else ""
-
-
-def _sized(least: int | None, most: int | None, unit: str) -> str:
-    if least and most is not None:
-        return f" of {least:,} to {most:,} {unit}"
-    if least:
-        return f" of at least {least:,} {unit}"
-    return f" of at most {most:,} {unit}" if most is not None else ""
+        return f" of at least {_number(least)}{unit}"
+    return f" of at most {_number(most)}{unit}" if most is not None else ""
 
 
 def _number(value: float) -> str:

@@ -112,15 +112,8 @@ class Broker:
         self._flood_guard.start()
         self._wakeups.start()
         self._ticker.start()
-        log.info(
-            Event(
-                "broker=started",
-                name=self.name,
-                version=__version__,
-                addr=",".join(self._config.endpoints),
-                wakeup=",".join(self._config.wakeup_endpoints),
-            ),
-        )
+        addr, wakeup = ",".join(self._config.endpoints), ",".join(self._config.wakeup_endpoints)
+        log.info(Event("broker=started", name=self.name, version=__version__, addr=addr, wakeup=wakeup))
 
     async def stop(self) -> None:
         """Refuse new requests, wait at most DRAIN_S for those in progress, close everything."""

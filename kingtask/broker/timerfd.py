@@ -20,12 +20,8 @@ class TimerfdSelector(selectors.EpollSelector):
     """An EpollSelector with exact timeouts. Raises OSError if the kernel has no timerfd."""
 
     def __init__(self) -> None:
+        self._timer = linux.timerfd_create()
         super().__init__()
-        try:
-            self._timer = linux.timerfd_create()
-        except OSError:
-            super().close()
-            raise
         self.register(self._timer, selectors.EVENT_READ, (None, None))
 
     @classmethod

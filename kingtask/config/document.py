@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -32,23 +32,22 @@ def located(path: str | Path, error: ConfigurationError) -> ConfigurationError:
     return file.error(key if key in file.values else None, message)
 
 
-class Document:
-    """The map in one file. `path` is as the user gave it."""
+class Document(NamedTuple):
+    """The map in one file. `path` is as the user gave it; `lines` has the line of each value by its place."""
 
-    def __init__(self, path: str, values: dict[str, Any], lines: dict[str, int]) -> None:
-        self.path = path
-        self.values = values
-        self._lines = lines
+    path: str
+    values: dict[str, Any]
+    lines: dict[str, int]
 
     def error(self, field: str | None, message: str) -> ConfigurationError:
         """Return an error about `field` (`key`, `key[1]`, `key.inner`), with which `message` begins."""
         place = field or ""
-        if place.endswith("[0]") and place not in self._lines:  # in the file it is a value, not a list
+        if place.endswith("[0]") and place not in self.lines:  # in the file it is a value, not a list
             key = place.removesuffix("[0]")
             place, message = key, message.replace(place, key, 1)
-        while place and place not in self._lines:
+        while place and place not in self.lines:
             place = re.sub(r"(\[[^\[]*\]|\.?[^.\[]+)\Z", "", place)
-        where = f"{self.path}:{self._lines[place]}" if place else self.path
+        where = f"{self.path}:{self.lines[place]}" if place else self.path
         return ConfigurationError(f"{where}: {message}")
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from kingtask.config import document
 from kingtask.config.checks import InvalidSetting
-from kingtask.config.settings import BrokerConfig, Settings, WorkerConfig
+from kingtask.config.settings import BrokerConfig, WorkerConfig
 from kingtask.errors import InvalidRequest
 from kingtask.validation import convert, nearest
 
@@ -16,20 +16,20 @@ C = TypeVar("C", BrokerConfig, WorkerConfig)
 
 def load_broker(path: str | Path) -> BrokerConfig:
     """Load the broker's configuration. Raises ConfigurationError naming file, line and key."""
-    return _load(path, BrokerConfig, {"worker": WorkerConfig})
+    return _load(path, BrokerConfig)
 
 
 def load_worker(path: str | Path) -> WorkerConfig:
     """Load the worker's configuration. Raises ConfigurationError naming file, line and key."""
-    return _load(path, WorkerConfig, {"broker": BrokerConfig})
+    return _load(path, WorkerConfig)
 
 
-def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) -> C:
+def _load(path: str | Path, kind: type[C]) -> C:
     file = document.read(path)
     known = kind.__struct_fields__
     for key in file.values:
         if key not in known:
-            raise file.error(key, f"{key}: unknown key; {_hint(key, known, others)}")
+            raise file.error(key, f"{key}: unknown key; {_hint(key, known)}")
     try:
         config = convert(document.with_lists(file.values, kind.lists), kind)
         config.check()
@@ -38,8 +38,8 @@ def _load(path: str | Path, kind: type[C], others: dict[str, type[Settings]]) ->
     return config
 
 
-def _hint(key: str, known: tuple[str, ...], others: dict[str, type[Settings]]) -> str:
-    for daemon, kind in others.items():
+def _hint(key: str, known: tuple[str, ...]) -> str:
+    for daemon, kind in (("broker", BrokerConfig), ("worker", WorkerConfig)):
         if key in kind.__struct_fields__:
             return f"it belongs in the configuration of the {daemon}"
     meant = nearest(key, known)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -41,11 +40,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PermissionsFile:
+class PermissionsFile(NamedTuple):
     """The content of the file. `default` applies to clients without an entry; None: they have no rights."""
 
-    path: str
     clients: dict[str, Rule]
     default: Rule | None
 
@@ -73,7 +70,6 @@ def load(path: str | Path) -> PermissionsFile:
             raise file.error(f"clients.{name}", f"clients: expected names of {curve.NAMES}, got {show(name)}")
     default = file.values.get("default")
     return PermissionsFile(
-        path=str(path),
         clients={name: _rule(file, f"clients.{name}", value) for name, value in clients.items()},
         default=None if default is None else _rule(file, "default", default),
     )

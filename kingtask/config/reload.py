@@ -27,9 +27,8 @@ class Reload(Generic[C]):
         self.config: C = config
         self._read: Callable[[], C] = read
         self._apply: Callable[[C], None] = apply
-        self._begun: Callable[[], None] = lambda: None
-        self._ended: Callable[[], None] = lambda: None
-        self._ready = False
+        self._around: tuple[Callable[[], None], Callable[[], None]] | None = None
+        """Called before and after a reload; None: not now."""
         self._requested = False
         self.done = 0
         self.refused = 0
@@ -44,23 +43,22 @@ class Reload(Generic[C]):
     def ask(self) -> None:
         """Handle the signal. Before `start` the reload is deferred until then."""
         self._requested = True
-        if self._ready:
-            self._run()
+        if self._around is not None:
+            self._run(*self._around)
 
     def start(self, begun: Callable[[], None], ended: Callable[[], None]) -> None:
         """Allow reloads from now on; `begun` and `ended` are called around each one."""
-        self._begun, self._ended = begun, ended
-        self._ready = True
+        self._around = begun, ended
         if self._requested:
-            self._run()
+            self._run(begun, ended)
 
     def stop(self) -> None:
         """Ignore later signals: the daemon is stopping."""
-        self._ready = False
+        self._around = None
 
-    def _run(self) -> None:
+    def _run(self, begun: Callable[[], None], ended: Callable[[], None]) -> None:
         self._requested = False
-        self._begun()
+        begun()
         try:
             changed, later = self._merge(self._read())
         except ConfigurationError as error:
@@ -73,7 +71,7 @@ class Reload(Generic[C]):
             log.info(Event("reload=done", changed=",".join(changed) or "nothing"))
             if later:
                 log.warning(Event("reload=partial", "these take effect with a restart", keys=",".join(later)))
-        self._ended()
+        ended()
 
     def _merge(self, new: C) -> tuple[list[str], list[str]]:
         """Apply the live keys that changed. Return them, and the changed keys that need a restart."""

@@ -29,7 +29,7 @@ def policy(**rule: Any) -> ClientPolicy:
 
 
 def rules(default: Rule | None = None, **clients: Rule) -> PermissionsFile:
-    return PermissionsFile(path="", clients=clients, default=default)
+    return PermissionsFile(clients=clients, default=default)
 
 
 def policy_of(authorizer: Authorizer, client: str) -> ClientPolicy:

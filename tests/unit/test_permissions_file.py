@@ -44,9 +44,7 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ops=("submit",), queues=("mail",), tasks=("**",)
     )
     assert load("clients: {a: }\n").clients["a"] == Rule()
-    assert load("# nothing\nclients:\n") == permissions_file.PermissionsFile(
-        path=load("# nothing\nclients:\n").path, clients={}, default=None
-    )
+    assert load("# nothing\nclients:\n") == permissions_file.PermissionsFile(clients={}, default=None)
 
 
 @pytest.mark.parametrize(
