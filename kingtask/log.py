@@ -23,13 +23,7 @@ from typing import Any, Literal, TextIO
 from kingtask.errors import ConfigurationError
 from kingtask.event import Event
 
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))} | {
-    ord("\n"): "\\n",
-    ord("\r"): "\\r",
-    ord("\t"): "\\t",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 """Characters that end a line or control a terminal."""
 
 
@@ -115,17 +109,18 @@ class LogFile(logging.handlers.WatchedFileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self._failed = False
         self._reported = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._failed = False
         try:
             super().emit(record)
         except OSError:  # from reopening, e.g. if the directory is gone
             self.handleError(record)
-        if not self._failed:
-            self._reported = False
+
+    def flush(self) -> None:
+        """Write a line out; raises OSError, for `handleError`."""
+        super().flush()
+        self._reported = False
 
     def reopen(self) -> None:
         """Reopen the file now, not at the next line."""
@@ -135,7 +130,6 @@ class LogFile(logging.handlers.WatchedFileHandler):
             self.handleError(logging.makeLogRecord({}))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        self._failed = True
         if not self._reported:
             self._reported = True
             error = sys.exc_info()[1]

@@ -57,10 +57,9 @@ class Dispatcher:
         self.pending = 0
         self.pending_bytes = 0
         self.draining = False
-        self.times: dict[str, Histogram] = {}
+        measured = () if config.metrics_addr is None else protocol.OPS.keys() - {"ping"}
+        self.times = {op: Histogram(REQUEST_S) for op in measured}
         """From a request to its reply, by op; empty without metrics."""
-        if config.metrics_addr is not None:
-            self.times = {op: Histogram(REQUEST_S) for op in protocol.OPS if op != "ping"}
 
     @property
     def waiting(self) -> int:

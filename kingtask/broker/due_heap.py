@@ -8,7 +8,7 @@ a lost heap costs one tick.
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import heappop, heappush, nsmallest
 
 WINDOW_MS = 60_000
 """Instants further ahead are not kept; `tick` reports those of the next minute at least once a second."""
@@ -38,7 +38,8 @@ class DueHeap:
         if instant_ms in self._members:
             return False
         if len(self._heap) >= 2 * self._capacity:
-            self._shed()
+            self._heap = nsmallest(self._capacity, self._heap)  # sorted, so it is a heap
+            self._members = set(self._heap)
         heappush(self._heap, instant_ms)
         self._members.add(instant_ms)
         return self._heap[0] == instant_ms
@@ -47,8 +48,3 @@ class DueHeap:
         """Remove the instants that a tick with this `now` has handled."""
         while self._heap and self._heap[0] <= now_ms:
             self._members.discard(heappop(self._heap))
-
-    def _shed(self) -> None:
-        self._heap = nsmallest(self._capacity, self._heap)
-        heapify(self._heap)
-        self._members = set(self._heap)

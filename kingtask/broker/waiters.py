@@ -112,11 +112,11 @@ class Waiters:
             self._fetch(waiter.id, [waiter])
 
     def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
-        self._store.send(functions.get(task_id), partial(self._fetched, waiters))
+        def fetched(found: StoredTask | StoreError) -> None:
+            for waiter in waiters:
+                waiter.answer(found)
 
-    def _fetched(self, waiters: list[_Waiter], found: StoredTask | StoreError) -> None:
-        for waiter in waiters:
-            waiter.answer(found)
+        self._store.send(functions.get(task_id), fetched)
 
     def _remove(self, waiter: _Waiter) -> bool:
         """Return False if this waiter is gone already."""

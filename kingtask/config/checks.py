@@ -31,8 +31,9 @@ def for_key(field: str, action: Callable[[], T]) -> T:
         raise InvalidSetting(field, str(error).removeprefix(f"{field}: ")) from None
 
 
-def about_path(field: str, text: str, read: Callable[[Path], object]) -> None:
-    for_key(field, partial(read, absolute(field, text)))
+def about_path(field: str, text: str | None, read: Callable[[Path], object]) -> None:
+    if text is not None:
+        for_key(field, partial(read, absolute(field, text)))
 
 
 def absolute(field: str, text: str) -> Path:

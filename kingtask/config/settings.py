@@ -33,7 +33,8 @@ MAX_CONCURRENCY = 1024
 
 Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
 Keep = Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)]
-Lease = Annotated[float, msgspec.Meta(ge=0.5, le=3600)]
+NotEmpty = Annotated[str, msgspec.Meta(min_length=1)]
+Launcher = Annotated[tuple[NotEmpty, ...], msgspec.Meta(min_length=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Namespace = Annotated[
     str, msgspec.Meta(pattern=NAMESPACE_PATTERN, description="1 to 32 letters, digits, dots, dashes and underscores")
@@ -55,11 +56,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Keys that take one value or a list of them."""
     live: ClassVar[frozenset[str]] = frozenset()
     """Keys that change with SIGHUP; the others take effect with a restart."""
+    brokers: ClassVar[str]
+    """The key for the addresses of brokers."""
 
     redis: str = "127.0.0.1:6379"
     redis_password_file: str | None = None
     redis_tls: RedisTLS | None = None
-    redis_sentinel_user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    redis_sentinel_user: NotEmpty | None = None
     redis_sentinel_password_file: str | None = None
     namespace: Namespace = "kingtask"
     cluster: Cluster | None = None
@@ -70,10 +73,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ack: AckLevel | None = None
     ack_replicas: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     ack_timeout: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 5.0
-    lease: Lease = 15.0
+    lease: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] = 15.0
     max_lost: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
     log_format: Literal["text", "json"] = "text"
     metrics_addr: str | None = None
+    wakeup: Addresses | None = None
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [address.endpoint for _, address in self._addresses(self.brokers)]
+
+    @property
+    def wakeup_endpoints(self) -> list[str]:
+        return [address.endpoint for _, address in self._wakeups()]
+
+    def _addresses(self, key: str) -> list[tuple[str, Address]]:
+        """Read the addresses under `key`, each with its place. Raises InvalidSetting."""
+        places = [(f"{key}[{i}]", text) for i, text in enumerate(getattr(self, key))]
+        return [(place, for_key(place, partial(parse, text))) for place, text in places]
+
+    def _wakeups(self) -> list[tuple[str, Address]]:
+        if self.wakeup is not None:
+            return self._addresses("wakeup")
+        return [(place, for_key(place, address.beside)) for place, address in self._addresses(self.brokers)]
 
     @property
     def metrics_address(self) -> Address | None:
@@ -113,8 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Check the rules that types cannot express. Raises InvalidSetting."""
         address = for_key("redis", lambda: parse_address(self.redis, tls=self.redis_tls))
         for key in ("redis_password_file", "redis_sentinel_password_file"):
-            if (text := getattr(self, key)) is not None:
-                for_key(key, partial(secret, absolute(key, text)))
+            about_path(key, getattr(self, key), secret)
         for key in ("redis_sentinel_user", "redis_sentinel_password_file"):
             if getattr(self, key) is not None and address.sentinels is None:
                 raise InvalidSetting(key, "goes only with `redis: redis+sentinel://…`")
@@ -129,11 +150,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in ("ca", "cert", "key"):
             value = getattr(tls, name)
             if value is not None:
-                path = absolute(f"redis_tls.{name}", value)
+                field = f"redis_tls.{name}"
+                path = absolute(field, value)
                 if not os.access(path, os.R_OK) or not path.is_file():
-                    raise InvalidSetting(
-                        f"redis_tls.{name}", f"expected the path of a readable PEM file, got {value!r}"
-                    )
+                    raise InvalidSetting(field, f"expected the path of a readable PEM file, got {value!r}")
         if (tls.cert is None) != (tls.key is None):
             raise InvalidSetting("redis_tls", "cert and key go together; give both or neither")
 
@@ -156,6 +176,7 @@ class WorkerCurve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BrokerConfig(Settings, frozen=True):
+    brokers: ClassVar[str] = "addr"
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("max_pending", "max_pending_bytes", "max_waits", "max_queues", "max_queue_length", "max_tasks"),
@@ -163,7 +184,6 @@ class BrokerConfig(Settings, frozen=True):
     }
 
     addr: Addresses = ("127.0.0.1:9595",)
-    wakeup: Addresses | None = None
     insecure: bool = False
     curve: BrokerCurve | None = None
     permissions: str | None = None
@@ -174,14 +194,6 @@ class BrokerConfig(Settings, frozen=True):
     max_queue_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 10_000_000
     max_tasks: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 20_000_000
     max_result_bytes: Annotated[int, msgspec.Meta(ge=2 * MAX_OUTPUT_BYTES, le=2**40)] = 1024 * 1024 * 1024
-
-    @property
-    def endpoints(self) -> list[str]:
-        return [parse(text).endpoint for text in self.addr]
-
-    @property
-    def wakeup_endpoints(self) -> list[str]:
-        return [address.endpoint for _, address in _read_wakeups("addr", self.addr, self.wakeup)]
 
     def load_permissions(self) -> rules.PermissionsFile | None:
         """Read permissions.yaml, if there is one. Raises ConfigurationError."""
@@ -199,10 +211,8 @@ class BrokerConfig(Settings, frozen=True):
 
     def check(self) -> None:
         super().check()
-        listening = _read_addresses("addr", self.addr)
-        wakeups = _read_wakeups("addr", self.addr, self.wakeup)
         seen: set[str] = set()
-        for field, address in [*listening, *wakeups]:
+        for field, address in [*self._addresses("addr"), *self._wakeups()]:
             if address.endpoint in seen:
                 raise InvalidSetting(field, f"{address} is taken twice (wakeups use the next port; see `wakeup`)")
             seen.add(address.endpoint)
@@ -218,11 +228,11 @@ class BrokerConfig(Settings, frozen=True):
         if self.curve is not None:
             about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
             about_path("curve.authorized_clients", self.curve.authorized_clients, read_directory)
-        if self.permissions is not None:
-            about_path("permissions", self.permissions, rules.load)
+        about_path("permissions", self.permissions, rules.load)
 
 
 class WorkerConfig(Settings, frozen=True):
+    brokers: ClassVar[str] = "broker"
     lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("bin_path", "work_dir", "period", "task_run_time", "concurrency", "queues", "stderr", "drain_timeout"),
@@ -232,7 +242,6 @@ class WorkerConfig(Settings, frozen=True):
     bin_path: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
     work_dir: str | None = None
     broker: Addresses = ("127.0.0.1:9595",)
-    wakeup: Addresses | None = None
     curve: WorkerCurve | None = None
     name: WorkerName | None = None
     period: Annotated[float, msgspec.Meta(ge=0.01, le=3600)] = 1.0
@@ -252,17 +261,11 @@ class WorkerConfig(Settings, frozen=True):
     umask: Mask | None = None
     environment: Annotated[tuple[Variable, ...], msgspec.Meta(max_length=256)] | None = None
     private_dir: str | None = None
-    launcher: Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1)] | None = (
-        None
-    )
+    launcher: Launcher | None = None
 
     def load_identities(self) -> list[UnixIdentity]:
         """Look up the users that attempts run as; empty: the worker's own user. Raises ConfigurationError."""
         return [] if self.run_as is None else identities(self.run_as)
-
-    @property
-    def endpoints(self) -> list[str]:
-        return [parse(text).endpoint for text in self.broker]
 
     def load_keys(self) -> ClientKeys | None:
         """Read the key files, if keys are configured. Raises ConfigurationError."""
@@ -270,14 +273,10 @@ class WorkerConfig(Settings, frozen=True):
             return None
         return read_client(self.curve.secret_key_file, self.curve.server_key_file)
 
-    @property
-    def wakeup_endpoints(self) -> list[str]:
-        return [address.endpoint for _, address in _read_wakeups("broker", self.broker, self.wakeup)]
-
     def check(self) -> None:
         super().check()
-        _read_addresses("broker", self.broker)
-        _read_wakeups("broker", self.broker, self.wakeup)
+        self._addresses("broker")
+        self._wakeups()
         if self.curve is not None:
             about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
             about_path("curve.server_key_file", self.curve.server_key_file, read_public)
@@ -337,13 +336,3 @@ class WorkerConfig(Settings, frozen=True):
         for user in users:
             if (place := writable(path, user, depth=0)) is not None:
                 raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; make root its owner")
-
-
-def _read_addresses(key: str, texts: tuple[str, ...]) -> list[tuple[str, Address]]:
-    return [(f"{key}[{i}]", for_key(f"{key}[{i}]", partial(parse, text))) for i, text in enumerate(texts)]
-
-
-def _read_wakeups(key: str, addresses: tuple[str, ...], given: tuple[str, ...] | None) -> list[tuple[str, Address]]:
-    if given is not None:
-        return _read_addresses("wakeup", given)
-    return [(field, for_key(field, address.beside)) for field, address in _read_addresses(key, addresses)]
