@@ -25,6 +25,7 @@ from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, 
 from kingtask.event import Event
 from kingtask.metrics.call_times import CALL_S, Histogram
 from kingtask.store import functions
+from kingtask.store.functions import StoredTask
 from kingtask.store.store import BrokerStore
 
 log = logging.getLogger("kingtask.broker")
@@ -133,11 +134,7 @@ class Dispatcher:
             self._call(request, reply, client)
 
     def _check_task(
-        self,
-        request: protocol.ById,
-        reply: _PendingReply,
-        client: ClientPolicy,
-        found: functions.StoredTask | StoreError,
+        self, request: protocol.ById, reply: _PendingReply, client: ClientPolicy, found: StoredTask | StoreError
     ) -> None:
         try:
             client.check_task(request.op.name, ops.task_of(request.id, found), monotonic_s())
@@ -155,11 +152,13 @@ class Dispatcher:
             reply.release()  # a wait may be long; max_waits bounds it
             self._waiters.add(request.id, request.timeout_s, partial(self._waited, request, reply, client))
 
-    def _waited(self, request: protocol.Wait, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
+    def _waited(
+        self, request: protocol.Wait, reply: _PendingReply, client: ClientPolicy | None, found: StoredTask | StoreError
+    ) -> None:
         if isinstance(reply.peer, AuthenticatedPeer) and reply.peer.revoked:
             reply.send(_revoked())
         else:
-            self._called(request, reply, client, value)
+            self._called(request, reply, client, found)
 
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused

@@ -177,8 +177,8 @@ class RouterSocket(BrokerSocket):
         super().__init__(context.socket(zmq.ROUTER), options, endpoints, "addr", auth)
         self._counters = counters
         self._flood_guard = flood_guard
-        self._on_request: Callable[[Peer, bytes], None] = _ignore
-        self._on_drained: Callable[[], None] = _ignore
+        self._on_request: Callable[[Peer, bytes], None] = lambda peer, message: None
+        self._on_drained: Callable[[], None] = lambda: None
         self._refusing: tuple[Peer, int] | None = None
         """The peer of a message with too many frames, and how many were read so far."""
 
@@ -254,7 +254,3 @@ class RouterSocket(BrokerSocket):
         self._refusing = None
         why = f"expected one frame, or an empty delimiter and one frame; got {frames:,}"
         self.refuse(peer, None, InvalidRequest(why, code="bad_frames"))
-
-
-def _ignore(*_: object) -> None:
-    """Stand for the callbacks until `start`."""

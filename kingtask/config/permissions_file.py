@@ -60,18 +60,16 @@ def load(path: str | Path) -> PermissionsFile:
             raise file.error(
                 key, f"{key}: unknown key; " + (f"did you mean {meant}?" if meant else "expected clients or default")
             )
-    clients = file.values.get("clients")
-    if clients is None:
-        clients = {}
+    values = document.with_lists(file.values, ())
+    clients = values.get("clients", {})
     if not isinstance(clients, dict):
         raise file.error("clients", f"clients: expected a map of names, got {show(clients)}")
     for name in clients:
         if not curve.NAME.match(name):
             raise file.error(f"clients.{name}", f"clients: expected names of {curve.NAMES}, got {show(name)}")
-    default = file.values.get("default")
     return PermissionsFile(
         clients={name: _rule(file, f"clients.{name}", value) for name, value in clients.items()},
-        default=None if default is None else _rule(file, "default", default),
+        default=_rule(file, "default", values["default"]) if "default" in values else None,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 from kingtask.clock import US_PER_S
@@ -41,14 +43,11 @@ class CallTimes:
     """The observer of a store: durations of calls by function, failures by kind."""
 
     def __init__(self) -> None:
-        self.times: dict[str, Histogram] = {}
-        self.failures: dict[str, int] = {}
+        self.times: defaultdict[str, Histogram] = defaultdict(partial(Histogram, CALL_S))
+        self.failures: Counter[str] = Counter()
 
     def answered(self, function: str, us: int) -> None:
-        times = self.times.get(function)
-        if times is None:
-            times = self.times[function] = Histogram(CALL_S)
-        times.observe(us / US_PER_S)
+        self.times[function].observe(us / US_PER_S)
 
     def failed(self, kind: str) -> None:
-        self.failures[kind] = self.failures.get(kind, 0) + 1
+        self.failures[kind] += 1
