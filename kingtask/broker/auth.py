@@ -127,21 +127,18 @@ class CurveAuth:
     def _accepts_unknown_key(self, endpoint: str, peer_type: int) -> bool:
         public, secret = zmq.curve_keypair()
         keys = curve.ClientKeys(own=curve.Pair(public=public, secret=secret), server=self._pair.public)
-        context: zmq.Context[Socket] = zmq.Context()
-        try:
-            with context.socket(peer_type) as socket:
-                socket.setsockopt(zmq.LINGER, 0)
-                socket.setsockopt(zmq.RECONNECT_IVL, -1)
-                socket.setsockopt(zmq.IPV6, 1)
-                keys.put_on(socket)
-                with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED) as monitor:
-                    socket.connect(endpoint)
-                    if not monitor.poll(SELF_TEST_MS):
-                        return False
-                    event, _ = struct.unpack("=HI", monitor.recv_multipart()[0])
-                    return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        finally:
-            context.term()
+        context: zmq.Context[Socket]
+        with zmq.Context() as context, context.socket(peer_type) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RECONNECT_IVL, -1)
+            socket.setsockopt(zmq.IPV6, 1)
+            keys.put_on(socket)
+            with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED) as monitor:
+                socket.connect(endpoint)
+                if not monitor.poll(SELF_TEST_MS):
+                    return False
+                event, _ = struct.unpack("=HI", monitor.recv_multipart()[0])
+                return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
     # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -164,17 +164,15 @@ class PartialMessageGuard:
 
     def _cut(self) -> None:
         excess = sum(sender.held for sender in self._senders.values()) - HELD_BYTES
-        if excess <= 0:
-            return
-        for sender in sorted(self._senders.values(), key=lambda sender: sender.held, reverse=True):
+        by_held = sorted(self._senders.values(), key=lambda sender: sender.held) if excess > 0 else []
+        while by_held and excess > 0:
+            sender = by_held.pop()
             if is_still(sender.fd, sender.inode):
                 cut_off(sender.fd, sender.inode)
                 self._has_cut = True
                 self._counters.count(counters.CUT_OFF, f"{sender.held:,} bytes of a message without an end")
             del self._senders[sender.inode]
             excess -= sender.held
-            if excess <= 0:
-                return
 
 
 def _descriptors() -> Iterator[int]:

@@ -117,17 +117,12 @@ class Wakeups(BrokerSocket):
     def notify_early(self, queue: str) -> bool:
         """Send a hint for a task on its way to Redis. Return False if no worker is idle; then call `ready` later."""
         topic = self._last_queue = topics.ready_topic(queue)
-        peer = self._pop_idle(topic)
-        if peer is not None:
-            self._send_hint(peer, topic + topics.EARLY)
-        return peer is not None
+        return self._hint_idle(topic, topics.EARLY)
 
     def warm_up(self) -> None:
         """Make one worker poll, so that it is awake for the next task."""
         for queue in (self._last_queue, *self._idle):
-            peer = self._pop_idle(queue)
-            if peer is not None:
-                self._send_hint(peer, queue)
+            if self._hint_idle(queue):
                 return
 
     def cancel(self, worker: str, task_id: str) -> None:
@@ -135,21 +130,21 @@ class Wakeups(BrokerSocket):
 
     def _deliver(self, queue: bytes, tasks: int, suffix: bytes = b"") -> None:
         self._last_queue = queue
-        while tasks and (peer := self._pop_idle(queue)) is not None:
-            self._send_hint(peer, queue + suffix)
+        while tasks and self._hint_idle(queue, suffix):
             tasks -= 1
         if tasks:
             self._undelivered[queue] = min(self._undelivered.get(queue, 0) + tasks, len(self._peers))
 
-    def _pop_idle(self, queue: bytes) -> WakeupPeer | None:
-        """Take the peer of this queue that has been idle longest, for a hint."""
+    def _hint_idle(self, queue: bytes, suffix: bytes = b"") -> bool:
+        """Send a hint to the peer of this queue that has been idle longest. Return False if there is none."""
         idle = self._idle.get(queue)
         while idle:
             peer = next(iter(idle))
             self._set_busy(peer)
             if is_still(peer.fd, peer.inode):
-                return peer
-        return None
+                self._send_hint(peer, queue + suffix)
+                return True
+        return False
 
     def _send_hint(self, peer: WakeupPeer, hint: bytes) -> None:
         peer.hint = hint

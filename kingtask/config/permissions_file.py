@@ -57,9 +57,8 @@ def load(path: str | Path) -> PermissionsFile:
     for key in file.values:
         if key not in _KEYS:
             meant = nearest(key, _KEYS)
-            raise file.error(
-                key, f"{key}: unknown key; " + (f"did you mean {meant}?" if meant else "expected clients or default")
-            )
+            hint = f"did you mean {meant}?" if meant else "expected clients or default"
+            raise file.error(key, f"{key}: unknown key; {hint}")
     values = document.with_lists(file.values, ())
     clients = values.get("clients", {})
     if not isinstance(clients, dict):

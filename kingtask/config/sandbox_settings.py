@@ -42,10 +42,6 @@ class RunAs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     user: Name | Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
     group: Name | None = None
 
-    @property
-    def users(self) -> tuple[str, ...]:
-        return (self.user,) if isinstance(self.user, str) else self.user
-
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of each process; `processes` counts all processes of the user (setrlimit(2))."""
@@ -74,7 +70,7 @@ def identities(run_as: RunAs) -> list[UnixIdentity]:
     """Look up the users. Raises ConfigurationError that begins with the key."""
     group = None if run_as.group is None else _gid(run_as.group)
     found: dict[int, UnixIdentity] = {}
-    for name in run_as.users:
+    for name in [run_as.user] if isinstance(run_as.user, str) else run_as.user:
         identity = _identity(name, group)
         if identity.uid == 0:
             raise ConfigurationError("run_as: root would keep every right; expected a user of its own for tasks")

@@ -38,7 +38,6 @@ CONNECTIONS = 16
 KEEP_S = 1.0
 """Scrapes share a text of at most this age."""
 
-PLAIN = "text/plain; charset=utf-8"
 PATHS = "/metrics, /healthz, /readyz"
 
 _LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,2048}) HTTP/1\.[01]\r?\n")
@@ -177,7 +176,7 @@ def _packed(reply: Reply, *, bare: bool) -> bytes:
 
 
 def _plain(status: HTTPStatus, text: str) -> Reply:
-    return status, PLAIN, f"{text}\n".encode(errors="replace")
+    return status, "text/plain; charset=utf-8", f"{text}\n".encode(errors="replace")
 
 
 def _advice(error: OSError) -> str:
