@@ -120,10 +120,8 @@ class Dispatcher:
         if self.pending >= self._config.max_pending or self.pending_bytes >= self._config.max_pending_bytes:
             raise Busy("too many requests are waiting for Redis; come back later", retry_after_s=ops.BUSY_AGAIN_S)
         if not self._store.up:
-            raise Unavailable(
-                f"Redis is not reachable ({self._store.problem}); the broker keeps trying",
-                retry_after_s=ops.AWAY_AGAIN_S,
-            )
+            why = f"Redis is not reachable ({self._store.problem}); the broker keeps trying"
+            raise Unavailable(why, retry_after_s=ops.AWAY_AGAIN_S)
 
     def _act(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
         if isinstance(request, protocol.Submit):

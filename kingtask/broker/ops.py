@@ -109,24 +109,23 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
 
 
 def not_confirmed() -> NotConfirmed:
-    return NotConfirmed(
-        "written, but not confirmed at the level of `ack` in time; send the same id again", retry_after_s=AWAY_AGAIN_S
-    )
+    why = "written, but not confirmed at the level of `ack` in time; send the same id again"
+    return NotConfirmed(why, retry_after_s=AWAY_AGAIN_S)
 
 
 def store_refusal(error: StoreError, *, writes: bool) -> RequestRefused:
     """Return the reply's error for a failed call. A call that `writes` may have taken effect without a reply."""
+    stored = error.stored if writes else "no"
     if error.kind == "permission":
         text = f"the broker's user in Redis lacks a right ({error}); `kingtask doctor` on its host says which"
-        return RequestRefused(text, stored=error.stored if writes else "no")
+        return RequestRefused(text, stored=stored)
     if error.kind in ("error", "damaged"):
-        return RequestRefused(f"the store failed at this: {error}", stored=error.stored if writes else "no")
-    if error.stored == "unknown" and writes:
+        return RequestRefused(f"the store failed at this: {error}", stored=stored)
+    if stored == "unknown":
         return NotConfirmed(f"{error}; send the same request again", retry_after_s=AWAY_AGAIN_S)
     if error.kind == "full":
-        return Unavailable(
-            "Redis is full (maxmemory); tasks drain, come back later", code="store_full", retry_after_s=FULL_AGAIN_S
-        )
+        text = "Redis is full (maxmemory); tasks drain, come back later"
+        return Unavailable(text, code="store_full", retry_after_s=FULL_AGAIN_S)
     return Unavailable(f"Redis cannot serve this now: {error}", retry_after_s=AWAY_AGAIN_S)
 
 
