@@ -103,13 +103,11 @@ class WorkerState:
         self._queue: deque[_Held] = deque()
         self.outbox = Outbox()
         self._stops: list[StopProcess] = []
-        # Whether to claim when slots are free; the token of the claim that is under way, or whose reply was lost.
+        # Whether to claim when slots are free; the claim that is under way (`claiming`), or whose reply was lost.
         self._should_claim = True
-        self._token: bytes | None = None
-        self._claims = 0
+        self._claim: Claim | None = None
         self._claiming = False
-        self._claimed_slots = 0
-        self._again = False
+        self._claims = 0
         # A claim without a reply was abandoned; an extend that does not name it must make Redis release its tasks.
         self._claim_abandoned = False
         self._renew = False
@@ -130,7 +128,7 @@ class WorkerState:
     @property
     def idle(self) -> bool:
         """True if nothing is held, reported or claimed."""
-        return not self._held and not self.outbox and self._token is None and not self._claim_abandoned
+        return not self._held and not self.outbox and self._claim is None and not self._claim_abandoned
 
     def readiness(self, now_s: float) -> Readiness:
         """For the brokers, after `decide`."""
@@ -138,14 +136,14 @@ class WorkerState:
             return Readiness.FULL
         if self._claiming or self._should_claim:
             return Readiness.CLAIMING
-        return Readiness.IDLE if self._token is None else Readiness.FULL
+        return Readiness.IDLE if self._claim is None else Readiness.FULL
 
     def resize(self, slots: int) -> None:
         """Change the number of slots. Running attempts continue; surplus slots go as they become free."""
         self._slots = slots
         self._should_claim = True
 
-    # ── hints and time ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── events: hints, time, the connection to Redis ──────────────────────────────────────────────────────────────────
 
     def wakeup(self) -> None:
         """A hint arrived: a task may be ready."""
@@ -165,8 +163,6 @@ class WorkerState:
         if any(fence.id == task_id for fence in self._held):
             self._renew = True
 
-    # ── connection to Redis ────────────────────────────────────────────────────────────────────────────────────────
-
     def went_up(self) -> None:
         self.up = True
         self.poll()
@@ -175,20 +171,20 @@ class WorkerState:
     def went_down(self) -> None:
         self.up = False
 
-    # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── events: claims, leases, ends ──────────────────────────────────────────────────────────────────────────────────
 
     def claimed(self, tasks: Sequence[Claimed], sent_s: float, *, more: bool = False) -> list[Fence]:
         """Handle the reply to a claim that was sent at `sent_s`; `more`: the reply was cut, other tasks may be ready.
 
         Returns the attempts that wait for `stored` before they start.
         """
-        token, self._token, self._claiming = self._token, None, False
-        assert token is not None, "one claim at a time"
-        if more or len(tasks) >= self._claimed_slots or self._again:  # a repeated claim gets the same tasks
+        claim, self._claim, self._claiming = self._claim, None, False
+        assert claim is not None, "one claim at a time"
+        if more or len(tasks) >= claim.n or claim.again:  # a repeated claim gets the same tasks
             self._should_claim = True
         unconfirmed = []
         for task in tasks:
-            fence = Fence(task.id, task.number, token)
+            fence = Fence(task.id, task.number, claim.token)
             held = self._held[fence] = _Held(task, fence, sent_s)
             if self.draining:
                 self._release(held, "the worker was stopping")
@@ -216,16 +212,16 @@ class WorkerState:
         """A claim that may be stored is sent again at the next poll, or when Redis is up again."""
         self._claiming = False
         if stored == "no":
-            self._token = None
+            self._claim = None
         elif self.draining:
             self._abandon_claim()
-
-    # ── spawning ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def next_to_spawn(self, now_s: float) -> tuple[Fence, Claimed] | None:
         """Take the next attempt to start; it counts as running from now on."""
         while self._queue:
             held = self._queue.popleft()
+            if self._held.get(held.fence) is not held:  # released or fenced meanwhile
+                continue
             if now_s - held.renewed_s > self._lease_s / 2:
                 held.stage = SlotStage.STALE
                 self._renew = True
@@ -251,15 +247,11 @@ class WorkerState:
             self.degraded = why
             self._renew = True  # an extend carries the heartbeat
 
-    # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
     def ended(self, fence: Fence, report: Report) -> None:
         """The process is gone, or was never started."""
         held = self._held.pop(fence)
         if held.stopping != "fenced" or held.claimed.fail_if_lost:
             self.outbox.add(fence, report, queue=held.claimed.queue, once=held.claimed.fail_if_lost)
-
-    # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def extended(self, sent: Extend, answers: Sequence[str], sent_s: float) -> list[Fence]:
         """Handle the answers; return the attempts whose lease was given away."""
@@ -269,18 +261,22 @@ class WorkerState:
         lost = []
         for fence, answer in zip(sent.held, answers, strict=True):
             held = self._held.get(fence)
-            if held is None:
+            if held is None or answer == DAMAGED:  # damaged: not renewed, and not given away
                 continue
+            running = held.stage is SlotStage.RUNNING
             if answer == "fenced":
                 if held.stopping != "fenced":
                     lost.append(fence)
-                    self._drop(held)
-                continue
-            if answer == DAMAGED:  # not renewed, and not given away
+                    if running:
+                        self._stop(held, "fenced")
+                    else:
+                        del self._held[fence]
                 continue
             held.renewed_s = sent_s
-            if answer == "cancel":
-                self._cancel(held)
+            if answer == "cancel" and running:
+                self._stop(held, "cancelled")
+            elif answer == "cancel":
+                self._release(held, "cancelled before it was started")
             elif held.stage is SlotStage.STALE:
                 held.stage = SlotStage.QUEUED
                 self._queue.append(held)
@@ -289,13 +285,11 @@ class WorkerState:
     def extend_failed(self) -> None:
         self._extending = False
 
-    # ── stopping the worker ─────────────────────────────────────────────────────────────────────────────────────────
-
     def drain(self) -> None:
         """Claim nothing more, and release what was not started."""
         self.draining = True
         self._renew = True
-        if self._token is not None and not self._claiming:
+        if self._claim is not None and not self._claiming:
             self._abandon_claim()
         for held in list(self._held.values()):
             if held.stage is not SlotStage.RUNNING:
@@ -303,15 +297,15 @@ class WorkerState:
 
     def _abandon_claim(self) -> None:
         """Have Redis release the tasks of a claim without a reply: send an extend that does not name the claim."""
-        self._token, self._claim_abandoned, self._renew = None, True, True
+        self._claim, self._claim_abandoned, self._renew = None, True, True
 
     def stop_all(self) -> None:
         """Stop the running attempts and release them; at-most-once attempts end as interrupted."""
         for held in self._held.values():
-            if held.stage is SlotStage.RUNNING and held.stopping is None:
+            if held.stage is SlotStage.RUNNING:
                 self._stop(held, "interrupted" if held.claimed.fail_if_lost else "released")
 
-    # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── decisions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def decide(self, now_s: float) -> list[Action]:
         """Return the next actions, in order; their calls are sent together."""
@@ -326,26 +320,17 @@ class WorkerState:
                 fence for fence, held in self._held.items() if held.stopping != "fenced" or held.claimed.fail_if_lost
             ]
             fences += self.outbox.fences
-            actions.append(Extend(fences, [] if self._token is None else [self._token], self._claims))
-        if not self._claiming and not self.draining:
-            claim = self._claim(now_s)
-            if claim is not None:
-                _join(actions, claim)
+            actions.append(Extend(fences, [] if self._claim is None else [self._claim.token], self._claims))
+        if self._should_claim and not self._claiming and not self.draining:
+            if self._claim is not None:
+                self._claim = self._claim._replace(again=True)
+            elif (n := self._room(now_s)) > 0:
+                self._claims += 1
+                self._claim = Claim(self._new_token(), self._claims, n, again=False)
+            if self._claim is not None:
+                self._claiming, self._should_claim = True, False
+                _join(actions, self._claim)
         return actions
-
-    def _claim(self, now_s: float) -> Claim | None:
-        if self._token is not None:
-            if not self._should_claim:
-                return None
-            self._claiming, self._should_claim, self._again = True, False, True
-            return Claim(self._token, self._claims, self._claimed_slots, True)
-        n = self._room(now_s)
-        if not self._should_claim or n <= 0:
-            return None
-        self._token, self._claimed_slots, self._claiming, self._should_claim = self._new_token(), n, True, False
-        self._again = False
-        self._claims += 1
-        return Claim(self._token, self._claims, n, False)
 
     def _room(self, now_s: float) -> int:
         if now_s < self._pause_until_s:
@@ -353,31 +338,14 @@ class WorkerState:
         # Reports that Redis cannot take yet are held in memory: no more of them than there are slots.
         return min(self._slots - self.busy, 2 * self._slots - self.busy - len(self.outbox))
 
-    # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
-
     def _release(self, held: _Held, why: str) -> None:
-        if held in self._queue:
-            self._queue.remove(held)
         self.ended(held.fence, self._release_record(held.claimed, why))
 
     def _stop(self, held: _Held, why: Stop) -> None:
-        held.stopping = why
-        self._stops.append(StopProcess(held.fence, why))
-
-    def _drop(self, held: _Held) -> None:
-        """The lease was given away: stop the attempt at once, report nothing."""
-        if held.stage is SlotStage.RUNNING:
-            self._stop(held, "fenced")
-            return
-        if held in self._queue:
-            self._queue.remove(held)
-        del self._held[held.fence]
-
-    def _cancel(self, held: _Held) -> None:
-        if held.stage is not SlotStage.RUNNING:
-            self._release(held, "cancelled before it was started")
-        elif held.stopping is None:
-            self._stop(held, "cancelled")
+        """The first reason counts; only `fenced` replaces it."""
+        if held.stopping is None or why == "fenced":
+            held.stopping = why
+            self._stops.append(StopProcess(held.fence, why))
 
 
 def _join(actions: list[Action], claim: Claim) -> None:

@@ -130,14 +130,8 @@ def forget_ends_that_failed_to_arrive() -> Any:
 
 
 def spawn_whatever_the_lease() -> Any:
-    def next_to_spawn(self: WorkerState, now_s: float) -> Any:
-        if not self._queue:
-            return None
-        held = self._queue.popleft()
-        held.stage = SlotStage.RUNNING
-        return held.fence, held.claimed
-
-    return mock.patch.object(WorkerState, "next_to_spawn", next_to_spawn)
+    next_to_spawn = WorkerState.next_to_spawn
+    return mock.patch.object(WorkerState, "next_to_spawn", lambda self, now_s: next_to_spawn(self, float("-inf")))
 
 
 def hand_back_what_was_started() -> Any:
