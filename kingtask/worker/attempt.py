@@ -97,14 +97,14 @@ class RunningAttempt:
             else:
                 self._fail("failed", "exec", f"cannot execute it: {error}")
         except Shortage as error:
-            self._on_shortage(self._fence, f"this host could not start a process: {error}")
+            self._fall_short(f"this host could not start a process: {error}")
         except Unwatched as error:
             host.orphans.scan()
             why = f"this host could not watch what it had started, and killed it: {error}"
             if self.claimed.fail_if_lost:
                 self._fail("failed_permanently", "interrupted", why)
             else:
-                self._on_shortage(self._fence, why)
+                self._fall_short(why)
         except Unusable as error:
             self._fail("failed", error.reason, str(error))
         except Exception as error:
@@ -244,6 +244,10 @@ class RunningAttempt:
     def _fail(self, kind: Literal["failed", "failed_permanently"], reason: str, message: str) -> None:
         """Report an attempt whose process was never started."""
         self._report(AttemptOutcome(kind, reason, message), None)
+
+    def _fall_short(self, why: str) -> None:
+        log.error(self._event("spawn=failed", "released; claiming pauses", error=why))
+        self._on_shortage(self._fence, why)
 
     def _report(self, outcome: AttemptOutcome, process: Process | None) -> None:
         message = outcome.message

@@ -35,7 +35,7 @@ from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
 from kingtask.worker.subscriber import Subscriber
-from kingtask.worker.worker_state import Extend, Readiness, StopProcess, WorkerState
+from kingtask.worker.worker_state import Action, Extend, Readiness, StopProcess, WorkerState
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -86,7 +86,7 @@ class Worker:
             new_token=partial(os.urandom, 16),
             release_record=lambda claimed, why: pack_release(name, claimed, why, self._now_ms()),
         )
-        self._store.on_up.append(self._went_up)
+        self._store.on_up.append(partial(self._handle, self._state.went_up))
         self._store.on_down.append(self._state.went_down)
         self._subscriber = Subscriber(
             config.wakeup_endpoints,
@@ -94,7 +94,7 @@ class Worker:
             queues=config.queues,
             worker=name,
             on_ready=self._hinted,
-            on_cancel=self._cancel_hinted,
+            on_cancel=partial(self._handle, self._state.cancel_hint),
         )
         self._attempts: dict[Fence, RunningAttempt] = {}
         self._flushing = False
@@ -143,8 +143,8 @@ class Worker:
             await self._scrape.open()
         await self._store.open()
         self._subscriber.start()
-        self._every("poll", config.period, self._poll)
-        self._every("renew", config.renew, self._renew)
+        self._every("poll", config.period, self._host.orphans.scan, self._state.poll)
+        self._every("renew", config.renew, self._reaper.check, self._state.renew)
         log.info(
             Event(
                 "worker=started",
@@ -180,8 +180,8 @@ class Worker:
             self._subscriber.serve(config.queues)
         if config.period != old.period:
             self._timers["poll"].cancel()
-            self._every("poll", config.period, self._poll)
-        self._renew()  # its heartbeat shows the change
+            self._every("poll", config.period, self._host.orphans.scan, self._state.poll)
+        self._handle(self._state.renew)  # its heartbeat shows the change
 
     def status(self) -> str:
         """One line for people."""
@@ -206,33 +206,20 @@ class Worker:
         self._state.wakeup()
         self._flush()
 
-    def _cancel_hinted(self, task_id: str) -> None:
-        self._state.cancel_hint(task_id)
-        self._flush()
-
-    def _poll(self) -> None:
-        self._host.orphans.scan()
-        self._state.poll()
-        self._flush()
-
     def _claim_again(self) -> None:
         del self._timers["claim"]
-        self._state.wakeup()
+        self._handle(self._state.wakeup)
+
+    def _handle(self, event: Callable[..., None], *args: object) -> None:
+        event(*args)
         self._flush()
 
-    def _renew(self) -> None:
-        self._reaper.check()
-        self._state.renew()
-        self._flush()
-
-    def _went_up(self) -> None:
-        self._state.went_up()
-        self._flush()
-
-    def _every(self, name: str, period_s: float, act: Callable[[], None]) -> None:
+    def _every(self, name: str, period_s: float, *events: Callable[[], None]) -> None:
         def run() -> None:
             self._timers[name] = self._loop.call_later(period_s, run)
-            act()
+            for event in events:
+                event()
+            self._flush()
 
         self._timers[name] = self._loop.call_later(period_s, run)
 
@@ -248,24 +235,7 @@ class Worker:
         self._flushing = False
         now_s = monotonic_s()
         for action in self._state.decide(now_s):
-            match action:
-                case Claim():
-                    self._claim(action)
-                case Finish():
-                    self._finish(action)
-                case Release():
-                    fences = [fence for fence, _ in action.attempts]
-                    call = functions.release(self._policy, self._name, action.attempts)
-                    self._store.send(call, partial(self._reported, "release", fences))
-                case Extend():
-                    call = functions.extend(
-                        self._policy, self._name, action.held, action.claims, self._heartbeat(), upto=action.upto
-                    )
-                    self._store.send(call, partial(self._extended, action, monotonic_s()))
-                case StopProcess():
-                    attempt = self._attempts.get(action.fence)
-                    if attempt is not None:
-                        attempt.stop(action.why)
+            self._carry_out(action)
         match self._state.readiness(now_s):
             case Readiness.IDLE:
                 self._subscriber.idle()
@@ -274,43 +244,46 @@ class Worker:
         if self._state.draining and self._state.idle:
             self._leave()
 
-    def _claim(self, claim: Claim) -> None:
-        call = functions.claim(
-            self._policy, self._name, self._config.queues, claim.n, claim.token, nth=claim.nth, again=claim.again
-        )
-        self._claim_sent(claim)
-        self._store.send(call, partial(self._claimed, monotonic_s()))
+    def _carry_out(self, action: Action) -> None:
+        policy, name, queues, sent_s = self._policy, self._name, self._config.queues, monotonic_s()
+        match action:
+            case StopProcess(fence, why):
+                if fence in self._attempts:
+                    self._attempts[fence].stop(why)
+            case Claim(token, nth, n, again):
+                call = functions.claim(policy, name, queues, n, token, nth=nth, again=again)
+                self._claim_sent(again=again)
+                self._store.send(call, partial(self._claimed, sent_s))
+            case Finish(ended, cut, claim):
+                if failpoint.ACTIVE:
+                    failpoint.reach("before_complete")
+                request = None
+                if claim is not None:
+                    request = functions.ClaimRequest(queues, claim.n, claim.token, claim.nth)
+                    self._claim_sent()
+                call = functions.finish(policy, name, ended, cut=cut, claim=request)
+                self._store.send(call, partial(self._finished, action, sent_s))
+            case Release(attempts):
+                call = functions.release(policy, name, attempts)
+                self._store.send(call, partial(self._reported, "release", [fence for fence, _ in attempts]))
+            case Extend(held, claims, upto):
+                call = functions.extend(policy, name, held, claims, self._heartbeat(), upto=upto)
+                self._store.send(call, partial(self._extended, action, sent_s))
 
-    def _finish(self, finish: Finish) -> None:
-        if failpoint.ACTIVE:
-            failpoint.reach("before_complete")
-        request, claim = None, finish.claim
-        if claim is not None:
-            request = functions.ClaimRequest(self._config.queues, claim.n, claim.token, claim.nth)
-            self._claim_sent(claim)
-        call = functions.finish(self._policy, self._name, finish.ended, cut=finish.cut, claim=request)
-        fences = [ended.fence for ended in finish.ended]
-        self._store.send(call, partial(self._finished, fences, claim is not None, monotonic_s()))
-
-    def _finished(
-        self, fences: list[Fence], claimed: bool, sent_s: float, reply: functions.Finished | StoreError
-    ) -> None:
-        self._reported("finish", fences, reply)
-        if not claimed:
-            return
-        if isinstance(reply, StoreError):
-            self._claimed(sent_s, reply)
-            if reply.kind == "full":
-                self._state.wakeup()  # Redis accepts the finish with cut outputs, and so the claim
-        else:
-            assert reply.claims is not None
-            self._claimed(sent_s, reply.claims)
-
-    def _claim_sent(self, claim: Claim) -> None:
+    def _claim_sent(self, *, again: bool = False) -> None:
         self._claims += 1
         self._expected, self._early = self._early, 0
-        if not claim.again:
+        if not again:
             self._subscriber.claimed()
+
+    def _finished(self, finish: Finish, sent_s: float, reply: functions.Finished | StoreError) -> None:
+        self._reported("finish", [end.fence for end in finish.ended], reply)
+        if finish.claim is not None:
+            claims = reply if isinstance(reply, StoreError) else reply.claims
+            assert claims is not None
+            self._claimed(sent_s, claims)
+            if isinstance(reply, StoreError) and reply.kind == "full":
+                self._state.wakeup()  # Redis accepts the finish with cut outputs, and so the claim
 
     def _claimed(self, sent_s: float, reply: functions.Claims | StoreError) -> None:
         if isinstance(reply, StoreError):
@@ -396,10 +369,9 @@ class Worker:
         fence, claimed = found
         self._spawning = True
         self._loop.call_soon(self._spawn_next)
-        attempt = RunningAttempt(
+        attempt = self._attempts[fence] = RunningAttempt(
             self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._spawn_failed
         )
-        self._attempts[fence] = attempt
         attempt.start()
         if attempt.spawned:
             self._state.started()
@@ -414,10 +386,8 @@ class Worker:
         self._soon()
 
     def _spawn_failed(self, fence: Fence, why: str) -> None:
-        queue = self._attempts.pop(fence).claimed.queue
+        del self._attempts[fence]
         self._state.spawn_failed(fence, monotonic_s(), why)
-        attempt = {"task": fence.id, "attempt": fence.number, "queue": queue, "worker": self._name}
-        log.error(Event("spawn=failed", "released; claiming pauses", **attempt, error=why))
         self._soon()
 
     # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -222,7 +222,7 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: WorkerHar
     program = (
         "import sys; from kingtask import config, log; from kingtask.worker import host, worker\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
-        "worker.Worker._cancel_hinted = broken\n"
+        "worker.WorkerState.cancel_hint = broken\n"
         "log.setup('worker'); sys.exit(host.run(config.load_worker(sys.argv[1]), None))"
     )
     worker = rig.start("-c", program)
