@@ -64,11 +64,11 @@ def spawn(
     Blocks until the exec (about 0.3 ms). Raises Unusable, TextBusy, Shortage or Unwatched, having left nothing behind.
     """
     before = manner.before
-    out_read = out_write = err_read = err_write = -1
-    started = False
+    unused: list[int] = []
     try:
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        unused += os.pipe2(os.O_CLOEXEC)
+        unused += os.pipe2(os.O_CLOEXEC)
+        out_read, out_write, err_read, err_write = unused
         os.set_blocking(out_read, False)
         os.set_blocking(err_read, False)
         if before:
@@ -88,8 +88,12 @@ def spawn(
             close_fds=True,
             umask=manner.umask,
         )
-        pidfd = _watch(popen)
-        started = True
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError as error:
+            kill(popen)
+            raise Unwatched(error.strerror) from None
+        unused = [out_write, err_write]
         return Spawned(popen, pidfd, out_read, err_read)
     except OSError as error:
         if error.errno == errno.ETXTBSY:
@@ -104,35 +108,23 @@ def spawn(
     except ValueError as error:  # a NUL in an argument, `=` in the name of a variable
         raise Unusable("exec", f"the kernel cannot take these arguments: {error}") from None
     finally:
-        for fd in (out_write, err_write) if started else (out_write, err_write, out_read, err_read):
-            if fd >= 0:
-                os.close(fd)
+        for fd in unused:
+            os.close(fd)
 
 
 def input_file(data: bytes) -> int:
     """Return a descriptor from which `data` can be read: a file in memory, so no write can block. Raises Shortage."""
+    fd = -1
     try:
         fd = os.memfd_create("kingtask-stdin", os.MFD_CLOEXEC)
-    except OSError as error:
-        raise Shortage(error.strerror) from None
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(fd, data[written:])
+        while data:
+            data = data[os.write(fd, data) :]
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError as error:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
         raise Shortage(error.strerror) from None
     return fd
-
-
-def _watch(popen: subprocess.Popen[bytes]) -> int:
-    """Return the pidfd of a new child. Raises Unwatched after killing the child."""
-    try:
-        return os.pidfd_open(popen.pid)
-    except OSError as error:
-        kill(popen)
-        raise Unwatched(error.strerror) from None
 
 
 def kill(popen: subprocess.Popen[bytes]) -> None:
