@@ -85,8 +85,8 @@ class Process:
         self.escaped = False
         """Once ended: True if such a process kept the output open in spite of the kill."""
         epoll.add(spawned.pidfd, self._exited)
-        epoll.add(spawned.stdout, partial(self._read, spawned.stdout))
-        epoll.add(spawned.stderr, partial(self._read, spawned.stderr))
+        for fd in self._pipes:
+            epoll.add(fd, partial(self._readable, fd))
 
     @property
     def pid(self) -> int:
@@ -135,33 +135,26 @@ class Process:
         self.exited_s = self._loop.time()
         self._epoll.remove(self._pidfd)
         self._cancel_timer()
-        self._drain()
+        for fd in list(self._pipes):
+            self._read(fd, DRAIN_READS)
         if self._pipes:
             self._timer = self._loop.call_later(DRAIN_S, self._cut_off)
         else:
             self._end()
 
-    def _read(self, fd: int) -> None:
-        try:
-            data = os.read(fd, READ_BYTES)
-        except BlockingIOError:
-            return
-        if data:
-            self._pipes[fd].feed(data)
-            return
-        self._close(fd)
+    def _readable(self, fd: int) -> None:
+        self._read(fd, 1)
         if self.exited_s is not None and not self._pipes:
             self._end()
 
-    def _drain(self) -> None:
-        for fd, capture in list(self._pipes.items()):
-            with contextlib.suppress(BlockingIOError):
-                for _ in range(DRAIN_READS):
-                    data = os.read(fd, READ_BYTES)
-                    if not data:
-                        self._close(fd)
-                        break
-                    capture.feed(data)
+    def _read(self, fd: int, times: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(times):
+                data = os.read(fd, READ_BYTES)
+                if not data:
+                    self._close(fd)
+                    break
+                self._pipes[fd].feed(data)
 
     def _cut_off(self) -> None:
         self.left_behind = True
@@ -192,7 +185,8 @@ class Process:
         self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
         self.peak_bytes = usage.ru_maxrss * 1024
         os.close(self._pidfd)
-        on_end, self._on_end = self._on_end, _nothing
+        on_end = self._on_end
+        del self._on_end  # it refers to the attempt, which refers to this process
         on_end(self)
 
     def _close(self, fd: int) -> None:
@@ -209,7 +203,3 @@ class Process:
         # EPERM: every process of the group runs as another user; nothing more can be done.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, number)
-
-
-def _nothing(process: Process) -> None:
-    pass
