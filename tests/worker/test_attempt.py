@@ -145,7 +145,7 @@ async def test_stopped_by_the_worker(tmp_path: Path, why: str) -> None:
 
 
 async def test_released_after_it_ran(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, "echo up; echo why >&2; exec sleep 300").start()
+    trial = Trial(tmp_path, "echo why >&2; echo up; exec sleep 300").start()
     await trial.says(b"up")
     trial.attempt.stop("released")
     report = await trial.report()
