@@ -9,7 +9,7 @@ import resource
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kingtask.config import WorkerConfig
 from kingtask.errors import describe_error
@@ -95,24 +95,27 @@ class RunningAttempt:
             if self._tries < BUSY_TRIES:
                 self._timer = host.loop.call_later(BUSY_PAUSE_S, self.start)
             else:
-                self._fail("failed", "exec", f"cannot execute it: {error}")
+                self._report(AttemptOutcome("failed", "exec", f"cannot execute it: {error}"))
         except Shortage as error:
             self._fall_short(f"this host could not start a process: {error}")
         except Unwatched as error:
             host.orphans.scan()
             why = f"this host could not watch what it had started, and killed it: {error}"
             if self.claimed.fail_if_lost:
-                self._fail("failed_permanently", "interrupted", why)
+                self._report(AttemptOutcome("final", "interrupted", why))
             else:
                 self._fall_short(why)
         except Unusable as error:
-            self._fail("failed", error.reason, str(error))
+            self._report(AttemptOutcome("failed", error.reason, str(error)))
         except Exception as error:
             log.exception(self._event("attempt=broken"))
             why = f"the worker could not make sense of this task: {describe_error(error)}"
-            self._fail("failed_permanently", "exec", why)
+            self._report(AttemptOutcome("final", "exec", why))
         else:
             self._started(spawned)
+        finally:
+            if self._process is None:
+                self._release_sandbox()
 
     def _started(self, spawned: Spawned) -> None:
         at, host, claimed = self._at, self._at.host, self.claimed
@@ -137,7 +140,7 @@ class RunningAttempt:
             self._timer.cancel()
             self._timer = None
             if why == "cancelled":
-                self._fail("failed", "cancelled", "")
+                self._report(AttemptOutcome("failed", "cancelled", ""))
             else:
                 self._on_report(
                     self._fence, pack_release(self._at.worker, self.claimed, STOPPING, self._at.host.now_ms())
@@ -151,13 +154,6 @@ class RunningAttempt:
     # ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _spawn(self) -> Spawned:
-        try:
-            return self._execute()
-        except BaseException:
-            self._release_sandbox()
-            raise
-
-    def _execute(self) -> Spawned:
         claimed, config, isolation = self.claimed, self._at.config, self._at.isolation
         spec = self._spec = self._spec or codec.unpack_spec(claimed.spec)
         self._limit_ms = spec.time_limit_ms or round(config.task_run_time * 1000)
@@ -241,19 +237,15 @@ class RunningAttempt:
             own_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
-    def _fail(self, kind: Literal["failed", "failed_permanently"], reason: str, message: str) -> None:
-        """Report an attempt whose process was never started."""
-        self._report(AttemptOutcome(kind, reason, message), None)
-
     def _fall_short(self, why: str) -> None:
         log.error(self._event("spawn=failed", "released; claiming pauses", error=why))
         self._on_shortage(self._fence, why)
 
-    def _report(self, outcome: AttemptOutcome, process: Process | None) -> None:
+    def _report(self, outcome: AttemptOutcome, process: Process | None = None) -> None:
         message = outcome.message
         if process is not None and process.left_behind and (message or not outcome.reason):
             message = f"{message}; {LEFT_BEHIND}" if message else LEFT_BEHIND
-        if outcome.kind != "succeeded":
+        if outcome.verdict != "succeeded":
             # Only a reader of the result may see the output of a task; `set -x` writes every secret to stderr.
             shown = "" if outcome.reason == "stderr" else outcome.message
             code = process.returncode if process is not None else "none"
@@ -263,7 +255,7 @@ class RunningAttempt:
         if self._stopped in ("cancelled", "fenced"):  # a fenced attempt has its outcome elsewhere
             self._count(self._stopped, outcome.reason, process)
         else:
-            self._count("succeeded" if outcome.kind == "succeeded" else "failed", outcome.reason, process)
+            self._count("succeeded" if outcome.verdict == "succeeded" else "failed", outcome.reason, process)
         outputs = (b"", b"", 0, 0)
         if process is not None:
             stdout, stderr = process.stdout, process.stderr

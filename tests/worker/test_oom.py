@@ -35,7 +35,7 @@ def explained(outcome: AttemptOutcome, stderr: bytes = b"", **facts: Any) -> Att
 )
 def test_under_a_memory_limit_the_words_on_stderr_count(text: bytes) -> None:
     found = explained(EXIT, text, limit=256 * MIB)
-    assert (found.kind, found.reason) == ("failed", "out_of_memory")
+    assert (found.verdict, found.reason) == ("failed", "out_of_memory")
     assert found.message == "its processes may have 256 MiB each (limits.memory)"
     assert explained(EXIT, text) == EXIT, "without a limit the words may mean anything"
 

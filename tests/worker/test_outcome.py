@@ -13,7 +13,7 @@ def verdict(
     returncode: int = 0, stderr: bytes = b"", *, keep: bool = False, stopped: str | None = None
 ) -> tuple[str, str]:
     found = judge(returncode, stderr, len(stderr), keep_stderr=keep, stopped=stopped, limit_s=1.5)  # type: ignore[arg-type]
-    return found.kind, found.reason
+    return found.verdict, found.reason
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def verdict(
         (1, b"", True, ("failed", "exit")),
         (3, b"why", False, ("failed", "exit")),
         (255, b"", False, ("failed", "exit")),
-        (100, b"", False, ("failed_permanently", "no_retry")),
-        (100, b"why", True, ("failed_permanently", "no_retry")),
+        (100, b"", False, ("final", "no_retry")),
+        (100, b"why", True, ("final", "no_retry")),
         (-9, b"", False, ("failed", "signal")),
         (-15, b"why", True, ("failed", "signal")),
         (-40, b"", False, ("failed", "signal")),
@@ -41,7 +41,7 @@ def test_every_way_to_end(returncode: int, stderr: bytes, keep: bool, expected: 
 @pytest.mark.parametrize("returncode", [0, 1, 100, -signal.SIGTERM, -signal.SIGKILL])
 @pytest.mark.parametrize(
     ("stopped", "expected"),
-    [("time_limit", "failed"), ("cancelled", "failed"), ("interrupted", "failed_permanently")],
+    [("time_limit", "failed"), ("cancelled", "failed"), ("interrupted", "final")],
 )
 def test_what_the_worker_stopped_failed_for_that_reason(returncode: int, stopped: str, expected: str) -> None:
     assert verdict(returncode, stopped=stopped) == (expected, stopped)

@@ -18,21 +18,17 @@ OUT_OF_MEMORY_TEXT = re.compile(
     re.IGNORECASE,
 )
 MIB = 1_048_576
+ONCE = "with on_lost: fail it may not be started again"
 
 Stop = Literal["time_limit", "cancelled", "released", "interrupted", "fenced"]
 """Why the worker itself stopped an attempt."""
 
 
 class AttemptOutcome(NamedTuple):
-    kind: Literal["succeeded", "failed", "failed_permanently"]
-    """`failed_permanently` is not retried."""
+    verdict: Literal["succeeded", "failed", "final"]
+    """As the function library takes it; `final` is a failure that is not retried."""
     reason: str
     message: str
-
-    @property
-    def verdict(self) -> str:
-        """The kind in the words of the function library."""
-        return "final" if self.kind == "failed_permanently" else self.kind
 
 
 def judge(
@@ -49,26 +45,23 @@ def judge(
         case "cancelled":
             return AttemptOutcome("failed", "cancelled", "")
         case "interrupted":
-            message = "its worker was stopped; with on_lost: fail it may not be started again"
-            return AttemptOutcome("failed_permanently", "interrupted", message)
+            return AttemptOutcome("final", "interrupted", f"its worker was stopped; {ONCE}")
         case "fenced":  # recorded only if a failover of Redis forgot that the lease was lost
-            message = "its lease was given away; with on_lost: fail it may not be started again"
-            return AttemptOutcome("failed_permanently", "lost", message)
+            return AttemptOutcome("final", "lost", f"its lease was given away; {ONCE}")
     if returncode < 0:
         return AttemptOutcome("failed", "signal", f"killed by {signal_name(-returncode)}")
     if returncode == NO_RETRY_STATUS:
         message = "" if stderr_size else f"exit status {NO_RETRY_STATUS}: not to be retried"
-        return AttemptOutcome("failed_permanently", "no_retry", message)
+        return AttemptOutcome("final", "no_retry", message)
     if returncode:
         return AttemptOutcome("failed", "exit", "" if stderr_size else f"exit status {returncode}, nothing on stderr")
     if stderr_size and not keep_stderr:
         shown = stderr[-SHOWN_BYTES:].decode("utf-8", "replace").strip()
-        return AttemptOutcome(
-            "failed",
-            "stderr",
-            f"exit status 0, but it wrote to stderr, which counts as a failure unless the task is submitted with"
-            f" stderr: keep (--stderr keep): {shown}",
+        message = (
+            "exit status 0, but it wrote to stderr, which counts as a failure unless the task is submitted with"
+            f" stderr: keep (--stderr keep): {shown}"
         )
+        return AttemptOutcome("failed", "stderr", message)
     return AttemptOutcome("succeeded", "", "")
 
 
