@@ -6,6 +6,7 @@ no pathlib (2 MB). A process may end while it is read: each function that takes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -78,28 +79,22 @@ def environment(pid: int) -> list[bytes]:
 
 def name(pid: int) -> str:
     """For people; empty if the process is gone."""
-    try:
+    with contextlib.suppress(OSError):
         return _read(pid, "comm").removesuffix(b"\n").decode("utf-8", "backslashreplace")
-    except OSError:
-        return ""
+    return ""
 
 
 def set_own_name(text: str) -> None:
-    """Set the name that ps and top show."""
-    try:
-        with open("/proc/self/comm", "w") as file:  # noqa: PTH123
-            file.write(text)
-    except OSError:  # it is only a name
-        return
+    """Set the name that ps and top show, if that is possible."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:  # noqa: PTH123
+        file.write(text)
 
 
 def _parents_and_starts() -> dict[int, tuple[int, int]]:
     found = {}
     for pid in processes():
-        try:
+        with contextlib.suppress(OSError):  # it is gone
             found[pid] = parent_and_start(pid)
-        except OSError:  # it is gone
-            continue
     return found
 
 

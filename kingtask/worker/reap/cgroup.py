@@ -57,11 +57,10 @@ class Cgroup:
                 os.close(lock)
                 path.rmdir()
                 return None
-            made = cls(path, lock)
         except OSError as error:
             log.info(Event("cgroup=none", error=str(error)))
             return None
-        return made
+        return cls(path, lock)
 
     def enter(self) -> None:
         """Move this process in. Call this after the start of the reaper, which has to stay outside."""

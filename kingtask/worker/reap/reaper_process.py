@@ -10,6 +10,7 @@ worker's process groups are in a file in memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -30,8 +31,7 @@ PASSES = 3
 """Scans of /proc in a row that must find nothing: a child may be between its fork and its exec."""
 MAX_PASSES = 100
 PAUSE_S = 0.02
-POLL_S = 0.02
-"""While a removal runs: the interval at which its end is polled."""
+"""Between two scans; between two polls of a removal that runs."""
 REMOVE = ("nice", "rm", "-rf", "--one-file-system", "--")
 OPEN_AND_REMOVE = """
 rm -rf --one-file-system -- "$@" 2>/dev/null && exit
@@ -75,7 +75,7 @@ def serve(scratch: str) -> bool:
         if paths and not remover:
             remover = remove(paths[:BATCH])
             del paths[:BATCH]
-        if not select.select([0], [], [], POLL_S if remover else None)[0]:
+        if not select.select([0], [], [], PAUSE_S if remover else None)[0]:
             continue
         read = os.read(0, 65_536)
         if not read:
@@ -99,31 +99,21 @@ def remove(paths: Sequence[str]) -> int:
 
 def kill_groups(leaders: Sequence[int]) -> None:
     for group in leaders:
-        try:
+        with contextlib.suppress(OSError):  # gone already
             os.killpg(group, signal.SIGKILL)
-        except OSError:  # gone already
-            continue
 
 
 def kill_all(found: Mapping[int, int]) -> None:
     """KILL these processes, given as `procfs.descendants` returns them; spare a later process with the same pid."""
-
-    def is_the_same(pid: int) -> bool:
-        return procfs.parent_and_start(pid)[1] == found[pid]
-
     for each in found:
-        kill(each, is_the_same)
+        kill(each, lambda pid: procfs.parent_and_start(pid)[1] == found[pid])
 
 
 def kill_marked(mark: bytes) -> int:
     """KILL every process that was started with this `NAME=value` in its environment; return how many."""
-
-    def is_marked(pid: int) -> bool:
-        return mark in procfs.environment(pid)
-
     killed = quiet = 0
     for _ in range(MAX_PASSES):
-        found = sum(kill(pid, is_marked) for pid in procfs.processes())
+        found = sum(kill(each, lambda pid: mark in procfs.environment(pid)) for each in procfs.processes())
         killed += found
         quiet = 0 if found else quiet + 1
         if quiet == PASSES:
@@ -134,29 +124,21 @@ def kill_marked(mark: bytes) -> int:
 
 def kill(pid: int, condition: Callable[[int], bool]) -> bool:
     """KILL a process if the condition holds for it; return whether it was killed."""
-    try:
+    with contextlib.suppress(OSError):  # it is gone, or another user's
         pidfd = os.pidfd_open(pid)  # before the check: the signal cannot reach a later process with the same pid
-    except OSError:
-        return False
-    try:
-        if not condition(pid):
-            return False
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError:  # it is gone, or another user's
-        return False
-    else:
-        return True
-    finally:
-        os.close(pidfd)
+        try:
+            if condition(pid):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                return True
+        finally:
+            os.close(pidfd)
+    return False
 
 
 def leave_cgroup(path: str) -> None:
     """Move this process out: a reaper that replaced a lost one was started in there."""
-    try:
-        with open(f"{path}/../cgroup.procs", "w") as file:  # noqa: PTH123
-            file.write("0")
-    except OSError:  # then it is killed along with the rest
-        return
+    with contextlib.suppress(OSError), open(f"{path}/../cgroup.procs", "w") as file:  # noqa: PTH123
+        file.write("0")  # else it is killed along with the rest
 
 
 def end_cgroup(path: str) -> None:
@@ -167,11 +149,9 @@ def end_cgroup(path: str) -> None:
     except OSError:  # gone
         return
     for _ in range(MAX_PASSES):
-        for directory, _, _ in os.walk(path, topdown=False):  # a task may have made cgroups below
-            try:
+        with contextlib.suppress(OSError):  # processes in there are dying
+            for directory, _, _ in os.walk(path, topdown=False):  # a task may have made cgroups below
                 os.rmdir(directory)  # noqa: PTH106
-            except OSError:  # they are dying
-                break
         if not os.path.exists(path):  # noqa: PTH110
             return
         time.sleep(PAUSE_S)
