@@ -1,10 +1,9 @@
 """The wakeup sockets: hints from the brokers that a task is ready or to be cancelled. `period` covers every lost hint.
 
-A broker sends one hint per idle announcement. `idle` announces to all brokers that the worker has free slots, `claimed`
-that it used its hints, `full` that it cannot use them (see topics.IDLE_TOPIC). A worker that becomes full notifies
-only a broker that still sends a hint. So no broker ever has more than two messages of a worker to read, however long
-it was away: libzmq 4.3.5 aborts the process of a broker if its queue of subscriptions is full, with a PING behind
-them, when the connection ends (its issue 4364).
+A broker sends one hint per idle announcement (see topics.IDLE_TOPIC). A worker that becomes full notifies only a broker
+that still sends a hint. So no broker ever has more than two messages of a worker to read, however long it was away:
+libzmq 4.3.5 aborts the process of a broker if its queue of subscriptions is full, with a PING behind them, when the
+connection ends (its issue 4364).
 
 One SUB socket per broker. libzmq reconnects a lost connection by itself, but not one whose peer broke the protocol
 (measured: after one overlong hint the socket stays silent for good). So each socket has a monitor, and is replaced when
@@ -55,6 +54,19 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _MONITORED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED
 
 
+class Exchange(Enum):
+    """The last message to or from a broker about idleness."""
+
+    FULL = auto()
+    """No slot is free: hints since the last claim, and later ones, are for other workers."""
+    IDLE = auto()
+    """Slots are free, and the last claim found nothing more."""
+    HINTED = auto()
+    """The broker sent a hint; no claim was sent since then."""
+    CLAIMED = auto()
+    """The hint was used by a claim; the broker sends no other until the next idle announcement."""
+
+
 class Subscriber:
     """Connected to all brokers. Calls `on_ready(early)` and `on_cancel(task id)` in the loop.
 
@@ -72,13 +84,16 @@ class Subscriber:
         on_cancel: Callable[[str], None],
     ) -> None:
         """Connect on the running loop; nothing is read before `start`. Raises ConfigurationError for a bad endpoint."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.keys = keys
+        self.on_ready = on_ready
+        self.on_cancel = on_cancel
         self._worker = worker
         wanted = self._topics(queues)
         self._peers: list[_Peer] = []
         try:
             for endpoint in endpoints:
-                self._peers.append(_Peer(self._context, endpoint, keys, wanted, on_ready, on_cancel))
+                self._peers.append(_Peer(self, endpoint, wanted))
         except ConfigurationError:
             self.close()
             raise
@@ -87,20 +102,10 @@ class Subscriber:
         for peer in self._peers:
             peer.start()
 
-    def idle(self) -> None:
-        """Slots are free, and the last claim found nothing more."""
+    def announce(self, news: Exchange) -> None:
+        """Tell the brokers IDLE or FULL, as far as they need to know; or note that a claim was sent (CLAIMED)."""
         for peer in self._peers:
-            peer.idle()
-
-    def claimed(self) -> None:
-        """A claim was just sent, which uses every hint until now."""
-        for peer in self._peers:
-            peer.claimed()
-
-    def full(self) -> None:
-        """No slot is free: hints since the last claim, and later ones, are for other workers."""
-        for peer in self._peers:
-            peer.full()
+            peer.announce(news)
 
     def serve(self, queues: Sequence[str]) -> None:
         """Subscribe to these queues instead."""
@@ -121,62 +126,39 @@ class Subscriber:
         for peer in self._peers:
             peer.close()
         self._peers.clear()
-        self._context.term()
-
-
-class _Exchange(Enum):
-    """The last message to or from a broker about idleness."""
-
-    FULL = auto()
-    IDLE = auto()
-    HINTED = auto()
-    """The broker sent a hint; no claim was sent since then."""
-    CLAIMED = auto()
-    """The hint was used; the broker sends no other until the next idle announcement."""
+        self.context.destroy(0)
 
 
 class _Peer:
     """The socket to one broker, with its monitor."""
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
-        keys: ClientKeys | None,
-        wanted: set[bytes],
-        on_ready: Callable[[bool], None],
-        on_cancel: Callable[[str], None],
-    ) -> None:
-        self._context = context
+    def __init__(self, owner: Subscriber, endpoint: str, wanted: set[bytes]) -> None:
+        self._owner = owner
         self.endpoint = endpoint
         self.connected = False
-        self._keys = keys
         self._refused = False
         self._logged_s = -LOG_REFUSED_S
         self._topics = wanted
-        self._on_ready = on_ready
-        self._on_cancel = on_cancel
-        self._exchange = _Exchange.FULL
+        self._exchange = Exchange.FULL
         self._loop = asyncio.get_running_loop()
         self._replacement: asyncio.TimerHandle | None = None
         self._frames: list[bytes] = []
         self._socket, self._monitor = self._connect()
 
     def _connect(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        socket = self._context.socket(zmq.SUB)
+        socket = self._owner.context.socket(zmq.SUB)
         for option, value in SOCKET_OPTIONS.items():
             socket.setsockopt(option, value)
-        if self._keys is not None:
-            self._keys.put_on(socket)
+        if self._owner.keys is not None:
+            self._owner.keys.put_on(socket)
         for topic in self._topics:
             socket.subscribe(topic)
-        if self._exchange is not _Exchange.FULL:
+        if self._exchange is not Exchange.FULL:
             socket.subscribe(topics.IDLE_TOPIC)
         monitor = socket.get_monitor_socket(_MONITORED)
         try:
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
-            _close(socket, monitor)
             raise ConfigurationError(f"wakeup: cannot connect to {self.endpoint}: {error}") from None
         return socket, monitor
 
@@ -197,36 +179,34 @@ class _Peer:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_reader(self._monitor.fileno())
         self._cancel_replacement()
-        _close(self._socket, self._monitor)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
 
     # ── idleness ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def idle(self) -> None:
-        if self._exchange is _Exchange.FULL:
-            self._socket.subscribe(topics.IDLE_TOPIC)
-        elif self._exchange is _Exchange.CLAIMED:  # libzmq counts subscriptions: it sends only the first of these
-            self._socket.subscribe(topics.IDLE_TOPIC)
-            self._socket.unsubscribe(topics.IDLE_TOPIC)
-        else:
-            return
-        self._exchange = _Exchange.IDLE
-
-    def claimed(self) -> None:
-        if self._exchange is _Exchange.HINTED:
-            self._exchange = _Exchange.CLAIMED
-
-    def full(self) -> None:
-        if self._exchange is _Exchange.HINTED:
-            self._socket.unsubscribe(topics.IDLE_TOPIC)
-            self._exchange = _Exchange.FULL
+    def announce(self, news: Exchange) -> None:
+        match self._exchange, news:
+            case Exchange.FULL, Exchange.IDLE:
+                self._socket.subscribe(topics.IDLE_TOPIC)
+            case Exchange.CLAIMED, Exchange.IDLE:  # libzmq counts subscriptions: it sends only the first of these
+                self._socket.subscribe(topics.IDLE_TOPIC)
+                self._socket.unsubscribe(topics.IDLE_TOPIC)
+            case Exchange.HINTED, Exchange.FULL:
+                self._socket.unsubscribe(topics.IDLE_TOPIC)
+            case Exchange.HINTED, Exchange.CLAIMED:
+                pass
+            case _:
+                return
+        self._exchange = news
 
     def _received(self, frames: list[bytes]) -> None:
         if not frames[0].startswith(topics.IDLE_TOPIC):
             if len(frames) == 2:
-                self._on_cancel(frames[1].decode("ascii", "replace"))
-        elif self._exchange is not _Exchange.FULL:
-            self._exchange = _Exchange.HINTED
-            self._on_ready(frames[-1][topics.READY_TOPIC_BYTES :] == topics.EARLY)
+                self._owner.on_cancel(frames[1].decode("ascii", "replace"))
+        elif self._exchange is not Exchange.FULL:
+            self._exchange = Exchange.HINTED
+            self._owner.on_ready(frames[-1][topics.READY_TOPIC_BYTES :] == topics.EARLY)
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -290,9 +270,3 @@ class _Peer:
         self._frames = []
         self._socket, self._monitor = self._connect()
         self.start()
-
-
-def _close(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
-    socket.disable_monitor()
-    monitor.close(0)
-    socket.close(0)

@@ -34,7 +34,7 @@ from kingtask.worker.reap.cgroup import own_cgroup
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
-from kingtask.worker.subscriber import Subscriber
+from kingtask.worker.subscriber import Exchange, Subscriber
 from kingtask.worker.worker_state import Action, Extend, Readiness, StopProcess, WorkerState
 
 if TYPE_CHECKING:
@@ -238,9 +238,9 @@ class Worker:
             self._carry_out(action)
         match self._state.readiness(now_s):
             case Readiness.IDLE:
-                self._subscriber.idle()
+                self._subscriber.announce(Exchange.IDLE)
             case Readiness.FULL:
-                self._subscriber.full()
+                self._subscriber.announce(Exchange.FULL)
         if self._state.draining and self._state.idle:
             self._leave()
 
@@ -274,7 +274,7 @@ class Worker:
         self._claims += 1
         self._expected, self._early = self._early, 0
         if not again:
-            self._subscriber.claimed()
+            self._subscriber.announce(Exchange.CLAIMED)
 
     def _finished(self, finish: Finish, sent_s: float, reply: functions.Finished | StoreError) -> None:
         self._reported("finish", [end.fence for end in finish.ended], reply)

@@ -13,7 +13,7 @@ import zmq
 
 from kingtask import topics
 from kingtask.errors import ConfigurationError
-from kingtask.worker.subscriber import Subscriber
+from kingtask.worker.subscriber import Exchange, Subscriber
 from tests.processes import PATIENCE_S, descriptors, until
 from tests.worker.rig import WakeupSocket
 
@@ -77,7 +77,7 @@ async def subscribed(wakeups: WakeupSocket, *wanted: bytes) -> None:
 
 async def idle(listener: HintCounter, wakeups: WakeupSocket) -> None:
     """Say so, once the broker has all else that was said."""
-    listener.subscriber.idle()
+    listener.subscriber.announce(Exchange.IDLE)
     await asyncio.to_thread(wakeups.idle)
 
 
@@ -101,15 +101,15 @@ async def test_a_full_worker_returns_a_hint_once_and_gets_no_other(
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))
     await idle(listener, wakeups)
-    listener.subscriber.full()
+    listener.subscriber.announce(Exchange.FULL)
     wakeups.ready()
     await listener.heard()
-    listener.subscriber.full()
+    listener.subscriber.announce(Exchange.FULL)
     await asyncio.to_thread(wakeups.handed_back)
     wakeups.ready()
     await listener.cancel(wakeups, "until now")
     assert listener.ready == 1
-    listener.subscriber.idle()
+    listener.subscriber.announce(Exchange.IDLE)
     while listener.ready < 2:
         await listener.heard()
 
@@ -127,9 +127,9 @@ async def test_a_broker_that_does_not_read_has_two_messages_of_a_worker_to_read_
         assert await asyncio.to_thread(deaf.poll, int(1000 * PATIENCE_S))
         deaf.recv()
     for _ in range(100):
-        listener.subscriber.idle()
-        listener.subscriber.claimed()
-        listener.subscriber.full()
+        listener.subscriber.announce(Exchange.IDLE)
+        listener.subscriber.announce(Exchange.CLAIMED)
+        listener.subscriber.announce(Exchange.FULL)
     deaf.send_multipart([topics.cancel_topic("w.1"), b"heard all"])
     while not listener.cancelled:
         await listener.heard()
@@ -150,9 +150,9 @@ async def test_one_hint_per_idle_announcement_until_the_next_claim(
         wakeups.ready()
         await listener.cancel(wakeups, f"round {number}")
         assert listener.ready == 1
-        listener.subscriber.idle()  # it has not asked: nothing is said
-    listener.subscriber.claimed()
-    listener.subscriber.idle()
+        listener.subscriber.announce(Exchange.IDLE)  # it has not asked: nothing is said
+    listener.subscriber.announce(Exchange.CLAIMED)
+    listener.subscriber.announce(Exchange.IDLE)
     while listener.ready < 2:
         await listener.heard()
 
@@ -167,8 +167,8 @@ async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[HintCounte
     assert not wakeups.soon()
     await listener.heard()
     assert (listener.ready, listener.soon) == (1, 1)
-    listener.subscriber.claimed()
-    listener.subscriber.idle()
+    listener.subscriber.announce(Exchange.CLAIMED)
+    listener.subscriber.announce(Exchange.IDLE)
     await asyncio.to_thread(wakeups.idle)
     wakeups.ready()
     await listener.heard()
@@ -182,7 +182,7 @@ async def hinted_and_idle(listen: type[HintCounter], wakeups: WakeupSocket) -> t
     await idle(first, wakeups)
     wakeups.ready()
     await first.heard()
-    second.subscriber.idle()
+    second.subscriber.announce(Exchange.IDLE)
     await asyncio.to_thread(wakeups.idle)
     return first, second
 
@@ -191,7 +191,7 @@ async def test_a_hint_that_a_full_worker_returns_goes_to_an_idle_worker(
     listen: type[HintCounter], wakeups: WakeupSocket
 ) -> None:
     first, second = await hinted_and_idle(listen, wakeups)
-    first.subscriber.full()
+    first.subscriber.announce(Exchange.FULL)
     await second.heard()
     assert (first.ready, second.ready) == (1, 1)
 
@@ -200,9 +200,9 @@ async def test_a_hint_that_a_claim_used_goes_to_no_other_worker(
     listen: type[HintCounter], wakeups: WakeupSocket
 ) -> None:
     first, second = await hinted_and_idle(listen, wakeups)
-    first.subscriber.claimed()
-    first.subscriber.full()
-    first.subscriber.idle()
+    first.subscriber.announce(Exchange.CLAIMED)
+    first.subscriber.announce(Exchange.FULL)
+    first.subscriber.announce(Exchange.IDLE)
     await asyncio.to_thread(wakeups.idle, 2)
     assert (first.ready, second.ready) == (1, 0)
 
@@ -212,7 +212,7 @@ async def test_any_broker_will_do(listen: type[HintCounter], tmp_path: Path, wak
     listener = listen(wakeups.endpoint, f"ipc://{tmp_path}/not-there", other.endpoint)
     await subscribed(wakeups)
     await subscribed(other)
-    listener.subscriber.idle()
+    listener.subscriber.announce(Exchange.IDLE)
     for number, one in enumerate((wakeups, other), 1):
         await listener.cancel(one, one.endpoint)
         await asyncio.to_thread(one.idle)
