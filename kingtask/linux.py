@@ -28,9 +28,6 @@ class _TimerSpec(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns"))
 
 
-# ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def set_death_signal(number: int) -> None:
     """Have the kernel send this signal to this process when its parent dies. Safe between fork and exec."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
@@ -38,8 +35,7 @@ def set_death_signal(number: int) -> None:
 
 def become_subreaper() -> None:
     """Become the parent of every descendant whose own parent ends. Raises OSError where the kernel refuses."""
-    if _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise _last_error("prctl")
+    _checked("prctl", _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def clear_ambient_capabilities() -> None:
@@ -54,24 +50,15 @@ def missing_capabilities(names: Iterable[str]) -> list[str]:
     return [f"CAP_{name}" for name in names if not effective >> CAPABILITIES[name] & 1]
 
 
-# ── timers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def timerfd_create() -> int:
     """A non-blocking timer on the monotonic clock (os.timerfd_create exists since Python 3.13). Raises OSError."""
-    fd = int(_LIBC.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
-    if fd < 0:
-        raise _last_error("timerfd_create")
-    return fd
+    return _checked("timerfd_create", _LIBC.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def timerfd_start(fd: int, after_ns: int) -> None:
     """Make the timer readable once, after so many nanoseconds (at least 1; 0 would disarm it)."""
     seconds, ns = divmod(max(1, after_ns), 1_000_000_000)
     _LIBC.timerfd_settime(fd, 0, ctypes.byref(_TimerSpec(0, 0, seconds, ns)), None)
-
-
-# ── open files ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def raise_open_files(wanted: int) -> int:
@@ -123,6 +110,8 @@ def lock_directory(path: Path) -> int | None:
     return fd
 
 
-def _last_error(call: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{call}: {os.strerror(number)}")
+def _checked(call: str, result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result

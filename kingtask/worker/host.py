@@ -30,18 +30,16 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
 
     On SIGHUP `reread` returns the new configuration.
     """
-    reset_signals()
+    # Undo what the parent ignored or blocked: programs inherit it, and without SIGCHLD every exit status reads 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     daemon.prepare(log)
     if config.run_as is None:  # a unit may give capabilities for run_as; without it attempts would inherit them
         linux.clear_ambient_capabilities()
     raise_open_files(config.concurrency)
     if not Path("/proc/self").exists():
-        log.warning(
-            Event(
-                "procfs=unavailable",
-                "what a task leaves behind in another session is neither found nor ended; mount /proc",
-            )
-        )
+        words = "what a task leaves behind in another session is neither found nor ended; mount /proc"
+        log.warning(Event("procfs=unavailable", words))
     name = daemon.instance_name(config.name)
     notifier = Notifier.of(os.environ, os.getpid())  # before the reaper starts: its variables are not for others
     directory = "" if config.private_dir is None else str(scratch.directory_of(config.private_dir, name))
@@ -75,9 +73,3 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
     if not abandoned:  # else the end of this process makes the reaper kill them
         leave.close()
     return 0
-
-
-def reset_signals() -> None:
-    """Undo what the parent ignored or blocked: programs inherit it, and without SIGCHLD every exit status reads 0."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())

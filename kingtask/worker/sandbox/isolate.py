@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 from kingtask import linux
@@ -64,8 +64,7 @@ class Isolation:
         self._before = {user: [*nice, *limited, *_setpriv(user)] for user in [*users, None]}
         named = {"nice": nice, "prlimit": limited, "setpriv": users, "env": self.launcher}
         self._tools = [name for name, used in named.items() if used]
-        if self.launcher:
-            self._tools.append(self.launcher[0].rpartition("/")[2])
+        self._tools += [command.rpartition("/")[2] for command in self.launcher[:1]]
 
     @classmethod
     def make(cls, config: WorkerConfig, worker: str, remove: Callable[[str], None]) -> Self | None:
@@ -145,22 +144,22 @@ class Isolation:
                 continue
             script = 'for directory; do cd "$directory" || exit; done'
             try:
-                done = subprocess.run(
+                subprocess.run(
                     [*before, "/bin/sh", "-c", script, "sh", *directories],
                     env={"PATH": SEARCHED, "LC_ALL": "C"},
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
+                    capture_output=True,
                     timeout=PROBE_S,
-                    check=False,
+                    check=True,
                 )
-                why = done.stderr.decode(errors="replace").strip() if done.returncode else ""
-                why = why or (f"status {done.returncode}" if done.returncode else "")
+            except subprocess.CalledProcessError as error:
+                why = error.stderr.decode(errors="replace").strip() or f"status {error.returncode}"
             except (OSError, subprocess.TimeoutExpired) as error:
                 why = str(error)
-            if why:
-                key, whom = ("limits", "this user") if user is None else ("run_as", user.name)
-                raise ConfigurationError(f"{key}: nothing could be run as {whom} with these limits: {why}")
+            else:
+                continue
+            key, whom = ("limits", "this user") if user is None else ("run_as", user.name)
+            raise ConfigurationError(f"{key}: nothing could be run as {whom} with these limits: {why}")
 
 
 def _check_rights(config: WorkerConfig) -> None:
@@ -169,11 +168,8 @@ def _check_rights(config: WorkerConfig) -> None:
         raise ConfigurationError("limits.processes: it does not bind root; add run_as")
     if config.run_as is None:
         return
-    for key, capabilities in (
-        ("run_as", NEEDED),
-        ("private_dir", NEEDED_FOR_DIRS if config.private_dir is not None else ()),
-    ):
-        lacking = linux.missing_capabilities(capabilities)
+    for key, capabilities in {"run_as": NEEDED, "private_dir": NEEDED_FOR_DIRS}.items():
+        lacking = [] if getattr(config, key) is None else linux.missing_capabilities(capabilities)
         if lacking:
             raise ConfigurationError(
                 f"{key}: with run_as the worker needs {' '.join(lacking)}: start it as root, or give it these"
@@ -195,19 +191,12 @@ def _prlimit(limits: Limits) -> list[str]:
     return [_tool("prlimit", "limits"), *words, "--"] if words else []
 
 
-def _setpriv(user: UnixIdentity | None) -> Sequence[str]:
+def _setpriv(user: UnixIdentity | None) -> list[str]:
     if user is None:
-        return ()
-    groups = ",".join(map(str, user.groups))
-    return (
-        _tool("setpriv", "run_as"),
-        f"--reuid={user.uid}",
-        f"--regid={user.gid}",
-        f"--groups={groups}",
-        "--inh-caps=-all",  # this drops the ambient ones, too
-        "--no-new-privs",
-        "--",
-    )
+        return []
+    identity = [f"--reuid={user.uid}", f"--regid={user.gid}", f"--groups={','.join(map(str, user.groups))}"]
+    # Without inheritable capabilities there are no ambient ones either.
+    return [_tool("setpriv", "run_as"), *identity, "--inh-caps=-all", "--no-new-privs", "--"]
 
 
 def _tool(name: str, key: str) -> str:
