@@ -124,9 +124,7 @@ class RunningAttempt:
         self._process = Process(host, spawned, at.config.max_output_bytes, self._ended)
         self._timer = host.loop.call_later(self._limit_ms / 1000, self.stop, "time_limit")
         if at.figures is not None:
-            at.figures.started(
-                claimed.queue, due_ms=claimed.due_ms, claimed_ms=claimed.claimed_ms, started_ms=self._started_ms
-            )
+            at.figures.started(claimed, self._started_ms)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(self._event("attempt=started", pid=pid))
 
@@ -142,9 +140,8 @@ class RunningAttempt:
             if why == "cancelled":
                 self._report(AttemptOutcome("failed", "cancelled", ""))
             else:
-                self._on_report(
-                    self._fence, pack_release(self._at.worker, self.claimed, STOPPING, self._at.host.now_ms())
-                )
+                release = pack_release(self._at.worker, self.claimed, STOPPING, self._at.host.now_ms())
+                self._on_report(self._fence, release)
 
     def kill(self) -> None:
         """Cut the grace short."""

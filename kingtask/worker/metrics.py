@@ -10,11 +10,12 @@ from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
 from kingtask.metrics.call_times import LATE_S, RUN_S, Histogram
 from kingtask.metrics.collector import by_label, in_parts
+from kingtask.store.functions import Claimed
 from kingtask.worker.worker_state import WorkerState
 
 
 class AttemptFigures:
-    """By queue; `*_ms` are on Redis's clock."""
+    """By queue; `started_ms` is on Redis's clock."""
 
     def __init__(self) -> None:
         self._late: dict[str, Histogram] = {}
@@ -22,11 +23,12 @@ class AttemptFigures:
         self._ran: dict[str, Histogram] = {}
         self._ended: dict[tuple[str, str, str], int] = {}
 
-    def started(self, queue: str, *, due_ms: int, claimed_ms: int, started_ms: int) -> None:
+    def started(self, claimed: Claimed, started_ms: int) -> None:
+        queue = claimed.queue
         if queue not in self._late:
             self._late[queue], self._waited[queue], self._ran[queue] = (Histogram(b) for b in (LATE_S, LATE_S, RUN_S))
-        self._late[queue].observe((started_ms - due_ms) / 1000)
-        self._waited[queue].observe((claimed_ms - due_ms) / 1000)
+        self._late[queue].observe((started_ms - claimed.due_ms) / 1000)
+        self._waited[queue].observe((claimed.claimed_ms - claimed.due_ms) / 1000)
 
     def ended(self, queue: str, outcome: str, reason: str) -> None:
         """`reason` as in a result: empty for a success."""

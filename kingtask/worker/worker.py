@@ -315,9 +315,7 @@ class Worker:
         outbox = self._state.outbox
         if isinstance(reply, StoreError):
             outbox.not_confirmed(fences, full=reply.kind == "full")
-            log.warning(
-                Event(f"{call}=failed", attempts=len(fences), kind=reply.kind, error=str(reply), retrying="yes")
-            )
+            log.warning(Event(f"{call}=failed", "retrying", attempts=len(fences), kind=reply.kind, error=str(reply)))
         else:
             if failpoint.ACTIVE and call == "finish":
                 failpoint.reach("after_complete")
@@ -416,14 +414,8 @@ class Worker:
         self._flush()
 
     def _give_up(self) -> None:
-        log.error(
-            Event(
-                "worker=leaving",
-                "Redis has not confirmed them; their leases will run out",
-                running=self._state.busy,
-                unconfirmed=self._state.unconfirmed,
-            ),
-        )
+        words = "Redis has not confirmed them; their leases will run out"
+        log.error(Event("worker=leaving", words, running=self._state.busy, unconfirmed=self._state.unconfirmed))
         self._leave()
 
     def _leave(self) -> None:

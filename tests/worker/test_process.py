@@ -41,7 +41,7 @@ class ScriptProcess:
         self.process = Process(host, spawned, keep, self._ended)
 
     def _ended(self, process: Process) -> None:
-        assert len(self.epoll) == 0
+        assert self.epoll._acts == {}
         assert list(self.groups._table) == [0]
         self.epoll.close()
         self.groups.close()

@@ -23,9 +23,6 @@ class EpollSet:
         self._acts: dict[int, Callable[[], None]] = {}
         loop.add_reader(self._epoll.fileno(), self._ready)
 
-    def __len__(self) -> int:
-        return len(self._acts)
-
     def add(self, fd: int, act: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
         self._acts[fd] = act

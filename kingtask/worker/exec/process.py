@@ -117,19 +117,15 @@ class Process:
         self._cancel_timer()
         self._timer = self._loop.call_later(grace_s, self._kill)
 
-    def _kill(self) -> None:
-        self._signal_group(signal.SIGKILL)
-        pause = Backoff(INSIST_S, LONGEST_INSIST_S)
-        self._timer = self._loop.call_later(pause.next(), self._insist, pause)
-
-    def _insist(self, pause: Backoff) -> None:
-        """KILL its descendants: one that left the group may trace it. Else it sleeps in the kernel."""
-        leader = self._popen.pid
-        log.warning(
-            Event("attempt=not_gone", "KILL has not ended it (ps says D: in the kernel, t: traced)", pid=leader)
-        )
-        reaper_process.kill_all(procfs.descendants([leader]))
-        self._timer = self._loop.call_later(pause.next(), self._insist, pause)
+    def _kill(self, pause: Backoff | None = None) -> None:
+        if pause is None:
+            self._signal_group(signal.SIGKILL)
+            pause = Backoff(INSIST_S, LONGEST_INSIST_S)
+        else:  # KILL its descendants: one that left the group may trace it; else it sleeps in the kernel
+            words = "KILL has not ended it (ps says D: in the kernel, t: traced)"
+            log.warning(Event("attempt=not_gone", words, pid=self._popen.pid))
+            reaper_process.kill_all(procfs.descendants([self._popen.pid]))
+        self._timer = self._loop.call_later(pause.next(), self._kill, pause)
 
     def _exited(self) -> None:
         self.exited_s = self._loop.time()
