@@ -51,22 +51,15 @@ class Conditions:
 
 
 class RunningAttempt:
-    """Calls `on_report(fence, report)` once, possibly before `start` returns; or `on_shortage(fence, why)` instead."""
+    """Calls `on_end` once, possibly before `start` returns; with a Shortage if the host could not start a process."""
 
     def __init__(
-        self,
-        conditions: Conditions,
-        fence: Fence,
-        claimed: Claimed,
-        *,
-        on_report: Callable[[Fence, Report], None],
-        on_shortage: Callable[[Fence, str], None],
+        self, conditions: Conditions, fence: Fence, claimed: Claimed, on_end: Callable[[Fence, Report | Shortage], None]
     ) -> None:
         self._at = conditions
         self._fence = fence
         self.claimed = claimed
-        self._on_report = on_report
-        self._on_shortage = on_shortage
+        self._on_end = on_end
         self._process: Process | None = None
         self._sandbox: Sandbox | None = None
         self._spec: codec.Execution | None = None
@@ -141,7 +134,7 @@ class RunningAttempt:
                 self._report(AttemptOutcome("failed", "cancelled", ""))
             else:
                 release = pack_release(self._at.worker, self.claimed, STOPPING, self._at.host.now_ms())
-                self._on_report(self._fence, release)
+                self._on_end(self._fence, release)
 
     def kill(self) -> None:
         """Cut the grace short."""
@@ -197,8 +190,8 @@ class RunningAttempt:
             log.warning(self._event("attempt=left_processes", words, out_of_reach="yes" if process.escaped else "no"))
         if self._stopped == "released":
             log.info(self._event("attempt=released", returncode=process.returncode))
-            self._count("released", "released", process)
-            self._on_report(self._fence, self._pack("released", STOPPING, process))
+            self._count("released", "released")
+            self._on_end(self._fence, self._pack("released", STOPPING))
             return
         assert self._spec is not None
         outcome = judge(
@@ -211,7 +204,7 @@ class RunningAttempt:
         )
         if outcome.reason in ("exit", "signal"):
             outcome = self._explained(outcome, process)
-        self._report(outcome, process)
+        self._report(outcome)
 
     def _explained(self, outcome: AttemptOutcome, process: Process) -> AttemptOutcome:
         """Name the isolation or the want of memory, if the failure came from there."""
@@ -236,12 +229,14 @@ class RunningAttempt:
 
     def _fall_short(self, why: str) -> None:
         log.error(self._event("spawn=failed", "released; claiming pauses", error=why))
-        self._on_shortage(self._fence, why)
+        self._on_end(self._fence, Shortage(why))
 
-    def _report(self, outcome: AttemptOutcome, process: Process | None = None) -> None:
-        message = outcome.message
-        if process is not None and process.left_behind and (message or not outcome.reason):
-            message = f"{message}; {LEFT_BEHIND}" if message else LEFT_BEHIND
+    def _report(self, outcome: AttemptOutcome) -> None:
+        process, message, outputs = self._process, outcome.message, (b"", b"", 0, 0)
+        if process is not None:
+            outputs = (process.stdout.kept(), process.stderr.kept(), process.stdout.size, process.stderr.size)
+            if process.left_behind and (message or not outcome.reason):
+                message = f"{message}; {LEFT_BEHIND}" if message else LEFT_BEHIND
         if outcome.verdict != "succeeded":
             # Only a reader of the result may see the output of a task; `set -x` writes every secret to stderr.
             shown = "" if outcome.reason == "stderr" else outcome.message
@@ -250,18 +245,14 @@ class RunningAttempt:
         elif log.isEnabledFor(logging.DEBUG):
             log.debug(self._event("attempt=succeeded"))
         if self._stopped in ("cancelled", "fenced"):  # a fenced attempt has its outcome elsewhere
-            self._count(self._stopped, outcome.reason, process)
+            self._count(self._stopped, outcome.reason)
         else:
-            self._count("succeeded" if outcome.verdict == "succeeded" else "failed", outcome.reason, process)
-        outputs = (b"", b"", 0, 0)
-        if process is not None:
-            stdout, stderr = process.stdout, process.stderr
-            outputs = (stdout.kept(), stderr.kept(), stdout.size, stderr.size)
-        record = self._pack(outcome.reason, message, process)
-        self._on_report(self._fence, EndedTask(self._fence, outcome.verdict, outcome.reason, record, *outputs))
+            self._count("succeeded" if outcome.verdict == "succeeded" else "failed", outcome.reason)
+        record = self._pack(outcome.reason, message)
+        self._on_end(self._fence, EndedTask(self._fence, outcome.verdict, outcome.reason, record, *outputs))
 
-    def _pack(self, reason: str, message: str, process: Process | None) -> bytes:
-        code: int | None = None
+    def _pack(self, reason: str, message: str) -> bytes:
+        process, code = self._process, None
         ended_ms, stderr = self._at.host.now_ms(), b""
         if process is not None:
             code, stderr = process.returncode, process.stderr.kept()
@@ -285,13 +276,11 @@ class RunningAttempt:
         attempt = {"task": claimed.id, "attempt": claimed.number, "name": claimed.name, "queue": claimed.queue}
         return Event(name, words, **attempt, worker=self._at.worker, **fields)
 
-    def _count(self, outcome: str, reason: str, process: Process | None) -> None:
-        figures = self._at.figures
-        if figures is None:
-            return
-        figures.ended(self.claimed.queue, outcome, reason)
-        if process is not None and process.exited_s is not None:
-            figures.ran(self.claimed.queue, process.exited_s - self._began_s)
+    def _count(self, outcome: str, reason: str) -> None:
+        if self._at.figures is not None:
+            self._at.figures.ended(self.claimed.queue, outcome, reason)
+            if self._process is not None and self._process.exited_s is not None:
+                self._at.figures.ran(self.claimed.queue, self._process.exited_s - self._began_s)
 
 
 def pack_release(worker: str, claimed: Claimed, why: str, now_ms: int) -> bytes:

@@ -27,6 +27,7 @@ from kingtask.store.store import Store
 from kingtask.worker import environment
 from kingtask.worker.attempt import Conditions, RunningAttempt, pack_release
 from kingtask.worker.exec.epoll import EpollSet
+from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import Host
 from kingtask.worker.outbox import Claim, Finish, Release, Report
@@ -367,25 +368,21 @@ class Worker:
         fence, claimed = found
         self._spawning = True
         self._loop.call_soon(self._spawn_next)
-        attempt = self._attempts[fence] = RunningAttempt(
-            self._conditions, fence, claimed, on_report=self._ended, on_shortage=self._spawn_failed
-        )
+        attempt = self._attempts[fence] = RunningAttempt(self._conditions, fence, claimed, self._ended)
         attempt.start()
         if attempt.spawned:
             self._state.started()
             if failpoint.ACTIVE:
                 failpoint.reach("after_spawn")
 
-    def _ended(self, fence: Fence, report: Report) -> None:
-        if failpoint.ACTIVE:
-            failpoint.reach("after_exit")
+    def _ended(self, fence: Fence, end: Report | Shortage) -> None:
         del self._attempts[fence]
-        self._state.ended(fence, report)
-        self._soon()
-
-    def _spawn_failed(self, fence: Fence, why: str) -> None:
-        del self._attempts[fence]
-        self._state.spawn_failed(fence, monotonic_s(), why)
+        if isinstance(end, Shortage):
+            self._state.spawn_failed(fence, monotonic_s(), str(end))
+        else:
+            if failpoint.ACTIVE:
+                failpoint.reach("after_exit")
+            self._state.ended(fence, end)
         self._soon()
 
     # ── stop ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from kingtask.config import BrokerConfig, WorkerConfig
 from kingtask.errors import RequestRefused
 from kingtask.store import codec
 from kingtask.store.functions import Claimed, EndedTask, Fence
+from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.outcome import Stop, judge
 from kingtask.worker.outbox import Report
 from tests.simulator.links import BrokerStore, Surroundings, WorkerStore
@@ -201,16 +202,13 @@ class _Attempt:
         conditions: Any,
         fence: Fence,
         claimed: Claimed,
-        *,
-        on_report: Callable[[Fence, Report], None],
-        on_shortage: Callable[[Fence, str], None],
+        on_end: Callable[[Fence, Report | Shortage], None],
     ) -> None:
         self._plant = plant
         self._at = conditions
         self._fence = fence
         self._claimed = claimed
-        self._on_report = on_report
-        self._on_shortage = on_shortage
+        self._on_end = on_end
         self._run = plant.run_of(fence)
         self._stopped: Stop | None = None
         self._exited = False
@@ -221,7 +219,7 @@ class _Attempt:
     def start(self) -> None:
         plant, loop = self._plant, self._at.host.loop
         if plant.at.faults.shortage():
-            self._on_shortage(self._fence, "no process could be started")
+            self._on_end(self._fence, Shortage("no process could be started"))
             return
         self.spawned = True
         plant.world.note(loop.name, "spawns", f"{self._fence.id[:8]}/{self._fence.number}")
@@ -251,14 +249,13 @@ class _Attempt:
         claimed = self._claimed
         if self._stopped == "released":
             packed = codec.pack_attempt(claimed.number, self._at.worker, 0, 0, "released")
-            self._on_report(self._fence, packed)
+            self._on_end(self._fence, packed)
             return
         verdict = judge(status, b"", 0, keep_stderr=True, stopped=self._stopped, limit_s=0.0)
         packed = codec.pack_attempt(claimed.number, self._at.worker, 0, 0, verdict.reason)
         out = b"%d" % claimed.number
-        self._on_report(
-            self._fence, EndedTask(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0)
-        )
+        end = EndedTask(self._fence, verdict.verdict, verdict.reason, packed, out, b"", len(out), 0)
+        self._on_end(self._fence, end)
 
 
 class _Os:
@@ -289,8 +286,8 @@ def replaced(plant: Plant) -> Iterator[None]:
     def router(_context: Any, _endpoints: Sequence[str], counters: Counters, *_: Any) -> SimulatedRouter:
         return SimulatedRouter(plant, counters)
 
-    def attempt(conditions: Any, fence: Fence, claimed: Claimed, **callbacks: Any) -> _Attempt:
-        return _Attempt(plant, conditions, fence, claimed, **callbacks)
+    def attempt(*arguments: Any) -> _Attempt:
+        return _Attempt(plant, *arguments)
 
     with ExitStack() as stack:
         for module, names in (

@@ -17,6 +17,7 @@ from kingtask.task import TaskSpec
 from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Conditions, RunningAttempt
 from kingtask.worker.exec.epoll import EpollSet
+from kingtask.worker.exec.executable import Shortage
 from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import Host
 from kingtask.worker.outbox import Report
@@ -65,13 +66,13 @@ class Trial:
         )
         spec = TaskSpec(name="task", **fields)  # type: ignore[arg-type]
         claimed = Claimed("t", 3, "task", codec.pack_spec(spec), "default", NOW_MS, False, claimed_ms)
-        self.attempt = RunningAttempt(
-            conditions,
-            Fence("t", 3, b"token"),
-            claimed,
-            on_report=lambda fence, report: self.end.set_result(report),
-            on_shortage=lambda fence, why: self.end.set_exception(AssertionError(why)),
-        )
+        self.attempt = RunningAttempt(conditions, Fence("t", 3, b"token"), claimed, self._on_end)
+
+    def _on_end(self, fence: Fence, end: Report | Shortage) -> None:
+        if isinstance(end, Shortage):
+            self.end.set_exception(AssertionError(end))
+        else:
+            self.end.set_result(end)
 
     def start(self) -> Trial:
         self.attempt.start()

@@ -38,21 +38,17 @@ class Capture:
         self._tail += data
         # Half a limit of slack, so that moving the tail to the front is paid once per that many bytes.
         if len(self._tail) > 2 * self._tail_limit:
-            self._drop_old()
+            del self._tail[: len(self._tail) - self._tail_limit]
 
     def kept(self) -> bytes:
         """Head and tail joined; if `size` is larger, bytes between them are missing."""
         if len(self._tail) > self._tail_limit:
-            self._drop_old()
+            del self._tail[: len(self._tail) - self._tail_limit]
         return self._head + self._tail if self._tail else self._head
-
-    def _drop_old(self) -> None:
-        del self._tail[: len(self._tail) - self._tail_limit]
 
 
 def shorten(data: bytes, limit: int) -> bytes:
     """The part of `data` that a Capture with this limit keeps."""
-    if len(data) <= limit:
-        return data
-    head = head_bytes(limit)
-    return data[:head] + data[len(data) - (limit - head) :]
+    capture = Capture(limit)
+    capture.feed(data)
+    return capture.kept()

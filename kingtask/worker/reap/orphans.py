@@ -182,10 +182,9 @@ class Orphans:
 
 
 def _reaped(pid: int) -> bool:
-    try:
+    with contextlib.suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+    return True
 
 
 def _names(environment: list[bytes], leader: _Leader) -> bool:
