@@ -1,11 +1,8 @@
 """The worker: claims tasks, runs each as a process group of its own, reports its outcome.
 
-Theory of operation. `worker_state` decides and does nothing: events and `now` in, actions out (claim, spawn, stop,
-finish, release, extend). `worker` carries the actions out, on one asyncio loop with callbacks: no task or future per
-attempt. `attempt` turns a claim into a process and the end of the process into a report. It uses `exec`: `executable`
-(which file), `spawn`, `process` (from start to end), `capture` (a bounded part of the output), `outcome` (success or
-why not). `sandbox` isolates attempts. `subscriber` receives the brokers' hints; a lost hint costs at most `period`.
-`reap` ends what attempts leave behind; its reaper is a second, tiny process that kills the attempts of a dead worker.
+`worker_state` decides and does nothing: events and `now` in, actions out (claim, spawn, stop, finish, release, extend).
+`worker` carries the actions out, on one asyncio loop with callbacks: no task or future per attempt. `attempt` turns a
+claim into a process and the end of the process into a report. ARCHITECTURE.md shows the way of a claim through them.
 
 Rules.
   * Redis decides, also which task is next. A hint, of a ready task or of a cancel, only makes the worker ask Redis.

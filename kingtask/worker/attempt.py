@@ -70,12 +70,8 @@ class RunningAttempt:
         self._timer: asyncio.TimerHandle | None = None
         self._tries = 0
 
-    @property
-    def spawned(self) -> bool:
-        return self._process is not None
-
-    def start(self) -> None:
-        """Spawn the process; blocks until its exec (about 0.3 ms)."""
+    def start(self) -> bool:
+        """Spawn the process; blocks until its exec (about 0.3 ms). Returns whether it was spawned."""
         host = self._at.host
         self._tries += 1
         self._timer = None
@@ -109,6 +105,7 @@ class RunningAttempt:
         finally:
             if self._process is None:
                 self._release_sandbox()
+        return self._process is not None
 
     def _started(self, spawned: Spawned) -> None:
         at, host, claimed = self._at, self._at.host, self.claimed

@@ -159,7 +159,6 @@ class Worker:
         )
 
     async def stop(self) -> None:
-        """Close everything."""
         for timer in self._timers.values():
             timer.cancel()
         self._subscriber.close()
@@ -185,7 +184,6 @@ class Worker:
         self._handle(self._state.renew)  # its heartbeat shows the change
 
     def status(self) -> str:
-        """One line for people."""
         state, config = self._state, self._config
         redis = "Redis is up" if self._store.up else f"Redis is unreachable ({self._store.problem})"
         degraded = f"; nothing can be started: {state.degraded}" if state.degraded else ""
@@ -369,8 +367,7 @@ class Worker:
         self._spawning = True
         self._loop.call_soon(self._spawn_next)
         attempt = self._attempts[fence] = RunningAttempt(self._conditions, fence, claimed, self._ended)
-        attempt.start()
-        if attempt.spawned:
+        if attempt.start():
             self._state.started()
             if failpoint.ACTIVE:
                 failpoint.reach("after_spawn")

@@ -238,7 +238,6 @@ class WorkerState:
         self._release(self._held[fence], why)
 
     def started(self) -> None:
-        """A process was started."""
         self._pause.reset()
         self._set_degraded("")
 

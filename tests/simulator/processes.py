@@ -213,18 +213,17 @@ class _Attempt:
         self._stopped: Stop | None = None
         self._exited = False
         self._killed = False
-        self.spawned = False
         self.claimed = claimed
 
-    def start(self) -> None:
+    def start(self) -> bool:
         plant, loop = self._plant, self._at.host.loop
         if plant.at.faults.shortage():
             self._on_end(self._fence, Shortage("no process could be started"))
-            return
-        self.spawned = True
+            return False
         plant.world.note(loop.name, "spawns", f"{self._fence.id[:8]}/{self._fence.number}")
         plant.ledger.spawned(self._fence, self._at.worker)
         plant.world.after(self._run.seconds, self._exit, self._run.status)
+        return True
 
     def stop(self, why: Stop) -> None:
         if self._exited:

@@ -191,7 +191,7 @@ async def test_stopped_between_two_tries_to_start_it(tmp_path: Path, why: str) -
     trial = Trial(tmp_path, "echo never")
     with trial.path.open("ab"):
         trial.start()
-        assert not trial.attempt.spawned
+        assert trial.attempt._process is None
         trial.attempt.stop(why)  # type: ignore[arg-type]
         report = await trial.report()
     if why == "cancelled":
@@ -206,7 +206,7 @@ async def test_a_file_that_stays_busy_fails_after_a_while_and_one_that_does_not_
     trial = Trial(tmp_path, "echo ran")
     with trial.path.open("ab"):
         trial.start()
-        assert not trial.attempt.spawned
+        assert trial.attempt._process is None
     assert (await trial.ended()).stdout == b"ran\n"
     trial = Trial(tmp_path, "echo never")
     with trial.path.open("ab"):

@@ -64,9 +64,7 @@ class Process:
     """Calls `on_end(self)` once, in the loop, when the process is gone and its output complete."""
 
     def __init__(self, host: Host, spawned: Spawned, keep_bytes: int, on_end: Callable[[Process], None]) -> None:
-        self._loop = host.loop
-        self._epoll = epoll = host.epoll
-        self._orphans = host.orphans
+        self._host = host
         self._popen = spawned.popen
         self._pidfd = spawned.pidfd
         self._on_end = on_end
@@ -84,9 +82,9 @@ class Process:
         """Once ended: True if a process that it started still held its output and was killed."""
         self.escaped = False
         """Once ended: True if such a process kept the output open in spite of the kill."""
-        epoll.add(spawned.pidfd, self._exited)
+        host.epoll.add(spawned.pidfd, self._exited)
         for fd in self._pipes:
-            epoll.add(fd, partial(self._readable, fd))
+            host.epoll.add(fd, partial(self._readable, fd))
 
     @property
     def pid(self) -> int:
@@ -112,10 +110,10 @@ class Process:
         if self._timer is None:
             self._signal_group(signal.SIGTERM)
             self._signal_group(signal.SIGCONT)  # a stopped process handles TERM only once it continues
-        elif self._timer.when() <= self._loop.time() + grace_s:
+        elif self._timer.when() <= self._host.loop.time() + grace_s:
             return
         self._cancel_timer()
-        self._timer = self._loop.call_later(grace_s, self._kill)
+        self._timer = self._host.loop.call_later(grace_s, self._kill)
 
     def _kill(self, pause: Backoff | None = None) -> None:
         if pause is None:
@@ -125,16 +123,16 @@ class Process:
             words = "KILL has not ended it (ps says D: in the kernel, t: traced)"
             log.warning(Event("attempt=not_gone", words, pid=self._popen.pid))
             reaper_process.kill_all(procfs.descendants([self._popen.pid]))
-        self._timer = self._loop.call_later(pause.next(), self._kill, pause)
+        self._timer = self._host.loop.call_later(pause.next(), self._kill, pause)
 
     def _exited(self) -> None:
-        self.exited_s = self._loop.time()
-        self._epoll.remove(self._pidfd)
+        self.exited_s = self._host.loop.time()
+        self._host.epoll.remove(self._pidfd)
         self._cancel_timer()
         for fd in list(self._pipes):
             self._read(fd, DRAIN_READS)
         if self._pipes:
-            self._timer = self._loop.call_later(DRAIN_S, self._cut_off)
+            self._timer = self._host.loop.call_later(DRAIN_S, self._cut_off)
         else:
             self._end()
 
@@ -155,8 +153,8 @@ class Process:
     def _cut_off(self) -> None:
         self.left_behind = True
         self._signal_group(signal.SIGKILL)
-        self._orphans.end(self._popen.pid)
-        self._timer = self._loop.call_later(SETTLE_S, self._give_up)
+        self._host.orphans.end(self._popen.pid)
+        self._timer = self._host.loop.call_later(SETTLE_S, self._give_up)
 
     def _give_up(self) -> None:
         self.escaped = True
@@ -172,12 +170,12 @@ class Process:
             if pause is None:
                 log.warning(Event("attempt=traced", "it has exited; waiting for its tracer", pid=pid))
                 pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-            self._orphans.end(pid)  # kills a tracer that the attempt itself started
-            self._timer = self._loop.call_later(pause.next(), self._end, pause)
+            self._host.orphans.end(pid)  # kills a tracer that the attempt itself started
+            self._timer = self._host.loop.call_later(pause.next(), self._end, pause)
             return
-        self._orphans.remove(pid)
+        self._host.orphans.remove(pid)
         _, status, usage = os.wait4(pid, os.WNOHANG)
-        self._orphans.scan()
+        self._host.orphans.scan()
         self.returncode = self._popen.returncode = os.waitstatus_to_exitcode(status)
         self.peak_bytes = usage.ru_maxrss * 1024
         os.close(self._pidfd)
@@ -187,7 +185,7 @@ class Process:
 
     def _close(self, fd: int) -> None:
         del self._pipes[fd]
-        self._epoll.remove(fd)
+        self._host.epoll.remove(fd)
         os.close(fd)
 
     def _cancel_timer(self) -> None:
