@@ -28,10 +28,9 @@ from kingtask.worker import environment
 from kingtask.worker.attempt import Conditions, RunningAttempt, pack_release
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.executable import Shortage
-from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import Host
 from kingtask.worker.outbox import Claim, Finish, Release, Report
-from kingtask.worker.reap.cgroup import own_cgroup
+from kingtask.worker.reap.cgroup import OomKills, own_cgroup
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Reaper
 from kingtask.worker.sandbox.isolate import Isolation
@@ -342,8 +341,7 @@ class Worker:
             self._state.extend_failed()
             log.warning(Event("extend=failed", held=len(extend.held), kind=reply.kind, error=str(reply)))
         else:
-            if functions.DAMAGED in reply.answers:
-                held = reply.answers.count(functions.DAMAGED)
+            if held := reply.answers.count(functions.DAMAGED):
                 log.warning(Event("extend=failed", held=held, kind=INDEX_DAMAGED.kind, error=str(INDEX_DAMAGED)))
             for fence in self._state.extended(extend, reply.answers, sent_s):
                 attempt = self._attempts.get(fence)  # None if it was not started yet

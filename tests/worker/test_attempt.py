@@ -18,9 +18,9 @@ from kingtask.worker import environment
 from kingtask.worker.attempt import BUSY_PAUSE_S, BUSY_TRIES, Conditions, RunningAttempt
 from kingtask.worker.exec.epoll import EpollSet
 from kingtask.worker.exec.executable import Shortage
-from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import Host
 from kingtask.worker.outbox import Report
+from kingtask.worker.reap.cgroup import OomKills
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
 from tests.processes import descriptors

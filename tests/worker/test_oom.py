@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.outcome import MIB, AttemptOutcome, explain_memory
+from kingtask.worker.reap.cgroup import OomKills
 
 EXIT = AttemptOutcome("failed", "exit", "")
 SIGNAL = AttemptOutcome("failed", "signal", "killed by SIGSEGV (11)")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from kingtask.worker.exec.epoll import EpollSet
-from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.process import DRAIN_S, SETTLE_S, Host, Process
 from kingtask.worker.exec.spawn import spawn
+from kingtask.worker.reap.cgroup import OomKills
 from kingtask.worker.reap.orphans import Orphans
 from kingtask.worker.reap.reaper import Groups
 from kingtask.worker.reap.reaper_process import kill_marked

@@ -25,9 +25,9 @@ from kingtask.clock import Backoff
 from kingtask.event import Event
 from kingtask.worker.exec.capture import Capture
 from kingtask.worker.exec.epoll import EpollSet
-from kingtask.worker.exec.oom import OomKills
 from kingtask.worker.exec.spawn import Spawned
 from kingtask.worker.reap import reaper_process
+from kingtask.worker.reap.cgroup import OomKills
 from kingtask.worker.reap.orphans import Orphans
 
 log = logging.getLogger("kingtask.worker")

@@ -54,7 +54,9 @@ def main(worker_mark: str, table: int, cgroup: str = "", scratch: str = "") -> N
     content = os.pread(table, os.fstat(table).st_size, 0)
     leaders = [pid for pid in memoryview(content).cast("i") if pid > 0]
     below = procfs.descendants(leaders)  # before the kill: once a parent is gone, nothing leads to its children
-    kill_groups(leaders)
+    for group in leaders:
+        with contextlib.suppress(OSError):  # gone already
+            os.killpg(group, signal.SIGKILL)
     kill_all(below)
     kill_marked(worker_mark.encode())
     if cgroup:
@@ -95,12 +97,6 @@ def remove(paths: Sequence[str]) -> int:
         return os.posix_spawnp(command[0], [*command, *paths], os.environ)
     except OSError:  # out of processes or memory: the next worker removes them
         return 0
-
-
-def kill_groups(leaders: Sequence[int]) -> None:
-    for group in leaders:
-        with contextlib.suppress(OSError):  # gone already
-            os.killpg(group, signal.SIGKILL)
 
 
 def kill_all(found: Mapping[int, int]) -> None:

@@ -92,16 +92,13 @@ class Isolation:
 
     def acquire(self) -> Sandbox:
         """Take a user and make a directory, until `release`. Raises Shortage."""
-        identity = None
-        if self.uids:
-            if not self._users:  # never fall back to the worker's own user
-                raise Shortage("run_as: each of the users runs something already")
-            identity = self._users[0] if self._shared else self._users.popleft()
-        try:
-            return Sandbox(identity, None if self._scratch is None else self._scratch.make(identity))
-        except Shortage:
-            self.release(Sandbox(identity, None))
-            raise
+        if self.uids and not self._users:  # never fall back to the worker's own user
+            raise Shortage("run_as: each of the users runs something already")
+        identity = self._users[0] if self._users else None
+        directory = None if self._scratch is None else self._scratch.make(identity)
+        if not self._shared:
+            self._users.popleft()
+        return Sandbox(identity, directory)
 
     def release(self, sandbox: Sandbox) -> None:
         if sandbox.identity is not None and not self._shared:
