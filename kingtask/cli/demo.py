@@ -15,13 +15,14 @@ import click
 
 from kingtask import procfs
 from kingtask.cli import console
+from kingtask.cli.dev_stack import start
 from kingtask.cli.exit import Exit
+from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 from kingtask.clock import monotonic_s, wall_s
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kingtask.cli.process_tree import Tree
     from kingtask.client import Client
     from kingtask.result import Result
 
@@ -57,18 +58,10 @@ def demo() -> int:
 
     The exit status is 0 only if each ended as it should.
     """
-    from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
-
-    with (
-        tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory,
-        Tree() as tree,
-        Stack(tree, StackOptions(data=Path(directory), port=0)) as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="kingtask-demo-") as directory, Tree() as tree:
         try:
             console.note("starting Valkey, a broker and a worker …")
-            stack.start()
-            cases = _run(stack.address, tree)
+            cases = _run(start(tree, Path(directory)).address, tree)
         except Stopped:
             return Exit.INTERRUPTED
         except ProcessEnded as ended:

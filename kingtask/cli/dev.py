@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from kingtask.cli import console
+from kingtask.cli.dev_stack import Stack, start
 from kingtask.cli.exit import Exit
-from kingtask.endpoint import DEFAULT_PORT
-
-if TYPE_CHECKING:
-    from kingtask.cli.dev_stack import Stack
+from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
+from kingtask.endpoint import DEFAULT_PORT, endpoint, nearest
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -52,17 +50,13 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
     Data are kept between runs. Ctrl-C stops all of it in order, and nothing survives even `kill -9`. Not for
     production: there, run kingtask-broker and kingtask-worker as services with a Redis of your own.
     """
-    from kingtask.cli.dev_stack import Stack, StackOptions
-    from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
-
     where = (data or default_data()).absolute()
-    options = StackOptions(data=where, bin_paths=bin_path, port=port, log_level=log_level)
-    with Tree() as tree, Stack(tree, options) as stack:
+    with Tree() as tree:
         try:
-            stack.start()
+            stack = start(tree, where, port=port, bin_paths=bin_path, log_level=log_level)
             console.say(_ready(stack, where))
             while True:
-                tree.watch(None)
+                tree.watch(60.0)
         except Stopped:
             console.note("stopping: worker, broker, Valkey")
             return Exit.OK
@@ -72,8 +66,6 @@ def dev(bin_path: tuple[Path, ...], data: Path | None, port: int, log_level: str
 
 
 def _ready(stack: Stack, data: Path) -> str:
-    from kingtask.endpoint import endpoint, nearest
-
     broker = "" if nearest() == (endpoint(stack.address),) else f" --broker {stack.address}"
     name = "example 12 45" if (stack.bin_paths[0] / "example").is_file() else "NAME [ARGS…]"
     return (

@@ -13,11 +13,10 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kingtask.cli.examples import install
@@ -36,143 +35,134 @@ FEWEST_SLOTS = 4
 KILL_GRACE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackOptions:
-    data: Path
-    bin_paths: Sequence[Path] = ()
-    """Empty: the examples, copied into the data directory."""
-    port: int
-    """0: any free one."""
-    log_level: str = "warning"
+class Stack(NamedTuple):
+    """A kingtask that runs."""
+
+    address: str
+    """The address that the broker binds."""
+    bin_paths: Sequence[Path]
+    broker_file: Path
+    worker_file: Path
 
 
-class Stack:
-    """The three processes, as children of `tree`; a context manager that stops the tree and unlocks the data."""
+def start(
+    tree: Tree, data: Path, *, port: int = 0, bin_paths: Sequence[Path] = (), log_level: str = "warning"
+) -> Stack:
+    """Start all three as children of `tree`; return when the broker answers and has seen the worker.
 
-    def __init__(self, tree: Tree, options: StackOptions) -> None:
-        self._tree = tree
-        self._options = options
-        self._resources = ExitStack()
-        self.bin_paths = [path.absolute() for path in options.bin_paths]  # not resolved: a link may change later
-        self.port = options.port
-        self.broker_file = options.data / "broker.yaml"
-        self.worker_file = options.data / "worker.yaml"
+    `port` 0 means any free one; without `bin_paths` the examples are copied into the data directory. Raises
+    ConfigurationError with advice for a person, ProcessEnded if a child ended, Stopped on a signal.
+    """
+    from kingtask.client import Client
 
-    def __enter__(self) -> Stack:
-        return self
+    server = find_valkey()
+    _lock(tree, data)
+    if port:
+        _check_port(port)
+        _check_port(port + 1)
+    stack = Stack(
+        f"{HOST}:{port or free_ports()}",
+        # Not resolved: a link may change later.
+        [path.absolute() for path in bin_paths] or [install(data.resolve() / "examples")],
+        data / "broker.yaml",
+        data / "worker.yaml",
+    )
+    _write_configuration(stack, _start_valkey(tree, server, data.resolve()), log_level)
+    started = monotonic_s()
+    # -P keeps the working directory out of the module path.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)}
+    for daemon, path, stop_s in (
+        ("broker", stack.broker_file, 10.0),
+        ("worker", stack.worker_file, DRAIN_S + KILL_GRACE_S + 5.0),
+    ):
+        command = [sys.executable, "-P", "-m", "kingtask.cli.daemons", daemon, "-c", str(path)]
+        tree.start(f"the {daemon}", command, stop_s=stop_s, env=environment)
+    with Client(stack.address, timeout=1.0, curve_key="", server_key="") as client:
 
-    def __exit__(self, *error: object) -> None:
-        with self._resources:
-            self._tree.stop()
+        def ready() -> bool:
+            with suppress(KingtaskError):
+                # The record may still hold the worker of an earlier run, which was seen before this run began.
+                return any(worker["seen_s"] < monotonic_s() - started for worker in client.stats()["workers"])
+            return False
 
-    @property
-    def address(self) -> str:
-        """The address that the broker binds."""
-        return f"{HOST}:{self.port}"
+        _watch_until(ready, tree, "broker and worker are not ready", "see their messages")
+    return stack
 
-    def start(self) -> None:
-        """Start all three; return when the broker answers and has seen the worker.
 
-        Raises ConfigurationError with advice for a person, ProcessEnded if a child ended, Stopped on a signal.
-        """
-        server = find_valkey()
-        self._lock_directory()
-        self.bin_paths = self.bin_paths or [install(self._options.data.resolve() / "examples")]
-        if self.port:
-            _check_port(self.port)
-            _check_port(self.port + 1)
-        else:
-            self.port = free_ports()
-        endpoint = self._start_valkey(server)
-        self._write_configuration(endpoint)
-        started = monotonic_s()
-        for daemon, path, stop_s in (
-            ("broker", self.broker_file, 10.0),
-            ("worker", self.worker_file, DRAIN_S + KILL_GRACE_S + 5.0),
-        ):
-            command = [sys.executable, "-P", "-m", "kingtask.cli.daemons", daemon, "-c", str(path)]
-            self._tree.start(f"the {daemon}", command, stop_s=stop_s, env=_environment())
-        self._await_ready(started)
+def _lock(tree: Tree, data: Path) -> None:
+    """Keep other processes away from the data until `tree` ends."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = tree.enter_context((data / "lock").open("a+"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot use {data} for the data: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read(20).strip() or "unknown"
+        raise ConfigurationError(
+            f"another kingtask (process {owner}) uses the data in {data}; stop it, or choose another --data"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
 
-    def _lock_directory(self) -> None:
-        data = self._options.data
-        try:
-            data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self._resources.enter_context((data / "lock").open("a+"))
-        except OSError as error:
-            raise ConfigurationError(f"cannot use {data} for the data: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read(20).strip() or "unknown"
-            raise ConfigurationError(
-                f"another kingtask (process {owner}) uses the data in {data}; stop it, or choose another --data"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
 
-    def _start_valkey(self, server: Path) -> Path:
-        data = self._options.data.resolve()
-        endpoint = data / "valkey.sock"
-        if len(os.fsencode(endpoint)) > LONGEST_SOCKET_PATH:
-            short = tempfile.TemporaryDirectory(prefix="kingtask-", ignore_cleanup_errors=True)
-            endpoint = Path(self._resources.enter_context(short)) / "valkey.sock"
-        endpoint.unlink(missing_ok=True)
-        settings = {
-            "port": "0",
-            "unixsocket": str(endpoint),
-            "unixsocketperm": "700",
-            "dir": str(data),
-            "appendonly": "yes",
-            "appendfsync": "always",
-            "no-appendfsync-on-rewrite": "no",
-            "maxmemory-policy": "noeviction",
-            "save": "",
-            "loglevel": "notice",
-        }
-        command = [str(server), *(part for name, value in settings.items() for part in (f"--{name}", value))]
-        log = data / "valkey.log"
-        with log.open("wb") as output:
-            self._tree.start("Valkey", command, stop_s=10.0, output=output)
-        deadline = monotonic_s() + START_WITHIN_S
-        try:
-            while not _answers(endpoint):
-                if monotonic_s() > deadline:
-                    raise ConfigurationError(f"Valkey is not ready after {START_WITHIN_S:.0f} s; its log is {log}")
-                self._tree.watch(POLL_S)
-        except ProcessEnded as ended:
-            raise ConfigurationError(f"{ended}; its log ({log}) ends with:\n{_tail(log)}") from None
-        return endpoint
+def _start_valkey(tree: Tree, server: Path, data: Path) -> Path:
+    """Start Valkey and wait until it answers; return its socket."""
+    endpoint = data / "valkey.sock"
+    if len(os.fsencode(endpoint)) > LONGEST_SOCKET_PATH:
+        short = tempfile.TemporaryDirectory(prefix="kingtask-", ignore_cleanup_errors=True)
+        endpoint = Path(tree.enter_context(short)) / "valkey.sock"
+    endpoint.unlink(missing_ok=True)
+    settings = {
+        "port": "0",
+        "unixsocket": str(endpoint),
+        "unixsocketperm": "700",
+        "dir": str(data),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "no-appendfsync-on-rewrite": "no",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "loglevel": "notice",
+    }
+    command = [str(server), *(part for name, value in settings.items() for part in (f"--{name}", value))]
+    log = data / "valkey.log"
+    with log.open("wb") as output:
+        tree.start("Valkey", command, stop_s=10.0, output=output)
+    try:
+        _watch_until(lambda: _answers(endpoint), tree, "Valkey is not ready", f"its log is {log}")
+    except ProcessEnded as ended:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise ConfigurationError(f"{ended}; its log ({log}) ends with:\n{tail}") from None
+    return endpoint
 
-    def _write_configuration(self, endpoint: Path) -> None:
-        redis = f"unix://{quote(str(endpoint))}"
-        level = self._options.log_level
-        _write(self.broker_file, {"addr": self.address, "redis": redis, "log_level": level})
-        worker = {
-            "broker": self.address,
-            "redis": redis,
-            "bin_path": [str(path) for path in self.bin_paths],
-            "name": "dev",
-            "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
-            "drain_timeout": DRAIN_S,
-            "kill_grace": KILL_GRACE_S,
-            "log_level": level,
-        }
-        _write(self.worker_file, worker)
 
-    def _await_ready(self, started: float) -> None:
-        from kingtask.client import Client
+def _write_configuration(stack: Stack, valkey: Path, log_level: str) -> None:
+    common = {"redis": f"unix://{quote(str(valkey))}", "log_level": log_level}
+    worker: dict[str, Any] = {
+        "broker": stack.address,
+        "bin_path": [str(path) for path in stack.bin_paths],
+        "name": "dev",
+        "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
+        "drain_timeout": DRAIN_S,
+        "kill_grace": KILL_GRACE_S,
+    }
+    for path, settings in ((stack.broker_file, {"addr": stack.address}), (stack.worker_file, worker)):
+        # A JSON value is a YAML value.
+        lines = [f"{key}: {json.dumps(value)}\n" for key, value in {**settings, **common}.items()]
+        path.write_text("# Overwritten at each start.\n" + "".join(lines), encoding="utf-8")
 
-        deadline = monotonic_s() + START_WITHIN_S
-        with Client(self.address, timeout=1.0, curve_key="", server_key="") as client:
-            while monotonic_s() < deadline:
-                with suppress(KingtaskError):
-                    if client.ping()["ready"] and _seen(client.stats()["workers"], monotonic_s() - started):
-                        return
-                self._tree.watch(POLL_S)
-        raise ConfigurationError(f"broker and worker are not ready after {START_WITHIN_S:.0f} s; see their messages")
+
+def _watch_until(ready: Callable[[], bool], tree: Tree, problem: str, advice: str) -> None:
+    """Wait until `ready` returns True. Raises ConfigurationError after START_WITHIN_S, and as Tree.watch does."""
+    deadline = monotonic_s() + START_WITHIN_S
+    while not ready():
+        if monotonic_s() > deadline:
+            raise ConfigurationError(f"{problem} after {START_WITHIN_S:.0f} s; {advice}")
+        tree.watch(POLL_S)
 
 
 def find_valkey() -> Path:
@@ -222,23 +212,3 @@ def _answers(endpoint: Path) -> bool:
             return connection.recv(64).startswith(b"+PONG")
         except OSError:
             return False
-
-
-def _seen(workers: Sequence[Mapping[str, Any]], within_s: float) -> bool:
-    # The record may still hold the worker of an earlier run, which was seen before this run began.
-    return any(worker["seen_s"] < within_s for worker in workers)
-
-
-def _write(path: Path, settings: Mapping[str, Any]) -> None:
-    # A JSON value is a YAML value.
-    lines = [f"{key}: {json.dumps(value)}\n" for key, value in settings.items()]
-    path.write_text("# Overwritten at each start.\n" + "".join(lines), encoding="utf-8")
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment and module path: -P keeps the working directory out of the search."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path)}
-
-
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-5:])

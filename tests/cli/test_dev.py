@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ import pytest
 from kingtask import endpoint as address
 from kingtask.cli import dev as module
 from kingtask.cli.dev import default_data
-from kingtask.cli.dev_stack import Stack, StackOptions
-from kingtask.cli.process_tree import Tree
-from tests.cli.tree import KINGTASK, PATIENCE_S, Dev, Watch, children, descendants, environment, kingtask
+from kingtask.cli.dev_stack import Stack
+from kingtask.cli.process_tree import Stopped, Tree
+from tests.cli.tree import KINGTASK, PATIENCE_S, Dev, Watch, children, descendants, environment, kingtask, until
 
 
 def test_ctrl_c_stops_everything_in_order_and_data_stay(tmp_path):
@@ -217,9 +218,21 @@ def test_interrupted_demo_leaves_nothing(tmp_path):
 
 
 def test_what_it_says_to_try_names_its_broker_where_clients_would_use_another(tmp_path, monkeypatch):
+    address_here = f"127.0.0.1:{address.DEFAULT_PORT}"
+    stack = Stack(address_here, [tmp_path], tmp_path / "broker.yaml", tmp_path / "worker.yaml")
+    monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/none/broker.sock")
+    assert "kingtask submit --wait" in module._ready(stack, tmp_path)
+    monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/broker.sock")
+    assert "kingtask submit --broker 127.0.0.1:9595 --wait" in module._ready(stack, tmp_path)
+
+
+def test_a_second_stop_signal_kills_a_child_that_does_not_stop(tmp_path):
     with Tree() as tree:
-        stack = Stack(tree, StackOptions(data=tmp_path, bin_paths=[tmp_path], port=address.DEFAULT_PORT))
-        monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/none/broker.sock")
-        assert "kingtask submit --wait" in module._ready(stack, tmp_path)
-        monkeypatch.setattr(address, "SOCKET", f"{tmp_path}/broker.sock")
-        assert "kingtask submit --broker 127.0.0.1:9595 --wait" in module._ready(stack, tmp_path)
+        script = 'trap "" TERM; touch "$0"; exec sleep 3600'
+        tree.start("deaf", ["sh", "-c", script, str(tmp_path / "deaf")], stop_s=3600.0)
+        until((tmp_path / "deaf").exists, "the child ignores SIGTERM")
+        this = threading.get_ident()  # other threads of the tests do not block the signal
+        signal.pthread_kill(this, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            tree.watch(PATIENCE_S)
+        signal.pthread_kill(this, signal.SIGINT)
