@@ -1,47 +1,62 @@
-"""`kingtask` as a process: every error ends in one line on stderr and an exit status, never in a traceback.
+"""The commands as processes: every error ends in one line on stderr and an exit status, never in a traceback.
 
-The imports at the top cost next to nothing, so that `main` also handles Ctrl-C during the other imports.
+The imports at the top cost next to nothing, so that `run` also handles Ctrl-C during the other imports.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import click
 
 
 def main() -> None:
-    """Run the command and exit; the entry point of `kingtask`."""
+    """Run `kingtask` and exit; its entry point."""
+    run("kingtask", _kingtask, sys.argv[1:])
+
+
+def _kingtask() -> click.Command:
+    from kingtask.cli.commands import kingtask
+
+    return kingtask
+
+
+def run(program: str, load: Callable[[], click.Command], args: list[str]) -> NoReturn:
+    """Run the command that `load` returns, and exit."""
     try:
         _open_streams()
-        status = _run()
+        status = _run(program, load(), args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
-        discard_output()
+        _discard_output()
     except BrokenPipeError:
         status = 141
-        discard_output()
+        _discard_output()
     except OSError as error:
         status = 74
-        discard_output()
+        _discard_output()
         place = f" ({error.filename})" if error.filename else ""
-        complain(f"cannot read or write: {error.strerror or error}{place}")
+        _complain(program, f"cannot read or write: {error.strerror or error}{place}")
     sys.exit(status)
 
 
-def _run() -> int:
+def _run(program: str, command: click.Command, args: list[str]) -> int:
     import click
 
-    from kingtask.cli.commands import kingtask
     from kingtask.cli.exit import Exit, exit_for
     from kingtask.errors import KingtaskError
 
     if "_KINGTASK_COMPLETE" in os.environ:
-        kingtask.main(prog_name="kingtask")
+        command.main(prog_name=program)
     try:
-        # Not `kingtask.main`: it has other exit statuses for Ctrl-C and for a closed pipe.
-        with kingtask.make_context("kingtask", sys.argv[1:]) as context:
-            status = kingtask.invoke(context)
+        # Not `command.main`: it has other exit statuses for Ctrl-C and for a closed pipe.
+        with command.make_context(program, args) as context:
+            status = command.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.Abort:
@@ -50,7 +65,7 @@ def _run() -> int:
         error.show()
         return Exit.USAGE
     except KingtaskError as error:
-        complain(str(error))
+        _complain(program, str(error))
         return exit_for(error)
     return status if isinstance(status, int) else Exit.OK
 
@@ -66,17 +81,16 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode))
 
 
-def discard_output() -> None:
+def _discard_output() -> None:
     """Send buffered output to /dev/null: it has no reader, and flushing it at exit would fail again."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.close(sink)
 
 
-def complain(text: str, program: str = "kingtask") -> None:
-    """Write a line to stderr, if it is open."""
+def _complain(program: str, text: str) -> None:
+    """Write a line to stderr, if that is possible."""
     from contextlib import suppress
 
     with suppress(OSError):
         sys.stderr.write(f"{program}: {text}\n")
-        sys.stderr.flush()
