@@ -7,7 +7,7 @@ from importlib import import_module
 import click
 
 from kingtask import __version__
-from kingtask.cli.exit import MEANINGS, Exit
+from kingtask.cli.exit import Exit
 
 COMMANDS: dict[str, str] = {
     "submit": "submit:submit",
@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
 
 
 def _exit_statuses() -> str:
-    lines = [f"{status.value:>5}  {meaning}" for status, meaning in MEANINGS.items()]
+    lines = [f"{status.value:>5}  {status.meaning}" for status in Exit]
     return "\b\nExit statuses:\n" + "\n".join(lines)
 
 

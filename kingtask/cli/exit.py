@@ -3,74 +3,56 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Self
 
-from kingtask.errors import (
-    ConfigurationError,
-    KingtaskError,
-    NoAnswer,
-    PermissionDenied,
-    RequestRefused,
-    ResultTimeout,
-    StoreError,
-    TaskFailed,
-    TaskNotFound,
-)
+from kingtask import errors
+
+_FOR_NOW = "for now (busy, full, Redis unreachable)"
 
 
 class Exit(IntEnum):
-    OK = 0
-    TASK_FAILED = 1
-    USAGE = 2
-    CONFIGURATION = 3
-    NO_ANSWER = 4
-    PERMISSION = 5
-    REFUSED = 6
-    NOT_FOUND = 7
-    NOT_CONFIRMED = 8
-    PENDING = 9
-    OUTPUT = 74
-    INTERRUPTED = 130
-    BROKEN_PIPE = 141
+    """An exit status and its meaning."""
+
+    meaning: str
+
+    def __new__(cls, status: int, meaning: str) -> Self:
+        self = int.__new__(cls, status)
+        self._value_ = status
+        self.meaning = meaning
+        return self
+
+    OK = 0, "done; for submit --wait and wait: the task succeeded"
+    TASK_FAILED = 1, "the task ended, but not in `succeeded`; for doctor and demo: something is wrong"
+    USAGE = 2, "the command line is wrong, nothing was sent"
+    CONFIGURATION = 3, "a configuration file, a broker's address or the environment is wrong"
+    NO_ANSWER = 4, f"no broker answered in time, or it refuses {_FOR_NOW}: try later, with the same id"
+    PERMISSION = 5, "refused: a permission is missing, or the key does not fit"
+    REFUSED = 6, "refused by the broker for good, nothing was stored"
+    NOT_FOUND = 7, "no such task (it never existed, or its record has expired)"
+    NOT_CONFIRMED = 8, "nobody knows whether the task is stored; send it again with the same id"
+    PENDING = 9, "the task has not ended within the time given; it goes on"
+    OUTPUT = 74, "the output could not be written (disk full, …)"
+    INTERRUPTED = 130, "interrupted (Ctrl-C)"
+    BROKEN_PIPE = 141, "the reader of the output closed the pipe (SIGPIPE)"
 
 
-MEANINGS: dict[Exit, str] = {
-    Exit.OK: "done; for submit --wait and wait: the task succeeded",
-    Exit.TASK_FAILED: "the task ended, but not in `succeeded`; for doctor and demo: something is wrong",
-    Exit.USAGE: "the command line is wrong, nothing was sent",
-    Exit.CONFIGURATION: "a configuration file, a broker's address or the environment is wrong",
-    Exit.NO_ANSWER: (
-        "no broker answered in time, or it refuses for now (busy, full, Redis unreachable): try later, with the same id"
-    ),
-    Exit.PERMISSION: "refused: a permission is missing, or the key does not fit",
-    Exit.REFUSED: "refused by the broker for good, nothing was stored",
-    Exit.NOT_FOUND: "no such task (it never existed, or its record has expired)",
-    Exit.NOT_CONFIRMED: "nobody knows whether the task is stored; send it again with the same id",
-    Exit.PENDING: "the task has not ended within the time given; it goes on",
-    Exit.OUTPUT: "the output could not be written (disk full, …)",
-    Exit.INTERRUPTED: "interrupted (Ctrl-C)",
-    Exit.BROKEN_PIPE: "the reader of the output closed the pipe (SIGPIPE)",
-}
+_STATUSES: tuple[tuple[type[errors.KingtaskError], Exit], ...] = (
+    (errors.ConfigurationError, Exit.CONFIGURATION),
+    (errors.PermissionDenied, Exit.PERMISSION),
+    (errors.TaskNotFound, Exit.NOT_FOUND),
+    (errors.NoAnswer, Exit.NO_ANSWER),
+    (errors.StoreError, Exit.NO_ANSWER),
+    (errors.ResultTimeout, Exit.PENDING),
+    (errors.TaskFailed, Exit.TASK_FAILED),
+)
+"""A request that the command line itself finds wrong is a usage error before this."""
 
 
-def exit_for(error: KingtaskError) -> Exit:
+def exit_for(error: errors.KingtaskError) -> Exit:
     """Return the exit status that stands for an error."""
-    if isinstance(error, RequestRefused):
+    if isinstance(error, errors.RequestRefused):
         if error.stored == "unknown":
             return Exit.NOT_CONFIRMED
         if error.retryable:  # and the client has tried again for all of --timeout
             return Exit.NO_ANSWER
-    return next(status for kind, status in _STATUSES if isinstance(error, kind))
-
-
-_STATUSES: tuple[tuple[type[KingtaskError], Exit], ...] = (
-    (ConfigurationError, Exit.CONFIGURATION),
-    (PermissionDenied, Exit.PERMISSION),
-    (TaskNotFound, Exit.NOT_FOUND),
-    (RequestRefused, Exit.REFUSED),
-    (NoAnswer, Exit.NO_ANSWER),
-    (StoreError, Exit.NO_ANSWER),
-    (ResultTimeout, Exit.PENDING),
-    (TaskFailed, Exit.TASK_FAILED),
-    (KingtaskError, Exit.REFUSED),
-)
-"""The first kind that fits counts. A request that the command line itself finds wrong is a usage error before this."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), Exit.REFUSED)

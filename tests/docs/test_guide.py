@@ -13,7 +13,7 @@ import pytest
 import kingtask
 from kingtask import Client, Result, State, TaskSpec, errors
 from kingtask.cli.commands import COMMANDS, LazyGroup
-from kingtask.cli.exit import MEANINGS
+from kingtask.cli.exit import Exit
 from kingtask.client.options import TaskOptions
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.result import Attempt
@@ -56,7 +56,7 @@ def test_a_part_is_short_and_begins_with_a_way_in(name: str) -> None:
 
 def test_exit_statuses_are_those_of_the_command_line() -> None:
     table = {int(status): meaning for status, meaning in first_cells(PARTS["command-line"], "exit status")}
-    assert table == {status.value: meaning for status, meaning in MEANINGS.items()}
+    assert table == {status.value: status.meaning for status in Exit}
 
 
 def test_reasons_are_those_of_an_attempt_and_of_expiry() -> None:
