@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from kingtask.cli.process_tree import ProcessEnded, Stopped, Tree
 from kingtask.clock import monotonic_s, wall_s
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.live import Live
 
     from kingtask.client import Client
     from kingtask.result import Result
@@ -37,8 +38,7 @@ HEADINGS = ("TASK", "WHAT IT SHOWS", "STATE", "OUTCOME")
 class Case:
     """One task and its expected end: `judge` returns whether the end is the expected one, and a description."""
 
-    name: str
-    args: tuple[str, ...]
+    command: str
     shows: str
     options: dict[str, Any]
     judge: Callable[[Result], tuple[bool, str]]
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def row(self) -> tuple[str, str, str, str]:
-        return (" ".join((self.name, *self.args)), self.shows, self.state, self.outcome)
+        return (self.command, self.shows, self.state, self.outcome)
 
 
 @click.command(short_help="See four tasks run, in a temporary directory.")
@@ -73,51 +73,57 @@ def demo() -> int:
 
 
 def _run(address: str, tree: Tree) -> list[Case]:
-    """Submit the cases and show them until each has ended. Raises Stopped and ProcessEnded as Tree.watch does."""
-    from kingtask.client import Client
+    """Submit the cases and show them until each has ended. Raises Stopped and ProcessEnded as Tree.watch does.
 
-    with Client(address, curve_key="", server_key="") as client:
+    On a terminal a table changes in place; elsewhere each end is a line on stderr, and the table comes last.
+    """
+    from kingtask.client import Client
+    from kingtask.errors import ResultTimeout
+
+    with Client(address, curve_key="", server_key="") as client, ExitStack() as display:
         cases = _submitted(client)
-        with _display(cases) as show:
-            deadline = monotonic_s() + ENDED_WITHIN_S
-            while (running := [case for case in cases if not case.outcome]) and monotonic_s() < deadline:
-                tree.watch(0)
-                _refresh(client, running)
-                show([case for case in running if case.outcome])
+        live = _live(cases) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+        if live:
+            display.enter_context(live)
+        else:
+            console.note(f"submitted {len(cases)} tasks, waiting for each …")
+            display.callback(lambda: console.say(console.table(HEADINGS, [case.row for case in cases])))
+        deadline = monotonic_s() + ENDED_WITHIN_S
+        while (running := [case for case in cases if not case.outcome]) and monotonic_s() < deadline:
+            tree.watch(0)
+            with suppress(ResultTimeout):
+                client.wait(running[0].id, POLL_S)
+            for case in running:
+                result = client.get(case.id)
+                case.state = str(result.state)
+                if result.ended:
+                    case.as_expected, case.outcome = case.judge(result)
+                    if not live:
+                        console.note(f"{result.name}: {case.outcome}")
+            if live:
+                live.refresh()
     return cases
 
 
 def _submitted(client: Client) -> list[Case]:
     at = round(wall_s() + AHEAD_S, 3)
     cases = [
-        Case("example", ("12", "45"), "now", {}, _is_sum),
-        Case("clock", (), f"on an instant, {AHEAD_S:.0f} s ahead", {"at": at}, lambda result: _lateness(result, at)),
-        Case("flaky", (), "fails twice; again after 0.5 s, 1 s", {"retry": [0.5, 1.0]}, _third_attempt),
-        Case("slow", (), "over its time limit of 1 s", {"time_limit": 1.0}, _cut_off),
+        Case("example 12 45", "now", {}, _is_sum),
+        Case("clock", f"on an instant, {AHEAD_S:.0f} s ahead", {"at": at}, partial(_lateness, at)),
+        Case("flaky", "fails twice; again after 0.5 s, 1 s", {"retry": [0.5, 1.0]}, _third_attempt),
+        Case("slow", "over its time limit of 1 s", {"time_limit": 1.0}, _cut_off),
     ]
     for case in cases:
-        case.id = client.submit(case.name, case.args, **case.options).id
+        name, *args = case.command.split()
+        case.id = client.submit(name, args, **case.options).id
     return cases
-
-
-def _refresh(client: Client, cases: Sequence[Case]) -> None:
-    """Read the results of the cases, after waiting a moment for the first."""
-    from kingtask.errors import ResultTimeout
-
-    with suppress(ResultTimeout):
-        client.wait(cases[0].id, POLL_S)
-    for case in cases:
-        result = client.get(case.id)
-        case.state = str(result.state)
-        if result.ended:
-            case.as_expected, case.outcome = case.judge(result)
 
 
 def _is_sum(result: Result) -> tuple[bool, str]:
     return result.success and result.text == "57\n", f"printed {result.text.strip()}"
 
 
-def _lateness(result: Result, at: float) -> tuple[bool, str]:
+def _lateness(at: float, result: Result) -> tuple[bool, str]:
     """Compare with the start that the task prints in nanoseconds; without GNU's `date`, with the worker's record."""
     printed = result.text.strip()
     if printed.isdigit():
@@ -148,37 +154,18 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@contextmanager
-def _display(cases: Sequence[Case]) -> Iterator[Callable[[Sequence[Case]], None]]:
-    """Show the cases: a table that changes in place on a terminal, else a line on stderr for each that ends.
-
-    Yields a function that takes the cases that have just ended.
-    """
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        import rich.live
-
-        with rich.live.Live(_table(cases), auto_refresh=False) as live:
-            yield lambda _ended: live.update(_table(cases), refresh=True)
-        return
-    console.note(f"submitted {len(cases)} tasks, waiting for each …")
-    try:
-        yield _note_outcomes
-    finally:
-        console.say(console.table(HEADINGS, [case.row for case in cases]))
-
-
-def _note_outcomes(ended: Sequence[Case]) -> None:
-    for case in ended:
-        console.note(f"{case.name}: {case.outcome}")
-
-
-def _table(cases: Sequence[Case]) -> Table:
+def _live(cases: Sequence[Case]) -> Live:
+    """Return a display of the cases that its `refresh` brings up to date."""
     import rich.box
-    import rich.table
+    from rich.live import Live
+    from rich.table import Table
     from rich.text import Text
 
-    table = rich.table.Table(*HEADINGS, box=rich.box.SIMPLE)
-    for case in cases:
-        style = "" if not case.outcome else "green" if case.as_expected else "red"
-        table.add_row(*(Text(cell, style) for cell in case.row))
-    return table
+    def table() -> Table:
+        shown = Table(*HEADINGS, box=rich.box.SIMPLE)
+        for case in cases:
+            style = "" if not case.outcome else "green" if case.as_expected else "red"
+            shown.add_row(*(Text(cell, style) for cell in case.row))
+        return shown
+
+    return Live(get_renderable=table, auto_refresh=False)
