@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,16 +85,16 @@ def _brokers(brokers: tuple[str, ...]) -> Generator[Finding, None, Stats | None]
     """Yield a finding for each; return the reply to `stats` of the first that gives one."""
     stats: Stats | None = None
     for address in brokers:
-        pong: Mapping[str, Any] | None = None
-        problem: KingtaskError | None = None
+        pong: Mapping[str, Any] | KingtaskError
         try:
             with connect((address,)) as client:
                 pong = client.ping()
                 if stats is None and pong["ready"]:
-                    stats = client.stats()
+                    with suppress(KingtaskError):
+                        stats = client.stats()
         except KingtaskError as error:
-            problem = error
-        yield findings.broker(address, pong, problem)
+            pong = error
+        yield findings.broker(address, pong)
     return stats
 
 

@@ -7,13 +7,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kingtask import __version__
 from kingtask.cli.times import short_duration
-from kingtask.endpoint import parse
+from kingtask.endpoint import Address, parse
 from kingtask.errors import KingtaskError, PermissionDenied, StoreError
 
 if TYPE_CHECKING:
@@ -53,12 +52,12 @@ warn = partial(Finding, Level.WARN)
 fail = partial(Finding, Level.FAIL)
 
 
-def broker(address: str, pong: Mapping[str, Any] | None, error: KingtaskError | None = None) -> Finding:
+def broker(address: str, pong: Mapping[str, Any] | KingtaskError) -> Finding:
     """Judge one broker of the list that clients use by its reply to `ping`, or by the error in place of one."""
-    if pong is None:
+    if isinstance(pong, KingtaskError):
         start = "start kingtask-broker there, or name its address with --broker"
         keys = "name the keys of a client that it knows with --curve-key and --server-key"
-        return fail("broker", f"{address}: {error}", keys if isinstance(error, PermissionDenied) else start)
+        return fail("broker", f"{address}: {pong}", keys if isinstance(pong, PermissionDenied) else start)
     text = f"{address}: kingtask {pong['version']}, an OK means: {pong['ack'] or 'unknown'}"
     if not pong["ready"]:
         return fail("broker", f"{text}, but it cannot reach Redis", "see its log, and the findings about redis")
@@ -130,20 +129,12 @@ def reach(config: BrokerConfig) -> Iterator[Finding]:
 
 def _access(found: Inspection) -> Iterator[Finding]:
     settings = found.server.settings
-    listens = [address.removeprefix("-") for address in settings.get("bind", "127.0.0.1").split()] or ["*"]
-    if found.anonymous and settings.get("protected-mode") == "no" and not all(map(_loopback, listens)):
-        yield warn(
-            "access",
-            f"everyone who reaches it ({', '.join(listens)}) may read and change everything: it asks for no password",
-            f"set requirepass, or users as in deploy/redis/kingtask.acl, or bind 127.0.0.1 {REDIS_CONF}",
-        )
-
-
-def _loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:  # `*`, or a name
-        return address == "localhost"
+    hosts = [address.removeprefix("-") for address in settings.get("bind", "127.0.0.1").split()] or ["*"]
+    public = any(host != "localhost" and Address(host).public for host in hosts)
+    if found.anonymous and settings.get("protected-mode") == "no" and public:
+        text = f"everyone who reaches it ({', '.join(hosts)}) may read and change everything: it asks for no password"
+        advice = f"set requirepass, or users as in deploy/redis/kingtask.acl, or bind 127.0.0.1 {REDIS_CONF}"
+        yield warn("access", text, advice)
 
 
 def _memory(found: Inspection) -> Iterator[Finding]:
@@ -203,17 +194,12 @@ def record(found: Inspection, wanted_cluster: str | None = None) -> Iterator[Fin
 
 def _identity(found: Inspection, wanted: str | None) -> Finding:
     if wanted not in (None, found.cluster):
-        return fail(
-            "cluster",
-            f"this database is {found.cluster or 'empty'}, the configuration wants {wanted}",
-            "restore the right one; or, to work with this one, correct `cluster` in the configurations",
-        )
+        text = f"this database is {found.cluster or 'empty'}, the configuration wants {wanted}"
+        advice = "restore the right one; or, to work with this one, correct `cluster` in the configurations"
+        return fail("cluster", text, advice)
     if found.used and not found.cluster:
-        return fail(
-            "cluster",
-            "the namespace has keys and no identity: something else wrote them, or part of the data is gone",
-            "restore the data, or use another namespace, or remove these keys",
-        )
+        text = "the namespace has keys and no identity: something else wrote them, or part of the data is gone"
+        return fail("cluster", text, "restore the data, or use another namespace, or remove these keys")
     return ok("cluster", found.cluster or "the namespace is new; its first broker begins it")
 
 
@@ -239,11 +225,8 @@ def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]
             yield fail(kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log")
     for peer in stats["workers"]:
         if peer.get("unfit") and peer["seen_s"] < WORKER_ALIVE_S:
-            yield fail(
-                "workers",
-                f"{peer['name']}: {peer['unfit']}",
-                "free or add that resource on its host, or stop the worker",
-            )
+            advice = "free or add that resource on its host, or stop the worker"
+            yield fail("workers", f"{peer['name']}: {peer['unfit']}", advice)
     for peer in stats["brokers"]:
         offset_s = peer.get("clock_offset_s")
         if offset_s is not None:
@@ -268,13 +251,12 @@ def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:
     for name in ("result_keep_time", "failed_keep_time"):
         one, other = getattr(broker, name), getattr(worker, name)
         if one != other:
-            yield warn(
-                "keep_time",
+            text = (
                 f"{name} is {one:,.12g} s at the broker, {other:,.12g} s at the worker; the daemon that ends a task"
                 " decides: the worker for a task that it ran, the broker for one that was cancelled before, either for"
-                " one that expired or was lost",
-                f"give {name} one value in both configurations",
+                " one that expired or was lost"
             )
+            yield warn("keep_time", text, f"give {name} one value in both configurations")
 
 
 def bin_paths(directories: Sequence[str | Path]) -> Iterator[Finding]:

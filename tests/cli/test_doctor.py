@@ -248,10 +248,10 @@ def test_the_finding_about_a_broker_is_the_reply_to_ping_or_the_error():
     assert findings.broker("a", pong).level == "ok"
     assert findings.broker("a", {**pong, "ready": False}).level == "fail"
     assert findings.broker("a", {**pong, "version": "0.1"}).level == "warn"
-    silent = findings.broker("a", None, NoAnswer("no answer", stored="no"))
+    silent = findings.broker("a", NoAnswer("no answer", stored="no"))
     assert (silent.level, silent.text) == ("fail", "a: no answer")
     assert "start kingtask-broker" in silent.advice
-    assert "--curve-key" in findings.broker("a", None, PermissionDenied("unknown key")).advice
+    assert "--curve-key" in findings.broker("a", PermissionDenied("unknown key")).advice
 
 
 def test_directories_of_executables(tmp_path):
