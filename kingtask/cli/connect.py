@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,37 +29,28 @@ def _given(name: str, default: Any = None) -> Any:
     return click.get_current_context().meta.get(f"{__name__}.{name}", default)
 
 
+_option = partial(click.option, expose_value=False, callback=_remember)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
-_BROKER = click.option(
+_BROKER = _option(
     "--broker",
     metavar="ADDRESS",
     multiple=True,
     envvar="KINGTASK_BROKER",
-    expose_value=False,
-    callback=_remember,
     help="Broker's address (host:port, tcp://…, ipc://…); more with commas or again."
     f" [default: ipc:///run/kingtask/broker.sock if /run/kingtask exists, else 127.0.0.1:{DEFAULT_PORT}]",
 )
 _CURVE_KEY, _SERVER_KEY = (
-    click.option(
-        name,
-        metavar="FILE",
-        expose_value=False,
-        callback=_remember,
-        help=f"{what}, if they ask for keys. [default: {variable}]",
-    )
+    _option(name, metavar="FILE", help=f"{what}, if they ask for keys. [default: {variable}]")
     for name, variable, what in (
         ("--curve-key", "KINGTASK_CURVE_KEY", "This client's secret key"),
         ("--server-key", "KINGTASK_SERVER_KEY", "The brokers' public key"),
     )
 )
-_TIMEOUT = click.option(
+_TIMEOUT = _option(
     "--timeout",
     metavar="S",
     type=SECONDS,
     default=DEFAULT_TIMEOUT_S,
-    expose_value=False,
-    callback=_remember,
     help=f"How long a broker may take to answer. [default: {DEFAULT_TIMEOUT_S:.0f} s]",
 )
 
