@@ -12,7 +12,7 @@ import sys
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -20,9 +20,10 @@ import msgspec
 from kingtask import protocol, wire
 from kingtask.cli import console, result_view
 from kingtask.cli.connect import connect
-from kingtask.cli.exit import Exit, exit_for
+from kingtask.cli.exit import exit_for
 from kingtask.clock import monotonic_s, wall_s
 from kingtask.errors import InvalidRequest, KingtaskError, NoAnswer, RequestRefused
+from kingtask.result import Result
 from kingtask.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -33,29 +34,25 @@ LONGEST_LINE_BYTES = 8 * wire.MAX_MESSAGE_BYTES
 """A message in JSON: each byte may take several."""
 
 
-class Answer(NamedTuple):
-    """The output for one line, and its exit status."""
-
-    fields: dict[str, Any]
-    status: int
-    silent: bool = False
-    """No broker answered: none would answer the later lines either."""
-
-
 def submit_lines(source: str, defaults: Mapping[str, Any], wait: float | None) -> int:
     """Submit every line of `source` (`-`: standard input); return the first exit status that is not 0."""
-    status = 0
-    number = 0
+    status, number, silent = 0, 0, False
     with _opened(source) as file, connect() as client:
         for texts in _blocks(file.fileno()):
             tasks = {number + i: _task(text, defaults) for i, text in enumerate(texts, 1) if text.strip()}
             number += len(texts)
-            silent = False
-            for answer in _answers(client, tasks, wait):
-                console.write_json(answer.fields)
-                status = status or answer.status
-                silent = silent or answer.silent
-            if silent:
+            for line, task_id, found in _answers(client, tasks, wait):
+                if isinstance(found, KingtaskError):
+                    status = status or exit_for(found)
+                    silent = silent or isinstance(found, NoAnswer)
+                    fields = {"id": task_id, "outcome": "error", "error": _error_fields(found)}
+                elif isinstance(found, Result):
+                    status = status or result_view.status_of(found)
+                    fields = console.result_fields(found)
+                else:
+                    fields = {"id": task_id, "outcome": found}
+                console.write_json({"line": line, **fields})
+            if silent:  # no broker would answer the later lines either
                 console.note(f"kingtask: no answer, stopped after line {number}")
                 break
     return status
@@ -110,35 +107,30 @@ def _fields(text: bytes) -> dict[str, Any]:
     return fields
 
 
-def _answers(client: Client, tasks: Mapping[int, TaskSpec | InvalidRequest], wait: float | None) -> Iterator[Answer]:
-    """Submit the tasks; yield the answer to each line, in their order."""
+def _answers(
+    client: Client, tasks: Mapping[int, TaskSpec | InvalidRequest], wait: float | None
+) -> Iterator[tuple[int, str | None, KingtaskError | Result | str]]:
+    """Submit the tasks; yield for each line, in their order, the task's id and its error, result or outcome."""
     deadline = monotonic_s() + (wait or 0)
     submitted = iter(client.submit_many([task for task in tasks.values() if isinstance(task, TaskSpec)]))
     if wait is not None:
         submitted = iter(list(submitted))  # store all before waiting for the first
     for number, task in tasks.items():
         if isinstance(task, InvalidRequest):
-            yield _refused(number, None, task)
+            yield number, None, task
             continue
         outcome = next(submitted)
-        if outcome.error is not None:
-            yield _refused(number, outcome.task.id, outcome.error)
-        elif wait is None:
-            yield Answer({"line": number, "id": outcome.task.id, "outcome": outcome.outcome}, Exit.OK)
-        else:
+        found: KingtaskError | Result | str = outcome.error or outcome.outcome
+        if wait is not None and outcome.error is None:
             try:
-                result = result_view.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
+                found = result_view.wait_for(client, outcome.task.id, max(0.0, deadline - monotonic_s()))
             except KingtaskError as error:
-                yield _refused(number, outcome.task.id, error)
-            else:
-                yield Answer({"line": number, **console.result_fields(result)}, result_view.status_of(result))
+                found = error
+        yield number, outcome.task.id, found
 
 
-def _refused(number: int, task_id: str | None, error: KingtaskError) -> Answer:
+def _error_fields(error: KingtaskError) -> dict[str, Any]:
     if isinstance(error, RequestRefused):
-        fields = protocol.error_fields(error)
-    else:
-        stored = error.stored if isinstance(error, NoAnswer) else "no"
-        fields = {"code": "no_answer", "message": str(error), "retryable": True, "stored": stored}
-    shown = {"line": number, "id": task_id, "outcome": "error", "error": fields}
-    return Answer(shown, exit_for(error), silent=isinstance(error, NoAnswer))
+        return protocol.error_fields(error)
+    stored = error.stored if isinstance(error, NoAnswer) else "no"
+    return {"code": "no_answer", "message": str(error), "retryable": True, "stored": stored}
