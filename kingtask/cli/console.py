@@ -24,29 +24,38 @@ PROPERTIES = "success exit_code signal truncated stdout_cut stderr_cut".split()
 """The properties of a Result that JSON has beside its fields."""
 
 
-def write(data: bytes) -> None:
-    """Write bytes to stdout without a buffer: the reader may be waiting for them."""
-    _write_all(sys.stdout, data)
+def write(stream: TextIO, data: bytes) -> None:
+    """Write past Python's buffers: the reader may be waiting.
 
-
-def write_error(data: bytes) -> None:
-    """Write bytes to stderr without a buffer."""
-    _write_all(sys.stderr, data)
+    `python -u` has no buffers, and would silently write only a part of much data.
+    """
+    stream.flush()
+    fd = stream.fileno()
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:  # the process that gave us this pipe set it to non-blocking
+            select.select([], [fd], [])
 
 
 def say(text: str) -> None:
     """Write a line for people to stdout."""
-    write(f"{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+    _write_line(sys.stdout, text)
 
 
 def note(text: str) -> None:
     """Write a line for people to stderr: progress, reasons, ids of tasks that are waited for."""
-    write_error(f"{text}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
+    _write_line(sys.stderr, text)
+
+
+def _write_line(stream: TextIO, text: str) -> None:
+    write(stream, f"{text}\n".encode(stream.encoding or "utf-8", "backslashreplace"))
 
 
 def write_json(value: Mapping[str, Any]) -> None:
     """Write one line of JSON to stdout."""
-    write(json_line(value))
+    write(sys.stdout, msgspec.json.encode(value) + b"\n")
 
 
 def show(as_json: bool, fields: Mapping[str, Any], text: str) -> None:
@@ -55,10 +64,6 @@ def show(as_json: bool, fields: Mapping[str, Any], text: str) -> None:
         write_json(fields)
     else:
         say(text)
-
-
-def json_line(value: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
 
 
 def result_fields(result: Result) -> dict[str, Any]:
@@ -71,18 +76,6 @@ def result_fields(result: Result) -> dict[str, Any]:
 def row_fields(result: Result) -> dict[str, Any]:
     """Return the fields of a Result of `list` for JSON."""
     return {name: getattr(result, name) for name in LIST_FIELDS}
-
-
-def _write_all(stream: TextIO, data: bytes) -> None:
-    """Write past Python's buffers: `python -u` has none, and would silently write only a part of much data."""
-    stream.flush()
-    fd = stream.fileno()
-    left = memoryview(data)
-    while left:
-        try:
-            left = left[os.write(fd, left) :]
-        except BlockingIOError:  # the process that gave us this pipe set it to non-blocking
-            select.select([], [fd], [])
 
 
 def _printable(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,8 @@ def stats(as_json: bool) -> int:
     """Show queues, workers and brokers. Rates are per second, over the last one to two minutes."""
     with connect() as client:
         found = client.stats()
-    if as_json:
-        console.write_json(found)
-    else:
-        console.say("\n\n".join((_queues(found["queues"]), _workers(found["workers"]), _brokers(found["brokers"]))))
+    tables = (_queues(found["queues"]), _workers(found["workers"]), _brokers(found["brokers"]))
+    console.show(as_json, found, "\n\n".join(tables))
     return Exit.OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from kingtask.cli import console
@@ -33,9 +34,9 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
     if as_json:
         console.write_json(console.result_fields(result))
     else:
-        console.write(result.stdout)
+        console.write(sys.stdout, result.stdout)
         if result.stderr:
-            console.write_error(result.stderr)
+            console.write(sys.stderr, result.stderr)
         if result.dropped:
             console.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
         elif result.truncated:

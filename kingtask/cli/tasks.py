@@ -29,10 +29,7 @@ def get(ids: tuple[str, ...], as_json: bool) -> int:
 
         def show(task_id: str) -> int:
             result = client.get(task_id)
-            if as_json:
-                console.write_json(console.result_fields(result))
-            else:
-                console.say(description(result))
+            console.show(as_json, console.result_fields(result), description(result))
             return Exit.OK
 
         return each(ids, show)

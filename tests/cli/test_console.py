@@ -31,9 +31,10 @@ RESULT = Result(
 )
 
 
-def test_a_result_is_one_line_of_json_with_every_field():
-    line = console.json_line(console.result_fields(RESULT))
-    assert line.count(b"\n") == 1
+def test_a_result_is_one_line_of_json_with_every_field(capfd: pytest.CaptureFixture[str]):
+    console.write_json(console.result_fields(RESULT))
+    line = capfd.readouterr().out
+    assert line.count("\n") == 1
     fields = json.loads(line)
     expected = {field.name for field in msgspec.structs.fields(Result)} - {"stdout"}
     assert set(fields) == expected | {
