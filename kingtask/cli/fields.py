@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
 from kingtask import protocol, task
 from kingtask.cli.param_types import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
-from kingtask.cli.times import When
 from kingtask.clock import wall_s
 from kingtask.errors import InvalidRequest
 from kingtask.task import MAX_STDIN_BYTES, TaskSpec
@@ -74,12 +74,15 @@ def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in given.items():
         match name:
-            case "start_at":
-                fields.update(_start(value))
+            case "start_at" if value.relative:
+                if value.seconds < 0:
+                    raise click.UsageError("--at: a time in the past; leave it out to start now.")
+                # A delay counts on Redis's clock, and is equal on every host for the same --key.
+                fields["delay_s"] = value.seconds
+            case "start_at" | "expires_at":
+                fields[name] = value.at(wall_s())
             case "key":
                 fields["id"] = id_of_key(_text("--key", value))
-            case "expires_at":
-                fields[name] = value.at(wall_s())
             case "stdin":
                 fields[name] = _read(value)
             case "env":
@@ -100,15 +103,6 @@ def task_of(name: str, args: tuple[str, ...], fields: Mapping[str, Any]) -> Task
         raise click.UsageError(str(error)) from None
 
 
-def _start(when: When) -> dict[str, float]:
-    if not when.relative:
-        return {"start_at": when.seconds}
-    if when.seconds < 0:
-        raise click.UsageError("--at: a time in the past; leave it out to start now.")
-    # A delay counts on Redis's clock, and is equal on every host for the same --key.
-    return {"delay_s": when.seconds}
-
-
 def _read(path: str) -> bytes:
     try:
         if path == "-":
@@ -124,12 +118,10 @@ def _read(path: str) -> bytes:
 
 
 def _text(place: str, value: str) -> str:
+    with suppress(UnicodeEncodeError):
+        value.encode()
+        return value
     try:
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:  # bytes without a character in this locale may be UTF-8 all the same
-                value = os.fsencode(value).decode()
+        return os.fsencode(value).decode()  # bytes without a character in this locale may be UTF-8 all the same
     except ValueError:
         raise click.UsageError(f"{place}: not UTF-8 text ({value!a}).") from None
-    return value

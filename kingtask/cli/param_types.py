@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,13 +43,10 @@ class TextType(ParamType):
 
 
 def _task_id(text: str) -> str:
-    try:
-        canonical = str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        canonical = False
-    if not canonical:
-        raise ValueError("this is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11")
-    return text.lower()
+    with suppress(ValueError):
+        if str(uuid.UUID(text)) == text.lower():
+            return text.lower()
+    raise ValueError("this is not a UUID such as 6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11")
 
 
 def _queue(text: str) -> str:
