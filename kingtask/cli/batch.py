@@ -11,7 +11,6 @@ import os
 import sys
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -59,10 +58,8 @@ def submit_lines(source: str, defaults: Mapping[str, Any], wait: float | None) -
 
 
 def _opened(source: str) -> IO[bytes]:
-    if source == "-":
-        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
     try:
-        return Path(source).open("rb", buffering=0)
+        return open(sys.stdin.fileno() if source == "-" else source, "rb", closefd=source != "-")
     except OSError as error:
         raise click.UsageError(f"--from: cannot read {source}: {error.strerror}.") from None
 

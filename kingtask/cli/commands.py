@@ -61,14 +61,9 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _exit_statuses() -> str:
-    lines = [f"{status.value:>5}  {status.meaning}" for status in Exit]
-    return "\b\nExit statuses:\n" + "\n".join(lines)
-
-
 @click.group(
     cls=LazyGroup,
-    epilog=_exit_statuses(),
+    epilog="\n".join(("\b\nExit statuses:", *(f"{status.value:>5}  {status.meaning}" for status in Exit))),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="kingtask", message="%(prog)s %(version)s")

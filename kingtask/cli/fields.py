@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from kingtask import protocol, task
+from kingtask.cli.connect import Decorated
 from kingtask.cli.param_types import INTERVALS, PAIR, SECONDS, TASK_ID, WHEN, id_of_key
 from kingtask.clock import wall_s
 from kingtask.errors import InvalidRequest
 from kingtask.task import MAX_STDIN_BYTES, TaskSpec
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "at": {"metavar": "TIME", "type": WHEN, "help": "Start at this instant. A time without a zone is local."},
@@ -105,11 +104,8 @@ def task_of(name: str, args: tuple[str, ...], fields: Mapping[str, Any]) -> Task
 
 def _read(path: str) -> bytes:
     try:
-        if path == "-":
-            data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
-        else:
-            with open(path, "rb") as file:  # noqa: PTH123 - a Path adds nothing to a name that is only opened
-                data = file.read(MAX_STDIN_BYTES + 1)
+        with open(sys.stdin.fileno() if path == "-" else path, "rb", closefd=path != "-") as file:
+            data = file.read(MAX_STDIN_BYTES + 1)
     except OSError as error:
         raise click.UsageError(f"--stdin: cannot read {path}: {error.strerror}.") from None
     if len(data) > MAX_STDIN_BYTES:

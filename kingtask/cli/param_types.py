@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,18 +14,11 @@ from kingtask.cli import times
 from kingtask.clock import wall_s
 from kingtask.task import QUEUE_PATTERN
 
-if TYPE_CHECKING:
-    from click import Context, Parameter
-
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # generic only since click 8.3
-
 KEY_NAMESPACE = uuid.UUID("471f1daf-9a86-49d9-87fb-d9d3b6f45ced")
 """`--key TEXT` makes the id uuid5(KEY_NAMESPACE, TEXT). Never change it: equal keys must stay equal tasks."""
 
 
-class TextType(ParamType):
+class TextType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3
     """A value that `read` makes of text; its ValueError and the `expected` forms make a usage error."""
 
     def __init__(self, name: str, read: Callable[[str], Any], expected: str = "") -> None:
@@ -33,7 +26,7 @@ class TextType(ParamType):
         self._read = read
         self._expected = f"; expected {expected}" if expected else ""
 
-    def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):  # a default
             return value
         try:

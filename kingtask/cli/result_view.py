@@ -38,7 +38,7 @@ def show(result: Result, *, as_json: bool, propagate: bool) -> int:
         if result.stderr:
             console.write(sys.stderr, result.stderr)
         if result.dropped:
-            console.note(f"kingtask: the output was dropped to make room for later ones ({_written(result)})")
+            console.note(f"kingtask: the output was dropped to make room for later ones ({_sizes(result)})")
         elif result.truncated:
             console.note(f"kingtask: the output was too long; its beginning and end are kept ({_sizes(result)})")
         if not result.success:
@@ -57,18 +57,15 @@ def status_of(result: Result, *, propagate: bool = False) -> int:
     return (propagate and result.exit_code) or Exit.TASK_FAILED
 
 
-def _written(result: Result) -> str:
-    sizes = (("stdout", result.stdout_size), ("stderr", result.stderr_size))
-    return ", ".join(f"{name} had {size:,} bytes" for name, size in sizes if size)
-
-
 def _sizes(result: Result) -> str:
     outputs = (
         ("stdout", result.stdout, result.stdout_size, result.stdout_cut),
         ("stderr", result.stderr, result.stderr_size, result.stderr_cut),
     )
     return ", ".join(
-        f"{name} {len(kept):,} of {size:,} bytes, the gap behind the first {cut:,}"
+        f"{name} had {size:,} bytes"
+        if result.dropped
+        else f"{name} {len(kept):,} of {size:,} bytes, the gap behind the first {cut:,}"
         for name, kept, size, cut in outputs
         if cut is not None
     )
