@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,6 +14,39 @@ from kingtask.cli.param_types import QUEUE
 from kingtask.cli.times import short_duration
 from kingtask.clock import monotonic_s
 
+Columns = Mapping[str, Callable[[Mapping[str, Any]], object]]
+"""Cells by their headings."""
+
+QUEUE_COLUMNS: Columns = {
+    "QUEUE": lambda queue: queue["name"],
+    "SCHEDULED": lambda queue: queue["scheduled"],
+    "READY": lambda queue: queue["ready"],
+    "RUNNING": lambda queue: queue["running"],
+    "OLDEST": lambda queue: short_duration(queue["oldest_waiting_s"]) if queue["ready"] else "-",
+    "SUCCEEDED": lambda queue: queue["totals"].get("succeeded", 0),
+    "FAILED": lambda queue: queue["totals"].get("failed", 0),
+    "DONE/S": lambda queue: f"{queue['rates'].get('succeeded', 0) + queue['rates'].get('failed', 0):.1f}",
+    "": lambda queue: ", ".join(["paused"] * queue["paused"] + ["no worker"] * (not queue["served"])),
+}
+WORKER_COLUMNS: Columns = {
+    "WORKER": lambda worker: worker["name"],
+    "SEEN": lambda worker: f"{short_duration(worker['seen_s'])} ago",
+    "BUSY": lambda worker: (
+        f"{worker.get('busy', '?')}/{worker.get('slots', '?')}{' unfit' if worker.get('unfit') else ''}"
+    ),
+    "QUEUES": lambda worker: ", ".join(worker.get("queues", ())),
+    "HOST": lambda worker: worker.get("host", "?"),
+    "VERSION": lambda worker: worker.get("version", "?"),
+    "EXECUTABLES": lambda worker: ", ".join(worker.get("bin_path", ())),
+}
+BROKER_COLUMNS: Columns = {
+    "BROKER": lambda broker: broker["name"],
+    "SEEN": lambda broker: f"{short_duration(broker['seen_s'])} ago",
+    "ADDRESS": lambda broker: ", ".join(broker.get("addr", ())),
+    "OK MEANS": lambda broker: broker.get("ack") or "?",
+    "HOST": lambda broker: broker.get("host", "?"),
+    "VERSION": lambda broker: broker.get("version", "?"),
+}
 QUEUES = click.argument("queues", metavar="QUEUE...", nargs=-1, required=True, type=QUEUE)
 
 
@@ -23,7 +56,11 @@ def stats(as_json: bool) -> int:
     """Show queues, workers and brokers. Rates are per second, over the last one to two minutes."""
     with connect() as client:
         found = client.stats()
-    tables = (_queues(found["queues"]), _workers(found["workers"]), _brokers(found["brokers"]))
+    tables = (
+        _table(found["queues"], QUEUE_COLUMNS, right=range(1, 8)) or "No queues yet.",
+        _table(found["workers"], WORKER_COLUMNS) or "No workers.",
+        _table(found["brokers"], BROKER_COLUMNS) or "No brokers.",
+    )
     console.show(as_json, found, "\n\n".join(tables))
     return Exit.OK
 
@@ -60,6 +97,12 @@ def ping(as_json: bool) -> int:
     return Exit.OK
 
 
+def _table(rows: Sequence[Mapping[str, Any]], columns: Columns, right: Sequence[int] = ()) -> str:
+    """Return a table of the rows; an empty text if there are none."""
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return console.table(list(columns), cells, right=right) if rows else ""
+
+
 def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool) -> int:
     with connect() as client:
         for queue in queues:
@@ -67,54 +110,3 @@ def _set_paused(queues: tuple[str, ...], paused: bool, as_json: bool) -> int:
             text = f"{queue}: {'paused' if paused else 'resumed'}"
             console.show(as_json, {"queue": queue, "paused": paused}, text)
     return Exit.OK
-
-
-def _queues(queues: list[Mapping[str, Any]]) -> str:
-    headings = ("QUEUE", "SCHEDULED", "READY", "RUNNING", "OLDEST", "SUCCEEDED", "FAILED", "DONE/S", "")
-    rows = []
-    for queue in queues:
-        totals, rates = queue["totals"], queue["rates"]
-        remarks = [*(["paused"] if queue["paused"] else []), *([] if queue["served"] else ["no worker"])]
-        row = (
-            *(queue[name] for name in ("name", "scheduled", "ready", "running")),
-            short_duration(queue["oldest_waiting_s"]) if queue["ready"] else "-",
-            totals.get("succeeded", 0),
-            totals.get("failed", 0),
-            f"{rates.get('succeeded', 0) + rates.get('failed', 0):.1f}",
-            ", ".join(remarks),
-        )
-        rows.append(row)
-    return console.table(headings, rows, right=range(1, 8)) if rows else "No queues yet."
-
-
-def _workers(workers: list[Mapping[str, Any]]) -> str:
-    headings = ("WORKER", "SEEN", "BUSY", "QUEUES", "HOST", "VERSION", "EXECUTABLES")
-    rows = [
-        (
-            worker["name"],
-            f"{short_duration(worker['seen_s'])} ago",
-            f"{worker.get('busy', '?')}/{worker.get('slots', '?')}{' unfit' if worker.get('unfit') else ''}",
-            ", ".join(worker.get("queues", ())),
-            worker.get("host", "?"),
-            worker.get("version", "?"),
-            ", ".join(worker.get("bin_path", ())),
-        )
-        for worker in workers
-    ]
-    return console.table(headings, rows) if rows else "No workers."
-
-
-def _brokers(brokers: list[Mapping[str, Any]]) -> str:
-    headings = ("BROKER", "SEEN", "ADDRESS", "OK MEANS", "HOST", "VERSION")
-    rows = [
-        (
-            broker["name"],
-            f"{short_duration(broker['seen_s'])} ago",
-            ", ".join(broker.get("addr", ())),
-            broker.get("ack") or "?",
-            broker.get("host", "?"),
-            broker.get("version", "?"),
-        )
-        for broker in brokers
-    ]
-    return console.table(headings, rows) if rows else "No brokers."

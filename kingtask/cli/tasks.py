@@ -92,7 +92,6 @@ def each(ids: Iterable[str], act: Callable[[str], int]) -> int:
 
 def description(result: Result) -> str:
     """Describe a task for people, over several lines."""
-    finished = result.finished_at
     lines = [
         ("task", result.id),
         ("runs", " ".join((result.name, *map(shlex.quote, result.args)))),
@@ -100,7 +99,7 @@ def description(result: Result) -> str:
         ("queue", f"{result.queue}, priority {result.priority}"),
         ("created", local_time(result.created_at)),
         ("due", local_time(result.due_at)),
-        ("ended", "" if finished is None else local_time(finished)),
+        ("ended", local_time(result.finished_at) if result.finished_at else ""),
         ("worker", result.worker),
         ("origin", result.origin),
         ("tags", ", ".join(result.tags)),
@@ -108,13 +107,10 @@ def description(result: Result) -> str:
     for attempt in result.attempts:
         shown = result.stderr if attempt is result.attempts[-1] else b""
         lines.append((f"attempt {attempt.number}", _attempt(attempt, shown)))
-    outputs = (("stdout", result.stdout, result.stdout_size), ("stderr", result.stderr, result.stderr_size))
-    return "\n".join(
-        [
-            *(f"{name:<12}{console.visible(text)}" for name, text in lines if text),
-            *(line for output in outputs for line in _output_lines(*output, dropped=result.dropped)),
-        ]
-    )
+    described = [f"{name:<12}{console.visible(text)}" for name, text in lines if text]
+    described += _output_lines("stdout", result.stdout, result.stdout_size, dropped=result.dropped)
+    described += _output_lines("stderr", result.stderr, result.stderr_size, dropped=result.dropped)
+    return "\n".join(described)
 
 
 def _attempt(attempt: Attempt, shown: bytes) -> str:
