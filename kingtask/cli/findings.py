@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kingtask import __version__
@@ -259,30 +257,12 @@ def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:
             yield warn("keep_time", text, f"give {name} one value in both configurations")
 
 
-def bin_paths(directories: Sequence[str | Path]) -> Iterator[Finding]:
-    """Judge the directories of executables, as this user sees them."""
-    for directory in map(Path, directories):
-        problem, advice = _problem(directory)
-        if problem:
-            yield fail("bin_path", f"{directory}: {problem}", advice)
-            continue
+def bin_paths(directories: Sequence[str]) -> Iterator[Finding]:
+    """Judge the files in `bin_path`, whose directories the configuration has checked, as this user sees them."""
+    for directory in directories:
         files = [entry for entry in os.scandir(directory) if entry.is_file()]
         plain = sorted(entry.name for entry in files if not os.access(entry.path, os.X_OK))
         yield ok("bin_path", f"{directory}: {len(files) - len(plain)} executables")
         if plain:
             some = ", ".join(plain[:3]) + (", …" if len(plain) > 3 else "")
             yield warn("bin_path", f"{directory}: not executable: {some}", "chmod +x the files that tasks may name")
-
-
-def _problem(directory: Path) -> tuple[str, str]:
-    try:
-        entry = directory.stat()
-    except OSError as error:
-        return error.strerror or "not readable", "make it, or correct bin_path in the worker's configuration"
-    if not stat.S_ISDIR(entry.st_mode):
-        return "not a directory", "bin_path names the directory that holds the executables"
-    if not os.access(directory, os.R_OK | os.X_OK):
-        return "not readable", "chmod a+rx, or run doctor as the worker's user"
-    if entry.st_mode & stat.S_IWOTH:
-        return "everyone may write to it, and so decide what the worker runs", f"chmod o-w {directory}"
-    return "", ""
