@@ -63,8 +63,5 @@ NOT_YET = frozenset(
     {
         "kingtask/store/functions.py",
         "kingtask/store/rights.py",
-        "tests/bench/README.md",
-        "tests/faults/README.md",
-        "tests/interop/README.md",
     }
 )

@@ -1,7 +1,7 @@
 """Judge a run under faults: `check` a history in memory, or `python -m tests.faults.checker DIRECTORY`.
 
 Every pass looks at one task at a time, or at one series; nothing is compared with everything, so a run of half a
-million calls takes seconds. The passes stand in `told.py` (what clients were told), `executed.py` (what ran),
+million calls takes seconds. The passes stand in `replies.py` (the replies to clients), `executed.py` (what ran),
 `stored.py` (what lies in Redis) and `processes.py` (brokers, workers, what is left over).
 """
 
@@ -14,12 +14,12 @@ import msgspec
 
 from tests.faults.executed import judge_runs
 from tests.faults.processes import judge_processes
+from tests.faults.replies import judge_replies
 from tests.faults.report import CheckReport
 from tests.faults.rules import Rules
 from tests.faults.stored import judge_dump
 from tests.faults.story import Damaged, History, Stories, load
 from tests.faults.timeline import RedisClock, Windows
-from tests.faults.told import judge_told
 from tests.faults.view import CheckContext
 
 APPLIED = 0.8
@@ -37,7 +37,7 @@ def check(history: History, rules: Rules | None = None) -> CheckReport:
         return report
     view = CheckContext(run=history.run, rules=report.rules, report=report, windows=windows, clock=clock)
     for story in stories.by_id.values():
-        judge_told(view, story, stories.last_op)
+        judge_replies(view, story, stories.last_op)
         judge_runs(view, story)
     judge_dump(view, stories.by_id, history.dump)
     judge_processes(view, history)

@@ -10,14 +10,14 @@ import pytest
 from tests.faults import stored
 from tests.faults.checker import check
 from tests.faults.generator import generate
-from tests.faults.mutators import doubts, executed, processes, told
+from tests.faults.mutators import doubts, executed, processes, replies
 from tests.faults.mutators import stored as stored_wrong
 from tests.faults.mutators.edit import DOUBT, Mutator
 from tests.faults.rules import INVARIANTS
 from tests.store.key_patterns import KEY_PATTERNS
 
 SEEDS = range(50)
-MUTATORS = [*told.MUTATORS, *executed.MUTATORS, *stored_wrong.MUTATORS, *processes.MUTATORS, *doubts.MUTATORS]
+MUTATORS = [*replies.MUTATORS, *executed.MUTATORS, *stored_wrong.MUTATORS, *processes.MUTATORS, *doubts.MUTATORS]
 
 good = cache(generate)
 

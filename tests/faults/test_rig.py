@@ -1,4 +1,4 @@
-"""The rig itself: its proxy does what it is told, and one short case is played and judged."""
+"""The rig itself: its proxy does what it is set to, and one short case is played and judged."""
 
 from __future__ import annotations
 

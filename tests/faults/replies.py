@@ -1,4 +1,4 @@
-"""Passes 1, 2 and 4: what clients were told of a task, against what became of it (I1, I2, I3, I6, I7)."""
+"""Passes 1, 2 and 4: the replies to clients about a task, against what happened to it (I1, I2, I3, I6, I7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EDGE = 0.1
 NOTHING = digest(b"")
 
 
-def judge_told(view: CheckContext, story: TaskHistory, last_op: dict[str, int]) -> None:
+def judge_replies(view: CheckContext, story: TaskHistory, last_op: dict[str, int]) -> None:
     """`last_op`: by client, the number of its last call."""
     if story.sent == 0:
         _unasked(view, story)

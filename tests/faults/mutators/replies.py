@@ -1,4 +1,4 @@
-"""What clients are told is not what became of it."""
+"""A client gets a reply that does not fit what happened to its task."""
 
 from __future__ import annotations
 
