@@ -2,11 +2,11 @@
 
 An idle worker subscribes to IDLE_TOPIC and gets one hint. It claims, then subscribes again while it has free slots. A
 worker that filled up meanwhile unsubscribes, and its hint goes to another worker. So a task wakes one worker, not all,
-and a hint that no idle worker could get goes to the next one that becomes idle. A lost hint costs the `period` of a
-worker, nothing else.
+and a hint that no idle worker could get goes to the next one that becomes idle. A lost hint delays the task by at most
+the worker's `period`, its pause between two claims.
 
-libzmq keeps every topic that a connection subscribes to until it ends, also a topic that this broker ignores (one of
-200 bytes took 10 KB), and walks all of them whenever a connection ends. So topics are short, longer messages are not
+Until a connection ends, libzmq keeps every topic that it subscribed to, also a topic that this broker ignores (200
+bytes took 10 KB), and walks all of them whenever a connection ends. So topics are short, longer messages are not
 read at all, and a connection that sends too many is cut off.
 """
 

@@ -1,9 +1,10 @@
-"""A call is one request on its way to its reply, with one deadline. Steps are a method of the client as a generator.
-Pure.
+"""A call is one request on its way to its reply, with one deadline. `Steps` is one method of the client, as a generator
+that does no I/O.
 
-Steps leave sending and waiting to the shell that runs them. They yield the calls to start (none: go on waiting). The
-shell sends back the calls that are done: at least one while any is in progress, or after `SendOnly` as soon as its
-calls are sent, and perhaps none. StepsWithResults also yield results, as `Yielded`, and are sent None for them.
+The blocking client and the asyncio client run such a generator. It yields a list of calls to start; an empty list
+means: go on waiting. The client sends into the generator the list of calls that have ended since: at least one, while
+any is in progress. If the generator yields `SendOnly`, the client resumes it as soon as those calls are sent, and the
+list of ended calls may be empty. `StepsWithResults` also yields results, as `Yielded`; None is sent in for these.
 """
 
 from __future__ import annotations

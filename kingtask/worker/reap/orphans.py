@@ -1,9 +1,9 @@
 """Finds and kills the processes that attempts leave behind, whatever session, group or environment they chose.
 
 The worker is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER): when the parent of a process below it ends, the worker
-becomes the parent. So a count shows whether anything was left behind: the worker has one child for each running
-attempt, and the reaper. The count takes 2 µs. The kernel does not reuse the pid of a child before the worker reaps it,
-so no signal can hit another process.
+becomes the parent. So the number of its children shows whether anything was left behind: without orphans the worker has
+one child for each running attempt, and the reaper process. Counting takes 2 µs. The kernel does not reuse the pid of a
+child before the worker has waited for it, so no signal can hit another process.
 
 An orphan may be a helper of a running attempt: its environment or its session names the attempt. An orphan that hides
 both may belong to any attempt that ran when the orphan was started, and is killed once none of these attempts runs.

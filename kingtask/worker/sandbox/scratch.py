@@ -2,10 +2,11 @@
 
     private_dir/kingtask.WORKER/N      mode 0700, owned by the attempt's user
 
-The worker creates them, and removes those that are empty. The reaper removes the others in the background, one after
-another, with rm(1): rm descends by descriptors, so it follows no link even if names are exchanged meanwhile, handles
-any depth, and stays on one file system. The reaper also removes the worker's directory when the worker is gone. If
-both were killed, the next worker with the same private_dir removes it. A worker's directory is in use while a process
+The worker creates the directories of its attempts, and removes the empty ones. The reaper, a process beside the worker,
+removes the others in the background, one after another, with rm(1): rm descends by descriptors, so it follows no link
+even if names are exchanged meanwhile, handles any depth, and stays on one file system. When the worker is gone, its
+reaper also removes the directory of the worker. If worker and reaper were killed, the next worker with the same
+private_dir removes it. A worker's directory is in use while a process
 holds the lock on it; the kernel releases the lock with its owner.
 """
 
