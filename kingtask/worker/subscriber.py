@@ -1,9 +1,9 @@
 """The wakeup sockets: hints from the brokers that a task is ready or to be cancelled. `period` covers every lost hint.
 
 A broker sends one hint per idle announcement (see topics.IDLE_TOPIC). A worker that became full reports it only in
-answer to a hint. So no broker ever has more than two messages of a worker to read, even if the broker read nothing for long.
-With a full queue of messages and a PING behind it, libzmq 4.3.5 would abort the broker when the connection ends (its
-issue 4364).
+answer to a hint. So no broker ever has more than two messages of a worker to read, even if the broker read nothing for
+long. With a full queue of messages and a PING behind it, libzmq 4.3.5 would abort the broker when the connection ends
+(its issue 4364).
 
 One SUB socket per broker. libzmq reconnects a lost connection by itself, but not one whose peer broke the protocol
 (measured: after one overlong hint the socket stays silent for good). So each socket has a monitor, and is replaced when
