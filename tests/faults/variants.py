@@ -13,7 +13,7 @@ VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("known[id] = true\n  renew(c, id)\n", "known[id] = true\n"),
     ),
     # Whoever reports an attempt is believed.
-    "no_fence": (("if not state or tonumber(attempt or 0) ~= number or held ~= token then", "if not state then"),),
+    "no_fence": ((" or tonumber(task.attempt or 0) ~= number or task.token ~= token then", " then"),),
 }
 """By name, what is replaced in the shipped text."""
 

@@ -214,7 +214,7 @@ def test_a_retry_that_the_schedule_cannot_take_is_repeated(store: TimedStore, se
     verdicts = ("succeeded", "failed", "failed")
     ended = [store.ended(fence, verdict) for fence, verdict in zip(fences, verdicts, strict=True)]
     assert store.finish(*ended) == ["succeeded", "damaged", "failed"]
-    server.wait_for_log(f"finish of {fences[1].id} failed: ")
+    server.wait_for_log(f"finish failed for {fences[1].id}: ")
     assert index(store, "running") == {fences[1].id}, "its lease goes on"
     store.client.delete(schedule)
     assert store.finish(*ended) == ["recorded", "scheduled", "recorded"]
@@ -316,7 +316,7 @@ def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store:
     bad = store.put()
     _garble(store, store.keys.task(bad))
     assert store.claim(5) == []
-    server.wait_for_log(f"ready:default drops {bad}: ")
+    server.wait_for_log(f"ready:default failed for {bad}: ")
 
 
 def test_a_queue_whose_numbers_are_no_numbers_any_more_goes_on(store: TimedStore) -> None:

@@ -82,12 +82,8 @@ local TRANSITIONS = {
 }
 local TERMINAL = {succeeded = true, failed = true, cancelled = true, expired = true}
 
--- One table per source, filled by that source.
-local fcall, counts, plans = {}, {}, {}  -- 10_call
-local moves = {}                         -- 20_moves
-local outputs = {}                       -- 25_outputs
-local tasks = {}                         -- 30_submit
-local peers = {}                         -- 40_tick
+-- The module tables: 10_call fills the first three, then each source one.
+local fcall, counts, plans, moves, outputs, tasks, peers = {}, {}, {}, {}, {}, {}, {}
 
 local call  -- redis.call, which exists only while a function runs: fcall.begin sets it
 local function floor(n) return n - n % 1 end
@@ -104,6 +100,13 @@ local function flat(map)
   return list
 end
 
+-- The two lists in a flat reply {member, score, …}.
+local function split(flat)
+  local members, scores = {}, {}
+  for i = 1, #flat, 2 do members[#members + 1], scores[#scores + 1] = flat[i], flat[i + 1] end
+  return members, scores
+end
+
 -- Flags: 'no-writes' functions also run on a full or a read-only server. 'allow-oom' functions write and also run on a
 -- full one: they drain it, or write next to nothing. A function without a flag adds work or data.
 local function register(name, callback, ...)
@@ -114,9 +117,8 @@ end
 local key, prefix = {}, nil
 
 function key.use(meta)
-  local its_prefix = string.sub(meta, 1, -5)
-  if its_prefix == prefix then return end
-  prefix = its_prefix
+  if meta == key.meta then return end
+  prefix = string.sub(meta, 1, -5)
   key.meta, key.queues = meta, prefix .. 'queues'
   key.schedule, key.running, key.expiry = prefix .. 'schedule', prefix .. 'running', prefix .. 'expiry'
   key.outputs_ended, key.outputs_until = prefix .. 'outputs:ended', prefix .. 'outputs:until'

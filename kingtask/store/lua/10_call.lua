@@ -14,12 +14,12 @@ function fcall.begin(keys, args)
   if unpacked.cluster and cluster ~= unpacked.cluster then
     error({err = 'FOREIGN this is not the database that the caller has worked with'})
   end
-  local number = tonumber(sequence or 0)
-  if not number then error({err = 'ERR the sequence in meta is damaged'}) end
+  local stored = {sequence = tonumber(sequence), live = tonumber(live), kept = tonumber(kept)}
+  if sequence and not stored.sequence then error({err = 'ERR the sequence in meta is damaged'}) end
   return {
-    us = us, now = now, now_text = int(now), args = unpacked,
-    sequence = number, live = tonumber(live) or 0, kept = tonumber(kept) or 0, max_kept = tonumber(max_kept),
-    stored = {sequence = sequence, live = live, kept = kept},  -- settle writes those of the three that have changed
+    us = us, now = now, now_text = int(now), args = unpacked, max_kept = tonumber(max_kept),
+    sequence = stored.sequence or 0, live = stored.live or 0, kept = stored.kept or 0,
+    stored = stored,       -- settle writes those of the three that have changed
     counts = {},           -- by queue: its numbers, written by settle
     closed = {},           -- states whose finished:<state> settle trims
     gained = {},           -- by queue: how many tasks became ready
@@ -31,54 +31,47 @@ end
 -- damaged from outside, everything else goes on.
 function counts.of(c, queue)
   local of = c.counts[queue]
-  if not of then
-    local before, values = redis.pcall('HGETALL', key.counts(queue)), {}
-    for i = 1, #before, 2 do values[before[i]] = before[i + 1] end
-    of = {before = before, values = values, changed = {}}
-    c.counts[queue] = of
-  end
+  if of then return of end
+  of = {before = {}, gained = {}}
+  c.counts[queue] = of
+  local flat = redis.pcall('HGETALL', key.counts(queue))
+  for i = 1, #flat, 2 do of.before[flat[i]] = flat[i + 1] end
   return of
 end
 
 function counts.add(c, queue, field, n)
-  local of = counts.of(c, queue)
-  of.values[field] = (tonumber(of.values[field]) or 0) + n
-  of.changed[field] = true
+  local gained = counts.of(c, queue).gained
+  gained[field] = (gained[field] or 0) + n
 end
 
 local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
-local NONE = '\128'  -- an empty map; cmsgpack is there only while a function runs
 
--- The totals among the numbers of a queue (an HGETALL), as a map.
-local function totals_in(numbers)
-  local totals = {}
-  for i = 1, #numbers, 2 do
-    if not NO_TOTAL[numbers[i]] then totals[numbers[i]] = tonumber(numbers[i + 1]) end
+-- The totals at the beginning of the last two minutes, which give the rates, are written with the rest.
+local function write_counts(c, queue, before, gained)
+  local sets = {'touched', c.now_text}
+  local minutes = floor(c.now / 60000) - floor((tonumber(before.touched) or 0) / 60000)
+  if minutes ~= 0 then
+    local totals = {}
+    for field, value in pairs(before) do
+      if not NO_TOTAL[field] then totals[field] = tonumber(value) end
+    end
+    local packed = cmsgpack.pack(totals)
+    add(sets, 'before', minutes == 1 and (before.began or cmsgpack.pack({})) or packed)
+    add(sets, 'began', packed)
   end
-  return cmsgpack.pack(totals)
-end
-
-local function write_counts(c, queue, of)
-  local sets, minute = {'touched', c.now_text}, floor(c.now / 60000)
-  local last = floor((tonumber(of.values.touched) or 0) / 60000)
-  if last ~= minute then  -- the totals at the beginning of the last two minutes give the rates
-    local totals = totals_in(of.before)
-    add(sets, 'before', last == minute - 1 and (of.values.began or NONE) or totals)
-    add(sets, 'began', totals)
-  end
-  for field in pairs(of.changed) do add(sets, field, int(of.values[field])) end
+  for field, n in pairs(gained) do add(sets, field, int((tonumber(before[field]) or 0) + n)) end
   redis.pcall('HSET', key.counts(queue), unpack(sets))
 end
 
 -- Ends every function that changes tasks: writes what changed in memory.
 function fcall.settle(c)
   for queue, of in pairs(c.counts) do
-    if next(of.changed) then write_counts(c, queue, of) end
+    if next(of.gained) then write_counts(c, queue, of.before, of.gained) end
   end
   local sets = {}
   c.kept = math.max(c.kept, 0)  -- a negative number: an index was deleted from outside
-  for field, before in pairs(c.stored) do
-    if int(c[field]) ~= before then add(sets, field, int(c[field])) end
+  for _, field in ipairs({'sequence', 'live', 'kept'}) do
+    if c[field] ~= c.stored[field] then add(sets, field, int(c[field])) end
   end
   if #sets > 0 then call('HSET', key.meta, unpack(sets)) end
   for state in pairs(c.closed) do redis.pcall('ZREMRANGEBYRANK', key.finished(state), 0, -FINISHED_CAP - 1) end
@@ -119,31 +112,30 @@ function plans.due(plan, due, created)
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
--- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index and logged by the
--- server: it would stop every later call as well.
+-- Calls f(…) for the task of this id. Returns true and the answer. An error costs this task only; the server logs it.
+local function attempt(what, id, f, ...)
+  local ok, answer = pcall(f, ...)
+  if ok then return true, answer end
+  redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. tostring(answer.err or answer))
+  return false
+end
+
+-- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index: it would stop
+-- every later call as well.
 function fcall.each(index, ids, f)
   for i, id in ipairs(ids) do
-    local ok, problem = pcall(f, id, i)
-    if not ok then
-      redis.log(redis.LOG_WARNING, index .. ' drops ' .. id .. ': ' .. tostring(problem.err or problem))
-      call('ZREM', index, id)
-    end
+    if not attempt(index, id, f, id, i) then call('ZREM', index, id) end
   end
 end
 
--- Calls f(c, row, extra) for each row {id, …} and returns the answers. An error of f costs its row only, which is
--- answered 'damaged'. f finds damage of a record before its first write, so an index is damaged: the worker repeats the
--- row until the index is repaired.
+-- Calls f(c, row, extra) for each row {id, …} and returns the answers, 'damaged' after an error. f finds damage of a
+-- record before its first write, so an index is damaged: the worker repeats the row until the index is repaired.
 function fcall.answer_each(c, what, rows, f, extra)
   local answers = {}
   for i, row in ipairs(rows) do
-    local ok, answer = pcall(f, c, row, extra)
-    if not ok then
-      local id = unpack(row)
-      redis.log(redis.LOG_WARNING, what .. ' of ' .. id .. ' failed: ' .. tostring(answer.err or answer))
-      answer = 'damaged'
-    end
-    answers[i] = answer
+    local id = unpack(row)
+    local ok, answer = attempt(what, id, f, c, row, extra)
+    answers[i] = ok and answer or 'damaged'
   end
   return answers
 end

@@ -1,11 +1,20 @@
 do  -- Moves: each leaves every key of the task consistent.
 
--- The fields of a row: id, path (the task's key), plan, state (before the move); worker, if the task is running; place
--- or due, for its next index; and the marks watched, owner, cancel and graced: false if absent, nil if not read.
+-- A row: id, path (the task's key), plan; place or due, for its next index; and fields of the record under their names,
+-- false if absent, nil if not read. A move needs the STATE before it and, of a running task, the worker.
+
+-- Reads these fields of a task, PLAN among them. An index that has the task knows its state.
+function moves.read(id, fields, state)
+  local path = key.task(id)
+  local task, values = {id = id, path = path, [STATE] = state}, call('HMGET', path, unpack(fields))
+  for i = 1, #fields do task[fields[i]] = values[i] end
+  task.plan = plans.read(task[PLAN])
+  return task
+end
 
 -- Removes a task from the indexes of the state that it leaves.
 local function leave(c, task, to)
-  local id, plan, from = task.id, task.plan, task.state
+  local id, plan, from = task.id, task.plan, task[STATE]
   if not (TRANSITIONS[from] and TRANSITIONS[from][to]) then
     error('KINGTASK no transition from ' .. tostring(from) .. ' to ' .. to)
   end
@@ -34,15 +43,11 @@ end
 function moves.enter_ready(c, rows)
   local by_queue = {}
   for _, task in ipairs(rows) do
-    local id, plan = task.id, task.plan
-    local adds = by_queue[plan.queue]
-    if not adds then
-      adds = {}
-      by_queue[plan.queue] = adds
-    end
-    local n = #adds
-    adds[n + 1], adds[n + 2] = task.place, id
-    if plan.expires > 0 then call('ZADD', key.expiry, int(plan.expires), id) end
+    local plan = task.plan
+    local adds = by_queue[plan.queue] or {}
+    by_queue[plan.queue] = adds
+    add(adds, task.place, task.id)
+    if plan.expires > 0 then call('ZADD', key.expiry, int(plan.expires), task.id) end
   end
   for queue, adds in pairs(by_queue) do
     call('ZADD', key.ready(queue), unpack(adds))
@@ -91,9 +96,9 @@ function moves.close(c, task, to, reason, fields)
   local keep = plan.keep > 0 and plan.keep or c.args.keep
   if to == 'failed' then keep = math.max(keep, c.args.failed_keep) end
   fields = fields or {}
-  local due = task.state == 'scheduled' and call('ZSCORE', key.schedule, id)
+  local due = task[STATE] == 'scheduled' and call('ZSCORE', key.schedule, id)
   if due then add(fields, 'due', int(floor(tonumber(due)))) end
-  local watched, owner, cancel, graced = task.watched, task.owner, task.cancel, task.graced
+  local watched, owner, cancel, graced = task.watched, task[OWNER], task.cancel, task.graced
   if watched == nil then
     watched, owner, cancel, graced = unpack(call('HMGET', path, 'watched', OWNER, 'cancel', 'graced'))
   end
@@ -111,18 +116,25 @@ function moves.close(c, task, to, reason, fields)
   return keep
 end
 
+-- Ends a waiting task that may not be started any more; returns whether it did.
+function moves.expire(c, task)
+  local expires = task.plan.expires
+  if expires == 0 or expires > c.now then return false end
+  moves.close(c, task, 'expired', 'expires_at')
+  return true
+end
+
 -- The field of an attempt's record. The oldest record makes room for it.
 function moves.attempt_field(path, number)
   if number > LIVE_ATTEMPTS then call('HDEL', path, 'attempt:' .. int(number - LIVE_ATTEMPTS)) end
   return 'attempt:' .. int(number)
 end
 
-function moves.record_attempt(path, number, packed)
-  call('HSET', path, moves.attempt_field(path, number), packed)
-end
-
-function moves.brief_record(number, worker, started, ended, reason)
-  return cmsgpack.pack({number, worker, started, ended, reason, -1, -1, '', ''})
+-- Records an attempt that did not end by itself. packed: the worker's record, or nil.
+function moves.record_attempt(c, task, reason, packed)
+  local number = tonumber(task.attempt)
+  packed = packed or cmsgpack.pack({number, task.worker, tonumber(task.claimed), c.now, reason, -1, -1, '', ''})
+  call('HSET', task.path, moves.attempt_field(task.path, number), packed)
 end
 
 -- A failed attempt with a retry left; `fields` are written with the rest. The new index comes first: if it is damaged,

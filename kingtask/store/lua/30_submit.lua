@@ -7,7 +7,7 @@ local function begin(keys, args)
     rooms = {},        -- by queue: how many more tasks may wait in it
     owners = {},       -- by client: how many more tasks it may have (left), and index entries of new ones (adds)
     samples = BUDGET,  -- records of clients' tasks that may still be examined
-    ready = {}, scheduled = {}, records = {}, by_queue = {},  -- of created tasks; flush writes them
+    ready = {}, scheduled = {}, records = {},  -- of created tasks; flush writes them
   }
   return c
 end
@@ -27,7 +27,7 @@ local function room_in(c, queue)
   if room == nil then
     room = tasks.know_queue(c, queue)
     if room then
-      local scheduled = tonumber(counts.of(c, queue).values.scheduled) or 0
+      local scheduled = tonumber(counts.of(c, queue).before.scheduled) or 0
       room = c.args.max_queue_length - scheduled - call('ZCARD', key.ready(queue))
     end
     c.new.rooms[queue] = room
@@ -74,7 +74,7 @@ function tasks.create(c, task, fields)
   local queue = plan.queue
   c.live = c.live + 1
   new.rooms[queue] = new.rooms[queue] - 1
-  new.by_queue[queue] = (new.by_queue[queue] or 0) + 1
+  counts.add(c, queue, 'submitted', 1)
   local due, state = plan.delay > 0 and c.now + plan.delay or plan.start, 'ready'
   if due > c.now then
     state, task.due = 'scheduled', due
@@ -108,18 +108,6 @@ function tasks.flush(c)
     if #of.adds > 0 then call('ZADD', key.owned(client), unpack(of.adds)) end
   end
   for _, record in ipairs(new.records) do call('HSET', unpack(record)) end
-  for queue, n in pairs(new.by_queue) do counts.add(c, queue, 'submitted', n) end
-end
-
--- Whether the request is repeated: `created` by this call, or stored, with the same content.
-local function is_repeated(task, created)
-  local spec, packed
-  if created then
-    spec, packed = created.spec, created.plan.packed
-  else
-    spec, packed = unpack(redis.pcall('HMGET', task.path, SPEC, PLAN))
-  end
-  return spec == task.spec and packed == task.plan.packed
 end
 
 -- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: as in admit
@@ -136,12 +124,16 @@ local function submit(keys, args)
   local some_exist = call('EXISTS', unpack(paths)) > 0
   local created, outcomes, dues = {}, {}, {}
   for i, task in ipairs(requested) do
-    local earlier = created[task.id]
-    if earlier or some_exist and call('EXISTS', task.path) == 1 then
-      outcomes[i] = is_repeated(task, earlier) and 'exists' or 'conflict'
+    local known = created[task.id]
+    if not known and some_exist and call('EXISTS', task.path) == 1 then
+      known = redis.pcall('HMGET', task.path, SPEC, PLAN)
+    end
+    if known then
+      local spec, packed = unpack(known)
+      outcomes[i] = spec == task.spec and packed == task.plan.packed and 'exists' or 'conflict'
     else
       local refusal = tasks.admit(c, task.plan, task.quota)
-      if not refusal then created[task.id] = task end
+      if not refusal then created[task.id] = {task.spec, task.plan.packed} end
       outcomes[i] = refusal or tasks.create(c, task)
       if task.due then dues[#dues + 1] = task.due end
     end

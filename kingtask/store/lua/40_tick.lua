@@ -2,26 +2,17 @@ do  -- tick: everything that time causes. Each part handles BUDGET entries at mo
 
 -- Moves due tasks to ready, or expires them. Returns how many there were.
 local function promote(c)
-  local found = call('ZRANGEBYSCORE', key.schedule, '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET)
-  if #found == 0 then return 0 end
-  local ids, dues = {}, {}
-  for i = 1, #found, 2 do
-    ids[#ids + 1] = found[i]
-    dues[#dues + 1] = floor(tonumber(found[i + 1]))
-  end
+  local ids, dues = split(
+    call('ZRANGEBYSCORE', key.schedule, '-inf', '(' .. int(c.now + 1), 'WITHSCORES', 'LIMIT', 0, BUDGET))
+  if #ids == 0 then return 0 end
   -- At once, so that their places are not given again if this tick fails.
   call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
   local ready = {}
   fcall.each(key.schedule, ids, function(id, i)
-    local path = key.task(id)
-    local plan = plans.read(call('HGET', path, PLAN))
-    local task = {id = id, path = path, plan = plan, state = 'scheduled'}
-    if plan.expires > 0 and plan.expires <= c.now then
-      moves.close(c, task, 'expired', 'expires_at')
-      return
-    end
-    task.place = moves.next_place(c, plan)
-    moves.promote(c, task, dues[i])
+    local task = moves.read(id, {PLAN}, 'scheduled')
+    if moves.expire(c, task) then return end
+    task.place = moves.next_place(c, task.plan)
+    moves.promote(c, task, floor(tonumber(dues[i])))
     ready[#ready + 1] = task
   end)
   moves.enter_ready(c, ready)
@@ -34,31 +25,25 @@ local function reap(c)
   local forgiven = tonumber(call('HGET', key.meta, 'returned') or 0) + c.args.lease
   local lost = {}
   fcall.each(key.running, ids, function(id)
-    local path = key.task(id)
-    local packed, attempt, worker, claimed, place, watched, owner, cancel, graced = unpack(
-      call('HMGET', path, PLAN, 'attempt', 'worker', 'claimed', 'place', 'watched', OWNER, 'cancel', 'graced'))
-    local plan, number = plans.read(packed), assert(tonumber(attempt), 'the attempt is damaged')
-    if c.now < forgiven and tonumber(graced or 0) < MAX_GRACED then
+    local task = moves.read(id, {PLAN, 'attempt', 'worker', 'claimed', 'place', 'cancel', 'graced'}, 'running')
+    local number, queue = assert(tonumber(task.attempt), 'the attempt is damaged'), task.plan.queue
+    if c.now < forgiven and tonumber(task.graced or 0) < MAX_GRACED then
       call('ZADD', key.running, int(forgiven), id)
-      call('HINCRBY', path, 'graced', 1)
+      call('HINCRBY', task.path, 'graced', 1)
       return
     end
-    local task = {
-      id = id, path = path, plan = plan, state = 'running', worker = worker, place = place,
-      watched = watched, owner = owner, cancel = cancel, graced = graced,
-    }
-    moves.record_attempt(path, number, moves.brief_record(number, worker, tonumber(claimed), c.now, 'lost'))
-    call('HDEL', path, 'token')
-    counts.add(c, plan.queue, 'lost', 1)
-    local times = call('HINCRBY', path, 'lost', 1)
-    if cancel then
+    moves.record_attempt(c, task, 'lost')
+    call('HDEL', task.path, 'token')
+    counts.add(c, queue, 'lost', 1)
+    local times = call('HINCRBY', task.path, 'lost', 1)
+    if task.cancel then
       moves.close(c, task, 'cancelled', 'lost')
-    elseif plan.fail_if_lost or times >= c.args.max_lost then
+    elseif task.plan.fail_if_lost or times >= c.args.max_lost then
       moves.close(c, task, 'failed', 'lost')
     else
       moves.back_to_ready(c, task)
     end
-    lost[#lost + 1] = {id, number, plan.queue, worker}
+    lost[#lost + 1] = {id, number, queue, task.worker}
   end)
   return #ids, lost
 end
@@ -66,9 +51,7 @@ end
 local function expire(c)
   local ids = call('ZRANGEBYSCORE', key.expiry, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   fcall.each(key.expiry, ids, function(id)
-    local path = key.task(id)
-    local state, packed = unpack(call('HMGET', path, STATE, PLAN))
-    moves.close(c, {id = id, path = path, plan = plans.read(packed), state = state}, 'expired', 'expires_at')
+    moves.close(c, moves.read(id, {STATE, PLAN}), 'expired', 'expires_at')
   end)
   return #ids
 end

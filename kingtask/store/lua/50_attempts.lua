@@ -1,13 +1,16 @@
 do  -- Attempts: the functions claim, extend, finish, finish_cut, release, for workers. `take` picks the next tasks.
 
--- State and plan of the task of this very attempt, and the values of further fields. Nil if the caller does not hold
--- it, or its record is damaged.
-local function read_held(id, number, token, ...)
-  local values = redis.pcall('HMGET', key.task(id), STATE, 'attempt', 'token', PLAN, ...)
-  local state, attempt, held, packed = unpack(values, 1, 4)
-  if not state or tonumber(attempt or 0) ~= number or held ~= token then return nil end
-  local ok, plan = pcall(plans.read, packed)
-  if ok then return state, plan, unpack(values, 5) end
+local TO_GRANT = {PLAN, STATE, 'attempt', 'token', SPEC, 'due', CREATED, 'claimed'}
+local TO_GIVE_BACK = {PLAN, STATE, 'attempt', 'token', 'cancel', 'place', 'claimed'}
+local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', OWNER, 'cancel', 'graced', 'failures'}
+
+-- The row of the task of this very attempt, with these fields. Nil if the worker does not hold it, or its record is
+-- damaged.
+local function read_held(c, id, number, token, fields)
+  local ok, task = pcall(moves.read, id, fields)
+  if not ok or not task[STATE] or tonumber(task.attempt or 0) ~= number or task.token ~= token then return nil end
+  task.worker = c.args.worker
+  return task
 end
 
 -- What the worker was given: {{id, number, nth, token}, …}; a damaged entry has its id only.
@@ -28,14 +31,7 @@ local function grant(id, number, plan, spec, due, claimed)
 end
 
 -- Removes the next n tasks, those with the lowest places (moves.next_place), from ready. Returns ids and places.
-local function pop_ready(queue, n)
-  local ids, places, found = {}, {}, call('ZPOPMIN', key.ready(queue), n)
-  for i = 1, #found, 2 do
-    ids[#ids + 1] = found[i]
-    places[#places + 1] = found[i + 1]
-  end
-  return ids, places
-end
+local function pop_ready(queue, n) return split(call('ZPOPMIN', key.ready(queue), n)) end
 
 -- Gives a task that was removed from ready to the worker, or expires it.
 local function claim_one(c, taking, id, place)
@@ -44,11 +40,10 @@ local function claim_one(c, taking, id, place)
   local plan = plans.read(packed)
   due = plans.due(plan, due, created)
   assert(spec and due, 'fields are missing')
-  if plan.expires > 0 and plan.expires <= c.now then
-    moves.close(c, {id = id, path = path, plan = plan, state = 'ready'}, 'expired', 'expires_at')
-    return
+  if plan.expires > 0 then
+    if moves.expire(c, {id = id, path = path, plan = plan, [STATE] = 'ready'}) then return end
+    call('ZREM', key.expiry, id)
   end
-  if plan.expires > 0 then call('ZREM', key.expiry, id) end
   local number, worker = tonumber(attempt or 0) + 1, c.args.worker
   call('HSET', path, STATE, 'running', 'attempt', int(number), 'token', request.token, 'worker', worker,
     'claimed', c.now_text, 'place', place)
@@ -97,11 +92,12 @@ local function taken_before(c, token)
   for _, attempt in ipairs(attempts_of(c.args.worker)) do
     if attempt.token == token then
       local id, number = attempt.id, attempt.number
-      local state, plan, spec, due, created, claimed =
-        read_held(id, number, token, SPEC, 'due', CREATED, 'claimed')
-      due, claimed = state and plans.due(plan, due, created), tonumber(claimed)
-      if spec and due and claimed then granted[#granted + 1] = grant(id, number, plan, spec, due, claimed) end
-      if state then renew(c, id) end
+      local task = read_held(c, id, number, token, TO_GRANT)
+      if task then
+        local spec, due, claimed = task[SPEC], plans.due(task.plan, task.due, task[CREATED]), tonumber(task.claimed)
+        if spec and due and claimed then granted[#granted + 1] = grant(id, number, task.plan, spec, due, claimed) end
+        renew(c, id)
+      end
     end
   end
   return granted
@@ -127,13 +123,10 @@ register('claim', claim, 'allow-oom')  -- a full store is drained by claims
 -- client asked for that. row: {id, number, token, record (absent: a brief one)}. Returns the task's state, or 'fenced'.
 local function give_back(c, row)
   local id, number, token, record = unpack(row)
-  local state, plan, cancel, place, claimed = read_held(id, number, token, 'cancel', 'place', 'claimed')
-  if state ~= 'running' then return 'fenced' end
-  local worker, path = c.args.worker, key.task(id)
-  local task = {id = id, path = path, plan = plan, state = state, worker = worker, place = place}
-  record = record or moves.brief_record(number, worker, tonumber(claimed), c.now, 'released')
-  moves.record_attempt(path, number, record)
-  if cancel then
+  local task = read_held(c, id, number, token, TO_GIVE_BACK)
+  if not task or task[STATE] ~= 'running' then return 'fenced' end
+  moves.record_attempt(c, task, 'released', record)
+  if task.cancel then
     moves.close(c, task, 'cancelled', 'cancelled')
     return 'cancelled'
   end
@@ -144,11 +137,11 @@ end
 -- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'.
 local function renew_one(c, row, known)
   local id, number, token = unpack(row)
-  local state, _, cancel = read_held(id, number, token, 'cancel')
-  if state ~= 'running' then return 'fenced' end
+  local task = read_held(c, id, number, token, TO_GIVE_BACK)
+  if not task or task[STATE] ~= 'running' then return 'fenced' end
   known[id] = true
   renew(c, id)
-  return cancel and 'cancel' or 'ok'
+  return task.cancel and 'cancel' or 'ok'
 end
 
 -- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, upto, keep, failed_keep}
@@ -183,25 +176,19 @@ register('extend', extend, 'allow-oom')  -- otherwise a full store would end eve
 -- verdict: succeeded | failed | final (failed, no retry)
 local function finish_one(c, row, kept)
   local id, number, token, verdict, reason, record, out, err, out_size, err_size = unpack(row)
-  local state, plan, watched, owner, cancel, graced, failures =
-    read_held(id, number, token, 'watched', OWNER, 'cancel', 'graced', 'failures')
-  if not state then return 'fenced' end
-  if state ~= 'running' then return 'recorded' end
-  local path = key.task(id)
-  local task = {
-    id = id, path = path, plan = plan, state = state, worker = c.args.worker,
-    watched = watched, owner = owner, cancel = cancel, graced = graced,
-  }
-  local fields, to = {moves.attempt_field(path, number), record}, 'succeeded'
+  local task = read_held(c, id, number, token, TO_FINISH)
+  if not task then return 'fenced' end
+  if task[STATE] ~= 'running' then return 'recorded' end
+  local fields, to = {moves.attempt_field(task.path, number), record}, 'succeeded'
   if verdict ~= 'succeeded' then
-    failures = (tonumber(failures) or 0) + 1
+    local failures = (tonumber(task.failures) or 0) + 1
     add(fields, 'failures', int(failures))
-    local interval = verdict ~= 'final' and not cancel and tonumber(plan.retry[failures])
+    local interval = verdict ~= 'final' and not task.cancel and tonumber(task.plan.retry[failures])
     if interval then
       moves.retry(c, task, interval, reason, fields)
       return 'scheduled'
     end
-    to = cancel and 'cancelled' or 'failed'
+    to = task.cancel and 'cancelled' or 'failed'
   end
   add(fields, 'out_size', int(out_size))
   add(fields, 'err_size', int(err_size))

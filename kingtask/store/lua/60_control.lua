@@ -5,10 +5,10 @@ do  -- Control: cancel, pause, wait, and the calls of a connection.
 local function cancel(keys, args)
   local c = fcall.begin(keys, args)
   local id, path = c.args.id, key.task(c.args.id)
-  local state, packed, worker = unpack(call('HMGET', path, STATE, PLAN, 'worker'))
+  local state, worker = unpack(call('HMGET', path, STATE, 'worker'))
   if not state then return 'missing' end
   if state == 'scheduled' or state == 'ready' then
-    moves.close(c, {id = id, path = path, plan = plans.read(packed), state = state}, 'cancelled', 'cancelled')
+    moves.close(c, moves.read(id, {PLAN}, state), 'cancelled', 'cancelled')
     fcall.settle(c)
   elseif state == 'running' then
     call('HSET', path, 'cancel', '1')
