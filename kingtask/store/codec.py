@@ -94,6 +94,9 @@ def pack_spec(spec: TaskSpec) -> bytes:
     return pack(fields)
 
 
+_NO_SPEC = pack([])
+
+
 def unpack_spec(packed: bytes) -> Execution:
     fields = unpack_raw(packed)
     args, stdin, env, limit_ms, stderr, tags = fields + [[], b"", {}, 0, b"", []][len(fields) :]
@@ -150,16 +153,15 @@ def unpack_attempt(packed: bytes) -> Attempt:
 
 
 def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
-    """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
+    """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there. A page has no SPEC."""
     plan = unpack_plan(fields[keys.PLAN])
-    spec = unpack_spec(fields[keys.SPEC])
+    spec = unpack_spec(fields.get(keys.SPEC, _NO_SPEC))
     state = State(fields[keys.STATE].decode())
     created_ms = int(fields[keys.CREATED])
     attempts = sorted(
         (unpack_attempt(packed) for name, packed in fields.items() if name.startswith("attempt:")),
         key=lambda attempt: attempt.number,
     )
-    running = state is State.RUNNING
     return Result(
         id=task_id,
         name=plan.name,
@@ -173,7 +175,7 @@ def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
         origin=_text(fields.get("origin")),
         reason=_text(fields.get("reason")) or "",
         cancelling="cancel" in fields,
-        worker=_text(fields.get("worker")) if running else None,
+        worker=_text(fields.get("worker")) if state is State.RUNNING else None,
         attempt=int(fields.get("attempt", 0)),
         started_at=int(fields["claimed"]) / 1000 if "claimed" in fields else None,
         finished_at=int(fields["finished"]) / 1000 if "finished" in fields else None,
@@ -190,34 +192,13 @@ class Page(NamedTuple):
     tasks: list[Result]
     """Without arguments, outputs and attempts."""
     cursor: tuple[str, int] | None
-    """Where the next page begins: `first` and `rest` of calls.list_tasks; None at the end."""
+    """Where the next page begins: `first` and `rest` of functions.list_tasks; None at the end."""
 
 
 def page_of(reply: Any) -> Page:
     score, rest, done, rows = reply
-    return Page([_row(row) for row in rows], None if done else (score.decode(), rest))
-
-
-def _row(row: list[Any]) -> Result:
-    task_id, score, packed, created, due, attempt, worker, reason, origin, state = row
-    plan = unpack_plan(packed)
-    kind = State(state.decode())
-    at_ms = int(float(score))
-    created_ms = int(created)
-    return Result(
-        id=task_id.decode(),
-        name=plan.name,
-        queue=plan.queue or "default",
-        priority=plan.priority,
-        state=kind,
-        created_at=created_ms / 1000,
-        due_at=(at_ms if kind is State.SCHEDULED else int(due or plan.start_ms or created_ms)) / 1000,
-        attempt=int(attempt or 0),
-        worker=worker.decode() or None if kind is State.RUNNING else None,
-        reason=reason.decode(),
-        origin=origin.decode() or None,
-        finished_at=at_ms / 1000 if kind not in (State.SCHEDULED, State.READY, State.RUNNING) else None,
-    )
+    tasks = [result_of(task_id.decode(), hash_of(fields), due_ms) for task_id, due_ms, fields in rows]
+    return Page(tasks, None if done else (score.decode(), rest))
 
 
 def hash_of(flat: list[Any]) -> dict[str, bytes]:

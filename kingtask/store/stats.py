@@ -9,8 +9,6 @@ import msgspec
 from kingtask.store.codec import hash_of
 from kingtask.wire import unpack_raw
 
-NO_TOTAL = frozenset({"touched", "scheduled", "running"})
-"""Numbers of a queue that are not totals."""
 WORKER_ALIVE_S = 20.0
 """A worker sends a heartbeat every 5 s. After this time without one its queues no longer count as served."""
 
@@ -60,31 +58,29 @@ def stats_fields(stats: StoreStats) -> dict[str, Any]:
 
 
 def _queue_of(row: list[Any], now_s: float) -> QueueStats:
-    name, paused, ready, oldest_ms, numbers = row
-    counts = _counts(numbers)
-    rates = _rates(counts, hash_of(numbers), now_s)
+    name, paused, ready, oldest_ready_s, totals = _figures_of(row, now_s)
     return QueueStats(
-        name=name.decode(),
-        paused=bool(paused),
-        scheduled=counts.pop("scheduled", 0),
+        name=name,
+        paused=paused,
+        scheduled=totals.pop("scheduled", 0),
         ready=ready,
-        running=counts.pop("running", 0),
-        oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
-        totals={key: n for key, n in counts.items() if key != "touched"},
-        rates=rates,
+        running=totals.pop("running", 0),
+        oldest_waiting_s=oldest_ready_s,
+        totals=totals,
+        rates=_rates(totals, hash_of(row[-1]), now_s),
     )
 
 
-def _rates(counts: dict[str, int], fields: dict[str, bytes], now_s: float) -> dict[str, float]:
+def _rates(totals_now: dict[str, int], fields: dict[str, bytes], now_s: float) -> dict[str, float]:
     """Return events per second over this minute and the one before: the growth of the totals since its begin."""
-    ago = int(now_s // 60) - counts.get("touched", 0) // 60_000
+    ago = int(now_s // 60) - int(fields.get("touched", 0)) // 60_000
     then = "before" if ago == 0 else "began" if ago == 1 else None
     if then is None:
         return {}
     totals = unpack_raw(fields[then]) if then in fields else {}
     were = {key.decode(): n for key, n in totals.items()} if totals else {}  # Lua packs an empty map as an array
     span_s = 60 + now_s % 60
-    happened = {key: n - were.get(key, 0) for key, n in counts.items() if key not in NO_TOTAL}
+    happened = {key: n - were.get(key, 0) for key, n in totals_now.items()}
     return {key: round(n / span_s, 3) for key, n in sorted(happened.items()) if n}
 
 
@@ -120,16 +116,10 @@ def queues_of(reply: Any) -> QueuesPage:
 
 
 def _figures_of(row: list[Any], now_s: float) -> QueueFigures:
-    name, paused, ready, oldest_ms, counts = row
+    name, paused, ready, oldest_ms, numbers = row
     waited_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0
-    numbers = _counts(counts)
-    numbers.pop("touched", None)
-    return QueueFigures(name.decode(), bool(paused), ready, waited_s, numbers)
-
-
-def _counts(flat: list[Any]) -> dict[str, int]:
-    """The numbers of a queue, without what they were before (`began`, `before`)."""
-    return {key: int(value) for key, value in hash_of(flat).items() if key not in ("began", "before")}
+    counts = {key: int(n) for key, n in hash_of(numbers).items() if key not in ("touched", "began", "before")}
+    return QueueFigures(name.decode(), bool(paused), ready, waited_s, counts)
 
 
 def _peers(flat: list[Any], now_us: int) -> list[Peer]:

@@ -201,7 +201,7 @@ def test_peers_and_queues_of_stats_come_sorted() -> None:
 
 def test_a_page_at_the_end_has_no_cursor() -> None:
     plan = codec.pack_plan(TaskSpec(name="x"))
-    row = [b"id", b"1500", plan, b"1000", b"", b"", b"", b"", b"", b"scheduled"]
+    row = [b"id", 1500, [b"p", plan, b"c", b"1000", b"t", b"scheduled"]]
     assert codec.page_of([b"1500", 1, 1, [row]]).cursor is None
     page = codec.page_of([b"1500.0009765625", 1, 0, [row]])
     assert page.cursor == ("1500.0009765625", 1)

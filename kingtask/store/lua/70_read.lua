@@ -42,16 +42,18 @@ local function read_index(index, a, skip)
   return call('ZRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
 end
 
--- The row of a listed task, or nil if it is not of this state and queue, or its record is damaged.
+local LISTED = {PLAN, STATE, CREATED, 'due', 'attempt', 'worker', 'reason', 'origin', 'finished'}
+
+-- {id, due of a scheduled task or 0, {field, value, …} of LISTED}; nil if the task is not of this state and queue, or
+-- its record is damaged.
 local function list_row(a, id, score)
-  local packed, created, due, attempt, worker, reason, origin, state = unpack(redis.pcall(
-    'HMGET', key.task(id), PLAN, CREATED, 'due', 'attempt', 'worker', 'reason', 'origin', STATE))
-  local ok, plan = pcall(plans.read, packed)
-  if ok and plan.name and state == a.state and (a.queue == '' or plan.queue == a.queue) then
-    return {
-      id, score, packed, created or '', due or '', attempt or '', worker or '', reason or '', origin or '', state,
-    }
+  local ok, task = pcall(moves.read, id, LISTED)
+  if not ok or task[STATE] ~= a.state or a.queue ~= '' and a.queue ~= task.plan.queue then return nil end
+  local fields = {}
+  for _, field in ipairs(LISTED) do
+    if task[field] then add(fields, field, task[field]) end
   end
+  return {id, a.state == 'scheduled' and floor(tonumber(score)) or 0, fields}
 end
 
 -- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order. Examines at
