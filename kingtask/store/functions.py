@@ -7,7 +7,7 @@ The asyncio store sends them; tests send the same ones over a blocking client. T
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,25 +23,21 @@ from kingtask.wire import pack_raw
 QueueGains = list[tuple[str, int]]
 
 
-T = TypeVar("T")
-
-
 class FunctionCall(NamedTuple):
     function: str
     arguments: dict[str, Any]
     decode: Callable[[Any], Any]
 
     def payload(self, db: int, cluster: str | None = None) -> bytes:
-        """The one argument of the function; it carries the database number for the channels' names.
+        """Pack the only argument of the function, with the database number for the names of channels.
 
-        With `cluster` the function does nothing, and says FOREIGN, where `meta` has another one.
+        With `cluster` the function does nothing and answers FOREIGN if `meta` has another one.
         """
-        guard = {} if cluster is None else {"cluster": cluster}
-        return pack_raw({"db": db, **guard, **self.arguments})
+        return pack_raw({"db": db, "cluster": cluster, **self.arguments})
 
 
 class Fence(NamedTuple):
-    """The fence of an attempt: the task, the attempt's number and the claim's token (16 bytes)."""
+    """The task, the number of the attempt, and the token of its claim (16 bytes)."""
 
     id: str
     number: int
@@ -101,7 +97,7 @@ class Claims(NamedTuple):
 
 
 DAMAGED = "damaged"
-"""Answer to an attempt that an index in Redis could not take: repeat it, after a repair of the index it succeeds."""
+"""Answer to an attempt whose index in Redis is damaged: repeat the call, which succeeds after a repair."""
 
 
 class Statuses(NamedTuple):
@@ -122,7 +118,7 @@ class StoredTask(NamedTuple):
 
 
 class EndedTask(NamedTuple):
-    """One attempt's end as the worker reports it. `verdict`: succeeded, failed, or final (failed, never retried)."""
+    """The end of an attempt. `verdict`: succeeded, failed, or final (failed, never retried)."""
 
     fence: Fence
     verdict: str
@@ -139,21 +135,21 @@ CUT_BYTES = 4096
 
 
 class Quota(NamedTuple):
-    """Whose task it is, and how many of that client's may be there that have not ended."""
+    """A client may have `most` tasks that have not ended."""
 
     client: str
     most: int
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A task as `submit` takes it, with the facts that a broker needs beside: so nobody unpacks the plan.
+    """A task for `submit`, with the facts that a broker needs, so that it need not unpack the plan.
 
     A struct, since a NamedTuple takes five times as long to make.
     """
 
     id: str
-    row: tuple[str, bytes, bytes] | tuple[str, bytes, bytes, Quota]
-    """The arguments of `submit`: id, spec, plan, and the quota of a client that has one."""
+    row: tuple[str, bytes, bytes, Quota | None]
+    """The arguments of `submit`: id, spec, plan, and the quota of the client."""
     size: int
     """Bytes of spec and plan."""
     name: str
@@ -164,8 +160,8 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepared:
     packed, plan = codec.pack_spec(spec), codec.pack_plan(spec)
-    row = (task_id, packed, plan) if quota is None else (task_id, packed, plan, quota)
     immediate = not (spec.start_at or spec.delay_s)
+    row = (task_id, packed, plan, quota)
     return Prepared(task_id, row, len(packed) + len(plan), spec.name, spec.queue, immediate)
 
 
@@ -174,8 +170,7 @@ def submit(policy: Policy, tasks: Sequence[Prepared]) -> FunctionCall:
 
 
 def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = None) -> FunctionCall:
-    counted = {} if quota is None else {"quota": quota}
-    arguments = {**_room(policy), "id": task_id, "new_id": new_id, **counted}
+    arguments = {**_room(policy), "id": task_id, "new_id": new_id, "quota": quota}
     return FunctionCall("requeue", arguments, lambda r: (r[0].decode(), r[1].decode()))
 
 
@@ -183,10 +178,9 @@ def tick(
     policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool
 ) -> FunctionCall:
     arguments = {
-        **_keep(policy),
+        **_times(policy),
         "broker": broker,
         "heartbeat": heartbeat,
-        "lease": policy.lease_ms,
         "max_lost": policy.max_lost,
         "max_result_bytes": policy.max_result_bytes,
         "upcoming": upcoming,
@@ -196,20 +190,21 @@ def tick(
     return FunctionCall("tick", arguments, _ticked)
 
 
+class ClaimRequest(NamedTuple):
+    """A claim that travels with `finish`; `nth` counts the claims of the worker."""
+
+    queues: Sequence[str]
+    n: int
+    token: bytes
+    nth: int
+
+
 def claim(
     policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, nth: int, again: bool = False
 ) -> FunctionCall:
-    """`nth` counts the worker's claims; one that is sent again keeps its number and its token."""
-    arguments = {
-        **_keep(policy),
-        "worker": worker,
-        "queues": queues,
-        "n": n,
-        "token": token,
-        "nth": nth,
-        "lease": policy.lease_ms,
-        "again": int(again),
-    }
+    """Claim up to `n` tasks; a repeated claim (`again`) has the number and the token of the first one."""
+    request = ClaimRequest(queues, n, token, nth)._asdict()
+    arguments = {**_times(policy), "worker": worker, **request, "again": int(again)}
     return FunctionCall("claim", arguments, _claims)
 
 
@@ -222,44 +217,26 @@ def extend(
     *,
     upto: int,
 ) -> FunctionCall:
-    """`upto` is the number of the worker's latest claim: of later ones this call, should it come late, says nothing."""
-    arguments = {
-        **_keep(policy),
-        "worker": worker,
-        "lease": policy.lease_ms,
-        "held": held,
-        "claims": claims,
-        "upto": upto,
-        "heartbeat": heartbeat,
-    }
-    return FunctionCall("extend", arguments, _answers)
-
-
-class ClaimRequest(NamedTuple):
-    """A claim that travels with `finish`; fields as in `claim`."""
-
-    queues: Sequence[str]
-    n: int
-    token: bytes
-    nth: int
+    """Renew; `upto` is the number of the latest claim, since a late call must not release what later claims got."""
+    arguments = {"worker": worker, "held": held, "claims": claims, "heartbeat": heartbeat, "upto": upto}
+    return FunctionCall("extend", {**_times(policy), **arguments}, _answers)
 
 
 def finish(
     policy: Policy, worker: str, ended: Sequence[EndedTask], *, cut: bool = False, claim: ClaimRequest | None = None
 ) -> FunctionCall:
     rows = [(*e.fence, *e[1:]) for e in ended]
-    next_ = {} if claim is None else {"lease": policy.lease_ms, "claim": claim._asdict()}
-    arguments = {**_keep(policy), "worker": worker, "ended": rows, **next_}
+    arguments = {**_times(policy), "worker": worker, "ended": rows, "claim": claim and claim._asdict()}
     return FunctionCall("finish_cut" if cut else "finish", arguments, _finished)
 
 
 def release(policy: Policy, worker: str, attempts: Sequence[tuple[Fence, bytes]]) -> FunctionCall:
     rows = [(*fence, packed) for fence, packed in attempts]
-    return FunctionCall("release", {**_keep(policy), "worker": worker, "attempts": rows}, _answers)
+    return FunctionCall("release", {**_times(policy), "worker": worker, "attempts": rows}, _answers)
 
 
 def cancel(policy: Policy, task_id: str) -> FunctionCall:
-    return FunctionCall("cancel", {**_keep(policy), "id": task_id}, _text)
+    return FunctionCall("cancel", {**_times(policy), "id": task_id}, _text)
 
 
 def pause(policy: Policy, queue: str, paused: bool) -> FunctionCall:
@@ -279,16 +256,16 @@ def get(task_id: str) -> FunctionCall:
 
 
 def clock() -> FunctionCall:
-    """Read only the time: a better sample of Redis's clock than a write, whose reply may wait for the disk."""
+    """Read the time only: a better sample of Redis's clock than a write, whose reply may wait for the disk."""
     return FunctionCall("clock", {}, lambda reply: ServerTime(*reply))
 
 
 def states(task_ids: Sequence[str]) -> FunctionCall:
-    return FunctionCall("states", {"ids": task_ids}, lambda reply: [state.decode() for state in reply])
+    return FunctionCall("states", {"ids": task_ids}, _texts)
 
 
 def list_tasks(state: State, queue: str, *, first: str, last: str, rest: int, limit: int) -> FunctionCall:
-    """`first` and `last` are scores as text in reading order; `first` and `rest` (else 0) come from a page's cursor."""
+    """Read a page. `first` and `last` are scores as text; `first` and `rest` (0 at first) come from a page's cursor."""
     arguments = {"state": state, "queue": queue, "from": first, "to": last, "rest": rest, "limit": limit}
     return FunctionCall("list", arguments, codec.page_of)
 
@@ -298,7 +275,7 @@ def stats() -> FunctionCall:
 
 
 def queues(cursor: str) -> FunctionCall:
-    """Some hundred of the queues; "0" begins."""
+    """Read about a hundred queues; the first cursor is "0"."""
     return FunctionCall("queues", {"cursor": cursor}, queues_of)
 
 
@@ -308,12 +285,12 @@ def open_namespace(schema: int, cluster: str) -> FunctionCall:
 
 
 def mark() -> FunctionCall:
-    """A write for its own sake: WAIT behind it covers every write before it, whatever connection that came by."""
+    """Write something: a WAIT after it covers every earlier write, over whatever connection."""
     return FunctionCall("mark", {}, lambda reply: reply)
 
 
-def _keep(policy: Policy) -> dict[str, Any]:
-    return {"keep": policy.keep_ms, "failed_keep": policy.failed_keep_ms}
+def _times(policy: Policy) -> dict[str, Any]:
+    return {"keep": policy.keep_ms, "failed_keep": policy.failed_keep_ms, "lease": policy.lease_ms}
 
 
 def _room(policy: Policy) -> dict[str, Any]:
@@ -329,13 +306,17 @@ def _text(reply: Any) -> str:
     return text
 
 
+def _texts(reply: Any) -> list[str]:
+    return [text.decode() for text in reply]
+
+
 def _pairs(flat: list[Any]) -> QueueGains:
     return [(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
 
 
 def _submitted(reply: Any) -> Submitted:
     now_us, outcomes, ready, due_ms = reply
-    return Submitted(now_us, [outcome.decode() for outcome in outcomes], _pairs(ready), due_ms)
+    return Submitted(now_us, _texts(outcomes), _pairs(ready), due_ms)
 
 
 def _ticked(reply: Any) -> Ticked:
@@ -346,22 +327,18 @@ def _ticked(reply: Any) -> Ticked:
 
 def _claims(reply: Any) -> Claims:
     now_us, rows, more = reply
-    return Claims(
-        now_us,
-        [
-            Claimed(task_id.decode(), number, name.decode(), spec, queue.decode(), due_ms, bool(fail), claimed_ms)
-            for task_id, number, name, spec, queue, due_ms, fail, claimed_ms in rows
-        ],
-        bool(more),
-    )
+    tasks = [
+        Claimed(task_id.decode(), number, name.decode(), spec, queue.decode(), due_ms, bool(fail), claimed_ms)
+        for task_id, number, name, spec, queue, due_ms, fail, claimed_ms in rows
+    ]
+    return Claims(now_us, tasks, bool(more))
 
 
 def _finished(reply: Any) -> Finished:
     now_us, answers, *claimed = reply
-    claims = _claims([now_us, *claimed]) if claimed else None
-    return Finished(now_us, [answer.decode() for answer in answers], claims)
+    return Finished(now_us, _texts(answers), _claims([now_us, *claimed]) if claimed else None)
 
 
 def _answers(reply: Any) -> Statuses:
     now_us, answers = reply
-    return Statuses(now_us, [answer.decode() for answer in answers])
+    return Statuses(now_us, _texts(answers))

@@ -70,7 +70,7 @@ def test_pause_and_resume_differ_in_one_argument_and_in_the_reply() -> None:
 
 
 def test_the_call_of_a_requeue_carries_the_quota() -> None:
-    assert "quota" not in ops.call_of(REQUESTS["requeue"], POLICY, None).arguments
+    assert ops.call_of(REQUESTS["requeue"], POLICY, None).arguments["quota"] is None
     quota = functions.Quota("alice", 7)
     assert ops.call_of(REQUESTS["requeue"], POLICY, quota).arguments["quota"] == quota
 

@@ -61,7 +61,7 @@ UNTIL_REWRITTEN = {
 
 NOT_YET = frozenset(
     {
-        "kingtask/store/functions.py",
+        "kingtask/result.py",
         "kingtask/store/rights.py",
     }
 )
