@@ -20,7 +20,7 @@ from kingtask.store.functions import FunctionCall, Submitted
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
-from kingtask.store.redis.connection import Callback
+from kingtask.store.redis.connection import Callback, answer_of
 from kingtask.store.redis.handshake import DatabaseIdentity, Handshake, ServerFacts, replicas_of
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.supervisor import Purpose, SupervisedConnection
@@ -139,17 +139,7 @@ class Store:
 
     async def ask(self, call: FunctionCall) -> Any:
         """Send a call and wait for its answer; raises StoreError. Not for the hot path."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def answered(value: Any) -> None:
-            if not future.done():
-                future.set_result(value)
-
-        self.send(call, answered)
-        value = await future
-        if isinstance(value, StoreError):
-            raise value
-        return value
+        return await answer_of(partial(self.send, call))
 
     def _send(self, link: SupervisedConnection, call: FunctionCall, callback: Callback) -> None:
         def answered(reply: Any) -> None:
@@ -164,12 +154,9 @@ class Store:
             try:
                 value = call.decode(reply)
             except Exception as error:  # noqa: BLE001  (a damaged record may raise anything)
-                log.warning(Event("record=damaged", call=call.function, error=describe_error(error)))
-                callback(
-                    StoreError(
-                        "damaged", f"a record in Redis cannot be read ({describe_error(error)})", stored="unknown"
-                    )
-                )
+                problem = describe_error(error)
+                log.warning(Event("record=damaged", call=call.function, error=problem))
+                callback(StoreError("damaged", f"a record in Redis cannot be read ({problem})", stored="unknown"))
                 return
             now_us = getattr(value, "now_us", None)
             if now_us is not None:
@@ -179,14 +166,8 @@ class Store:
         link.send(self._command(call), answered)
 
     def _command(self, call: FunctionCall) -> tuple[Any, ...]:
-        keys = self._keys
-        return (
-            "FCALL",
-            self._library.function(call.function),
-            1,
-            keys.meta,
-            call.payload(keys.db, self._identity.cluster),
-        )
+        payload = call.payload(self._keys.db, self._identity.cluster)
+        return "FCALL", self._library.function(call.function), 1, self._keys.meta, payload
 
     async def _await_replicas(self, link: SupervisedConnection) -> None:
         """Raises ConfigurationError if the primary is there and too few replicas come to it within `ack_timeout`."""
@@ -203,20 +184,13 @@ class Store:
         if attached < wanted:
             raise ConfigurationError(
                 f"ack: replicas needs {wanted} of them (ack_replicas), and {attached} are attached to"
-                f" {self._primary.address};"
-                " start them, or lower ack_replicas, or set another ack"
+                f" {self._primary.address}; start them, or lower ack_replicas, or set another ack"
             )
 
     def _count_replicas(self, server: ServerFacts) -> None:
         if server.replicas < self._ack.replicas:
-            log.warning(
-                Event(
-                    "ack=replicas",
-                    "until more are, nothing can be confirmed",
-                    wanted=self._ack.replicas,
-                    attached=server.replicas,
-                ),
-            )
+            text = "nothing can be confirmed until more replicas are attached"
+            log.warning(Event("ack=replicas", text, wanted=self._ack.replicas, attached=server.replicas))
 
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
         """Add a connection; `more` are fields of its Purpose."""
@@ -286,14 +260,11 @@ class BrokerStore(Store):
     def _accept(self, server: ServerFacts) -> None:
         level = level_on(self._ack, server)
         if self._ack.level is None and level == "stored" and self.ack_level != level:
-            log.warning(
-                Event(
-                    "ack=stored",
-                    "an OK means that Redis has the task in memory; a task not yet on disk is lost if Redis dies."
-                    " Set appendonly yes and appendfsync always, or ack: stored to silence this.",
-                    persistence=server.persistence,
-                ),
+            text = (
+                "an OK means that Redis has the task in memory; a task not yet on disk is lost if Redis dies."
+                " Set appendonly yes and appendfsync always, or ack: stored to silence this."
             )
+            log.warning(Event("ack=stored", text, persistence=server.persistence))
         if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
             raise ConfigurationError(
                 f"redis: maxmemory-policy is {server.settings['maxmemory-policy']}, which evicts accepted tasks"

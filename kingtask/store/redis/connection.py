@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -24,6 +25,21 @@ from kingtask.store.redis.redis_errors import store_error
 log = logging.getLogger("kingtask.store")
 
 Callback = Callable[[Any], None]
+
+
+async def answer_of(send: Callable[[Callback], None]) -> Any:
+    """Send, and wait for the argument of the callback; a StoreError is raised. Not for the hot path."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def answered(answer: Any) -> None:
+        if not future.done():
+            future.set_result(answer)
+
+    send(answered)
+    answer = await future
+    if isinstance(answer, StoreError):
+        raise answer
+    return answer
 
 
 class Connection(asyncio.Protocol):
@@ -57,18 +73,8 @@ class Connection(asyncio.Protocol):
             self._watch = asyncio.get_running_loop().call_later(self._timeout_s, self._check_overdue)
 
     async def ask(self, *command: Any) -> Any:
-        """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def answered(reply: Any) -> None:
-            if not future.done():
-                future.set_result(reply)
-
-        self.send(command, answered)
-        reply = await future
-        if isinstance(reply, StoreError):
-            raise reply
-        return reply
+        """Send one command and wait for its reply; raises StoreError."""
+        return await answer_of(partial(self.send, command))
 
     def abort(self, why: str) -> None:
         """Close at once; commands without an answer get a StoreError."""
@@ -135,11 +141,7 @@ async def connect(address: RedisAddress, *, timeout_s: float, on_lost: Callable[
     """Open a connection, TLS and authentication included. Raises StoreError (`away`, or the error of AUTH),
     ConfigurationError if the database number does not exist.
     """
-    loop = asyncio.get_running_loop()
-
-    def make() -> Connection:
-        return Connection(timeout_s, on_lost)
-
+    loop, make = asyncio.get_running_loop(), partial(Connection, timeout_s, on_lost)
     try:
         async with asyncio.timeout(timeout_s):
             if address.path is not None:

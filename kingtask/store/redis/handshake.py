@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.store import functions
+from kingtask.store.codec import hash_of
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA, Library
 from kingtask.store.redis.connection import Connection
@@ -168,14 +169,12 @@ async def _load(connection: Connection, library: Library) -> None:
 
 async def _settings(connection: Connection) -> dict[str, str]:
     try:
-        flat = await connection.ask("CONFIG", "GET", "append*")
-        flat += await connection.ask("CONFIG", "GET", "no-appendfsync-on-rewrite")
-        flat += await connection.ask("CONFIG", "GET", "maxmemory*")
+        flat = await connection.ask("CONFIG", "GET", "append*", "no-appendfsync-on-rewrite", "maxmemory*")
     except StoreError as error:
         if error.kind in ("permission", "error"):
             return {}
         raise
-    return {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+    return {name: value.decode() for name, value in hash_of(flat).items()}
 
 
 def _facts(text: bytes) -> dict[str, str]:

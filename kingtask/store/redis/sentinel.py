@@ -47,6 +47,7 @@ class Asker:
                 "socket_connect_timeout": timeout_s,
                 "retry": Retry(NoBackoff(), 0),
                 "protocol": 2,
+                "decode_responses": True,
             },
         )
 
@@ -61,7 +62,7 @@ class Asker:
             state = client.sentinel_master(self._service)
             # This command names the new primary while the replicas are still being switched.
             host, port = client.sentinel_get_master_addr_by_name(self._service)
-            return Named(state["config-epoch"], _text(host), int(port), state["num-slaves"])
+            return Named(state["config-epoch"], host, int(port), state["num-slaves"])
         except (redis.RedisError, OSError, TypeError, ValueError, KeyError) as error:
             kind = "auth" if isinstance(error, redis.AuthenticationError) else "away"
             return StoreError(kind, str(error) or "no answer")
@@ -90,7 +91,3 @@ def tls_options(address: RedisAddress) -> dict[str, Any]:
         "ssl_certfile": address.tls.cert,
         "ssl_keyfile": address.tls.key,
     }
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -8,13 +8,14 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kingtask.clock import Backoff
 from kingtask.errors import ConfigurationError, StoreError
 from kingtask.event import Event
 from kingtask.store.redis.address import RedisAddress
-from kingtask.store.redis.connection import Callback, Connection, connect
+from kingtask.store.redis.connection import Callback, Connection, answer_of, connect
 from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Handshake, ServerFacts
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.redis_errors import RECONNECT_ON
@@ -103,17 +104,14 @@ class SupervisedConnection:
 
     def send(self, command: tuple[Any, ...], callback: Callback) -> None:
         """Send one command; the callback gets the reply or a StoreError."""
-        connection = self._connection
-        if connection is None:
-            callback(self._unreachable())
-            return
-        connection.send(command, callback)
+        if self._connection is None:
+            callback(StoreError("away", f"Redis at {self._address} is not reachable ({self.problem})"))
+        else:
+            self._connection.send(command, callback)
 
     async def ask(self, *command: Any) -> Any:
-        """Send one command and wait for its reply; raises StoreError. Not for the hot path."""
-        if self._connection is None:
-            raise self._unreachable()
-        return await self._connection.ask(*command)
+        """Send one command and wait for its reply; raises StoreError."""
+        return await answer_of(partial(self.send, command))
 
     def reject(self, error: StoreError) -> None:
         """Handle an error reply: some kinds need a new connection."""
@@ -134,9 +132,6 @@ class SupervisedConnection:
         elif self._supervisor is not None:
             self._supervisor.cancel()
             self._supervisor = asyncio.create_task(self._keep_up())
-
-    def _unreachable(self) -> StoreError:
-        return StoreError("away", f"Redis at {self._address} is not reachable ({self.problem})")
 
     async def _connect(self) -> None:
         self._address = await self._primary.find()
