@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.utils import str_if_bytes
 
 from kingtask.clock import wall_s
 from kingtask.errors import StoreError
@@ -22,19 +21,12 @@ from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.handshake import OLDEST, ServerFacts, release_of
 from kingtask.store.redis.redis_errors import not_permitted_within
-from kingtask.store.redis.sentinel import Asker, Named, tls_options
+from kingtask.store.redis.sentinel import Asker, Named, options_of
 from kingtask.store.rights import Lacking, Role, lacking
 from kingtask.store.stats import StoreStats
 
 SETTINGS = (
-    "appendonly",
-    "appendfsync",
-    "no-appendfsync-on-rewrite",
-    "save",
-    "maxmemory",
-    "maxmemory-policy",
-    "protected-mode",
-    "bind",
+    "appendonly appendfsync no-appendfsync-on-rewrite save maxmemory maxmemory-policy protected-mode bind".split()
 )
 
 
@@ -97,7 +89,14 @@ def rights(address: RedisAddress, namespace: str, role: Role, *, timeout_s: floa
 @contextmanager
 def _connected(address: RedisAddress, timeout_s: float) -> Iterator[Any]:
     """A client within the block, whose errors become StoreErrors."""
-    client = _client(address, timeout_s)
+    where: dict[str, Any] = {"host": address.host, "port": address.port}
+    client: Any = redis.Redis(
+        **(where if address.path is None else {"unix_socket_path": address.path}),
+        **options_of(address, timeout_s),
+        db=address.db,
+        username=address.user,
+        password=address.password,
+    )
     try:
         yield client
     except redis.AuthenticationError as error:
@@ -121,23 +120,6 @@ def _primary(address: RedisAddress, timeout_s: float) -> tuple[RedisAddress, tup
     return asker.address_of(asker.believe(answer for _, answer in asked)), tuple(asked)
 
 
-def _client(address: RedisAddress, timeout_s: float) -> Any:
-    where: dict[str, Any] = {"host": address.host, "port": address.port}
-    if address.path is not None:
-        where = {"unix_socket_path": address.path}
-    return redis.Redis(
-        **where,
-        **tls_options(address),
-        db=address.db,
-        username=address.user,
-        password=address.password,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-
-
 class _Asking:
     """Commands that may be denied or unknown: the answer, or None and a note."""
 
@@ -146,23 +128,17 @@ class _Asking:
         self.denied: list[str] = []
         self.unknown: list[str] = []
 
-    def ask(self, *command: str | bytes | int) -> Any:
+    def ask(self, command: str, *words: str | bytes | int) -> Any:
         try:
-            return self._client.execute_command(*command)
-        except redis.exceptions.NoPermissionError:
-            self._deny(command)
+            return self._client.execute_command(command, *words)
         except redis.ResponseError as error:
-            if not_permitted_within(str(error)):
-                self._deny(command)
+            if isinstance(error, redis.exceptions.NoPermissionError) or not_permitted_within(str(error)):
+                self.denied.append(command)
             elif "unknown command" in str(error).lower():
-                self.unknown.append(str(command[0]))
+                self.unknown.append(command)
             else:
                 raise
         return None
-
-    def _deny(self, command: tuple[str | bytes | int, ...]) -> None:
-        words = command[:2] if command[0] in ("CONFIG", "FUNCTION") else command[:1]
-        self.denied.append(" ".join(map(str, words)))
 
 
 def _inspect(client: Any, keys: Keys) -> Inspection:
@@ -171,14 +147,17 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
     offset_s, round_trip_s = _clock(asking)
     info = asking.ask("INFO") or {}
     product = "valkey" if "valkey_version" in info else "redis"
-    listed = asking.ask("FUNCTION", "LIST", "LIBRARYNAME", f"kingtask_{shipped().hash}")
+    listed = asking.ask("FUNCTION LIST", "LIBRARYNAME", f"kingtask_{shipped().hash}")
     version = str(info.get(f"{product}_version", "unknown"))
-    schema = _number(asking.ask("HGET", keys.meta, "schema"))
+    schema = asking.ask("HGET", keys.meta, "schema")
+    settings: dict[str, str] = {}
+    for name in SETTINGS:
+        settings.update(asking.ask("CONFIG GET", name) or {})
     return Inspection(
         server=ServerFacts(
             product=product,
             version=version,
-            settings=_settings(asking),
+            settings=settings,
             replicas=int(info.get("connected_slaves", 0)),
         ),
         too_old=bool(info) and release_of(version) < OLDEST[product],
@@ -186,10 +165,10 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
         offset_s=offset_s,
         round_trip_s=round_trip_s,
         info=info,
-        functions=False if "FUNCTION" in asking.unknown else None if listed is None else True,
+        functions=False if "FUNCTION LIST" in asking.unknown else None if listed is None else True,
         library=bool(listed),
-        schema=schema,
-        cluster=_text(asking.ask("HGET", keys.meta, "cluster") or ""),
+        schema=None if schema is None else int(schema),
+        cluster=str_if_bytes(asking.ask("HGET", keys.meta, "cluster") or ""),
         used=bool(asking.ask("EXISTS", *keys.lasting)),
         stats=_stats(asking, keys) if listed else None,
         denied=tuple(asking.denied),
@@ -199,7 +178,7 @@ def _inspect(client: Any, keys: Keys) -> Inspection:
 
 def _clock(asking: _Asking) -> tuple[float | None, float]:
     """Return offset and round trip of the fastest of three TIME calls."""
-    looks = []
+    samples = []
     for _ in range(3):
         sent = wall_s()
         answer = asking.ask("TIME")
@@ -207,32 +186,9 @@ def _clock(asking: _Asking) -> tuple[float | None, float]:
         if answer is None:
             return None, received - sent
         seconds, micros = answer
-        looks.append((received - sent, int(seconds) + int(micros) / 1e6 - (sent + received) / 2))
-    round_trip_s, offset_s = min(looks)
+        samples.append((received - sent, seconds + micros / 1e6 - (sent + received) / 2))
+    round_trip_s, offset_s = min(samples)
     return offset_s, round_trip_s
-
-
-def _settings(asking: _Asking) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in SETTINGS:
-        answer = asking.ask("CONFIG", "GET", name)
-        if answer is None:
-            return {}
-        found.update(_pairs(answer))
-    return found
-
-
-def _pairs(answer: Any) -> dict[str, str]:
-    pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
-    return {_text(name): _text(value) for name, value in pairs}
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _number(value: Any) -> int | None:
-    return None if value is None else int(value)
 
 
 def _stats(asking: _Asking, keys: Keys) -> StoreStats | None:

@@ -1,6 +1,6 @@
-"""What a user of Redis has to be allowed, as broker or as worker, and a check of the missing rights.
+"""The rights in Redis that a broker and a worker need, and a search for the missing ones.
 
-`deploy/redis/kingtask.acl` grants just this. The commands of a function count as its caller's, so they are listed, too.
+`deploy/redis/kingtask.acl` grants these. The commands of a function count as commands of its caller.
 """
 
 from __future__ import annotations
@@ -14,67 +14,49 @@ from kingtask.store.keys import Keys
 Role = Literal["broker", "worker"]
 Words = tuple[str | int, ...]
 
-_BOTH: dict[str, Words] = {
-    "exists": (),
-    "hdel": ("-",),
-    "hget": ("-",),
-    "hgetall": (),
-    "hmget": ("-",),
-    "hset": ("-", "-", "-"),
-    "pexpire": (1,),
-    "zadd": ("x", "-"),
-    "zcard": (),
-    "zrange": (0, 0),
-    "zrangebyscore": (0, 0),
-    "zrem": ("-",),
-    "zremrangebyrank": (0, 0),
-    "zrevrangebyscore": (0, 0),
-    "zscore": ("-",),
+_BOTH: dict[Words, str] = {
+    (): "exists hgetall zcard",
+    ("-",): "hdel hget hmget zrem zscore",
+    ("-", "-", "-"): "hset",
+    (0, 0): "zrange zrangebyscore zremrangebyrank zrevrangebyscore",
+    (1,): "pexpire",
+    ("x", "-"): "zadd",
 }
-_WORKER: dict[str, Words] = {"zpopmin": (0,)}
-_BROKER: dict[str, Words] = {
-    "del": (),
-    "hexists": ("-",),
-    "hincrby": ("-", "x"),
-    "hkeys": (),
-    "hlen": (),
-    "hrandfield": (),
-    "hscan": (0,),
-    "zcount": (0, 0),
-    "zrandmember": (),
+_ONLY: dict[Role, dict[Words, str]] = {
+    "broker": {
+        (): "del hkeys hlen hrandfield zrandmember",
+        ("-",): "hexists",
+        ("-", "x"): "hincrby",
+        (0,): "hscan",
+        (0, 0): "zcount",
+    },
+    "worker": {(0,): "zpopmin"},
 }
-"""What to write behind a key that does not exist so that it never will: no value, or a number that is none."""
-
-NOT_TRIED = {
-    "broker": frozenset("config|get fcall_ro function|list info ping select wait".split()),
-    "worker": frozenset("config|get function|list info ping select wait".split()),
-}
-"""What the role uses beside that: others say if it is missing, or nothing depends on it."""
+"""Commands by the words after their key. None creates the missing key: no value, or `x` in place of a number."""
 
 
 class Lacking(NamedTuple):
-    """What a user may not do although its daemon has to."""
+    """Rights that a daemon needs and its user lacks."""
 
     commands: tuple[str, ...] = ()
     keys: bool = False
-    """Some or all of the namespace, or only to write."""
+    """Some or all keys of the namespace, or writing to them."""
     channels: bool = False
 
 
 def trials(keys: Keys, role: Role) -> dict[str, Words]:
-    """Each command that the role cannot do without, by its name for ACLs, in a form that changes nothing.
+    """Return each command that the role needs, by its name for ACLs, in a form that changes nothing if it is allowed.
 
-    Not even if it is allowed, for which every key, field and channel is one that does not exist; except HSETNX, which
-    changes nothing once `meta` has its schema.
+    No key, field or channel exists, except for HSETNX, which changes nothing once `meta` has its schema.
     """
-    with_keys = _BOTH | (_BROKER if role == "broker" else _WORKER)
     found: dict[str, Words] = {
         "time": ("TIME",),
         "fcall": ("FCALL", "none", 1, keys.meta),
         "function|load": ("FUNCTION", "LOAD", "none"),
         "publish": ("PUBLISH", keys.channel("none"), ""),
-        **{name: (name.upper(), f"{keys.prefix}none", *words) for name, words in with_keys.items()},
     }
+    for words, names in [*_BOTH.items(), *_ONLY[role].items()]:
+        found.update((name, (name.upper(), f"{keys.prefix}none", *words)) for name in names.split())
     if role == "broker":
         found["hsetnx"] = ("HSETNX", keys.meta, "schema", 0)
         found["subscribe"] = ("SUBSCRIBE", keys.channel("none"))
@@ -82,10 +64,9 @@ def trials(keys: Keys, role: Role) -> dict[str, Words]:
 
 
 def lacking(client: Any, keys: Keys, role: Role, *, used: bool) -> Lacking:
-    """Try everything; `used` says that `meta` has its schema.
+    """Try each command; `used`: `meta` has its schema. Raises redis.RedisError if the connection breaks.
 
-    Redis checks rights first, so whatever another error says, the user may. Raises redis.RedisError if the connection
-    breaks.
+    Redis checks rights first, so after any other error the user has the right.
     """
     commands: list[str] = []
     denied_keys = denied_channels = False
@@ -112,6 +93,6 @@ def _send(client: Any, words: Words) -> None:
         connection.send_command(*words)
         connection.read_response()
     finally:
-        if words[0] == "SUBSCRIBE":  # it would take nothing else any more
+        if words[0] == "SUBSCRIBE":  # the connection takes no other command any more
             connection.disconnect()
         client.connection_pool.release(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -64,7 +64,8 @@ class Store:
         `login` reads user and password again for each connect.
         """
         self._ack = ack
-        self._links: list[SupervisedConnection] = []
+        self.links: list[SupervisedConnection] = []
+        """The connections, one for each purpose."""
         self._primary = Primary(address, self._repoint, login)
         self._keys = Keys(namespace, address.db)
         self._library = shipped()
@@ -86,6 +87,9 @@ class Store:
                 "barrier", timeout_s=TIMEOUT_S + ack.timeout_s, on_up=self._count_replicas
             )
             self._barrier = ReplicaBarrier(self._confirming, lambda: self._command(functions.mark()), ack)
+        self.ack_level: AckLevel | None = None
+        """The current level of a broker's OK; None before the first connect."""
+        self._submits = self._connect_for("submit", accept=self._accept) if self.role == "broker" else self._link
 
     @property
     def up(self) -> bool:
@@ -96,18 +100,13 @@ class Store:
         """Why the main connection, which `up` means, is not up."""
         return self._link.problem
 
-    @property
-    def links(self) -> Sequence[SupervisedConnection]:
-        """The connections, one for each purpose."""
-        return self._links
-
     async def open(self) -> None:
         """Connect once, then retry in the background.
 
         Raises ConfigurationError for a permanent refusal: too old, wrong password, newer schema, or no such level of
         `ack`.
         """
-        for link in reversed(self._links):  # the main one last: its callbacks may need the others
+        for link in reversed(self.links):  # the main one last: its callbacks may need the others
             await link.open()
         if self._confirming is not None:
             await self._await_replicas(self._confirming)
@@ -115,7 +114,7 @@ class Store:
 
     async def close(self) -> None:
         await self._primary.close()
-        for link in self._links:
+        for link in self.links:
             await link.close()
 
     def send(self, call: FunctionCall, callback: Callback) -> None:
@@ -192,15 +191,30 @@ class Store:
             text = "nothing can be confirmed until more replicas are attached"
             log.warning(Event("ack=replicas", text, wanted=self._ack.replicas, attached=server.replicas))
 
+    def _accept(self, server: ServerFacts) -> None:
+        level = level_on(self._ack, server)
+        if self._ack.level is None and level == "stored" and self.ack_level != level:
+            text = (
+                "an OK means that Redis has the task in memory; a task not yet on disk is lost if Redis dies."
+                " Set appendonly yes and appendfsync always, or ack: stored to silence this."
+            )
+            log.warning(Event("ack=stored", text, persistence=server.persistence))
+        if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
+            raise ConfigurationError(
+                f"redis: maxmemory-policy is {server.settings['maxmemory-policy']}, which evicts accepted tasks"
+                " when memory is short; set it to noeviction"
+            )
+        self.ack_level = level
+
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
         """Add a connection; `more` are fields of its Purpose."""
         handshake = Handshake(self._keys, self._library, self._identity)
         link = SupervisedConnection(self._primary, handshake, Purpose(name=purpose, **{"timeout_s": TIMEOUT_S, **more}))
-        self._links.append(link)
+        self.links.append(link)
         return link
 
     def _repoint(self, address: RedisAddress) -> None:
-        for link in self._links:
+        for link in self.links:
             link.repoint(address)
 
     def _notify(self, listeners: list[Callable[[], None]]) -> None:
@@ -212,21 +226,6 @@ class BrokerStore(Store):
     """A broker's access: it has further connections for submits and for the subscription."""
 
     role = "broker"
-
-    def __init__(
-        self,
-        address: RedisAddress,
-        namespace: str,
-        *,
-        ack: Ack,
-        cluster: str | None = None,
-        login: Callable[[], RedisAddress] | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        super().__init__(address, namespace, ack=ack, cluster=cluster, login=login, observer=observer)
-        self.ack_level: AckLevel | None = None
-        """The current level of an OK; None before the first connect."""
-        self._submits = self._connect_for("submit", accept=self._accept)
 
     def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
         """Subscribe to the publications of the functions (`due`, `ready`, `cancel`, `ended`); call it before `open`.
@@ -256,18 +255,3 @@ class BrokerStore(Store):
                 self._confirm(self._submits, confirmed)
 
         self._send(self._submits, call, answered)
-
-    def _accept(self, server: ServerFacts) -> None:
-        level = level_on(self._ack, server)
-        if self._ack.level is None and level == "stored" and self.ack_level != level:
-            text = (
-                "an OK means that Redis has the task in memory; a task not yet on disk is lost if Redis dies."
-                " Set appendonly yes and appendfsync always, or ack: stored to silence this."
-            )
-            log.warning(Event("ack=stored", text, persistence=server.persistence))
-        if server.settings.get("maxmemory", "0") != "0" and server.settings.get("maxmemory-policy") != "noeviction":
-            raise ConfigurationError(
-                f"redis: maxmemory-policy is {server.settings['maxmemory-policy']}, which evicts accepted tasks"
-                " when memory is short; set it to noeviction"
-            )
-        self.ack_level = level

@@ -40,13 +40,9 @@ class Asker:
         self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
             address.sentinels.hosts,
             sentinel_kwargs={
-                **tls_options(address),
+                **options_of(address, timeout_s),
                 "username": address.sentinels.user,
                 "password": address.sentinels.password,
-                "socket_timeout": timeout_s,
-                "socket_connect_timeout": timeout_s,
-                "retry": Retry(NoBackoff(), 0),
-                "protocol": 2,
                 "decode_responses": True,
             },
         )
@@ -81,13 +77,10 @@ class Asker:
         return replace(self._address, host=named.host, port=named.port, sentinels=None)
 
 
-def tls_options(address: RedisAddress) -> dict[str, Any]:
-    """Return the settings of `redis_tls` under redis-py's names."""
-    if address.tls is None:
-        return {}
-    return {
-        "ssl": True,
-        "ssl_ca_certs": address.tls.ca,
-        "ssl_certfile": address.tls.cert,
-        "ssl_keyfile": address.tls.key,
-    }
+def options_of(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
+    """Return the timeouts and the settings of `redis_tls` under redis-py's names."""
+    retry, tls = Retry(NoBackoff(), 0), address.tls
+    options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "retry": retry, "protocol": 2}
+    if tls is not None:
+        options |= {"ssl": True, "ssl_ca_certs": tls.ca, "ssl_certfile": tls.cert, "ssl_keyfile": tls.key}
+    return options
