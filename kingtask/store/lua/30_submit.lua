@@ -67,14 +67,13 @@ function tasks.admit(c, plan, quota)
   if room <= 0 then return 'queue_full' end
 end
 
--- Creates an admitted task {id, path, plan, spec, quota}; returns its state. `fields`: absent, or more fields of its
--- record. A call of flush must follow: it writes what is collected here.
-function tasks.create(c, task, fields)
+-- Creates an admitted task {id, path, plan, spec, quota, origin}; returns its state. quota and origin may be absent. A
+-- call of flush must follow: it writes what is collected here.
+function tasks.create(c, task)
   local plan, new = task.plan, c.new
-  local queue = plan.queue
   c.live = c.live + 1
-  new.rooms[queue] = new.rooms[queue] - 1
-  counts.add(c, queue, 'submitted', 1)
+  new.rooms[plan.queue] = new.rooms[plan.queue] - 1
+  counts.add(c, plan.queue, 'submitted', 1)
   local due, state = plan.delay > 0 and c.now + plan.delay or plan.start, 'ready'
   if due > c.now then
     state, task.due = 'scheduled', due
@@ -84,9 +83,7 @@ function tasks.create(c, task, fields)
     new.ready[#new.ready + 1] = task
   end
   local record = {task.path, PLAN, plan.packed, SPEC, task.spec, STATE, state, CREATED, c.now_text}
-  if fields then
-    for field, value in pairs(fields) do add(record, field, value) end
-  end
+  if task.origin then add(record, 'origin', task.origin) end
   if task.quota then
     local client = unpack(task.quota)
     local of = new.owners[client]
@@ -159,7 +156,7 @@ local function requeue(keys, args)
   local plan, quota = plans.read_for_now(packed), c.args.quota
   local refusal = tasks.admit(c, plan, quota)
   if refusal then return {refusal, ''} end
-  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota}, {origin = c.args.id})
+  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota, origin = c.args.id})
   tasks.flush(c)
   fcall.settle(c)
   moves.wake(c)

@@ -199,19 +199,16 @@ local function finish_one(c, row, kept)
   return to
 end
 
--- The rest of finish. If it fails, the ends are counted all the same; the worker repeats the call.
-local function keep_and_claim(c, kept)
-  outputs.keep(c, kept)
-  if c.max_kept then outputs.drop(c, c.max_kept) end  -- otherwise there was no tick yet
-  if c.args.claim then return take(c, c.args.claim) end
-end
-
 -- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
 -- token, nth}: claimed by the same call. Returns {now_us, {answer, …}}, then tasks and more as of take.
 local function finish_all(c)
   local kept = {}
   local answers = fcall.answer_each(c, 'finish', c.args.ended, finish_one, kept)
-  local ok, granted, more = pcall(keep_and_claim, c, kept)
+  local ok, granted, more = pcall(function()  -- if it fails, the ends are counted, and the worker repeats the call
+    outputs.keep(c, kept)
+    if c.max_kept then outputs.drop(c, c.max_kept) end  -- otherwise there was no tick yet
+    if c.args.claim then return take(c, c.args.claim) end
+  end)
   fcall.settle(c)
   moves.announce(c)
   if not ok then error(granted) end

@@ -97,22 +97,17 @@ local function oldest_since(queue)
   end
 end
 
--- {queue, paused, ready, oldest since ms or 0, {counts:<queue>…}}
-local function queue_row(queue, paused)
-  return {
-    queue, paused == '1' and 1 or 0, call('ZCARD', key.ready(queue)), oldest_since(queue) or 0,
-    call('HGETALL', key.counts(queue)),
-  }
-end
-
--- The rows of a flat list {queue, paused, …}.
+-- A row {queue, paused, ready, oldest since ms or 0, {counts:<queue>…}} for each in a flat list {queue, paused, …}.
 local function queue_rows(found)
-  local rows = {}
-  for i = 1, #found, 2 do rows[#rows + 1] = queue_row(found[i], found[i + 1]) end
+  local rows, names, paused = {}, split(found)
+  for i, queue in ipairs(names) do
+    local ready, since = call('ZCARD', key.ready(queue)), oldest_since(queue) or 0
+    rows[i] = {queue, paused[i] == '1' and 1 or 0, ready, since, call('HGETALL', key.counts(queue))}
+  end
   return rows
 end
 
--- args {}. Returns {now_us, {queue_row, …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
+-- args {}. Returns {now_us, {row of queue_rows, …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = fcall.begin(keys, args)
   local rows = queue_rows(call('HGETALL', key.queues))
@@ -121,7 +116,7 @@ end
 register('stats', stats, 'no-writes')
 
 -- args {cursor ('0' at first)}. About a hundred queues at a time, for callers that poll and compute rates themselves.
--- Returns {now_us, next cursor ('0': that was all), {queue_row, …}, number of queues, of living tasks, bytes of
+-- Returns {now_us, next cursor ('0': that was all), {row of queue_rows, …}, number of queues, of living tasks, bytes of
 -- outputs, workers and brokers heard from lately}
 local function queues(keys, args)
   local c = fcall.begin(keys, args)

@@ -66,6 +66,7 @@ def parse_address(
     tls: RedisTLS | None = None,
     sentinel_user: str | None = None,
     sentinel_password: str | None = None,
+    default_port: int = 6379,
 ) -> RedisAddress:
     """Read one of FORMS. `password` (of redis_password_file) wins over the URL's.
 
@@ -76,7 +77,7 @@ def parse_address(
         return replace(address, password=address.password if password is None else password, tls=tls)
     try:
         url = urlsplit(text if "://" in text else f"redis://{text}")
-        port = 6379 if url.port is None else url.port
+        port = default_port if url.port is None else url.port
     except ValueError:
         raise _wrong("the host cannot be read, or the port is not a number from 1 to 65535") from None
     if url.scheme not in ("redis", "rediss", "unix"):
@@ -114,7 +115,7 @@ def _behind_sentinels(text: str, user: str | None, password: str | None) -> Redi
     if any(mark in text for mark in "?#") or "@" in path or "/" in database.rstrip("/"):
         raise _wrong("behind the hosts of the sentinels stand the name of the service and the database")
     try:
-        servers = [parse_address(host) for host in hosts.split(",")]
+        servers = [parse_address(host, default_port=SENTINEL_PORT) for host in hosts.split(",")]
         redis = parse_address(f"redis://{login}{at}redis/{database}")
     except ConfigurationError as error:
         raise _wrong(str(error).removeprefix("redis: ").partition(";")[0]) from None
@@ -122,17 +123,9 @@ def _behind_sentinels(text: str, user: str | None, password: str | None) -> Redi
         raise _wrong("a host is not host:port")
     if not service:
         raise _wrong("the name of the service is missing")
-    ports = [
-        server.port if _has_port(host) else SENTINEL_PORT
-        for server, host in zip(servers, hosts.split(","), strict=True)
-    ]
-    pairs = tuple((server.host, port) for server, port in zip(servers, ports, strict=True))
+    pairs = tuple((server.host, server.port) for server in servers)
     sentinels = Sentinels(hosts=pairs, service=unquote(service), user=user, password=password)
     return replace(redis, host="", port=0, sentinels=sentinels)
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host.rpartition("]")[2]
 
 
 def _host_port(host: str, port: int) -> str:

@@ -20,8 +20,8 @@ from kingtask.store.redis.connection import Connection
 
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
-REFUSED_FOR_GOOD = frozenset({"auth", "permission"})
-"""Kinds of StoreError that do not pass by waiting."""
+FSYNC_ALWAYS = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+"""With these settings a reply proves that the write is on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +38,12 @@ class ServerFacts:
 
     @property
     def fsync_always(self) -> bool:
-        """True if a reply proves that the write is on disk."""
-        return (
-            self.settings.get("appendonly") == "yes"
-            and self.settings.get("appendfsync") == "always"
-            and self.settings.get("no-appendfsync-on-rewrite") == "no"
-        )
+        return FSYNC_ALWAYS.items() <= self.settings.items()
 
     @property
     def persistence(self) -> str:
         """The settings behind `fsync_always`, for people."""
-        names = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite")
-        return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in names)
+        return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in FSYNC_ALWAYS)
 
 
 class DatabaseIdentity:

@@ -16,7 +16,7 @@ from kingtask.errors import ConfigurationError, StoreError
 from kingtask.event import Event
 from kingtask.store.redis.address import RedisAddress
 from kingtask.store.redis.connection import Callback, Connection, answer_of, connect
-from kingtask.store.redis.handshake import REFUSED_FOR_GOOD, Handshake, ServerFacts
+from kingtask.store.redis.handshake import Handshake, ServerFacts
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.redis_errors import RECONNECT_ON
 
@@ -32,7 +32,7 @@ ADVICE = {
     "auth": "check user and password",
     "permission": "give the user the rights in deploy/redis/kingtask.acl; `kingtask doctor` lists the missing ones",
 }
-"""The remedy for each permanent refusal."""
+"""The remedy for each kind of StoreError that does not pass by waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class SupervisedConnection:
         try:
             await self._connect()
         except StoreError as error:
-            if error.kind in REFUSED_FOR_GOOD:
+            if error.kind in ADVICE:
                 raise ConfigurationError(f"redis: {self._address} refuses: {error}; {ADVICE[error.kind]}") from None
             self._report(error)
         self._supervisor = asyncio.create_task(self._keep_up())
