@@ -4,9 +4,10 @@ local TO_GRANT = {PLAN, STATE, 'attempt', 'token', SPEC, 'due', CREATED, 'claime
 local TO_GIVE_BACK = {PLAN, STATE, 'attempt', 'token', 'cancel', 'place', 'claimed'}
 local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', OWNER, 'cancel', 'graced', 'failures'}
 
--- The row of the task of this very attempt, with these fields. Nil if the worker does not hold it, or its record is
--- damaged.
-local function read_held(c, id, number, token, fields)
+-- The task of an attempt {id, number, token, …}, with these fields. Nil if the worker does not hold the attempt, or the
+-- record is damaged.
+local function read_held(c, row, fields)
+  local id, number, token = unpack(row, 1, 3)
   local ok, task = pcall(moves.read, id, fields)
   if not ok or not task[STATE] or tonumber(task.attempt or 0) ~= number or task.token ~= token then return nil end
   task.worker = c.args.worker
@@ -92,7 +93,7 @@ local function taken_before(c, token)
   for _, attempt in ipairs(attempts_of(c.args.worker)) do
     if attempt.token == token then
       local id, number = attempt.id, attempt.number
-      local task = read_held(c, id, number, token, TO_GRANT)
+      local task = read_held(c, {id, number, token}, TO_GRANT)
       if task then
         local spec, due, claimed = task[SPEC], plans.due(task.plan, task.due, task[CREATED]), tonumber(task.claimed)
         if spec and due and claimed then granted[#granted + 1] = grant(id, number, task.plan, spec, due, claimed) end
@@ -122,8 +123,7 @@ register('claim', claim, 'allow-oom')  -- a full store is drained by claims
 -- Gives back an attempt that did not end by itself, uncounted: the task returns to its place, or is cancelled if a
 -- client asked for that. row: {id, number, token, record (absent: a brief one)}. Returns the task's state, or 'fenced'.
 local function give_back(c, row)
-  local id, number, token, record = unpack(row)
-  local task = read_held(c, id, number, token, TO_GIVE_BACK)
+  local task, record = read_held(c, row, TO_GIVE_BACK), unpack(row, 4)
   if not task or task[STATE] ~= 'running' then return 'fenced' end
   moves.record_attempt(c, task, 'released', record)
   if task.cancel then
@@ -136,11 +136,10 @@ end
 
 -- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'.
 local function renew_one(c, row, known)
-  local id, number, token = unpack(row)
-  local task = read_held(c, id, number, token, TO_GIVE_BACK)
+  local task = read_held(c, row, TO_GIVE_BACK)
   if not task or task[STATE] ~= 'running' then return 'fenced' end
-  known[id] = true
-  renew(c, id)
+  known[task.id] = true
+  renew(c, task.id)
   return task.cancel and 'cancel' or 'ok'
 end
 
@@ -175,8 +174,8 @@ register('extend', extend, 'allow-oom')  -- otherwise a full store would end eve
 -- its outputs to `kept`. Returns the new state of the task, 'recorded' (if it was before) or 'fenced'.
 -- verdict: succeeded | failed | final (failed, no retry)
 local function finish_one(c, row, kept)
-  local id, number, token, verdict, reason, record, out, err, out_size, err_size = unpack(row)
-  local task = read_held(c, id, number, token, TO_FINISH)
+  local id, number, _, verdict, reason, record, out, err, out_size, err_size = unpack(row)
+  local task = read_held(c, row, TO_FINISH)
   if not task then return 'fenced' end
   if task[STATE] ~= 'running' then return 'recorded' end
   local fields, to = {moves.attempt_field(task.path, number), record}, 'succeeded'

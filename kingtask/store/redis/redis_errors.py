@@ -1,51 +1,39 @@
 """Redis's error replies: the kind of each, and whether the command may have taken effect.
 
-| kind | reply of Redis | what the store does beside calling back |
-|---|---|---|
-| loading | LOADING: it reads its data | reconnects, which waits for it |
-| readonly, masterdown, moved | READONLY, MASTERDOWN, MOVED, ASK: the primary is elsewhere | reconnects to it |
-| no_function | the library is missing: promoted without it, or FUNCTION FLUSH | reconnects and loads it |
-| auth | NOAUTH, WRONGPASS: the password was changed | reconnects and logs in |
-| unblocked | UNBLOCKED: it was demoted during WAIT | reconnects |
-| foreign | FOREIGN, by our own functions: not the expected database | reconnects until that is back |
-| noreplicas, misconf, busy | NOREPLICAS; MISCONF: its disk; BUSY: a script runs | nothing, it may pass |
-| clusterdown, tryagain, execabort | CLUSTERDOWN, TRYAGAIN, EXECABORT | nothing, it may pass |
-| full | OOM: maxmemory | nothing, it drains |
-| permission, error | NOPERM (within a function as well), anything else | nothing, a person must act |
-
-Further kinds are `away` (not sent: no connection), `lost` (sent without an answer: the connection broke or a timeout)
-and `damaged` (an answer that cannot be decoded).
+Beside the kinds below there are `error` (any other reply: a person must act), `away` (not sent: no connection), `lost`
+(sent without an answer: the connection broke, or a timeout) and `damaged` (an answer that cannot be decoded).
 """
 
 from __future__ import annotations
 
 from kingtask.errors import StoreError
 
-_KINDS = {
-    "LOADING": "loading",
-    "READONLY": "readonly",
+_RECONNECT = {
+    "LOADING": "loading",  # Redis reads its data; the new connection waits for it
+    "READONLY": "readonly",  # this one and the next three: the primary is elsewhere
     "MASTERDOWN": "masterdown",
     "MOVED": "moved",
     "ASK": "moved",
-    "NOSCRIPT": "no_function",
-    "NOAUTH": "auth",
+    "NOSCRIPT": "no_function",  # a promoted replica without the library, or FUNCTION FLUSH; a connect loads it
+    "NOAUTH": "auth",  # the password was changed; a connect reads it again
     "WRONGPASS": "auth",
-    "UNBLOCKED": "unblocked",
-    "FOREIGN": "foreign",
-    "NOREPLICAS": "noreplicas",
-    "MISCONF": "misconf",
-    "BUSY": "busy",
+    "UNBLOCKED": "unblocked",  # the server was demoted during WAIT
+    "FOREIGN": "foreign",  # by our own functions: not the expected database
+}
+_KINDS = _RECONNECT | {
+    "NOREPLICAS": "noreplicas",  # this one and the next six pass by themselves
+    "MISCONF": "misconf",  # the disk of the server
+    "BUSY": "busy",  # a script runs
     "UNKILLABLE": "busy",
     "CLUSTERDOWN": "clusterdown",
     "TRYAGAIN": "tryagain",
     "EXECABORT": "execabort",
-    "OOM": "full",
-    "NOPERM": "permission",
+    "OOM": "full",  # maxmemory; workers drain it
+    "NOPERM": "permission",  # within a function as well; a person must act
 }
+"""The kind by the first word of the reply."""
 
-KINDS = frozenset(_KINDS.values()) | {"error"}
-
-RECONNECT_ON = frozenset("loading readonly masterdown moved no_function auth unblocked foreign".split())
+RECONNECT_ON = frozenset(_RECONNECT.values())
 
 _MAYBE_DONE = frozenset({"error", "unblocked"})
 
