@@ -90,8 +90,8 @@ local function floor(n) return n - n % 1 end
 local function int(n) return string.format('%.0f', n) end
 
 local function add(list, field, value)
-  list[#list + 1] = field
-  list[#list + 1] = value
+  local n = #list
+  list[n + 1], list[n + 2] = field, value
 end
 
 local function flat(map)
@@ -103,7 +103,7 @@ end
 -- The two lists in a flat reply {member, score, …}.
 local function split(flat)
   local members, scores = {}, {}
-  for i = 1, #flat, 2 do members[#members + 1], scores[#scores + 1] = flat[i], flat[i + 1] end
+  for i = 1, #flat / 2 do members[i], scores[i] = flat[2 * i - 1], flat[2 * i] end
   return members, scores
 end
 

@@ -63,6 +63,8 @@ local function write_counts(c, queue, before, gained)
   redis.pcall('HSET', key.counts(queue), unpack(sets))
 end
 
+local TOTALS = {'sequence', 'live', 'kept'}
+
 -- Ends every function that changes tasks: writes what changed in memory.
 function fcall.settle(c)
   for queue, of in pairs(c.counts) do
@@ -70,7 +72,7 @@ function fcall.settle(c)
   end
   local sets = {}
   c.kept = math.max(c.kept, 0)  -- a negative number: an index was deleted from outside
-  for _, field in ipairs({'sequence', 'live', 'kept'}) do
+  for _, field in ipairs(TOTALS) do
     if c[field] ~= c.stored[field] then add(sets, field, int(c[field])) end
   end
   if #sets > 0 then call('HSET', key.meta, unpack(sets)) end
@@ -112,19 +114,19 @@ function plans.due(plan, due, created)
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
--- Calls f(…) for the task of this id. Returns true and the answer. An error costs this task only; the server logs it.
-local function attempt(what, id, f, ...)
-  local ok, answer = pcall(f, ...)
-  if ok then return true, answer end
-  redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. tostring(answer.err or answer))
-  return false
+local function log_failure(what, id, problem)
+  redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. tostring(problem.err or problem))
 end
 
 -- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index: it would stop
 -- every later call as well.
 function fcall.each(index, ids, f)
   for i, id in ipairs(ids) do
-    if not attempt(index, id, f, id, i) then call('ZREM', index, id) end
+    local ok, problem = pcall(f, id, i)
+    if not ok then
+      log_failure(index, id, problem)
+      call('ZREM', index, id)
+    end
   end
 end
 
@@ -133,9 +135,12 @@ end
 function fcall.answer_each(c, what, rows, f, extra)
   local answers = {}
   for i, row in ipairs(rows) do
-    local id = unpack(row)
-    local ok, answer = attempt(what, id, f, c, row, extra)
+    local ok, answer = pcall(f, c, row, extra)
     answers[i] = ok and answer or 'damaged'
+    if not ok then
+      local id = unpack(row)
+      log_failure(what, id, answer)
+    end
   end
   return answers
 end

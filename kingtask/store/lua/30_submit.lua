@@ -7,7 +7,7 @@ local function begin(keys, args)
     rooms = {},        -- by queue: how many more tasks may wait in it
     owners = {},       -- by client: how many more tasks it may have (left), and index entries of new ones (adds)
     samples = BUDGET,  -- records of clients' tasks that may still be examined
-    ready = {}, scheduled = {}, records = {},  -- of created tasks; flush writes them
+    ready = {}, scheduled = {}, records = {}, by_queue = {},  -- of created tasks; flush writes them
   }
   return c
 end
@@ -73,7 +73,7 @@ function tasks.create(c, task)
   local plan, new = task.plan, c.new
   c.live = c.live + 1
   new.rooms[plan.queue] = new.rooms[plan.queue] - 1
-  counts.add(c, plan.queue, 'submitted', 1)
+  new.by_queue[plan.queue] = (new.by_queue[plan.queue] or 0) + 1
   local due, state = plan.delay > 0 and c.now + plan.delay or plan.start, 'ready'
   if due > c.now then
     state, task.due = 'scheduled', due
@@ -105,6 +105,7 @@ function tasks.flush(c)
     if #of.adds > 0 then call('ZADD', key.owned(client), unpack(of.adds)) end
   end
   for _, record in ipairs(new.records) do call('HSET', unpack(record)) end
+  for queue, n in pairs(new.by_queue) do counts.add(c, queue, 'submitted', n) end
 end
 
 -- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: as in admit
@@ -122,7 +123,9 @@ local function submit(keys, args)
   local created, outcomes, dues = {}, {}, {}
   for i, task in ipairs(requested) do
     local known = created[task.id]
-    if not known and some_exist and call('EXISTS', task.path) == 1 then
+    if known then
+      known = {known.spec, known.plan.packed}
+    elseif some_exist and call('EXISTS', task.path) == 1 then
       known = redis.pcall('HMGET', task.path, SPEC, PLAN)
     end
     if known then
@@ -130,7 +133,7 @@ local function submit(keys, args)
       outcomes[i] = spec == task.spec and packed == task.plan.packed and 'exists' or 'conflict'
     else
       local refusal = tasks.admit(c, task.plan, task.quota)
-      if not refusal then created[task.id] = {task.spec, task.plan.packed} end
+      if not refusal then created[task.id] = task end
       outcomes[i] = refusal or tasks.create(c, task)
       if task.due then dues[#dues + 1] = task.due end
     end
