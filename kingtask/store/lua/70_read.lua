@@ -34,14 +34,6 @@ local function index_of(state, queue)
   return key.finished(state)
 end
 
--- BUDGET entries in reading order: terminal states newest first, living ones earliest first.
-local function read_index(index, a, skip)
-  if TERMINAL[a.state] then
-    return call('ZREVRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
-  end
-  return call('ZRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
-end
-
 local LISTED = {PLAN, STATE, CREATED, 'due', 'attempt', 'worker', 'reason', 'origin', 'finished'}
 
 -- {id, due of a scheduled task or 0, {field, value, …} of LISTED}; nil if the task is not of this state and queue, or
@@ -66,18 +58,18 @@ local function list(keys, args)
   local a = c.args
   local index = index_of(a.state, a.queue)
   local skip = a.rest > 0 and math.max(0, call('ZCOUNT', index, a.from, a.from) - a.rest + 1) or 0
-  local found = read_index(index, a, skip)
+  local ids, scores = split(TERMINAL[a.state]  -- terminal states newest first, living ones earliest first
+    and call('ZREVRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET)
+    or call('ZRANGEBYSCORE', index, a.from, a.to, 'WITHSCORES', 'LIMIT', skip, BUDGET))
   local rows, score, same, examined = {}, a.from, skip, 0
-  for i = 1, #found, 2 do
-    if #rows == a.limit then break end
-    local id, its_score = found[i], found[i + 1]
-    same = its_score == score and same + 1 or 1
-    score = its_score
+  while examined < #ids and #rows < a.limit do
     examined = examined + 1
-    rows[#rows + 1] = list_row(a, id, score)
+    same = scores[examined] == score and same + 1 or 1
+    score = scores[examined]
+    rows[#rows + 1] = list_row(a, ids[examined], score)
   end
   local rest = examined > 0 and 1 + call('ZCOUNT', index, score, score) - same or 0
-  local done = examined * 2 == #found and examined < BUDGET
+  local done = examined == #ids and examined < BUDGET
   return {score, rest, done and 1 or 0, rows}
 end
 register('list', list, 'no-writes')

@@ -58,10 +58,6 @@ class Connection(asyncio.Protocol):
         self.sent_us = 0
         """While a callback runs: the time when its command was sent (monotonic µs)."""
 
-    @property
-    def open(self) -> bool:
-        return self._transport is not None
-
     def send(self, command: tuple[Any, ...], callback: Callback) -> None:
         """Send one command; `callback` gets the reply, or a StoreError. Raises nothing."""
         if self._transport is None:
