@@ -1,7 +1,4 @@
-"""Words that pages, docstrings and comments do not use, since a stranger cannot understand or search them.
-
-EXCEPTIONS are for good; NOT_YET lists the files that still have to be rewritten, and must shrink to nothing.
-"""
+"""Words that pages, docstrings and comments do not use, since a stranger cannot understand or search them."""
 
 from __future__ import annotations
 
@@ -58,5 +55,3 @@ UNTIL_REWRITTEN = {
     "README.md": "a later release rewrites it; its head, down to the first heading, is checked",
     "kingtask/PROTOCOL.md": "a later release rewrites it; its head, down to the first heading, is checked",
 }
-
-NOT_YET: frozenset[str] = frozenset()

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs import plain_words
-from tests.docs.plain_words import EXCEPTIONS, NOT_YET, RELATIVE_START, UNTIL_REWRITTEN, WORDS
+from tests.docs.plain_words import EXCEPTIONS, RELATIVE_START, UNTIL_REWRITTEN, WORDS
 
 ROOT = Path(__file__).parents[2]
 PLACEHOLDER = re.compile(r"\b(?:XX+|TODO|FIXME|TBD)\b")
@@ -198,15 +197,11 @@ def complaints(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=_name)
 def test_the_words_are_plain(path: Path) -> None:
     found = complaints(path)
-    if _name(path) in NOT_YET:
-        assert found, f"remove {_name(path)} from NOT_YET of {plain_words.__name__}: it has plain words only"
-    else:
-        assert not found, "\n".join(found)
+    assert not found, "\n".join(found)
 
 
 def test_lists_name_existing_files_and_words_that_stand_there() -> None:
     paths = {_name(path): path for path in [*PAGES, *SOURCES]}
-    assert not NOT_YET - set(paths)
     assert not set(UNTIL_REWRITTEN) - set(paths)
     for (name, words), reason in EXCEPTIONS.items():
         assert reason

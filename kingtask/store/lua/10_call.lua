@@ -1,7 +1,7 @@
-do  -- One call: what it reads at its beginning, changes in memory and writes at its end; and plans.
+do  -- A call: it reads shared values at its beginning (`begin`), writes changed ones at its end (`settle`). And plans.
 
 -- Begins every function. A caller that names a cluster gets FOREIGN, and nothing else, if `meta` has another cluster or
--- none: the server was emptied, or it is another server. Returns the view of this call.
+-- none: the server was emptied, or it is another server. Returns c, the values of this call.
 function fcall.begin(keys, args)
   call = redis.call
   local seconds, micros = unpack(call('TIME'))
@@ -19,11 +19,11 @@ function fcall.begin(keys, args)
   return {
     us = us, now = now, now_text = int(now), args = unpacked, max_kept = tonumber(max_kept),
     sequence = stored.sequence or 0, live = stored.live or 0, kept = stored.kept or 0,
-    stored = stored,       -- settle writes those of the three that have changed
-    counts = {},           -- by queue: its numbers, written by settle
-    closed = {},           -- states whose finished:<state> settle trims
+    stored = stored,       -- as read; `settle` writes those of the three that have changed
+    counts = {},           -- by queue: its numbers; `settle` writes them
+    closed = {},           -- states in which tasks ended: `settle` trims their index finished:<state>
     gained = {},           -- by queue: how many tasks became ready
-    earliest = nil,        -- first instant of the schedule before this call added one; false: there was none
+    earliest = nil,        -- once a task is scheduled here: the earliest instant before, or false if there was none
   }
 end
 
