@@ -17,8 +17,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt that has ended. `reason` is empty for a success.
 
     Reasons of a failure: `exit` (non-zero status), `signal`, `time_limit`, `stderr` (it wrote there, and the task does
-    not keep stderr), `missing`, `not_executable`, `exec` (the kernel refused it), `no_retry` (exit status 100), `lost`,
-    `interrupted`, `cancelled`, `out_of_memory`, `released` (by its worker, not counted).
+    not keep stderr), `missing`, `not_executable`, `exec` (the kernel refused it), `env` (the task sets a
+    variable that the worker does not allow), `no_retry` (exit status 100), `lost`, `interrupted`, `cancelled`,
+    `out_of_memory`, `released` (by its worker, not counted).
     """
 
     number: int

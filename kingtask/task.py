@@ -96,9 +96,10 @@ OPTIONS: dict[str, str] = {
 
 _ENV_NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 
-ENV_REFUSED_PREFIXES = ("KINGTASK_", "LD_", "DYLD_")
+ENV_REFUSED_PREFIXES = ("KINGTASK_", "LD_", "DYLD_", "XDG_")
 ENV_REFUSED = frozenset(
-    "PATH IFS ENV BASH_ENV SHELLOPTS BASHOPTS PS4 PROMPT_COMMAND GLIBC_TUNABLES GCONV_PATH LOCPATH NLSPATH HOSTALIASES"
+    "PATH HOME USER LOGNAME SHELL TMPDIR IFS ENV BASH_ENV SHELLOPTS BASHOPTS PS4 PROMPT_COMMAND"
+    " GLIBC_TUNABLES GCONV_PATH LOCPATH NLSPATH HOSTALIASES"
     " PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONUSERBASE PYTHONEXECUTABLE PYTHONINSPECT PYTHONPLATLIBDIR"
     " PYTHONPYCACHEPREFIX PYTHONWARNINGS PYTHONBREAKPOINT PYTHONCASEOK PERL5LIB PERLLIB PERL5OPT PERL5DB PERLIO_DEBUG"
     " RUBYLIB RUBYOPT GEM_PATH GEM_HOME"
@@ -106,7 +107,10 @@ ENV_REFUSED = frozenset(
     " LUA_PATH LUA_CPATH LUA_INIT PHPRC PHP_INI_SCAN_DIR GUILE_LOAD_PATH TCLLIBPATH ERL_LIBS ERL_FLAGS R_LIBS R_PROFILE"
     " DOTNET_STARTUP_HOOKS CORECLR_PROFILER_PATH ZDOTDIR".split()
 )
-"""Variables that choose the code of an interpreter or the loader. A client may choose arguments, not code."""
+"""Variables that choose the code of an interpreter or the loader, or where programs search for their files.
+
+A client may choose arguments, not code. No such list is complete, so `task_env` of a worker names what may be set.
+"""
 
 
 def check_spec(spec: TaskSpec, now_s: float, place: str) -> None:

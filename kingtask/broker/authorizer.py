@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from kingtask import protocol
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
+from kingtask.config.sandbox_settings import first_unlisted
 from kingtask.errors import Busy, PermissionDenied
 from kingtask.event import Event
 from kingtask.result import Result
@@ -80,6 +81,9 @@ class ClientPolicy:
         if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
             why = f"expected one of at most {rule.max_time_limit:g} s"
             self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", why, "max_time_limit")
+        if rule.env is not None and (name := first_unlisted(spec.env, rule.env)) is not None:
+            why = "not one of the variables that this client may set"
+            self._deny("submit", {"id": spec.id}, f"{place}.env[{name[:64]!a}]", why, "env")
         self._check_rate(place, now_s)
         return self.quota
 

@@ -71,7 +71,7 @@ def _worker(path: Path, check: bool) -> int:
     from kingtask.config import load_worker
     from kingtask.worker.host import run
 
-    return _run("worker", path, check, load_worker, run)
+    return _run("worker", path, check, load_worker, partial(run, file=str(path.absolute())))
 
 
 def _run(

@@ -146,6 +146,7 @@ def _write_configuration(stack: Stack, valkey: Path, log_level: str) -> None:
         "broker": stack.address,
         "bin_path": [str(path) for path in stack.bin_paths],
         "name": "dev",
+        "task_env": ["*"],
         "concurrency": max(FEWEST_SLOTS, os.cpu_count() or 1),
         "drain_timeout": DRAIN_S,
         "kill_grace": KILL_GRACE_S,

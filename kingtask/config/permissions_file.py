@@ -10,6 +10,7 @@ import msgspec
 
 from kingtask import curve, protocol, task
 from kingtask.config import document
+from kingtask.config.sandbox_settings import VariablePatterns
 from kingtask.errors import InvalidRequest
 from kingtask.validation import convert, nearest, show
 
@@ -34,6 +35,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ops: tuple[Op, ...] | None = None
     queues: Patterns | None = None
     tasks: Patterns | None = None
+    env: VariablePatterns | None = None
     max_priority: Annotated[int, msgspec.Meta(ge=0, le=9)] | None = None
     max_time_limit: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] | None = None
     submits_per_second: Annotated[float, msgspec.Meta(ge=0.01, le=1_000_000)] | None = None
@@ -47,7 +49,7 @@ class PermissionsFile(NamedTuple):
     default: Rule | None
 
 
-_LISTS = frozenset({"ops", "queues", "tasks"})
+_LISTS = frozenset({"ops", "queues", "tasks", "env"})
 _KEYS = ("clients", "default")
 
 

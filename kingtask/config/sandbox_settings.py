@@ -6,11 +6,15 @@ worker report the same errors.
 
 from __future__ import annotations
 
+import fnmatch
 import grp
 import os
 import pwd
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import filterfalse
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -31,6 +35,14 @@ Variable = Annotated[
         description="the name of a variable: letters, digits and _, not KINGTASK_*",
     ),
 ]
+VariablePattern = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A[A-Za-z0-9_*]{1,128}\Z",
+        description="the name of a variable, in which * stands for any characters",
+    ),
+]
+VariablePatterns = Annotated[tuple[VariablePattern, ...], msgspec.Meta(max_length=64)]
 Mask = Annotated[
     str, msgspec.Meta(pattern=r"\A0?[0-7]{3}\Z", description='three octal digits in quotes, such as "027"')
 ]
@@ -112,6 +124,16 @@ def _number(text: str) -> int:
     if number >= 2**32 - 1:
         raise ConfigurationError(f"run_as: {text[:64]} is not the number of a user or group")
     return number
+
+
+def first_unlisted(names: Iterable[str], patterns: tuple[str, ...]) -> str | None:
+    """Return the first name of a variable that no pattern matches; None if there is none."""
+    return next(filterfalse(_joined(patterns).match, names), None)
+
+
+@lru_cache(maxsize=1024)
+def _joined(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
 # ── who may write where ─────────────────────────────────────────────────────────────────────────────────────────────

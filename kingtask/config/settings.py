@@ -19,7 +19,17 @@ from kingtask import task
 from kingtask.clock import duration_ms
 from kingtask.config import permissions_file as rules
 from kingtask.config.checks import InvalidSetting, about_path, absolute, check_bin_path, for_key, secret
-from kingtask.config.sandbox_settings import Limits, Mask, RunAs, UnixIdentity, Variable, identities, may_read, writable
+from kingtask.config.sandbox_settings import (
+    Limits,
+    Mask,
+    RunAs,
+    UnixIdentity,
+    Variable,
+    VariablePatterns,
+    identities,
+    may_read,
+    writable,
+)
 from kingtask.curve import ClientKeys, read_client, read_directory, read_pair, read_public
 from kingtask.endpoint import Address, host_port, parse
 from kingtask.policy import CLUSTER_PATTERN, NAMESPACE_PATTERN, Ack, AckLevel, Policy
@@ -233,10 +243,10 @@ class BrokerConfig(Settings, frozen=True):
 
 class WorkerConfig(Settings, frozen=True):
     brokers: ClassVar[str] = "broker"
-    lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues"})
+    lists: ClassVar[frozenset[str]] = frozenset({"broker", "wakeup", "bin_path", "queues", "task_env"})
     live: ClassVar[frozenset[str]] = _LIVE | {
         *("bin_path", "work_dir", "period", "task_run_time", "concurrency", "queues", "stderr", "drain_timeout"),
-        *("kill_grace", "max_output_bytes"),
+        *("kill_grace", "max_output_bytes", "task_env"),
     }
 
     bin_path: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
@@ -260,6 +270,7 @@ class WorkerConfig(Settings, frozen=True):
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 0
     umask: Mask | None = None
     environment: Annotated[tuple[Variable, ...], msgspec.Meta(max_length=256)] | None = None
+    task_env: VariablePatterns = ("TASK_*", "TRACEPARENT", "TRACESTATE")
     private_dir: str | None = None
     launcher: Launcher | None = None
 

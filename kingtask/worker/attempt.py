@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kingtask.config import WorkerConfig
+from kingtask.config.sandbox_settings import first_unlisted
 from kingtask.errors import describe_error
 from kingtask.event import Event
 from kingtask.store import codec
@@ -43,6 +44,8 @@ class Conditions:
 
     worker: str
     config: WorkerConfig
+    file: str
+    """The path of the configuration, for messages."""
     environment: Mapping[str, str]
     host: Host
     isolation: Isolation | None = None
@@ -95,7 +98,7 @@ class RunningAttempt:
             else:
                 self._fall_short(why)
         except Unusable as error:
-            self._report(AttemptOutcome("failed", error.reason, str(error)))
+            self._report(AttemptOutcome(error.verdict, error.reason, str(error)))
         except Exception as error:
             log.exception(self._event("attempt=broken"))
             why = f"the worker could not make sense of this task: {describe_error(error)}"
@@ -144,6 +147,9 @@ class RunningAttempt:
         claimed, config, isolation = self.claimed, self._at.config, self._at.isolation
         spec = self._spec = self._spec or codec.unpack_spec(claimed.spec)
         self._limit_ms = spec.time_limit_ms or round(config.task_run_time * 1000)
+        if (name := first_unlisted(spec.env, config.task_env)) is not None:
+            why = f"the task sets the variable {name}, which task_env in {self._at.file} does not allow"
+            raise Unusable("env", why, "final")
         path = find(claimed.name, config.bin_path)
         common, request, manner, directory = self._at.environment, spec.env, PLAIN, None
         if isolation is not None:

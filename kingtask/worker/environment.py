@@ -1,7 +1,8 @@
 """The environment of an executable, as kingtask/guide/executables.md documents it. Pure.
 
 Of the worker's own environment only PASSED goes on (or what `environment` names), so its secrets and the settings of
-its interpreter do not. The request's variables come next, then KINGTASK_*, which a request therefore cannot forge.
+its interpreter do not. The request's variables come next, whose names `task_env` bounds, then KINGTASK_*, which a
+request therefore cannot forge.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ from kingtask.worker.worker import Worker, raise_open_files
 log = logging.getLogger("kingtask.worker")
 
 
-def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
+def run(config: WorkerConfig, reread: Callable[[], WorkerConfig], file: str) -> int:
     """Run a worker until SIGTERM or SIGINT; blocks, returns the exit status. Raises ConfigurationError.
 
-    On SIGHUP `reread` returns the new configuration.
+    On SIGHUP `reread` returns the new configuration in `file`.
     """
     # Undo what the parent ignored or blocked: programs inherit it, and without SIGCHLD every exit status reads 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -49,7 +49,7 @@ def run(config: WorkerConfig, reread: Callable[[], WorkerConfig]) -> int:
         leave.callback(cgroup.close)
 
     async def serve(reaper: Reaper) -> bool:
-        worker = Worker(config, name, reaper, isolation, reread)
+        worker = Worker(config, name, reaper, isolation, reread, file)
         async with daemon.running(worker, worker.reload, notifier, log, worker.signalled):
             await worker.done
         log.info(Event("worker=stopped", name=name))

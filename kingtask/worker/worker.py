@@ -64,8 +64,9 @@ class Worker:
         reaper: Reaper,
         isolation: Isolation | None,
         reread: Callable[[], WorkerConfig],
+        file: str,
     ) -> None:
-        """`reread` returns the configuration for a reload. Raises ConfigurationError."""
+        """`reread` returns the configuration in `file` for a reload. Raises ConfigurationError."""
         self._config = config
         self._policy = config.policy
         self._name = name
@@ -126,6 +127,7 @@ class Worker:
         self._conditions = Conditions(
             worker=name,
             config=config,
+            file=file,
             environment=environment.base(
                 os.environ, worker=name, brokers=",".join(config.broker), passed=config.environment
             ),

@@ -66,6 +66,8 @@ SPEC: dict[str, Any] = {"name": "reports/daily", "queue": "reports", "time_limit
     [
         ({"queues": ("reports",)}, {"queue": "mail"}, "task.queue: not one of .*: mail .clients.alice.queues"),
         ({"tasks": ("reports/*",)}, {"name": "rm"}, "task.name: not one of .*: rm .clients.alice.tasks"),
+        ({"env": ("TASK_*",)}, {"env": {"TASK_A": "", "A": ""}}, r"task.env\['A'\]: not one of .*clients.alice.env of"),
+        ({"env": ()}, {"env": {"TASK_A": ""}}, r"task.env\['TASK_A'\]: not one of .*clients.alice.env of"),
         ({"max_priority": 5}, {"priority": 6}, "task.priority: expected at most 5, got 6 .clients.alice.max_priority"),
         ({"max_time_limit": 60}, {"time_limit_s": 61.0}, "task.time_limit_s: expected one of at most 60 s"),
         ({"max_time_limit": 60}, {"time_limit_s": None}, "task.time_limit_s: expected one of at most 60 s"),

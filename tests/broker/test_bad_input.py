@@ -171,7 +171,8 @@ def tasks() -> Iterator[BadInput]:
         yield refused_task(f"arg {arg!r}"[:60], "args[1]", args=["", arg])
     for interval in (-1, NAN, INFINITY, 2_592_001, [5], "5", True):
         yield refused_task(f"interval {interval!r}", "retry[1]", retry=[0, interval])
-    for name in ("LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "KINGTASK_ID", "=x", "", "a=b", "a\0"):
+    refused = ("LD_PRELOAD", "PATH", "PYTHONPATH", "BASH_ENV", "KINGTASK_ID", "HOME", "XDG_CONFIG_HOME")
+    for name in (*refused, "=x", "", "a=b", "a\0"):
         yield refused_task(f"env {name!r}", f"env[{name!a}]", env={name: "x"})
     yield refused_task("a variable with NUL", "env['A']", env={"A": "\0"})
     yield refused_task("two starts", "delay_s", start_at=1_800_000_000, delay_s=5)

@@ -32,7 +32,7 @@ EXECUTABLES = {
     "fails": '#!/bin/sh\necho partly\nexit "$1"\n',
     "killed": "#!/bin/sh\nkill -9 $$\n",
     "count": '#!/bin/sh\nseq "$1"\n',
-    "ledger": '#!/bin/sh\necho "$KINGTASK_ID" >> "$LEDGER"\n',
+    "ledger": '#!/bin/sh\necho "$KINGTASK_ID" >> "$TASK_LEDGER"\n',
 }
 
 

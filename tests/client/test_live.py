@@ -21,7 +21,7 @@ from tests.integration.rig import StackHarness
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 
 SUM = f"#!{sys.executable}\nimport sys\nprint(sum(map(int, sys.argv[1:])))\n"
-ECHO = '#!/bin/sh\nprintf "%s|" "$@"\ncat\necho "$COLOUR"\n'
+ECHO = '#!/bin/sh\nprintf "%s|" "$@"\ncat\necho "$TASK_COLOUR"\n'
 FAIL = "#!/bin/sh\necho broken >&2\nexit 3\n"
 UNTIL = '#!/bin/sh\nwhile [ ! -e "$1" ]; do sleep 0.01; done\necho opened\n'
 """Runs until a file exists."""
@@ -47,7 +47,7 @@ def test_the_sum_of_two_integers(client: Any):
 
 
 def test_what_is_submitted_is_what_runs(client: Any):
-    task = client.submit("echo", ["a b", "", "-ß\n"], stdin="in\n", env={"COLOUR": "red"}, tags=["t"], priority=9)
+    task = client.submit("echo", ["a b", "", "-ß\n"], stdin="in\n", env={"TASK_COLOUR": "red"}, tags=["t"], priority=9)
 
     result = task.wait(PATIENCE_S)
 

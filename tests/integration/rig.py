@@ -25,9 +25,9 @@ from tests.servers import Option, RedisServer, die_with_parent, free_port
 
 LEDGER = """#!/bin/sh
 # Appends one line to a file outside Redis: the truth about what was executed.
-echo "$KINGTASK_ID $KINGTASK_ATTEMPT start $(date +%s.%N)" >> "$LEDGER"
+echo "$KINGTASK_ID $KINGTASK_ATTEMPT start $(date +%s.%N)" >> "$TASK_LEDGER"
 [ -n "$1" ] && sleep "$1"
-echo "$KINGTASK_ID $KINGTASK_ATTEMPT end $(date +%s.%N)" >> "$LEDGER"
+echo "$KINGTASK_ID $KINGTASK_ATTEMPT end $(date +%s.%N)" >> "$TASK_LEDGER"
 echo done
 """
 
@@ -223,4 +223,4 @@ class StackHarness:
     @property
     def env(self) -> dict[str, str]:
         """For the `ledger` executable."""
-        return {"LEDGER": str(self.ledger)}
+        return {"TASK_LEDGER": str(self.ledger)}

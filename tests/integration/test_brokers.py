@@ -76,7 +76,7 @@ def test_a_task_given_to_one_broker_is_seen_through_another(rig: StackHarness) -
 def test_a_client_that_is_killed_takes_nothing_along(rig: StackHarness) -> None:
     """What it had handed over runs, and whoever knows the id reads the result."""
     broker, task_id = rig.start_broker(), str(uuid.uuid4())
-    options = ["--broker", broker.endpoint, "--wait", "--id", task_id, "--env", f"LEDGER={rig.ledger}"]
+    options = ["--broker", broker.endpoint, "--wait", "--id", task_id, "--env", f"TASK_LEDGER={rig.ledger}"]
     waiting = subprocess.Popen(
         [sys.executable, "-m", "kingtask", "submit", *options, "ledger"],
         stderr=subprocess.PIPE,

@@ -249,7 +249,7 @@ SECRETS = ("hush-hush", "do-not-tell")
 def test_nothing_can_be_read_on_the_way_and_nothing_be_sent_again(keyed: Keyed):
     broker = keyed.start_broker()
     worker = keyed.start_worker()
-    keyed.executable(SECRETS[0], '#!/bin/sh\necho ran >> "$LEDGER"; echo $1\n')
+    keyed.executable(SECRETS[0], '#!/bin/sh\necho ran >> "$TASK_LEDGER"; echo $1\n')
     port = int(broker.endpoint.rpartition(":")[2])
     with RecordingProxy(port) as wire:
         with Client(f"127.0.0.1:{wire.port}", **keyed.keys) as client:

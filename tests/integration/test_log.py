@@ -50,9 +50,9 @@ def wrong_requests() -> list[object]:
     task: dict[str, Any] = {"name": "leaky"}
     submit: dict[str, Any] = {"v": 1, "rid": 1, "op": "submit"}
     wrong: list[dict[str, Any]] = [
-        {"env": {"KEY": [ENV_SECRET]}},
-        {"env": {"KEY": f"a\0{ENV_SECRET}"}},
-        {"env": {"KEY": ENV_SECRET.encode()}},
+        {"env": {"TASK_KEY": [ENV_SECRET]}},
+        {"env": {"TASK_KEY": f"a\0{ENV_SECRET}"}},
+        {"env": {"TASK_KEY": ENV_SECRET.encode()}},
         {"env": ENV_SECRET},
         {"env": [ENV_SECRET]},
         {"env": {"PATH": ENV_SECRET}},
@@ -64,7 +64,7 @@ def wrong_requests() -> list[object]:
         {"args": [[ARG_SECRET]]},
         {"args": [f"a\0{ARG_SECRET}"]},
     ]
-    cut = msgpack.packb({**submit, "task": {**task, "env": {"KEY": ENV_SECRET}}})[:-1]
+    cut = msgpack.packb({**submit, "task": {**task, "env": {"TASK_KEY": ENV_SECRET}}})[:-1]
     torn = msgpack.packb({**submit, "task": {**task, "stdin": STDIN_SECRET.encode()}}).replace(b"leaky", b"\xff\xfeaky")
     return [*({**submit, "task": {**task, **fields}} for fields in wrong), cut, torn]
 
@@ -94,9 +94,11 @@ def test_nothing_secret_is_written_down(tmp_path: Path, log_format: str) -> None
             rig.start_broker(ready=False, redis=f"redis://one:{URL_SECRET}@/x/{path}", **chosen),
             rig.start_broker(ready=False, redis=f"redis+sentinel://one:{URL_SECRET}@127.0.0.1:1/x/0", **chosen),
         ]
-        rig.executable("leaky", f'#!/bin/sh\nread line\necho "$line $KEY $1"\necho "$KEY {STDERR_SECRET}" >&2\n')
+        rig.executable(
+            "leaky", f'#!/bin/sh\nread line\necho "$line $TASK_KEY $1"\necho "$TASK_KEY {STDERR_SECRET}" >&2\n'
+        )
         with Client(broker.endpoint) as one:
-            secrets: dict[str, Any] = {"env": {"KEY": ENV_SECRET}, "stdin": f"{STDIN_SECRET}\n".encode()}
+            secrets: dict[str, Any] = {"env": {"TASK_KEY": ENV_SECRET}, "stdin": f"{STDIN_SECRET}\n".encode()}
             with pytest.raises(TaskFailed) as failed:
                 one.submit("leaky", [ARG_SECRET], retry=[0.01], **secrets).result(PATIENCE_S)
             assert ENV_SECRET.encode() in failed.value.result.stderr, "whoever may read the result finds it there"

@@ -25,6 +25,7 @@ RULES: dict[str, Any] = {
         "bob": {
             "queues": ["mail"],
             "tasks": ["ledger", "mail/**"],
+            "env": ["TASK_*"],
             "max_priority": 5,
             "ops": ["get", "list", "submit"],
         },
@@ -74,6 +75,7 @@ def test_nothing_is_done_that_is_not_allowed(keyed: Keyed):
         (lambda: bob.submit("ledger"), "clients.bob.queues"),
         (lambda: bob.submit("rm", queue="mail"), "clients.bob.tasks"),
         (lambda: bob.submit("ledger", queue="mail", priority=6), "clients.bob.max_priority"),
+        (lambda: bob.submit("ledger", queue="mail", env={**keyed.env, "OTHER": "x"}), "clients.bob.env"),
         (lambda: bob.cancel(allowed), "clients.bob.ops"),
         (lambda: bob.pause("mail"), "clients.bob.ops"),
         (lambda: bob.get(foreign), "clients.bob.queues"),

@@ -66,7 +66,7 @@ def name(request: pytest.FixtureRequest, rig: StackHarness) -> str:
 
 
 def test_arguments_stdin_and_environment_arrive_and_the_output_is_kept(name: str, rig: StackHarness):
-    result = rig.client().submit(name, ARGS, stdin=STDIN, env={"WORD": "wörd"}).wait(PATIENCE_S)
+    result = rig.client().submit(name, ARGS, stdin=STDIN, env={"TASK_WORD": "wörd"}).wait(PATIENCE_S)
     assert (result.state, result.reason, result.stderr) == ("succeeded", "", b"")
     assert result.stdout == EXPECTED.encode()
 
@@ -74,9 +74,9 @@ def test_arguments_stdin_and_environment_arrive_and_the_output_is_kept(name: str
 def test_its_exit_status_decides(name: str, rig: StackHarness):
     client = rig.client()
     with pytest.raises(TaskFailed) as caught:
-        client.submit(name, env={"WORD": "", "STATUS": "3"}).result(PATIENCE_S)
+        client.submit(name, env={"TASK_WORD": "", "TASK_STATUS": "3"}).result(PATIENCE_S)
     assert (caught.value.result.reason, caught.value.result.exit_code) == ("exit", 3)
     assert caught.value.result.stdout == b"0\n\n"
-    task = client.submit(name, env={"WORD": "", "STATUS": "100"}, retry=[0.01])
+    task = client.submit(name, env={"TASK_WORD": "", "TASK_STATUS": "100"}, retry=[0.01])
     result = task.wait(PATIENCE_S)
     assert (result.reason, result.exit_code, result.attempt) == ("no_retry", 100, 1)

@@ -88,7 +88,7 @@ def test_a_mebibyte_that_is_no_text_goes_in_and_comes_out(peer: DriverProcess):
 def test_options_arrive(peer: DriverProcess):
     start_at = peer.ask("ping")["now"] + 0.25
     record = run(
-        peer, "environment", env={"WORD": "ü"}, start_at=start_at, queue="default", priority=0, tags=["für Grace"]
+        peer, "environment", env={"TASK_WORD": "ü"}, start_at=start_at, queue="default", priority=0, tags=["für Grace"]
     )
     assert (record["stdout"], record["priority"], record["tags"]) == ("ü".encode(), 0, ["für Grace"])
     assert record["due_at"] == pytest.approx(start_at, abs=0.002)

@@ -83,10 +83,10 @@ def test_requests_and_redis_are_timed_by_what_they_are(metered: Metered) -> None
 
 
 def test_what_is_in_progress_is_seen_in_progress(metered: Metered) -> None:
-    metered.executable("gate", '#!/bin/sh\nread line < "$GATE"\n')
+    metered.executable("gate", '#!/bin/sh\nread line < "$TASK_GATE"\n')
     fifo = metered.directory / "gate"
     subprocess.run(["mkfifo", fifo], check=True)
-    task = metered.client().submit("gate", env={"GATE": str(fifo)})
+    task = metered.client().submit("gate", env={"TASK_GATE": str(fifo)})
     until(lambda: metered.of_worker()("kingtask_worker_slots_used") == 1, "a slot in use")
     until(lambda: metered.of_broker()("kingtask_queue_running", queue="default") == 1, "it is running")
     assert metered.of_worker()("kingtask_worker_slots") == 4
@@ -165,12 +165,12 @@ def test_it_answers_before_redis_was_ever_there() -> None:
 
 def test_a_lost_attempt_is_counted_and_named() -> None:
     with Metered() as rig:
-        rig.executable("gate", '#!/bin/sh\nread line < "$GATE"\n')
+        rig.executable("gate", '#!/bin/sh\nread line < "$TASK_GATE"\n')
         subprocess.run(["mkfifo", rig.directory / "gate"], check=True)
         rig.broker = rig.start_broker(metrics_addr=f"127.0.0.1:{free_port()}", max_lost=1, lease=0.5)
         worker = rig.start_worker(renew=0.1, lease=0.5)
         (name,) = rig.worker_names()
-        task = rig.client().submit("gate", queue="default", env={"GATE": str(rig.directory / "gate")})
+        task = rig.client().submit("gate", queue="default", env={"TASK_GATE": str(rig.directory / "gate")})
         until(lambda: rig.of_broker()("kingtask_queue_running", queue="default") == 1, "it is running")
         worker.kill()
         assert task.wait(PATIENCE_S).reason == "lost"
@@ -180,10 +180,10 @@ def test_a_lost_attempt_is_counted_and_named() -> None:
 
 
 def test_a_worker_that_is_stopping_is_not_ready(metered: Metered) -> None:
-    metered.executable("gate", '#!/bin/sh\nread line < "$GATE"\n')
+    metered.executable("gate", '#!/bin/sh\nread line < "$TASK_GATE"\n')
     fifo = metered.directory / "gate"
     subprocess.run(["mkfifo", fifo], check=True)
-    metered.client().submit("gate", env={"GATE": str(fifo)})
+    metered.client().submit("gate", env={"TASK_GATE": str(fifo)})
     until(lambda: metered.of_worker()("kingtask_worker_slots_used") == 1, "a slot in use")
     metered.worker.signal(signal.SIGTERM)
     assert becomes(metered.worker.config["metrics_addr"], 503) == "it is stopping\n"

@@ -170,7 +170,7 @@ class HostedWorker:
 
     def __init__(self, config: WorkerConfig, name: str, loop: Loop) -> None:
         reaper: Any = SimpleNamespace(check=lambda: None, groups=None)
-        self.worker = worker_module.Worker(config, name, reaper, None, lambda: config)
+        self.worker = worker_module.Worker(config, name, reaper, None, lambda: config, "worker.yaml")
         self.name = name
         self.loop = loop
 

@@ -412,6 +412,7 @@ def test_a_configuration_cannot_be_changed(config: Any):
         ('umask: "999"', "umask: expected three octal digits in quotes"),
         ("environment: [A=B]", "environment[0]: expected the name of a variable"),
         ("environment: [KINGTASK_ID]", "environment[0]: expected the name of a variable"),
+        ("task_env: [TASK_A, A=B]", "task_env[1]: expected the name of a variable, in which * stands for any"),
         ("private_dir: dirs", "private_dir: expected an absolute path, got 'dirs'"),
         ("private_dir: /nowhere", "private_dir: expected a directory that this user may write to, got /nowhere"),
         ("launcher: []", "launcher: expected an array of at least 1 entries"),

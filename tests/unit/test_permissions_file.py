@@ -40,8 +40,8 @@ def test_the_shipped_file_is_what_its_comments_say():
 
 
 def test_one_value_may_stand_for_a_list(load: Load):
-    assert load("clients: {a: {ops: submit, queues: mail, tasks: '**'}}").clients["a"] == Rule(
-        ops=("submit",), queues=("mail",), tasks=("**",)
+    assert load("clients: {a: {ops: submit, queues: mail, tasks: '**', env: TASK_*}}").clients["a"] == Rule(
+        ops=("submit",), queues=("mail",), tasks=("**",), env=("TASK_*",)
     )
     assert load("clients: {a: }\n").clients["a"] == Rule()
     assert load("# nothing\nclients:\n") == permissions_file.PermissionsFile(clients={}, default=None)
@@ -61,6 +61,7 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ("clients:\n  a:\n    ops: gte", "3: clients.a.ops: expected one of cancel, "),
         ("clients:\n  a:\n    tasks: [../x/]", "3: clients.a.tasks[0]: expected a name in which *"),
         ("clients:\n  a:\n    tasks: ['a b']", "3: clients.a.tasks[0]: expected a name in which *"),
+        ("clients:\n  a:\n    env: [A, B=1]", "3: clients.a.env[1]: expected the name of a variable, in which *"),
         ("default: {max_priority: 10}", "1: default.max_priority: expected an integer from 0 to 9, got 10"),
         ("default: {max_time_limit: 0}", "1: default.max_time_limit: expected a number from"),
         ("default: {submits_per_second: 0}", "1: default.submits_per_second: expected a number from"),

@@ -337,6 +337,7 @@ def test_a_queue_that_could_be_taken_for_another_key(queue: str):
         ),
         *("ENV", "IFS", "PERL5LIB", "RUBYOPT", "NODE_OPTIONS", "CLASSPATH", "JAVA_TOOL_OPTIONS", "LUA_PATH"),
         *("GLIBC_TUNABLES", "KINGTASK_ID", "KINGTASK_ANYTHING"),
+        *("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "XDG_CONFIG_HOME", "XDG_"),
     ],
 )
 def test_an_environment_that_decides_which_code_runs(name: str):

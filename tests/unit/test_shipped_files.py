@@ -86,7 +86,7 @@ def test_every_key_is_explained_with_its_default_and_its_range(daemon: str, fiel
         assert "Default: " in comment
     if default not in (msgspec.NODEFAULT, None):
         value = yaml.safe_load(text)
-        assert default in (value, (value,))
+        assert default in ((tuple(value),) if isinstance(value, list) else (value, (value,)))
     _, _, allowed = describe(field.type).partition(" from ")
     assert allowed in comment
 

@@ -10,4 +10,4 @@ from kingtask.worker import host
 if __name__ == "__main__":
     settings = config.load_worker(sys.argv[1])
     log.setup("worker", settings.log_level, settings.log_path)
-    sys.exit(host.run(settings, lambda: config.load_worker(sys.argv[1])))
+    sys.exit(host.run(settings, lambda: config.load_worker(sys.argv[1]), sys.argv[1]))

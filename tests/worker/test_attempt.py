@@ -61,6 +61,7 @@ class Trial:
         conditions = Conditions(
             worker="w",
             config=WorkerConfig(bin_path=(str(directory),), kill_grace=grace_s),
+            file="worker.yaml",
             environment=environment.base({"PATH": "/usr/bin:/bin"}, worker="w", brokers="b"),
             host=host,
         )

@@ -150,10 +150,10 @@ def test_niceness_umask_and_environment(rig: WorkerHarness, monkeypatch: pytest.
     monkeypatch.setenv("TZ", "UTC")
     rig.script("look", "umask; nice; env")
     rig.start(nice=7, umask="027", environment=["KT_KEPT"])
-    umask, nice, *variables = rig.run("look", env={"A": "b"}).stdout.decode().splitlines()
+    umask, nice, *variables = rig.run("look", env={"TASK_A": "b"}).stdout.decode().splitlines()
     assert (umask, nice) == ("0027", str(min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)))
     names = {line.partition("=")[0] for line in variables if "=" in line}
-    assert {"KT_KEPT", "A", "PATH", "KINGTASK_ID"} <= names
+    assert {"KT_KEPT", "TASK_A", "PATH", "KINGTASK_ID"} <= names
     assert not names & {"KT_SECRET", "TZ", "USER"}
 
 

@@ -61,11 +61,11 @@ def test_the_guide_shows_three_and_a_configuration_that_loads(tmp_path: Path) ->
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_it_runs_tasks_and_hands_on_how_they_end(rig: WorkerHarness, name: str) -> None:
     config: dict[str, Any] = {"run_as": someone()} if name == "bwrap" and os.geteuid() == 0 else {}
-    rig.script("say", 'cat; echo "$1 $A"')
+    rig.script("say", 'cat; echo "$1 $TASK_A"')
     rig.script("fail", "echo no >&2; exit 7")
     rig.script("stay", f"trap 'exit 0' TERM; sleep 3{os.getpid()} & wait")
     worker = rig.start(launcher=shown(name), **config)
-    assert rig.run("say", "x y; $B", stdin=b"in\n", env={"A": "b c", "B": "="}).stdout == b"in\nx y; $B b c\n"
+    assert rig.run("say", "x y; $B", stdin=b"in\n", env={"TASK_A": "b c", "TASK_B": "="}).stdout == b"in\nx y; $B b c\n"
     failed = rig.run("fail")
     assert (failed.reason, failed.attempts[0].exit_code, failed.stderr) == ("exit", 7, b"no\n")
     task = rig.put("stay")
@@ -106,11 +106,11 @@ def test_a_sandbox_shuts_off_files_network_and_processes(rig: WorkerHarness) -> 
 
 def test_a_launcher_sees_nothing_of_what_a_request_sets_and_gets_the_attempts_directory(rig: WorkerHarness) -> None:
     launcher = rig.directory / "launcher"
-    launcher.write_text('#!/bin/sh\necho "launched with [$A] in $KINGTASK_DIR as $KINGTASK_ID" >&2\nexec "$@"\n')
+    launcher.write_text('#!/bin/sh\necho "launched with [$TASK_A] in $KINGTASK_DIR as $KINGTASK_ID" >&2\nexec "$@"\n')
     launcher.chmod(0o755)
-    rig.script("show", 'echo "$A"; pwd -P; echo $KINGTASK_ID')
+    rig.script("show", 'echo "$TASK_A"; pwd -P; echo $KINGTASK_ID')
     rig.start(launcher=[str(launcher)], private_dir=str(rig.directory / "dirs"))
-    task = rig.put("show", env={"A": "secret"}, stderr="keep")
+    task = rig.put("show", env={"TASK_A": "secret"}, stderr="keep")
     result = rig.result(task)
     value, place, task_id = result.stdout.decode().split()
     assert (value, task_id) == ("secret", task)
@@ -124,7 +124,7 @@ def test_a_path_that_looks_like_a_variable_is_not_taken_for_one(rig: WorkerHarne
     rig.script("fine", "echo fine")
     rig.start(launcher=shown("setpriv"))
     assert rig.run("fine").stdout == b"fine\n"
-    assert rig.run("fine", env={"A": "b"}).reason == "not_executable"
+    assert rig.run("fine", env={"TASK_A": "b"}).reason == "not_executable"
 
 
 def test_it_comes_behind_the_user_and_the_limits(rig: WorkerHarness) -> None:

@@ -67,7 +67,7 @@ def test_the_environment_is_the_documented_one(rig: WorkerHarness, monkeypatch: 
     monkeypatch.setenv("SECRET", "of the worker")
     rig.script("env", "import json, os; print(json.dumps(dict(os.environ)))", shebang=f"#!{sys.executable}")
     worker = rig.start(task_run_time=60)
-    task = rig.put("env", env={"A": "b c\nd", "TZ": "UTC"}, queue="default")
+    task = rig.put("env", env={"TASK_A": "b c\nd", "TRACEPARENT": "00-1"}, queue="default")
     result = rig.result(task)
     found = json.loads(result.stdout)
     assert "SECRET" not in found
@@ -80,7 +80,7 @@ def test_the_environment_is_the_documented_one(rig: WorkerHarness, monkeypatch: 
         "KINGTASK_WORKER": worker.name,
         "KINGTASK_BROKER": f"ipc://{rig.directory}/broker",
     }
-    assert (found["A"], found["TZ"]) == ("b c\nd", "UTC")
+    assert (found["TASK_A"], found["TRACEPARENT"]) == ("b c\nd", "00-1")
     assert found["PATH"] == os.environ["PATH"]
 
 

@@ -40,7 +40,7 @@ def empty(rig: WorkerHarness, worker: WorkerProcess) -> None:
 
 def test_it_is_where_an_attempt_starts_and_keeps_what_is_temporary(rig: WorkerHarness) -> None:
     rig.script("look", 'pwd -P; echo $KINGTASK_DIR $TMPDIR; stat -c "%a %u %g" .; echo x > file; mkdir below')
-    worker = start(rig, umask="077")
+    worker = start(rig, umask="077", task_env="*")
     pwd, names, told = rig.run("look", env={"TMPDIR": "/elsewhere"}).stdout.decode().splitlines()
     assert pwd == str(rig.directory / "dirs" / f"kingtask.{worker.name}" / "1")
     assert (names, told) == (f"{pwd} {pwd}", f"700 {os.geteuid()} {os.getegid()}")

@@ -19,6 +19,7 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from typing import Literal
 
 from kingtask.task import NAME_PATTERN
 
@@ -29,11 +30,12 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 class Unusable(Exception):
-    """The executable does not exist or may not be run. `reason` becomes the reason of the failed attempt."""
+    """The task cannot be started. `reason` becomes the reason of the failed attempt; `final`: it is not retried."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, verdict: Literal["failed", "final"] = "failed") -> None:
         super().__init__(message)
         self.reason = reason
+        self.verdict: Literal["failed", "final"] = verdict
 
 
 class Shortage(Exception):

@@ -10,8 +10,8 @@ final class Task {
         for (String argument : arguments) {
             out.printf("<%s>%n", argument);
         }
-        out.printf("%d%n%s%n", System.in.transferTo(OutputStream.nullOutputStream()), System.getenv("WORD"));
+        out.printf("%d%n%s%n", System.in.transferTo(OutputStream.nullOutputStream()), System.getenv("TASK_WORD"));
         out.flush();
-        System.exit(Integer.parseInt(System.getenv().getOrDefault("STATUS", "0")));
+        System.exit(Integer.parseInt(System.getenv().getOrDefault("TASK_STATUS", "0")));
     }
 }

@@ -9,7 +9,7 @@ int main(int count, char **arguments)
         printf("<%s>\n", arguments[i]);
     while (getchar() != EOF)
         size++;
-    const char *word = getenv("WORD"), *status = getenv("STATUS");
+    const char *word = getenv("TASK_WORD"), *status = getenv("TASK_STATUS");
     printf("%zu\n%s\n", size, word ? word : "");
     return status ? atoi(status) : 0;
 }

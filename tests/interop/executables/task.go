@@ -13,7 +13,7 @@ func main() {
 		fmt.Printf("<%s>\n", argument)
 	}
 	size, _ := io.Copy(io.Discard, os.Stdin)
-	fmt.Printf("%d\n%s\n", size, os.Getenv("WORD"))
-	status, _ := strconv.Atoi(os.Getenv("STATUS"))
+	fmt.Printf("%d\n%s\n", size, os.Getenv("TASK_WORD"))
+	status, _ := strconv.Atoi(os.Getenv("TASK_STATUS"))
 	os.Exit(status)
 }

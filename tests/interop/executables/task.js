@@ -3,5 +3,5 @@
 const { readFileSync } = require("node:fs")
 
 for (const argument of process.argv.slice(2)) process.stdout.write(`<${argument}>\n`)
-process.stdout.write(`${readFileSync(0).length}\n${process.env.WORD}\n`)
-process.exitCode = Number(process.env.STATUS ?? 0)
+process.stdout.write(`${readFileSync(0).length}\n${process.env.TASK_WORD}\n`)
+process.exitCode = Number(process.env.TASK_STATUS ?? 0)

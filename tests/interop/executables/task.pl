@@ -6,5 +6,5 @@ use warnings;
 binmode STDIN;
 print "<$_>\n" for @ARGV;
 my $read = do { local $/; <STDIN> } // '';
-print length($read), "\n$ENV{WORD}\n";
-exit($ENV{STATUS} // 0);
+print length($read), "\n$ENV{TASK_WORD}\n";
+exit($ENV{TASK_STATUS} // 0);

@@ -7,6 +7,6 @@ import sys
 for argument in sys.argv[1:]:
     sys.stdout.buffer.write(b"<" + os.fsencode(argument) + b">\n")
 size = len(sys.stdin.buffer.read())
-sys.stdout.buffer.write(b"%d\n%s\n" % (size, os.environb[b"WORD"]))
+sys.stdout.buffer.write(b"%d\n%s\n" % (size, os.environb[b"TASK_WORD"]))
 sys.stdout.flush()
-sys.exit(int(os.environ.get("STATUS", "0")))
+sys.exit(int(os.environ.get("TASK_STATUS", "0")))

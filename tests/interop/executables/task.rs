@@ -8,6 +8,6 @@ fn main() {
         println!("<{argument}>");
     }
     let size = copy(&mut stdin(), &mut sink()).expect("standard input can be read");
-    println!("{size}\n{}", var("WORD").unwrap_or_default());
-    exit(var("STATUS").map_or(0, |status| status.parse().expect("a number")));
+    println!("{size}\n{}", var("TASK_WORD").unwrap_or_default());
+    exit(var("TASK_STATUS").map_or(0, |status| status.parse().expect("a number")));
 }
