@@ -11,6 +11,7 @@ import pytest
 from kingtask import protocol
 from kingtask.config import permissions_file
 from kingtask.config.permissions_file import Rule, compiled
+from kingtask.config.sandbox_settings import first_unlisted
 from kingtask.errors import ConfigurationError
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "permissions.yaml"
@@ -99,3 +100,18 @@ def test_no_pattern_is_no_name():
     assert compiled(()).fullmatch("") is None
     assert compiled(()).fullmatch("a") is None
     assert compiled(("a|b", "c")).fullmatch("a") is None
+
+
+def test_names_of_variables_outside_patterns():
+    assert first_unlisted(["TASK_", "TASK_A", "TRACE"], ("TASK_*", "TRACE")) is None
+    for name in ("TASK", "task_a", "XTASK_A", "TRACEPARENT", ""):
+        assert first_unlisted([name], ("TASK_*", "TRACE")) == name
+    assert first_unlisted([], ()) is None
+    assert first_unlisted(["A", "B"], ()) == "A"
+    assert first_unlisted(["A", "B", "C"], ("A",)) == "B"
+    assert first_unlisted(["A"], ("*",)) is None
+
+
+def test_no_pattern_takes_long_for_a_name():
+    """With backtracking this would take years."""
+    assert first_unlisted(["A" * 128], ("A*" * 60 + "B",)) == "A" * 128
