@@ -21,9 +21,7 @@ MAX_PATH_BYTES = 107
 """sun_path holds 108 bytes with its NUL (unix(7))."""
 MAX_PORT = 65_535
 
-_TCP = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|\*|[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?::(?P<port>[0-9]{1,6}))?"
-)
+_TCP = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|\*|[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(?P<port>[0-9]{1,6}))?")
 
 
 class Address(NamedTuple):

@@ -51,8 +51,8 @@ def _run(program: str, command: click.Command, args: list[str]) -> int:
     from kingtask.cli.exit import Exit, exit_for
     from kingtask.errors import KingtaskError
 
-    if "_KINGTASK_COMPLETE" in os.environ:
-        command.main(prog_name=program)
+    if f"_{program}_COMPLETE".replace("-", "_").upper() in os.environ:
+        command.main(args, prog_name=program)
     try:
         # Not `command.main`: it has other exit statuses for Ctrl-C and for a closed pipe.
         with command.make_context(program, args) as context:

@@ -29,7 +29,10 @@ def get(ids: tuple[str, ...], as_json: bool) -> int:
 
         def show(task_id: str) -> int:
             result = client.get(task_id)
-            console.show(as_json, console.result_fields(result), description(result))
+            if as_json:
+                console.write_json(console.result_fields(result))
+            else:
+                console.say(description(result))
             return Exit.OK
 
         return each(ids, show)

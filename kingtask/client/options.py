@@ -51,10 +51,10 @@ def task_fields(task_id: str, name: str, args: Iterable[str], options: TaskOptio
     if args != ():
         fields["args"] = _listed(args)
     for option, value in options.items():
+        field = OPTIONS.get(option)
+        if field is None:
+            raise TypeError(f"unknown task option {option!r}; the options are {', '.join(OPTIONS)}")
         if value is not None and value != ():
-            field = OPTIONS.get(option)
-            if field is None:
-                raise TypeError(f"unknown task option {option!r}; the options are {', '.join(OPTIONS)}")
             convert = CONVERSIONS.get(field)
             fields[field] = value if convert is None else convert(value)
     return fields

@@ -359,6 +359,18 @@ def test_a_wrong_command_line_is_usage(place: Place, daemon: str, options: list[
     assert part in done.stderr
 
 
+def test_completion_is_that_of_the_program(place: Place):
+    words = command("broker", place.write("broker", {"addr": "nowhere"}), "--check")
+
+    def run(variable: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, variable: "bash_source"}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+    script = run("_KINGTASK_BROKER_COMPLETE")
+    assert (script.returncode, "complete" in script.stdout) == (0, True)
+    assert run("_KINGTASK_COMPLETE").returncode == 3  # another program's: the check of the configuration runs
+
+
 @pytest.mark.parametrize("option", ["--check", "--help", "--version"])
 def test_an_output_that_cannot_be_written(place: Place, option: str):
     words = shlex.join(command("broker", place.write("broker", {}), option))

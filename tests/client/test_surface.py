@@ -66,6 +66,8 @@ def test_an_unknown_task_option_is_a_type_error():
         for call in (partial(client.submit, "example"), partial(client.map, "example", [["1"]])):
             with pytest.raises(TypeError, match=r"'prority'.* priority"):
                 call(prority=1)  # type: ignore[call-arg]
+            with pytest.raises(TypeError, match=r"'prority'.* priority"):
+                call(prority=None)  # type: ignore[call-arg]
 
 
 def test_submit_and_map_take_the_task_options():

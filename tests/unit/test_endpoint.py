@@ -17,6 +17,8 @@ from kingtask.errors import ConfigurationError
         ("tcp://127.0.0.1:9595", "tcp://127.0.0.1:9595"),
         ("broker-1.example.org", "tcp://broker-1.example.org:9595"),
         ("my_broker:1", "tcp://my_broker:1"),
+        ("broker.example.org.:9595", "tcp://broker.example.org.:9595"),  # a name with its root
+        ("broker_:1", "tcp://broker_:1"),
         (" localhost:09595 ", "tcp://localhost:9595"),
         ("[::1]:9595", "tcp://[::1]:9595"),
         ("[fe80::1%eth0]", "tcp://[fe80::1%eth0]:9595"),
@@ -94,3 +96,8 @@ def test_without_anything_the_packaged_brokers_socket_is_the_only_one_where_its_
     assert endpoints(None) == (f"ipc://{tmp_path}/kingtask/broker.sock",)
     (tmp_path / "kingtask" / "broker.sock").touch()
     assert endpoints(None) == (f"ipc://{tmp_path}/kingtask/broker.sock",)
+
+
+@pytest.mark.parametrize("given", ["broker.example.org.:9595", "broker_:9595", "localhost.:9595"])
+def test_a_daemon_takes_the_same_host_names_as_a_client(given):
+    assert address.parse(given).endpoint == endpoint(given)
