@@ -12,7 +12,7 @@ import pytest
 from tests.bench import compare
 from tests.bench.build import Build, Costs
 from tests.bench.compare import KINDS, ROWS, WARM_PAIRS, Builds, Comparison, in_turns, lateness
-from tests.bench.paired import MIN_ROUNDS, Pair, Verdict
+from tests.bench.paired import MIN_ROUNDS, Pair
 
 
 class FakeBuild:
