@@ -14,11 +14,14 @@ from kingtask.result import Result
 Accepted = Literal["created", "exists"]
 
 
+VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+"""The digit that has the two bits of the variant set, for any digit."""
+
+
 def fresh_id() -> str:
     """Return a random id (UUID version 4, RFC 9562). str(uuid4()) takes 2 µs more: 6 % of a task in a bulk submit."""
     digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 class _Client(Protocol):
