@@ -265,6 +265,17 @@ def test_leases_are_renewed_although_the_index_of_the_worker_is_damaged(store: T
     assert store.extend(fence) == ["ok"]
 
 
+def test_a_damaged_index_of_the_worker_blocks_no_end(store: TimedStore) -> None:
+    fences = [store.take() for _ in (store.put(), store.put(retry=(1.0,)), store.put())]
+    damaged(store, "held:w1")
+    assert store.end(fences[0]) == "succeeded"
+    assert store.finish(store.ended(fences[1], "failed")) == ["scheduled"]
+    assert store.release(fences[2]) == ["ready"]
+    assert index(store, "running") == set()
+    (queue,) = store.ask(functions.stats()).queues
+    assert (queue.scheduled, queue.ready, queue.running) == (1, 1, 0)
+
+
 def test_an_index_of_ended_tasks_blocks_no_end(store: TimedStore) -> None:
     store.put()
     fence = store.take()

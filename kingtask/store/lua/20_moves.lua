@@ -20,7 +20,7 @@ local function leave(c, task, to)
   end
   if from == 'running' then
     call('ZREM', key.running, id)
-    call('HDEL', key.held(task.worker), id)
+    redis.pcall('HDEL', key.held(task.worker), id)  -- if it is damaged, it must not block the move
     counts.add(c, plan.queue, 'running', -1)
     return
   end
