@@ -6,7 +6,9 @@ A call that failed because of it would fail again, for every broker and worker, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -14,6 +16,7 @@ import redis
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.functions import Fence, Quota
+from kingtask.store.redis.redis_errors import store_error
 from kingtask.wire import pack_raw
 from tests.servers import RedisServer
 from tests.store import keyspace
@@ -370,3 +373,59 @@ def test_places_are_not_given_again_after_a_tick_that_failed(store: TimedStore) 
     store.put()
     ready: Any = store.client.zrange(f"{store.keys.prefix}ready:default", 0, -1, withscores=True)
     assert len({place for _, place in ready}) == 2
+
+
+# ── a missing right is no damage: the caller is told, and nothing is removed ───────────────────────────────────────
+
+
+@pytest.fixture
+def without(server: RedisServer, store: TimedStore) -> Iterator[Callable[[str], None]]:
+    """Connects the store as a user who may not run this command."""
+    admin, name = server.client(), f"limited-{uuid4().hex}"
+
+    def limit(command: str) -> None:
+        admin.execute_command("ACL", "SETUSER", name, "on", "nopass", "~*", "&*", "+@all", f"-{command}")
+        store.client = server.client(username=name, password="any")
+
+    yield limit
+    store.client = admin
+    admin.execute_command("ACL", "DELUSER", name)
+
+
+@pytest.mark.parametrize("call", ["finish", "release", "extend"])
+def test_a_missing_right_is_reported_as_one(store: TimedStore, without: Callable[[str], None], call: str) -> None:
+    store.put()
+    fence = store.take()
+    calls = {
+        "finish": partial(store.finish, store.ended(fence)),
+        "release": partial(store.release, fence),
+        "extend": partial(store.extend, fence),
+    }
+    without("zadd" if call == "extend" else "zrem")
+    with pytest.raises(redis.ResponseError) as caught:
+        calls[call]()
+    assert store_error(caught.value).kind == "permission"
+
+
+def test_the_other_ends_of_a_call_are_counted_although_a_right_is_missing(
+    store: TimedStore, without: Callable[[str], None]
+) -> None:
+    fences = [store.take() for _ in (store.put(), store.put(retry=(1.0,)))]
+    without("zrange")  # a retry needs it
+    with pytest.raises(redis.ResponseError):
+        store.finish(store.ended(fences[0]), store.ended(fences[1], "failed"))
+    (queue,) = store.ask(functions.stats()).queues
+    assert (queue.running, queue.totals["succeeded"]) == (1, 1)
+
+
+def test_a_tick_without_a_right_removes_no_task(store: TimedStore, without: Callable[[str], None]) -> None:
+    store.put()
+    fence = store.take()
+    for _ in range(14):
+        store.pass_ms(1000)
+        store.tick()
+    without("hincrby")
+    store.pass_ms(1000)
+    with pytest.raises(redis.ResponseError):
+        store.tick()
+    assert index(store, "running") == {fence.id}

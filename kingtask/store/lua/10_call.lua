@@ -24,6 +24,7 @@ function fcall.begin(keys, args)
     closed = {},           -- states in which tasks ended: `settle` trims their index finished:<state>
     gained = {},           -- by queue: how many tasks became ready
     earliest = nil,        -- once a task is scheduled here: the earliest instant before, or false if there was none
+    problem = nil,         -- an error that ends the call after its work: `settle` raises it
   }
 end
 
@@ -77,6 +78,7 @@ function fcall.settle(c)
   end
   if #sets > 0 then call('HSET', key.meta, unpack(sets)) end
   for state in pairs(c.closed) do redis.pcall('ZREMRANGEBYRANK', key.finished(state), 0, -FINISHED_CAP - 1) end
+  if c.problem then error(c.problem) end
 end
 
 function fcall.publish(c, what, text) call('PUBLISH', key.channel(c.args.db, what), text) end
@@ -114,18 +116,21 @@ function plans.due(plan, due, created)
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
-local function log_failure(what, id, problem)
-  redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. tostring(problem.err or problem))
+-- Logs an error that the call survives. A missing right in Redis is no damage: the caller must learn of it.
+local function log_failure(c, what, id, problem)
+  local text = tostring(problem.err or problem)
+  redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. text)
+  if string.find(text, 'ACL failure') or string.find(text, "script can't") then c.problem = c.problem or problem end
 end
 
 -- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index: it would stop
 -- every later call as well.
-function fcall.each(index, ids, f)
+function fcall.each(c, index, ids, f)
   for i, id in ipairs(ids) do
     local ok, problem = pcall(f, id, i)
     if not ok then
-      log_failure(index, id, problem)
-      call('ZREM', index, id)
+      log_failure(c, index, id, problem)
+      if not c.problem then call('ZREM', index, id) end
     end
   end
 end
@@ -139,7 +144,7 @@ function fcall.answer_each(c, what, rows, f, extra)
     answers[i] = ok and answer or 'damaged'
     if not ok then
       local id = unpack(row)
-      log_failure(what, id, answer)
+      log_failure(c, what, id, answer)
     end
   end
   return answers

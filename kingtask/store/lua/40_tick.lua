@@ -8,7 +8,7 @@ local function promote(c)
   -- At once, so that their places are not given again if this tick fails.
   call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
   local ready = {}
-  fcall.each(key.schedule, ids, function(id, i)
+  fcall.each(c, key.schedule, ids, function(id, i)
     local task = moves.read(id, {PLAN}, 'scheduled')
     if moves.expire(c, task) then return end
     task.place = moves.next_place(c, task.plan)
@@ -24,7 +24,7 @@ local function reap(c)
   local ids = call('ZRANGEBYSCORE', key.running, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
   local forgiven = tonumber(call('HGET', key.meta, 'returned') or 0) + c.args.lease
   local lost = {}
-  fcall.each(key.running, ids, function(id)
+  fcall.each(c, key.running, ids, function(id)
     local task = moves.read(id, {PLAN, 'attempt', 'worker', 'claimed', 'place', 'cancel', 'graced'}, 'running')
     local number, queue = assert(tonumber(task.attempt), 'the attempt is damaged'), task.plan.queue
     if c.now < forgiven and tonumber(task.graced or 0) < MAX_GRACED then
@@ -50,7 +50,7 @@ end
 
 local function expire(c)
   local ids = call('ZRANGEBYSCORE', key.expiry, '-inf', int(c.now), 'LIMIT', 0, BUDGET)
-  fcall.each(key.expiry, ids, function(id)
+  fcall.each(c, key.expiry, ids, function(id)
     moves.close(c, moves.read(id, {STATE, PLAN}), 'expired', 'expires_at')
   end)
   return #ids
@@ -106,7 +106,7 @@ end
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local index = key.finished(state)
-    fcall.each(index, call('ZRANGE', index, 0, 19), function(id)
+    fcall.each(c, index, call('ZRANGE', index, 0, 19), function(id)
       if call('HGET', key.task(id), STATE) ~= state then call('ZREM', index, id) end  -- gone, or its id used again
     end)
   end

@@ -63,7 +63,7 @@ local function claim_from(c, taking, queue)
   while taking.left > 0 and taking.budget > 0 do
     local ids, places = pop_ready(queue, math.min(taking.left, taking.budget))
     if #ids == 0 then return end
-    fcall.each(index, ids, function(id, i)
+    fcall.each(c, index, ids, function(id, i)
       if taking.budget <= 0 then  -- the tasks before it were too big
         call('ZADD', index, places[i], id)
         return
