@@ -136,11 +136,14 @@ end
 
 -- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'.
 local function renew_one(c, row, known)
-  local task = read_held(c, row, TO_GIVE_BACK)
-  if not task or task[STATE] ~= 'running' then return 'fenced' end
-  known[task.id] = true
-  renew(c, task.id)
-  return task.cancel and 'cancel' or 'ok'
+  local id, number, token = unpack(row)
+  local state, attempt, held, packed, cancel =  -- a row of moves.read takes a fifth of an extend
+    unpack(redis.pcall('HMGET', key.task(id), STATE, 'attempt', 'token', PLAN, 'cancel'))
+  if state ~= 'running' or tonumber(attempt) ~= number or held ~= token then return 'fenced' end
+  if not pcall(plans.read, packed) then return 'fenced' end
+  known[id] = true
+  renew(c, id)
+  return cancel and 'cancel' or 'ok'
 end
 
 -- args {db, worker, lease, heartbeat, held = {{id, number, token}, …}, claims = {token, …}, upto, keep, failed_keep}
