@@ -268,6 +268,47 @@ def test_leases_are_renewed_although_the_index_of_the_worker_is_damaged(store: T
     assert store.extend(fence) == ["ok"]
 
 
+def due_in_two_queues(store: TimedStore, n: int) -> tuple[list[str], str]:
+    """n tasks of a queue with a damaged index, and one task of another queue, which is due after these."""
+    tasks = [store.put(queue="a", delay_s=0.1, expires_at=START_MS / 1000 + 3600) for _ in range(n)]
+    other = store.put(queue="b", delay_s=0.2)
+    damaged(store, "ready:a")
+    store.pass_ms(200)
+    return tasks, other
+
+
+def test_due_tasks_wait_until_the_index_of_their_queue_is_repaired(store: TimedStore, server: RedisServer) -> None:
+    tasks, other = due_in_two_queues(store, 2)
+    assert store.tick(housekeep=True).ready == [("b", 1)]
+    assert index(store, "ready:b") == {other}
+    assert index(store, "schedule") == set(tasks)
+    server.wait_for_log("tick failed for a: ")
+    store.client.delete(f"{store.keys.prefix}ready:a")
+    store.pass_ms(10_000)
+    store.tick()
+    assert index(store, "ready:a") == index(store, "expiry") == set(tasks)
+    assert {task.id for task in store.claim(2, queues=["a"])} == set(tasks)
+    assert index(store, "expiry") == set()
+
+
+def test_many_due_tasks_of_a_damaged_queue_do_not_fill_the_ticks(store: TimedStore) -> None:
+    _, other = due_in_two_queues(store, 250)
+    assert store.tick().more
+    assert not store.tick().more
+    assert index(store, "ready:b") == {other}
+
+
+@pytest.mark.parametrize("name", ["ready:default", "counts:default", "finished:cancelled"])
+def test_housekeeping_survives_a_damaged_index(store: TimedStore, name: str) -> None:
+    store.cancel(store.put())
+    damaged(store, name)
+    task = store.put(queue="b", delay_s=0.1)
+    store.pass_ms(100)
+    for _ in range(10):  # each time one queue at random
+        store.tick(housekeep=True)
+    assert index(store, "ready:b") == {task}
+
+
 def test_a_damaged_index_of_the_worker_blocks_no_end(store: TimedStore) -> None:
     fences = [store.take() for _ in (store.put(), store.put(retry=(1.0,)), store.put())]
     damaged(store, "held:w1")

@@ -116,22 +116,21 @@ function plans.due(plan, due, created)
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
--- Logs an error that the call survives. A missing right in Redis is no damage: the caller must learn of it.
-local function log_failure(c, what, id, problem)
-  local text = tostring(problem.err or problem)
+-- Calls f, which may fail for `id` alone; returns as pcall. A missing right in Redis is no damage: `settle` raises it.
+function fcall.try(c, what, id, f, ...)
+  local ok, answer = pcall(f, ...)
+  if ok then return ok, answer end
+  local text = tostring(answer.err or answer)
   redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. text)
-  if string.find(text, 'ACL failure') or string.find(text, "script can't") then c.problem = c.problem or problem end
+  if string.find(text, 'ACL failure') or string.find(text, "script can't") then c.problem = c.problem or answer end
+  return ok, answer
 end
 
 -- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index: it would stop
 -- every later call as well.
 function fcall.each(c, index, ids, f)
   for i, id in ipairs(ids) do
-    local ok, problem = pcall(f, id, i)
-    if not ok then
-      log_failure(c, index, id, problem)
-      if not c.problem then call('ZREM', index, id) end
-    end
+    if not fcall.try(c, index, id, f, id, i) and not c.problem then call('ZREM', index, id) end
   end
 end
 
@@ -140,12 +139,9 @@ end
 function fcall.answer_each(c, what, rows, f, extra)
   local answers = {}
   for i, row in ipairs(rows) do
-    local ok, answer = pcall(f, c, row, extra)
+    local id = unpack(row)
+    local ok, answer = fcall.try(c, what, id, f, c, row, extra)
     answers[i] = ok and answer or 'damaged'
-    if not ok then
-      local id = unpack(row)
-      log_failure(c, what, id, answer)
-    end
   end
   return answers
 end

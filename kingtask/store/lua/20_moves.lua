@@ -30,7 +30,7 @@ local function leave(c, task, to)
   else
     call('ZREM', key.ready(plan.queue), id)
   end
-  if plan.expires > 0 then call('ZREM', key.expiry, id) end
+  if plan.expires > 0 and to ~= 'ready' then call('ZREM', key.expiry, id) end
 end
 
 -- The place in ready of a task that becomes ready now: by priority, then first in first out.
@@ -148,10 +148,10 @@ function moves.retry(c, task, interval, reason, fields)
   counts.add(c, task.plan.queue, 'retried', 1)
 end
 
--- From scheduled to ready.
-function moves.promote(c, task, due)
+-- From scheduled to ready, of which the index has the task already.
+function moves.promote(c, task)
   leave(c, task, 'ready')
-  call('HSET', task.path, STATE, 'ready', 'due', int(due))
+  call('HSET', task.path, STATE, 'ready', 'due', int(task.due))
 end
 
 -- An attempt that was given back unstarted, or lost: to ready at its old place, without its fence. The new index comes

@@ -1,5 +1,8 @@
 do  -- tick: everything that time causes. Each part handles BUDGET entries at most.
 
+-- A task that its queue cannot take, as ready:<queue> is damaged, stays in its index, but not in the way of others.
+local function postpone(c, index, id) call('ZADD', index, int(c.now + POSTPONED), id) end
+
 -- Moves due tasks to ready, or expires them. Returns how many there were.
 local function promote(c)
   local ids, dues = split(
@@ -7,15 +10,21 @@ local function promote(c)
   if #ids == 0 then return 0 end
   -- At once, so that their places are not given again if this tick fails.
   call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
-  local ready = {}
+  local ready = {}  -- by queue
   fcall.each(c, key.schedule, ids, function(id, i)
     local task = moves.read(id, {PLAN}, 'scheduled')
     if moves.expire(c, task) then return end
-    task.place = moves.next_place(c, task.plan)
-    moves.promote(c, task, floor(tonumber(dues[i])))
-    ready[#ready + 1] = task
+    task.place, task.due = moves.next_place(c, task.plan), floor(tonumber(dues[i]))
+    local rows = ready[task.plan.queue] or {}
+    ready[task.plan.queue] = rows
+    rows[#rows + 1] = task
   end)
-  moves.enter_ready(c, ready)
+  for queue, rows in pairs(ready) do
+    local entered = fcall.try(c, 'tick', queue, moves.enter_ready, c, rows)
+    for _, task in ipairs(rows) do
+      if entered then moves.promote(c, task) else postpone(c, key.schedule, task.id) end
+    end
+  end
   return #ids
 end
 
@@ -85,7 +94,9 @@ local function recount(c)
   local n = call('HLEN', key.queues)
   if n > RECOUNT_QUEUES or floor(c.now / 1000) % math.ceil(math.max(n, 1) / BUDGET) ~= 0 then return end
   local live = call('ZCARD', key.schedule) + call('ZCARD', key.running)
-  for _, queue in ipairs(call('HKEYS', key.queues)) do live = live + call('ZCARD', key.ready(queue)) end
+  for _, queue in ipairs(call('HKEYS', key.queues)) do
+    live = live + (tonumber(redis.pcall('ZCARD', key.ready(queue))) or 0)
+  end
   c.live = live
 end
 
@@ -94,7 +105,7 @@ local function forget_idle_queue(c)
   local queue = call('HRANDFIELD', key.queues)
   if not queue or call('HGET', key.queues, queue) ~= '0' or call('EXISTS', key.ready(queue)) == 1 then return end
   local scheduled, running, touched =
-    unpack(call('HMGET', key.counts(queue), 'scheduled', 'running', 'touched'))
+    unpack(redis.pcall('HMGET', key.counts(queue), 'scheduled', 'running', 'touched'))
   if tonumber(scheduled or 0) + tonumber(running or 0) > 0 then return end
   if tonumber(touched or 0) < c.now - IDLE_QUEUE then
     call('HDEL', key.queues, queue)
@@ -106,7 +117,7 @@ end
 local function housekeep(c)
   for state in pairs(TERMINAL) do
     local index = key.finished(state)
-    fcall.each(c, index, call('ZRANGE', index, 0, 19), function(id)
+    fcall.each(c, index, redis.pcall('ZRANGE', index, 0, 19), function(id)
       if call('HGET', key.task(id), STATE) ~= state then call('ZREM', index, id) end  -- gone, or its id used again
     end)
   end
