@@ -298,6 +298,23 @@ def test_many_due_tasks_of_a_damaged_queue_do_not_fill_the_ticks(store: TimedSto
     assert index(store, "ready:b") == {other}
 
 
+def test_lost_tasks_stay_running_until_the_index_of_their_queue_is_repaired(store: TimedStore) -> None:
+    tasks = [store.put(queue="a"), store.put(queue="b")]
+    for _ in tasks:
+        store.take(queues=["a", "b"])
+    ready = damaged(store, "ready:a")
+    for _ in range(16):
+        store.pass_ms(1000)
+        store.tick()
+    assert (index(store, "running"), index(store, "ready:b")) == ({tasks[0]}, {tasks[1]})
+    store.client.delete(ready)
+    for _ in range(10):
+        store.pass_ms(1000)
+        store.tick()
+    assert (index(store, "running"), index(store, "ready:a")) == (set(), {tasks[0]})
+    assert store.field(tasks[0], "lost") == b"1"
+
+
 @pytest.mark.parametrize("name", ["ready:default", "counts:default", "finished:cancelled"])
 def test_housekeeping_survives_a_damaged_index(store: TimedStore, name: str) -> None:
     store.cancel(store.put())

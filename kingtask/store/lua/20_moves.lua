@@ -55,6 +55,9 @@ function moves.enter_ready(c, rows)
   end
 end
 
+-- How many tasks are ready in this queue. Raises an error if the index is damaged.
+function moves.count_ready(queue) return call('ZCARD', key.ready(queue)) end
+
 -- The first instant of the schedule, or false.
 local function earliest()
   local _, due = unpack(call('ZRANGE', key.schedule, 0, 0, 'WITHSCORES'))

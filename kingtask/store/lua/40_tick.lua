@@ -41,6 +41,7 @@ local function reap(c)
       call('HINCRBY', task.path, 'graced', 1)
       return
     end
+    if not fcall.try(c, 'tick', queue, moves.count_ready, queue) then return postpone(c, key.running, id) end
     moves.record_attempt(c, task, 'lost')
     call('HDEL', task.path, 'token')
     counts.add(c, queue, 'lost', 1)
