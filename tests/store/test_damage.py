@@ -315,6 +315,23 @@ def test_lost_tasks_stay_running_until_the_index_of_their_queue_is_repaired(stor
     assert store.field(tasks[0], "lost") == b"1"
 
 
+def test_a_claim_that_the_index_of_running_tasks_cannot_take_removes_no_task(store: TimedStore) -> None:
+    tasks = [store.put(expires_at=START_MS / 1000 + 3600) for _ in range(3)]
+    running = damaged(store, "running")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        store.claim(2)
+    assert index(store, "ready:default") == index(store, "expiry") == set(tasks)
+    store.client.delete(running)
+    assert [task.id for task in store.claim(3)] == tasks
+    assert index(store, "expiry") == set()
+
+
+def test_tasks_are_claimed_although_the_index_of_the_worker_is_damaged(store: TimedStore) -> None:
+    store.put()
+    damaged(store, "held:w1")
+    assert store.end(store.take()) == "succeeded"
+
+
 @pytest.mark.parametrize("name", ["ready:default", "counts:default", "finished:cancelled"])
 def test_housekeeping_survives_a_damaged_index(store: TimedStore, name: str) -> None:
     store.cancel(store.put())

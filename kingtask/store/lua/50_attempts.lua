@@ -43,13 +43,18 @@ local function claim_one(c, taking, id, place)
   assert(spec and due, 'fields are missing')
   if plan.expires > 0 then
     if moves.expire(c, {id = id, path = path, plan = plan, [STATE] = 'ready'}) then return end
-    call('ZREM', key.expiry, id)
   end
   local number, worker = tonumber(attempt or 0) + 1, c.args.worker
+  local ok, problem = pcall(renew, c, id)
+  if not ok then  -- `running` is damaged: the task returns to its place, and the call fails
+    call('ZADD', key.ready(plan.queue), place, id)
+    taking.budget, c.problem = 0, problem
+    return
+  end
+  if plan.expires > 0 then call('ZREM', key.expiry, id) end
   call('HSET', path, STATE, 'running', 'attempt', int(number), 'token', request.token, 'worker', worker,
     'claimed', c.now_text, 'place', place)
-  renew(c, id)
-  call('HSET', key.held(worker), id, int(number) .. ':' .. int(request.nth) .. ':' .. request.token)
+  redis.pcall('HSET', key.held(worker), id, int(number) .. ':' .. int(request.nth) .. ':' .. request.token)
   counts.add(c, plan.queue, 'running', 1)
   counts.add(c, plan.queue, 'started', 1)
   taking.tasks[#taking.tasks + 1] = grant(id, number, plan, spec, due, c.now)
