@@ -315,6 +315,20 @@ def test_lost_tasks_stay_running_until_the_index_of_their_queue_is_repaired(stor
     assert store.field(tasks[0], "lost") == b"1"
 
 
+def test_other_queues_are_claimed_although_the_index_of_one_is_damaged(store: TimedStore, server: RedisServer) -> None:
+    task = store.put(queue="b")
+    damaged(store, "ready:a")
+    assert [claimed.id for claimed in store.claim(1, queues=["a", "b"])] == [task]
+    server.wait_for_log("claim failed for a: ")
+
+
+def test_other_queues_take_tasks_although_the_index_of_one_is_damaged(store: TimedStore) -> None:
+    store.put(queue="a")
+    damaged(store, "ready:a")
+    specs = [store.spec(queue=queue) for queue in ("b", "a", "b")]
+    assert store.submit(*specs).outcomes == ["ready", "queue_full", "ready"]
+
+
 def test_a_claim_that_the_index_of_running_tasks_cannot_take_removes_no_task(store: TimedStore) -> None:
     tasks = [store.put(expires_at=START_MS / 1000 + 3600) for _ in range(3)]
     running = damaged(store, "running")
@@ -429,10 +443,13 @@ def test_a_queue_whose_numbers_are_no_numbers_any_more_goes_on(store: TimedStore
 def test_ends_are_counted_although_the_claim_that_came_with_them_fails(store: TimedStore) -> None:
     store.put()
     fence = store.take()
-    store.client.set(f"{store.keys.prefix}ready:other", "not an index")
-    wish = functions.ClaimRequest(["other"], 1, store.new_token(), 2)
+    queues = f"{store.keys.prefix}queues"
+    store.client.rename(queues, f"{queues}:away")
+    damaged(store, "queues")
+    wish = functions.ClaimRequest(["default"], 1, store.new_token(), 2)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.finish_and_claim(store.ended(fence), claim=wish)
+    store.client.rename(f"{queues}:away", queues)
     assert store.end(fence) == "recorded"
     (queue,) = store.ask(functions.stats()).queues
     assert (queue.running, queue.totals) == (0, {"submitted": 1, "started": 1, "succeeded": 1})
