@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import kingtask
 from kingtask.worker.reap import reaper_process
 from kingtask.worker.reap.reaper import Groups, Reaper
 from tests.processes import alive, name_of, until
@@ -32,6 +34,26 @@ def test_a_missing_program_of_the_reaper_is_logged_once(
         assert len(caplog.records) == 1
     finally:
         reaper.close()
+
+
+def test_every_file_that_the_reaper_imports_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "; import kingtask; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('kingtask')))"
+    start, _, _ = reaper_process.START.rpartition(";")
+    package = str(Path(kingtask.__file__).parents[1])
+    command = [sys.executable, "-I", "-S", "-B", "-c", start + program, package]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    checked: list[str] = []
+
+    def access(path: str, mode: int) -> bool:
+        checked.append(path)
+        return True
+
+    reaper = Reaper("w", 1)
+    monkeypatch.setattr("os.access", access)
+    reaper.check()
+    reaper.close()
+    assert len(imported) == 5
+    assert set(checked) == {sys.executable, *imported}
 
 
 @pytest.mark.parametrize("scratch", [False, True], ids=["shell", "program"])

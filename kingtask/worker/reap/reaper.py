@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kingtask.worker.reap
+from kingtask import procfs
 from kingtask.event import Event
 from kingtask.worker.environment import WORKER_MARK
 from kingtask.worker.reap import reaper_process
@@ -32,6 +34,8 @@ printf {reaper_process.NAME} > /proc/self/comm
 read -r order && exit
 exec "$@"
 """
+IMPORTED = (kingtask, kingtask.worker, kingtask.worker.reap, reaper_process, procfs)
+"""Of the package, by the reaper process."""
 QUIT_S = 2.0
 """For the reaper to end; it needs a millisecond, unless it is stopped."""
 
@@ -97,8 +101,9 @@ class Reaper:
         )
 
     def check(self) -> None:
-        """Replace a lost reaper; log a missing program file once. Call this every few seconds."""
-        missing = next((path for path in (sys.executable, reaper_process.__file__) if not os.access(path, os.R_OK)), "")
+        """Replace a lost reaper; log a missing file of its program once. Call this every few seconds."""
+        files = [sys.executable, *(str(module.__file__) for module in IMPORTED)]
+        missing = next((path for path in files if not os.access(path, os.R_OK)), "")
         if missing and not self._unusable:
             log.error(Event("reaper=unusable", "restart this worker, or what it runs may outlive it", missing=missing))
         self._unusable = missing != ""
