@@ -116,21 +116,20 @@ function plans.due(plan, due, created)
   return plan.start > 0 and plan.start or tonumber(created)
 end
 
--- Calls f, which may fail for `id` alone; returns as pcall. A missing right in Redis is no damage: `settle` raises it.
-function fcall.try(c, what, id, f, ...)
-  local ok, answer = pcall(f, ...)
-  if ok then return ok, answer end
-  local text = tostring(answer.err or answer)
+-- Logs an error that costs `id` alone. A missing right in Redis is no damage: `settle` raises it. Returns c.problem.
+function fcall.failed(c, what, id, problem)
+  local text = tostring(problem.err or problem)
   redis.log(redis.LOG_WARNING, what .. ' failed for ' .. id .. ': ' .. text)
-  if string.find(text, 'ACL failure') or string.find(text, "script can't") then c.problem = c.problem or answer end
-  return ok, answer
+  if string.find(text, 'ACL failure') or string.find(text, "script can't") then c.problem = c.problem or problem end
+  return c.problem
 end
 
 -- Calls f(id, i) for each id of an index. An id whose record cannot be read is removed from the index: it would stop
 -- every later call as well.
 function fcall.each(c, index, ids, f)
   for i, id in ipairs(ids) do
-    if not fcall.try(c, index, id, f, id, i) and not c.problem then call('ZREM', index, id) end
+    local ok, problem = pcall(f, id, i)
+    if not ok and not fcall.failed(c, index, id, problem) then call('ZREM', index, id) end
   end
 end
 
@@ -139,9 +138,9 @@ end
 function fcall.answer_each(c, what, rows, f, extra)
   local answers = {}
   for i, row in ipairs(rows) do
-    local id = unpack(row)
-    local ok, answer = fcall.try(c, what, id, f, c, row, extra)
+    local ok, answer = pcall(f, c, row, extra)
     answers[i] = ok and answer or 'damaged'
+    if not ok then fcall.failed(c, what, (unpack(row)), answer) end
   end
   return answers
 end

@@ -55,8 +55,12 @@ function moves.enter_ready(c, rows)
   end
 end
 
--- How many tasks are ready in this queue. Raises an error if the index is damaged.
-function moves.count_ready(queue) return call('ZCARD', key.ready(queue)) end
+-- How many tasks are ready in this queue; nil if its index is damaged.
+function moves.count_ready(c, queue)
+  local n = redis.pcall('ZCARD', key.ready(queue))
+  if type(n) == 'number' then return n end
+  fcall.failed(c, 'count', queue, n)
+end
 
 -- The first instant of the schedule, or false.
 local function earliest()

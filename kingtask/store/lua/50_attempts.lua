@@ -85,7 +85,8 @@ local function take(c, request)
   local taking = {request = request, left = request.n, budget = BUDGET, bytes = 0, tasks = {}}
   for _, queue in ipairs(request.queues) do
     if taking.left > 0 and taking.budget > 0 and call('HGET', key.queues, queue) ~= '1' then  -- '1': paused
-      fcall.try(c, 'claim', queue, claim_from, c, taking, queue)
+      local ok, problem = pcall(claim_from, c, taking, queue)
+      if not ok then fcall.failed(c, 'claim', queue, problem) end
     end
   end
   if #taking.tasks > 0 then call('PEXPIRE', key.held(c.args.worker), HELD_TTL) end
