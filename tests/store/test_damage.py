@@ -284,7 +284,7 @@ def test_due_tasks_wait_until_the_index_of_their_queue_is_repaired(store: TimedS
     assert index(store, "schedule") == set(tasks)
     server.wait_for_log("tick failed for a: ")
     store.client.delete(f"{store.keys.prefix}ready:a")
-    store.pass_ms(10_000)
+    store.pass_ms(15_000)
     store.tick()
     assert index(store, "ready:a") == index(store, "expiry") == set(tasks)
     assert {task.id for task in store.claim(2, queues=["a"])} == set(tasks)
@@ -308,7 +308,7 @@ def test_lost_tasks_stay_running_until_the_index_of_their_queue_is_repaired(stor
         store.tick()
     assert (index(store, "running"), index(store, "ready:b")) == ({tasks[0]}, {tasks[1]})
     store.client.delete(ready)
-    for _ in range(10):
+    for _ in range(15):
         store.pass_ms(1000)
         store.tick()
     assert (index(store, "running"), index(store, "ready:a")) == (set(), {tasks[0]})

@@ -11,8 +11,7 @@ Rules
   * Every function may be repeated: tasks are keyed by id, attempts by number and token.
   * TIME is read once per call. Due instants and leases are compared here only.
   * A call works on about 200 items at most (10,000 moves block the server for 100 ms); callers split longer lists.
-  * A record, or an index of one queue, client or worker, that was deleted or damaged from outside costs its own tasks,
-    never the others of a call. A damaged index of all tasks fails the calls that need it, until it is repaired.
+  * A record, or an index of one queue, client or worker, that was lost or damaged costs its own tasks, no others.
   * Numbers go into text with %.0f: `..` would round 16 digits to 14.
   * A redis.call costs about 5 us, whatever it does: read a hash in one call, write it in one call.
 
@@ -63,7 +62,6 @@ local ALIVE = 20000           -- ms since the last heartbeat: a worker sends one
 local PEERS_CAP = 2000        -- workers listed, and brokers listed: those heard from last
 local OUTAGE = 3000           -- ms without a tick after which leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
-local POSTPONED = 10000       -- ms until a task is tried again for which its queue has no index
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- with more queues `live` is not recounted: these take 1 ms
 local OWNED_SAMPLE = 50       -- tasks of a client that are examined when it has as many as it may have

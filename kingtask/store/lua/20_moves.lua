@@ -30,7 +30,7 @@ local function leave(c, task, to)
   else
     call('ZREM', key.ready(plan.queue), id)
   end
-  if plan.expires > 0 and to ~= 'ready' then call('ZREM', key.expiry, id) end
+  if plan.expires > 0 then call('ZREM', key.expiry, id) end
 end
 
 -- The place in ready of a task that becomes ready now: by priority, then first in first out.
@@ -56,11 +56,7 @@ function moves.enter_ready(c, rows)
 end
 
 -- How many tasks are ready in this queue; nil if its index is damaged.
-function moves.count_ready(c, queue)
-  local n = redis.pcall('ZCARD', key.ready(queue))
-  if type(n) == 'number' then return n end
-  fcall.failed(c, 'count', queue, n)
-end
+function moves.count_ready(queue) return tonumber(redis.pcall('ZCARD', key.ready(queue))) end
 
 -- The first instant of the schedule, or false.
 local function earliest()
@@ -155,10 +151,16 @@ function moves.retry(c, task, interval, reason, fields)
   counts.add(c, task.plan.queue, 'retried', 1)
 end
 
--- From scheduled to ready, of which the index has the task already.
-function moves.promote(c, task)
-  leave(c, task, 'ready')
-  call('HSET', task.path, STATE, 'ready', 'due', int(task.due))
+-- Rows of one queue, from scheduled to ready. The new index comes first, as in retry.
+function moves.promote(c, queue, rows)
+  moves.enter_ready(c, rows)
+  local ids = {}
+  for i, task in ipairs(rows) do
+    ids[i] = task.id
+    call('HSET', task.path, STATE, 'ready', 'due', int(task.due))
+  end
+  call('ZREM', key.schedule, unpack(ids))
+  counts.add(c, queue, 'scheduled', -#ids)
 end
 
 -- An attempt that was given back unstarted, or lost: to ready at its old place, without its fence. The new index comes

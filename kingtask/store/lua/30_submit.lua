@@ -28,7 +28,7 @@ local function room_in(c, queue)
     room = tasks.know_queue(c, queue)
     if room then
       local scheduled = tonumber(counts.of(c, queue).before.scheduled) or 0
-      room = c.args.max_queue_length - scheduled - (moves.count_ready(c, queue) or math.huge)
+      room = c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
     end
     c.new.rooms[queue] = room
   end

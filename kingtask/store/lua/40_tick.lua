@@ -1,8 +1,5 @@
 do  -- tick: everything that time causes. Each part handles BUDGET entries at most.
 
--- A task that its queue cannot take, as ready:<queue> is damaged, stays in its index, but not in the way of others.
-local function postpone(c, index, id) call('ZADD', index, int(c.now + POSTPONED), id) end
-
 -- Moves due tasks to ready, or expires them. Returns how many there were.
 local function promote(c)
   local ids, dues = split(
@@ -12,19 +9,18 @@ local function promote(c)
   call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
   local ready = {}  -- by queue
   fcall.each(c, key.schedule, ids, function(id, i)
-    local path, due = key.task(id), floor(tonumber(dues[i]))
-    local plan = plans.read(call('HGET', path, PLAN))
-    local place, rows = moves.next_place(c, plan), ready[plan.queue] or {}
-    local task = {id = id, path = path, plan = plan, place = place, due = due, [STATE] = 'scheduled'}
+    local task = moves.read(id, {PLAN}, 'scheduled')
     if moves.expire(c, task) then return end
-    ready[plan.queue] = rows
+    task.place, task.due = moves.next_place(c, task.plan), floor(tonumber(dues[i]))
+    local rows = ready[task.plan.queue] or {}
+    ready[task.plan.queue] = rows
     rows[#rows + 1] = task
   end)
   for queue, rows in pairs(ready) do
-    local ok, problem = pcall(moves.enter_ready, c, rows)
-    if not ok then fcall.failed(c, 'tick', queue, problem) end
-    for _, task in ipairs(rows) do
-      if ok then moves.promote(c, task) else postpone(c, key.schedule, task.id) end
+    local ok, problem = pcall(moves.promote, c, queue, rows)
+    if not ok then  -- its index is damaged: its tasks are tried again later, since they must not fill each tick
+      fcall.failed(c, 'tick', queue, problem)
+      for _, task in ipairs(rows) do call('ZADD', key.schedule, int(c.now + c.args.lease), task.id) end
     end
   end
   return #ids
@@ -43,7 +39,7 @@ local function reap(c)
       call('HINCRBY', task.path, 'graced', 1)
       return
     end
-    if not moves.count_ready(c, queue) then return postpone(c, key.running, id) end
+    if not moves.count_ready(queue) then return call('ZADD', key.running, int(c.now + c.args.lease), id) end
     moves.record_attempt(c, task, 'lost')
     call('HDEL', task.path, 'token')
     counts.add(c, queue, 'lost', 1)
@@ -97,7 +93,7 @@ local function recount(c)
   local n = call('HLEN', key.queues)
   if n > RECOUNT_QUEUES or floor(c.now / 1000) % math.ceil(math.max(n, 1) / BUDGET) ~= 0 then return end
   local live = call('ZCARD', key.schedule) + call('ZCARD', key.running)
-  for _, queue in ipairs(call('HKEYS', key.queues)) do live = live + (moves.count_ready(c, queue) or 0) end
+  for _, queue in ipairs(call('HKEYS', key.queues)) do live = live + (moves.count_ready(queue) or 0) end
   c.live = live
 end
 
