@@ -31,9 +31,6 @@ local function grant(id, number, plan, spec, due, claimed)
   return {id, number, plan.name, spec, plan.queue, due, plan.fail_if_lost and 1 or 0, claimed}
 end
 
--- Removes the next n tasks, those with the lowest places (moves.next_place), from ready. Returns ids and places.
-local function pop_ready(queue, n) return split(call('ZPOPMIN', key.ready(queue), n)) end
-
 -- Gives a task that was removed from ready to the worker, or expires it.
 local function claim_one(c, taking, id, place)
   local path, request = key.task(id), taking.request
@@ -41,15 +38,12 @@ local function claim_one(c, taking, id, place)
   local plan = plans.read(packed)
   due = plans.due(plan, due, created)
   assert(spec and due, 'fields are missing')
-  if plan.expires > 0 then
-    if moves.expire(c, {id = id, path = path, plan = plan, [STATE] = 'ready'}) then return end
-  end
+  if plan.expires > 0 and moves.expire(c, {id = id, path = path, plan = plan, [STATE] = 'ready'}) then return end
   local number, worker = tonumber(attempt or 0) + 1, c.args.worker
   local ok, problem = pcall(renew, c, id)
   if not ok then  -- `running` is damaged: the task returns to its place, and the call fails
-    call('ZADD', key.ready(plan.queue), place, id)
     taking.budget, c.problem = 0, problem
-    return
+    return call('ZADD', key.ready(plan.queue), place, id)
   end
   if plan.expires > 0 then call('ZREM', key.expiry, id) end
   call('HSET', path, STATE, 'running', 'attempt', int(number), 'token', request.token, 'worker', worker,
@@ -66,7 +60,7 @@ end
 local function claim_from(c, taking, queue)
   local index = key.ready(queue)
   while taking.left > 0 and taking.budget > 0 do
-    local ids, places = pop_ready(queue, math.min(taking.left, taking.budget))
+    local ids, places = split(call('ZPOPMIN', index, math.min(taking.left, taking.budget)))
     if #ids == 0 then return end
     fcall.each(c, index, ids, function(id, i)
       if taking.budget <= 0 then  -- the tasks before it were too big
@@ -140,13 +134,14 @@ local function give_back(c, row)
   return 'ready'
 end
 
--- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'.
+-- Renews an attempt {id, number, token}. Returns 'ok', 'cancel' or 'fenced'. No row: it would take a third longer.
 local function renew_one(c, row, known)
   local id, number, token = unpack(row)
-  local state, attempt, held, packed, cancel =  -- a row of moves.read takes a fifth of an extend
+  local state, last, held, packed, cancel =
     unpack(redis.pcall('HMGET', key.task(id), STATE, 'attempt', 'token', PLAN, 'cancel'))
-  if state ~= 'running' or tonumber(attempt) ~= number or held ~= token then return 'fenced' end
-  if not pcall(plans.read, packed) then return 'fenced' end
+  if state ~= 'running' or tonumber(last) ~= number or held ~= token or not pcall(plans.read, packed) then
+    return 'fenced'
+  end
   known[id] = true
   renew(c, id)
   return cancel and 'cancel' or 'ok'

@@ -34,8 +34,7 @@ printf {reaper_process.NAME} > /proc/self/comm
 read -r order && exit
 exec "$@"
 """
-IMPORTED = (kingtask, kingtask.worker, kingtask.worker.reap, reaper_process, procfs)
-"""Of the package, by the reaper process."""
+IMPORTED = (kingtask, kingtask.worker, kingtask.worker.reap, reaper_process, procfs)  # by the reaper process
 QUIT_S = 2.0
 """For the reaper to end; it needs a millisecond, unless it is stopped."""
 
