@@ -94,10 +94,10 @@ class ClientPolicy:
             self._check_rate("id", now_s)
 
     def has_queue(self, queue: str) -> bool:
-        return self._queues is None or self._queues.fullmatch(queue) is not None
+        return self._queues is None or self._queues(queue)
 
     def has_task(self, name: str, queue: str) -> bool:
-        return self.has_queue(queue) and (self._tasks is None or self._tasks.fullmatch(name) is not None)
+        return self.has_queue(queue) and (self._tasks is None or self._tasks(name))
 
     def filtered(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to `list` or `stats` without the tasks and queues that this client may not see."""

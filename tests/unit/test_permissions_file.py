@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kingtask import protocol
 from kingtask.config import permissions_file
@@ -91,15 +93,15 @@ def test_what_is_wrong_is_told_by_file_line_and_key(load: Load, text: str, told:
     ],
 )
 def test_a_star_stops_at_a_part(pattern: str, yes: list[str], no: list[str]):
-    names = compiled((pattern,))
-    assert [name for name in yes if not names.fullmatch(name)] == []
-    assert [name for name in no if names.fullmatch(name)] == []
+    matches = compiled((pattern,))
+    assert [name for name in yes if not matches(name)] == []
+    assert [name for name in no if matches(name)] == []
 
 
 def test_no_pattern_is_no_name():
-    assert compiled(()).fullmatch("") is None
-    assert compiled(()).fullmatch("a") is None
-    assert compiled(("a|b", "c")).fullmatch("a") is None
+    assert not compiled(())("")
+    assert not compiled(())("a")
+    assert not compiled(("a|b", "c"))("a")
 
 
 def test_names_of_variables_outside_patterns():
@@ -115,3 +117,38 @@ def test_names_of_variables_outside_patterns():
 def test_no_pattern_takes_long_for_a_name():
     """With backtracking this would take years."""
     assert first_unlisted(["A" * 128], ("A*" * 60 + "B",)) == "A" * 128
+
+
+def slow_match(pattern: list[str], name: list[str]) -> bool:
+    """Match parts by trying every number of parts for each `**`."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(slow_match(pattern[1:], name[n:]) for n in range(len(name) + 1))
+    return bool(name) and slow_match_part(pattern[0], name[0]) and slow_match(pattern[1:], name[1:])
+
+
+def slow_match_part(pattern: str, part: str) -> bool:
+    """Match one part by trying every length for each star."""
+    if not pattern:
+        return not part
+    if pattern[0] == "*":
+        return any(slow_match_part(pattern[1:], part[n:]) for n in range(len(part) + 1))
+    return part[:1] == pattern[0] and slow_match_part(pattern[1:], part[1:])
+
+
+PARTS = st.lists(st.text("ab.", min_size=1, max_size=6), min_size=1, max_size=4).map("/".join)
+PATTERNS = st.lists(st.just("**") | st.text("ab.*", min_size=1, max_size=6), min_size=1, max_size=4).map("/".join)
+
+
+@given(st.lists(PATTERNS, max_size=3), PARTS)
+def test_patterns_match_like_a_slow_matcher(patterns: list[str], name: str):
+    expected = any(slow_match(pattern.split("/"), name.split("/")) for pattern in patterns)
+    assert compiled(tuple(patterns))(name) == expected
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 31 + "*b", "*a*a*a*b", "**/*a*a*b/**/*a*b", "**/**/**/b", "**/*a*b/**/*a*c"])
+def test_no_pattern_takes_longer_than_linear_time(pattern: str):
+    matches = compiled((pattern,))
+    assert not matches("a" * 100_000), "a cubic time would be far over any time limit of a test"
+    assert not matches("/".join(["a" * 25_000] * 4))
