@@ -1,12 +1,13 @@
 """Output of the commands: lines of JSON for programs, aligned tables and plain lines for people.
 
-Output for programs is UTF-8 whatever the locale, and bytes of a task pass unchanged. Text that a task chose (its
-arguments, messages, tags) never reaches a terminal unescaped in a table or a message.
+Output for programs is UTF-8 whatever the locale, and the output of a task passes unchanged. All other text that a task
+or a broker chose reaches a terminal escaped: each line for people, and in JSON the control characters.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from base64 import b64encode
@@ -22,6 +23,8 @@ LIST_FIELDS = "id name queue priority state reason created_at due_at finished_at
 """The fields of a Result that `list` knows; `get` has all."""
 PROPERTIES = "success exit_code signal truncated stdout_cut stderr_cut".split()
 """The properties of a Result that JSON has beside its fields."""
+_CONTROLS = re.compile(b"\x7f|\xc2[\x80-\x9f]")
+"""DEL and the second set of control characters, in UTF-8."""
 
 
 def write(stream: TextIO, data: bytes) -> None:
@@ -40,22 +43,24 @@ def write(stream: TextIO, data: bytes) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line for people to stdout."""
-    _write_line(sys.stdout, text)
+    """Write lines for people to stdout."""
+    _write_lines(sys.stdout, text)
 
 
 def note(text: str) -> None:
-    """Write a line for people to stderr: progress, reasons, ids of tasks that are waited for."""
-    _write_line(sys.stderr, text)
+    """Write lines for people to stderr: progress, reasons, ids of tasks that are waited for."""
+    _write_lines(sys.stderr, text)
 
 
-def _write_line(stream: TextIO, text: str) -> None:
-    write(stream, f"{text}\n".encode(stream.encoding or "utf-8", "backslashreplace"))
+def _write_lines(stream: TextIO, text: str) -> None:
+    lines = "".join(f"{visible(line)}\n" for line in text.split("\n"))
+    write(stream, lines.encode(stream.encoding or "utf-8", "backslashreplace"))
 
 
 def write_json(value: Mapping[str, Any]) -> None:
     """Write one line of JSON to stdout."""
-    write(sys.stdout, msgspec.json.encode(value) + b"\n")
+    encoded = msgspec.json.encode(value)  # escapes the control characters before the space only
+    write(sys.stdout, _CONTROLS.sub(lambda c: b"\\u%04x" % ord(c[0].decode()), encoded) + b"\n")
 
 
 def show(as_json: bool, fields: Mapping[str, Any], text: str) -> None:

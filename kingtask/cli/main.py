@@ -92,5 +92,7 @@ def _complain(program: str, text: str) -> None:
     """Write a line to stderr, if that is possible."""
     from contextlib import suppress
 
+    from kingtask.cli.console import note
+
     with suppress(OSError):
-        sys.stderr.write(f"{program}: {text}\n")
+        note(f"{program}: {text}")

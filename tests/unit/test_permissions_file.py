@@ -147,7 +147,9 @@ def test_patterns_match_like_a_slow_matcher(patterns: list[str], name: str):
     assert compiled(tuple(patterns))(name) == expected
 
 
-@pytest.mark.parametrize("pattern", ["*a" * 31 + "*b", "*a*a*a*b", "**/*a*a*b/**/*a*b", "**/**/**/b", "**/*a*b/**/*a*c"])
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 31 + "*b", "*a*a*a*b", "**/*a*a*b/**/*a*b", "**/**/**/b", "**/*a*b/**/*a*c"]
+)
 def test_no_pattern_takes_longer_than_linear_time(pattern: str):
     matches = compiled((pattern,))
     assert not matches("a" * 100_000), "a cubic time would be far over any time limit of a test"
