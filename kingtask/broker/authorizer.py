@@ -7,12 +7,14 @@ permissions.yaml that it comes from, and writes a line to the audit log.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from kingtask import protocol
+from kingtask.clock import monotonic_s
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.config.sandbox_settings import first_unlisted
-from kingtask.errors import Busy, PermissionDenied
+from kingtask.errors import Busy, PermissionDenied, RequestRefused
 from kingtask.event import Event
 from kingtask.result import Result
 from kingtask.store.functions import Quota
@@ -22,14 +24,16 @@ log = logging.getLogger("kingtask.audit")
 
 ANONYMOUS = "anonymous"
 _NOTHING = Rule(ops=())
+UNCHANGED_PER_S, UNCHANGED_BURST = 1.0, 20
+"""Audit lines of one client for requests that changed nothing."""
 
 
 class Rate:
-    """A token bucket: `per_s` on average, and a burst of as many, at least one. Times are monotonic."""
+    """A token bucket: `per_s` on average, and a burst of as many, at least `burst`. Times are monotonic."""
 
-    def __init__(self, per_s: float) -> None:
+    def __init__(self, per_s: float, burst: float = 1.0) -> None:
         self.per_s = per_s
-        self._most = max(1.0, per_s)
+        self._most = max(burst, per_s)
         self._left = self._most
         self._at_s = 0.0
 
@@ -43,18 +47,48 @@ class Rate:
         return (1 - self._left) / self.per_s
 
 
+class AuditTrail:
+    """The audit lines of one client: every request that may have changed something, the others up to a rate."""
+
+    def __init__(self, client: str, clock: Callable[[], float]) -> None:
+        self.client = client
+        self._clock = clock
+        self._rate = Rate(UNCHANGED_PER_S, UNCHANGED_BURST)
+        self._omitted = 0
+
+    def denied(self, op: str, subject: dict[str, str | None], rule: str) -> None:
+        self._write(logging.WARNING, "denied", {"op": op, **subject, "rule": rule}, changed=False)
+
+    def answered(self, request: protocol.Request, answer: dict[str, Any] | RequestRefused) -> None:
+        """Log the request and its outcome."""
+        if isinstance(answer, RequestRefused):
+            outcome, changed = str(answer), answer.stored != "no"
+        else:
+            outcome = answer.get("outcome", "done")
+            changed = outcome != "exists"
+        self._write(logging.INFO, request.op.name, {**_subject(request), "outcome": outcome}, changed=changed)
+
+    def _write(self, level: int, name: str, fields: dict[str, Any], *, changed: bool) -> None:
+        if not changed and self._rate.take(self._clock()):
+            self._omitted += 1
+            return
+        omitted = {"omitted": self._omitted} if self._omitted else {}
+        self._omitted = 0
+        log.log(level, Event(f"audit={name}", client=self.client, **fields, **omitted))
+
+
 class ClientPolicy:
     """The rules of one client. The checks raise PermissionDenied, or Busy (`rate_limited`)."""
 
-    def __init__(self, client: str, rule: Rule, source: str, rate: Rate | None) -> None:
+    def __init__(self, audit: AuditTrail, rule: Rule, source: str, rate: Rate | None) -> None:
         """`source` is the rule's path in the file, for messages."""
-        self.client = client
+        self._audit = audit
         self._rule = rule
         self._source = source
         self._rate = rate
         self._queues = None if rule.queues is None else compiled(rule.queues)
         self._tasks = None if rule.tasks is None else compiled(rule.tasks)
-        self.quota = None if rule.max_outstanding is None else Quota(client, rule.max_outstanding)
+        self.quota = None if rule.max_outstanding is None else Quota(audit.client, rule.max_outstanding)
 
     def depends_on_task(self, request: protocol.ById) -> bool:
         """True if `check_task` has to see the stored task first."""
@@ -127,15 +161,17 @@ class ClientPolicy:
 
     def _deny(self, op: str, subject: dict[str, str | None], field: str, why: str, key: str) -> NoReturn:
         rule = f"{self._source}.{key}"
-        log.warning(Event("audit=denied", client=self.client, op=op, **subject, rule=rule))
+        self._audit.denied(op, subject, rule)
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 
 class Authorizer:
     """Holds a ClientPolicy for each client, made at its first request. A reload keeps rates that it does not change."""
 
-    def __init__(self, permissions: PermissionsFile | None) -> None:
+    def __init__(self, permissions: PermissionsFile | None, clock: Callable[[], float] = monotonic_s) -> None:
         self._permissions = permissions
+        self._clock = clock
+        self._trails: dict[str, AuditTrail] = {}
         self._policies: dict[str, ClientPolicy] = {}
         """At most as many as there are keys."""
         self._rates: dict[str, Rate] = {}
@@ -143,6 +179,9 @@ class Authorizer:
     def reload(self, permissions: PermissionsFile | None) -> None:
         self._permissions = permissions
         self._policies.clear()
+
+    def trail_of(self, client: str) -> AuditTrail:
+        return self._trails.setdefault(client, AuditTrail(client, self._clock))
 
     def policy_of(self, client: str) -> ClientPolicy | None:
         """Return the rules of this client, or None if the broker has no permissions."""
@@ -160,14 +199,8 @@ class Authorizer:
             rate = Rate(rule.submits_per_second)
         if rate is not None:
             self._rates[client] = rate
-        policy = self._policies[client] = ClientPolicy(client, rule, source, rate)
+        policy = self._policies[client] = ClientPolicy(self.trail_of(client), rule, source, rate)
         return policy
-
-
-def audit(client: str, request: protocol.Request, answer: dict[str, Any] | Exception) -> None:
-    """Log that this client made this request, and its outcome."""
-    outcome = str(answer) if isinstance(answer, Exception) else answer.get("outcome", "done")
-    log.info(Event(f"audit={request.op.name}", client=client, **_subject(request), outcome=outcome))
 
 
 def _subject(request: protocol.Request) -> dict[str, str | None]:

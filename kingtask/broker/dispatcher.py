@@ -14,7 +14,7 @@ from typing import Any
 from kingtask import __version__, protocol, wire
 from kingtask.broker import ops
 from kingtask.broker.auth import AuthenticatedPeer
-from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy, audit
+from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy
 from kingtask.broker.router import Peer, RouterSocket
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
@@ -167,7 +167,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001  (as in `dispatch`)
             fields = _refusal(error)
         if request.op.audited:
-            audit(_client_name(reply.peer), request, fields)
+            self._authorizer.trail_of(_client_name(reply.peer)).answered(request, fields)
         if request.op.acked and not isinstance(fields, RequestRefused):
             self._store.confirm(lambda reached: reply.send(fields if reached else ops.not_confirmed()))
         else:

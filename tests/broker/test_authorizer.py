@@ -10,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kingtask import protocol
-from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy, Rate, audit
+from kingtask.broker.authorizer import (
+    ANONYMOUS,
+    UNCHANGED_BURST,
+    AuditTrail,
+    Authorizer,
+    ClientPolicy,
+    Rate,
+)
 from kingtask.config.permissions_file import PermissionsFile, Rule
-from kingtask.errors import Busy, PermissionDenied
+from kingtask.errors import Busy, NotConfirmed, PermissionDenied, RequestRefused, TaskNotFound
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store.functions import Quota
@@ -22,10 +29,19 @@ ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 NEW_ID = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 
 
+class Clock:
+    """Stands still until a test sets it."""
+
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 def policy(**rule: Any) -> ClientPolicy:
     read = Rule(**rule)
     rate = Rate(read.submits_per_second) if read.submits_per_second else None
-    return ClientPolicy("alice", read, "clients.alice", rate)
+    return ClientPolicy(AuditTrail("alice", Clock()), read, "clients.alice", rate)
 
 
 def rules(default: Rule | None = None, **clients: Rule) -> PermissionsFile:
@@ -155,8 +171,8 @@ def test_a_reload_keeps_an_unchanged_rate() -> None:
 
 def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kingtask.audit")
-    audit("alice", protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "created"})
-    audit("bob", protocol.Pause(queue="mail"), Busy("no room"))
+    AuditTrail("alice", Clock()).answered(protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "created"})
+    AuditTrail("bob", Clock()).answered(protocol.Pause(queue="mail"), Busy("no room"))
     with pytest.raises(PermissionDenied):
         policy(ops=()).check_request(protocol.Cancel(id=ID))
     assert caplog.messages == [
@@ -164,3 +180,52 @@ def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCapture
         "audit=pause client=bob queue=mail outcome='no room'",
         f"audit=denied client=alice op=cancel id={ID} rule=clients.alice.ops",
     ]
+
+
+def flood(authorizer: Authorizer, client: str, requests: int) -> None:
+    for _ in range(requests):
+        with pytest.raises(PermissionDenied):
+            policy_of(authorizer, client).check_request(protocol.Stats())
+
+
+def test_denied_requests_fill_the_log_no_faster_than_a_rate_and_none_is_uncounted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    authorizer = Authorizer(rules(), clock)
+    flood(authorizer, "eve", 10_000)
+    assert len(caplog.messages) == UNCHANGED_BURST
+    flood(authorizer, "bob", 1)
+    assert caplog.messages[-1] == "audit=denied client=bob op=stats id=None rule=default.ops", "each client by itself"
+    clock.now_s += 1
+    authorizer.reload(rules())
+    flood(authorizer, "eve", 5)
+    assert caplog.messages[UNCHANGED_BURST + 1 :] == [
+        f"audit=denied client=eve op=stats id=None rule=default.ops omitted={10_000 - UNCHANGED_BURST}"
+    ]
+
+
+def test_refusals_that_changed_nothing_count_as_denied_ones(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "kingtask.audit")
+    trail = Authorizer(None, Clock()).trail_of(ANONYMOUS)
+    for _ in range(1_000):
+        trail.answered(protocol.Cancel(id=ID), TaskNotFound("no such task"))
+        trail.answered(protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "exists"})
+    assert len(caplog.messages) == UNCHANGED_BURST
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"outcome": "cancelled"}, {"queue": "mail", "paused": True}, NotConfirmed("no reply"), RequestRefused("?")],
+)
+def test_no_line_of_a_request_that_may_have_changed_something_is_left_out(
+    caplog: pytest.LogCaptureFixture, answer: dict[str, Any] | RequestRefused
+) -> None:
+    caplog.set_level(logging.INFO, "kingtask.audit")
+    authorizer = Authorizer(rules(), Clock())
+    flood(authorizer, "eve", 2 * UNCHANGED_BURST)
+    caplog.clear()
+    for _ in range(50):
+        authorizer.trail_of("eve").answered(protocol.Cancel(id=ID), answer)
+    assert len(caplog.messages) == 50
+    assert [f"omitted={UNCHANGED_BURST}" in line for line in caplog.messages] == [True] + [False] * 49
