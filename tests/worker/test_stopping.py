@@ -223,7 +223,7 @@ def test_a_worker_that_lost_track_ends_and_takes_everything_along(rig: WorkerHar
         "import sys; from kingtask import config, log; from kingtask.worker import host, worker\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
         "worker.WorkerState.cancel_hint = broken\n"
-        "log.setup('worker'); sys.exit(host.run(config.load_worker(sys.argv[1]), None))"
+        "log.setup('worker'); sys.exit(host.run(config.load_worker(sys.argv[1]), None, sys.argv[1]))"
     )
     worker = rig.start("-c", program)
     ((task, pid),) = park(rig, "a").items()
