@@ -9,11 +9,12 @@ local function promote(c)
   call('HSET', key.meta, 'sequence', int(c.sequence + #ids))
   local ready = {}  -- by queue
   fcall.each(c, key.schedule, ids, function(id, i)
-    local task = moves.read(id, {PLAN}, 'scheduled')
+    local path = key.task(id)
+    local plan = plans.read(call('HGET', path, PLAN))
+    local task = {id = id, path = path, plan = plan, due = floor(tonumber(dues[i])), [STATE] = 'scheduled'}
     if moves.expire(c, task) then return end
-    task.place, task.due = moves.next_place(c, task.plan), floor(tonumber(dues[i]))
-    local rows = ready[task.plan.queue] or {}
-    ready[task.plan.queue] = rows
+    local rows = ready[plan.queue] or {}
+    ready[plan.queue], task.place = rows, moves.next_place(c, plan)
     rows[#rows + 1] = task
   end)
   for queue, rows in pairs(ready) do

@@ -63,10 +63,7 @@ local function claim_from(c, taking, queue)
     local ids, places = split(call('ZPOPMIN', index, math.min(taking.left, taking.budget)))
     if #ids == 0 then return end
     fcall.each(c, index, ids, function(id, i)
-      if taking.budget <= 0 then  -- the tasks before it were too big
-        call('ZADD', index, places[i], id)
-        return
-      end
+      if taking.budget <= 0 then return call('ZADD', index, places[i], id) end  -- the tasks before it were too big
       taking.budget = taking.budget - 1
       claim_one(c, taking, id, places[i])
     end)
