@@ -9,8 +9,8 @@ from kingtask.store.library import shipped
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     # A claim takes the task out of `ready` and leaves no lease: what is lost with a worker is lost for good.
     "take_by_pop": (
-        ("'place', place)\n  renew(c, id)\n", "'place', place)\n"),
-        ("known[task.id] = true\n  renew(c, task.id)\n", "known[task.id] = true\n"),
+        ("local ok, problem = pcall(renew, c, id)\n", "local ok, problem = true, nil\n"),
+        ("known[id] = true\n  renew(c, id)\n", "known[id] = true\n"),
     ),
     # Whoever reports an attempt is believed.
     "no_fence": ((" or tonumber(task.attempt or 0) ~= number or task.token ~= token then", " then"),),
