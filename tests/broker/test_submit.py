@@ -10,8 +10,9 @@ import pytest
 
 from kingtask import protocol, topics
 from kingtask.broker import submit as module
-from kingtask.broker.authorizer import ClientPolicy
+from kingtask.broker.authorizer import AuditTrail, ClientPolicy
 from kingtask.broker.submit import SubmitBatcher, prepare
+from kingtask.clock import monotonic_s
 from kingtask.config.permissions_file import Rule
 from kingtask.errors import Busy, IdConflict, InvalidRequest, NotConfirmed, RequestRefused
 from kingtask.policy import Policy
@@ -48,7 +49,7 @@ class BatcherHarness:
 
 
 def client(**rule: Any) -> ClientPolicy:
-    return ClientPolicy("alice", Rule(**rule), "clients.alice", None)
+    return ClientPolicy(AuditTrail("alice", monotonic_s), Rule(**rule), "clients.alice", None)
 
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
