@@ -175,6 +175,14 @@ def test_nobody_else_gets_in(rig: StackHarness):
         rig.redis.client(username="kingtask-worker", password=password("broker")).ping()
 
 
+def test_a_restarted_server_has_its_data(rig: StackHarness):
+    """Redis reads its file with the rights of the user `default`, and drops the transactions that these forbid."""
+    rig.start_broker(**login(rig, "broker"))
+    task = rig.client().submit("ledger", delay=3600)
+    rig.redis.restart()
+    assert rig.client().get(task.id).state == "scheduled"
+
+
 def test_the_file_as_it_is_shipped_is_not_taken():
     """So that nobody runs it with a password that everybody knows."""
     with pytest.raises(RuntimeError, match="password hash must be"), StackHarness(aclfile=str(FILE)):
