@@ -1,4 +1,4 @@
-"""Decides what each client may do, before anything is stored. Pure: times are parameters.
+"""Decides what each client may do, before anything is stored. Pure: its clock is a parameter.
 
 A client's name is that of its key file; without CURVE every client is ANONYMOUS. Each refusal names the rule in
 permissions.yaml that it comes from, and writes a line to the audit log.
@@ -172,6 +172,7 @@ class Authorizer:
         self._permissions = permissions
         self._clock = clock
         self._trails: dict[str, AuditTrail] = {}
+        """At most as many as there were keys; a reload begins no new burst."""
         self._policies: dict[str, ClientPolicy] = {}
         """At most as many as there are keys."""
         self._rates: dict[str, Rate] = {}
@@ -181,7 +182,10 @@ class Authorizer:
         self._policies.clear()
 
     def trail_of(self, client: str) -> AuditTrail:
-        return self._trails.setdefault(client, AuditTrail(client, self._clock))
+        trail = self._trails.get(client)
+        if trail is None:
+            trail = self._trails[client] = AuditTrail(client, self._clock)
+        return trail
 
     def policy_of(self, client: str) -> ClientPolicy | None:
         """Return the rules of this client, or None if the broker has no permissions."""
