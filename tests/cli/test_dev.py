@@ -19,6 +19,7 @@ from kingtask.cli.dev import default_data
 from kingtask.cli.dev_stack import Stack
 from kingtask.cli.process_tree import Stopped, Tree
 from tests.cli.tree import KINGTASK, PATIENCE_S, Dev, Watch, children, descendants, environment, kingtask, until
+from tests.servers import free_port
 
 
 def test_ctrl_c_stops_everything_in_order_and_data_stay(tmp_path):
@@ -101,13 +102,13 @@ def test_a_second_one_on_the_same_data_or_port_is_refused(dev):
 
 
 def test_the_port_for_wakeups_is_checked_too(tmp_path):
+    port = free_port()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port + 1))
         taken.listen()
-        port = taken.getsockname()[1]
-        done = kingtask("dev", "--data", str(tmp_path), "--port", str(port - 1))
+        done = kingtask("dev", "--data", str(tmp_path), "--port", str(port))
     assert done.returncode == 3
-    assert f"port {port} is in use".encode() in done.stderr
+    assert f"port {port + 1} is in use".encode() in done.stderr
 
 
 @pytest.mark.parametrize("name", ["x y#%?'\"ü", "deep" * 30], ids=["odd", "long"])
