@@ -44,9 +44,13 @@ function moves.enter_ready(c, rows)
   local by_queue = {}
   for _, task in ipairs(rows) do
     local plan = task.plan
-    local adds = by_queue[plan.queue] or {}
-    by_queue[plan.queue] = adds
-    add(adds, task.place, task.id)
+    local adds = by_queue[plan.queue]
+    if not adds then
+      adds = {}
+      by_queue[plan.queue] = adds
+    end
+    local n = #adds
+    adds[n + 1], adds[n + 2] = task.place, task.id
     if plan.expires > 0 then call('ZADD', key.expiry, int(plan.expires), task.id) end
   end
   for queue, adds in pairs(by_queue) do

@@ -1,13 +1,16 @@
 do  -- New tasks: admission and creation, shared by submit and requeue.
 
+local NONE = {}
+
 -- Begins a function that creates tasks.
 local function begin(keys, args)
   local c = fcall.begin(keys, args)
   c.new = {
-    rooms = {},        -- by queue: how many more tasks may wait in it
+    rooms = {},        -- by queue: how many more tasks could wait in it at the beginning
+    submitted = {},    -- by queue: how many tasks are created
     owners = {},       -- by client: how many more tasks it may have (left), and index entries of new ones (adds)
     samples = BUDGET,  -- records of clients' tasks that may still be examined
-    ready = {}, scheduled = {}, records = {}, by_queue = {},  -- of created tasks; flush writes them
+    ready = {}, scheduled = {}, created = {},  -- created tasks; flush writes them
   }
   return c
 end
@@ -21,17 +24,14 @@ function tasks.know_queue(c, queue)
   return true
 end
 
--- How many more tasks may wait in the queue; false if it is new and there are too many.
-local function room_in(c, queue)
-  local room = c.new.rooms[queue]
-  if room == nil then
-    room = tasks.know_queue(c, queue)
-    if room then
-      local scheduled = tonumber(counts.of(c, queue).before.scheduled) or 0
-      room = c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
-    end
-    c.new.rooms[queue] = room
+-- The entry of c.new.rooms; false if the queue is new and there are too many.
+local function enter_queue(c, queue)
+  local room = tasks.know_queue(c, queue)
+  if room then
+    local scheduled = tonumber(counts.of(c, queue).before.scheduled) or 0
+    room = c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
   end
+  c.new.rooms[queue] = room
   return room
 end
 
@@ -60,39 +60,39 @@ end
 -- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
 -- quota: absent, or {client, how many tasks it may have that have not ended}
 function tasks.admit(c, plan, quota)
+  local queue, new = plan.queue, c.new
   if c.live >= c.args.max_tasks then return 'too_many_tasks' end
   if quota and owner_of(c, unpack(quota)).left <= 0 then return 'quota_exceeded' end
-  local room = room_in(c, plan.queue)
+  local room = new.rooms[queue]
+  if room == nil then room = enter_queue(c, queue) end
   if not room then return 'too_many_queues' end
-  if room <= 0 then return 'queue_full' end
+  if room <= (new.submitted[queue] or 0) then return 'queue_full' end
 end
 
--- Creates an admitted task {id, path, plan, spec, quota, origin}; returns its state. quota and origin may be absent. A
--- call of flush must follow: it writes what is collected here.
+-- Creates an admitted task {id, path, plan, spec, quota, more}; returns its state. quota and more, other fields of its
+-- record, may be absent. A call of flush must follow: it writes what is collected here.
 function tasks.create(c, task)
   local plan, new = task.plan, c.new
+  local due, queue = plan.delay > 0 and c.now + plan.delay or plan.start, plan.queue
   c.live = c.live + 1
-  new.rooms[plan.queue] = new.rooms[plan.queue] - 1
-  new.by_queue[plan.queue] = (new.by_queue[plan.queue] or 0) + 1
-  local due, state = plan.delay > 0 and c.now + plan.delay or plan.start, 'ready'
-  if due > c.now then
-    state, task.due = 'scheduled', due
-    new.scheduled[#new.scheduled + 1] = task
-  else
-    task.place = moves.next_place(c, plan)
-    new.ready[#new.ready + 1] = task
-  end
-  local record = {task.path, PLAN, plan.packed, SPEC, task.spec, STATE, state, CREATED, c.now_text}
-  if task.origin then add(record, 'origin', task.origin) end
+  new.submitted[queue] = (new.submitted[queue] or 0) + 1
+  new.created[#new.created + 1] = task
   if task.quota then
     local client = unpack(task.quota)
     local of = new.owners[client]
     of.left = of.left - 1
     add(of.adds, c.now_text, task.id)
-    add(record, OWNER, client)
+    task.more = task.more or {}
+    add(task.more, OWNER, client)
   end
-  new.records[#new.records + 1] = record
-  return state
+  if due > c.now then
+    task[STATE], task.due = 'scheduled', due
+    new.scheduled[#new.scheduled + 1] = task
+  else
+    task[STATE], task.place = 'ready', moves.next_place(c, plan)
+    new.ready[#new.ready + 1] = task
+  end
+  return task[STATE]
 end
 
 -- Writes the created tasks: each index once, then the records. In this order, whatever is wrong with an index, there is
@@ -104,8 +104,12 @@ function tasks.flush(c)
   for client, of in pairs(new.owners) do
     if #of.adds > 0 then call('ZADD', key.owned(client), unpack(of.adds)) end
   end
-  for _, record in ipairs(new.records) do call('HSET', unpack(record)) end
-  for queue, n in pairs(new.by_queue) do counts.add(c, queue, 'submitted', n) end
+  for _, task in ipairs(new.created) do
+    local plan = task.plan
+    call('HSET', task.path, PLAN, plan.packed, SPEC, task.spec, STATE, task[STATE], CREATED, c.now_text,
+      unpack(task.more or NONE))
+  end
+  for queue, n in pairs(new.submitted) do counts.add(c, queue, 'submitted', n) end
 end
 
 -- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: as in admit
@@ -139,7 +143,7 @@ local function submit(keys, args)
     end
   end
   tasks.flush(c)
-  if #c.new.records == 0 then c.sequence = c.sequence + 1 end  -- WAIT covers only what its own connection wrote
+  if #c.new.created == 0 then c.sequence = c.sequence + 1 end  -- WAIT covers only what its own connection wrote
   fcall.settle(c)
   moves.announce(c)
   return {c.us, outcomes, flat(c.gained), dues}
@@ -159,7 +163,7 @@ local function requeue(keys, args)
   local plan, quota = plans.read_for_now(packed), c.args.quota
   local refusal = tasks.admit(c, plan, quota)
   if refusal then return {refusal, ''} end
-  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota, origin = c.args.id})
+  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota, more = {'origin', c.args.id}})
   tasks.flush(c)
   fcall.settle(c)
   moves.wake(c)
