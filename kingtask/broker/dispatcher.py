@@ -51,7 +51,7 @@ class Dispatcher:
         self._config, self._policy = config, config.policy
         self._authorizer = Authorizer(config.load_permissions())
         self._store = store
-        self._router = router
+        self.router = router
         self._batcher = batcher
         self._waiters = waiters
         self._idle = asyncio.Event()
@@ -89,7 +89,7 @@ class Dispatcher:
         reply: _PendingReply | None = None
         try:
             if isinstance(peer, AuthenticatedPeer) and peer.revoked:
-                self._router.refuse(peer, protocol.rid_of(wire.decode(message)), _revoked())
+                self.router.refuse(peer, protocol.rid_of(wire.decode(message)), _revoked())
                 return
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
@@ -98,7 +98,7 @@ class Dispatcher:
                 request = protocol.parse(envelope)
             rid = request.rid
             if isinstance(request, protocol.Ping):
-                self._router.reply(peer, protocol.ok(rid, self._pong()))
+                self.router.reply(peer, protocol.ok(rid, self._pong()))
                 return
             client = self._authorizer.policy_of(_client_name(peer))
             if client is not None:
@@ -110,7 +110,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001  (a fault of ours costs one reply, not the broker)
             refused = _refusal(error)
             if reply is None:
-                self._router.refuse(peer, rid, refused)
+                self.router.refuse(peer, rid, refused)
             else:
                 reply.send(refused)
 
@@ -192,12 +192,6 @@ class Dispatcher:
         if not self.pending:
             self._idle.set()
 
-    def answer(self, peer: Peer, rid: protocol.Rid, fields: dict[str, Any] | RequestRefused) -> None:
-        if isinstance(fields, RequestRefused):
-            self._router.refuse(peer, rid, fields)
-        else:
-            self._router.reply(peer, protocol.ok(rid, fields))
-
 
 class _PendingReply:
     """The reply to one request in progress."""
@@ -225,7 +219,10 @@ class _PendingReply:
     def send(self, fields: dict[str, Any] | RequestRefused) -> None:
         """Send the reply; once."""
         self.release()
-        self._dispatcher.answer(self.peer, self._rid, fields)
+        if isinstance(fields, RequestRefused):
+            self._dispatcher.router.refuse(self.peer, self._rid, fields)
+        else:
+            self._dispatcher.router.reply(self.peer, protocol.ok(self._rid, fields))
         if self._times is not None:
             self._times.observe((monotonic_us() - self._began_us) / 1e6)
 

@@ -142,7 +142,9 @@ class SubmitBatcher:
     def _reply(self, respond: Respond, _i: int, task: Prepared, outcome: Outcome) -> None:
         """Respond to a request with one task, whose refusal is that of the request."""
         result = result_of(task, outcome)
-        respond({**result, "ack": self._store.ack_level} if isinstance(result, dict) else result)
+        if isinstance(result, dict):
+            result["ack"] = self._store.ack_level
+        respond(result)
 
 
 class _BulkReply:
