@@ -122,7 +122,8 @@ def pack_attempt(
     stderr: bytes = b"",
 ) -> bytes:
     """The record of an ended attempt, bounded: the tail of stderr and of the message."""
-    code, killed_by = (-1 if value is None else value for value in (exit_code, signal))
+    code = -1 if exit_code is None else exit_code
+    killed_by = -1 if signal is None else signal
     text = message.encode("utf-8", "backslashreplace")[-MESSAGE_BYTES:]  # a path may hold surrogates
     tail = stderr[-STDERR_TAIL_BYTES:]
     return pack_raw((number, worker, started_ms, ended_ms, reason, code, killed_by, text, tail))
