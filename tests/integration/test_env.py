@@ -47,7 +47,7 @@ def _tar(rig: StackHarness, mark: Path) -> dict[str, str]:
 def _make(rig: StackHarness, mark: Path) -> dict[str, str]:
     (rig.directory / "Makefile").write_text("all:\n\t@echo made\n")
     rig.executable("ordinary", f"#!/bin/sh\nexec make -C {rig.directory}\n")
-    return {"MAKEFLAGS": f"--eval=$(shell touch {mark})"}
+    return {"MAKEFLAGS": f"--eval=$(file >{mark})"}  # $(shell …) would need SHELL in the environment
 
 
 def _repository(rig: StackHarness) -> None:
