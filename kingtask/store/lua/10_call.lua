@@ -20,7 +20,7 @@ function fcall.begin(keys, args)
     us = us, now = now, now_text = int(now), args = unpacked, max_kept = tonumber(max_kept),
     sequence = stored.sequence or 0, live = stored.live or 0, kept = stored.kept or 0,
     stored = stored,       -- as read; `settle` writes those of the three that have changed
-    counts = {},           -- by queue: its numbers; `settle` writes them
+    counts = {},           -- by queue: how much its numbers grow; `settle` writes them
     closed = {},           -- states in which tasks ended: `settle` trims their index finished:<state>
     gained = {},           -- by queue: how many tasks became ready
     earliest = nil,        -- once a task is scheduled here: the earliest instant before, or false if there was none
@@ -28,49 +28,49 @@ function fcall.begin(keys, args)
   }
 end
 
--- The numbers of a queue: read once, changed in memory, written by settle. Nothing else depends on them: if they are
--- damaged from outside, everything else goes on.
-function counts.of(c, queue)
-  local of = c.counts[queue]
-  if of then return of end
-  of = {before = {}, gained = {}}
-  c.counts[queue] = of
-  local flat = redis.pcall('HGETALL', key.counts(queue))
-  for i = 1, #flat, 2 do of.before[flat[i]] = flat[i + 1] end
-  return of
-end
-
+-- Counts what happens to tasks of a queue; settle writes it. Nothing else depends on these numbers: if they are damaged
+-- from outside, everything else goes on.
 function counts.add(c, queue, field, n)
-  local gained = counts.of(c, queue).gained
+  local gained = c.counts[queue]
+  if not gained then
+    gained = {}
+    c.counts[queue] = gained
+  end
   gained[field] = (gained[field] or 0) + n
 end
 
 local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
 
--- The totals at the beginning of the last two minutes, which give the rates, are written with the rest.
-local function write_counts(c, queue, before, gained)
-  local sets = {'touched', c.now_text}
-  local minutes = floor(c.now / 60000) - floor((tonumber(before.touched) or 0) / 60000)
-  if minutes ~= 0 then
-    local totals = {}
-    for field, value in pairs(before) do
-      if not NO_TOTAL[field] then totals[field] = tonumber(value) end
-    end
-    local packed = cmsgpack.pack(totals)
-    add(sets, 'before', minutes == 1 and (before.began or cmsgpack.pack({})) or packed)
-    add(sets, 'began', packed)
+-- In a new minute: adds to `sets` the totals at the beginning of the last two minutes, which give the rates.
+local function begin_minute(path, minutes, sets)
+  local flat, before, totals = redis.pcall('HGETALL', path), {}, {}
+  for i = 1, #flat, 2 do
+    before[flat[i]] = flat[i + 1]
+    if not NO_TOTAL[flat[i]] then totals[flat[i]] = tonumber(flat[i + 1]) end
   end
-  for field, n in pairs(gained) do add(sets, field, int((tonumber(before[field]) or 0) + n)) end
-  redis.pcall('HSET', key.counts(queue), unpack(sets))
+  local packed = cmsgpack.pack(totals)
+  add(sets, 'before', minutes == 1 and (before.began or cmsgpack.pack({})) or packed)
+  add(sets, 'began', packed)
+end
+
+local function write_counts(c, queue, gained)
+  local path, fields, sets = key.counts(queue), {'touched'}, {'touched', c.now_text}
+  for field in pairs(gained) do fields[#fields + 1] = field end
+  local values = redis.pcall('HMGET', path, unpack(fields))  -- the whole hash would take three times as long
+  local minutes = floor(c.now / 60000) - floor((tonumber(values[1] or 0) or 0) / 60000)
+  if minutes ~= 0 then begin_minute(path, minutes, sets) end
+  for i = 2, #fields do
+    local field = fields[i]
+    add(sets, field, int((tonumber(values[i] or 0) or 0) + gained[field]))
+  end
+  redis.pcall('HSET', path, unpack(sets))
 end
 
 local TOTALS = {'sequence', 'live', 'kept'}
 
 -- Ends every function that changes tasks: writes what changed in memory.
 function fcall.settle(c)
-  for queue, of in pairs(c.counts) do
-    if next(of.gained) then write_counts(c, queue, of.before, of.gained) end
-  end
+  for queue, gained in pairs(c.counts) do write_counts(c, queue, gained) end
   local sets = {}
   c.kept = math.max(c.kept, 0)  -- a negative number: an index was deleted from outside
   for _, field in ipairs(TOTALS) do

@@ -28,7 +28,7 @@ end
 local function enter_queue(c, queue)
   local room = tasks.know_queue(c, queue)
   if room then
-    local scheduled = tonumber(counts.of(c, queue).before.scheduled) or 0
+    local scheduled = tonumber(redis.pcall('HGET', key.counts(queue), 'scheduled') or 0) or 0
     room = c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
   end
   c.new.rooms[queue] = room
