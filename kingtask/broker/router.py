@@ -33,8 +33,9 @@ NOBLOCK = int(zmq.NOBLOCK)
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 """Plain integers: to combine the enums takes longer than to send a frame."""
 
-_send = zmq.backend.Socket.send
-"""`Socket.send` without its wrapper, which takes longer than sending does (1.5 against 0.5 µs)."""
+_send, _get = zmq.backend.Socket.send, zmq.backend.Socket.get
+"""Without their wrappers, which take longer than sending does (1.5 against 0.5 µs)."""
+EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 MAX_FRAME_BYTES = wire.MAX_MESSAGE_BYTES + 65_536
 """A message slightly over the limit gets an error; a larger frame closes the connection."""
@@ -111,6 +112,10 @@ class BrokerSocket:
         if not self._drain_scheduled and self._loop is not None:
             self._drain_scheduled = True
             self._loop.call_soon(self._drain)
+
+    def _readable(self) -> bool:
+        """Whether there is a message: 1 µs. The exception of a receive without one takes 3."""
+        return bool(int(_get(self._socket, EVENTS)) & POLLIN)
 
     def _drain(self) -> None:
         """Read what there is, within bounds. The descriptor is edge-triggered: after sends `_drain_again` is due."""
@@ -208,6 +213,8 @@ class RouterSocket(BrokerSocket):
             return
         until_us = monotonic_us() + DRAIN_US
         for number in range(DRAIN_MESSAGES):
+            if number < 2 and not self._readable():  # most drains find one message or none
+                break
             try:
                 request = self._receive()
             except zmq.Again:
@@ -230,12 +237,13 @@ class RouterSocket(BrokerSocket):
         last = self._socket.recv(NOBLOCK, copy=False)  # a Frame knows whether more follow; getsockopt takes longer
         if self._flood_guard.watching:
             self._flood_guard.completed(last)
-        if last.more and not len(last):
-            peer = (*peer, b"")
-            last = self._socket.recv(NOBLOCK, copy=False)
         if last.more:
-            self._refuse_frames(peer, len(peer))
-            return None
+            if not len(last):
+                peer = (*peer, b"")
+                last = self._socket.recv(NOBLOCK, copy=False)
+            if last.more:
+                self._refuse_frames(peer, len(peer))
+                return None
         message = last.bytes
         if message:
             return (peer if self._auth is None else self._auth.peer_of(peer, last)), message

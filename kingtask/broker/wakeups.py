@@ -164,12 +164,9 @@ class Wakeups(BrokerSocket):
         self._drain_scheduled = False
         until_us = monotonic_us() + DRAIN_US
         while monotonic_us() < until_us:
-            if self._socket.closed:
+            if self._socket.closed or not self._readable():
                 return
-            try:
-                self._receive(self._socket.recv(NOBLOCK, copy=False))
-            except zmq.ZMQError:  # nothing to read
-                return
+            self._receive(self._socket.recv(NOBLOCK, copy=False))
         self._drain_again()
 
     def _receive(self, frame: zmq.Frame) -> None:
