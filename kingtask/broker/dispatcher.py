@@ -54,7 +54,7 @@ class Dispatcher:
         self.router = router
         self._batcher = batcher
         self._waiters = waiters
-        self._idle = asyncio.Event()
+        self.idle = asyncio.Event()
         self.pending = 0
         self.pending_bytes = 0
         self.draining = False
@@ -72,9 +72,9 @@ class Dispatcher:
         self.draining = True
         self._waiters.stop()
         if self.pending:
-            self._idle.clear()
+            self.idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+                await asyncio.wait_for(self.idle.wait(), timeout_s)
             except TimeoutError:
                 log.warning(Event("broker=stopping", unanswered=self.pending))
 
@@ -100,7 +100,7 @@ class Dispatcher:
             if isinstance(request, protocol.Ping):
                 self.router.reply(peer, protocol.ok(rid, self._pong()))
                 return
-            client = self._authorizer.policy_of(_client_name(peer))
+            client = self._authorizer.policy_of(_client_name(peer)) if self._authorizer.active else None
             if client is not None:
                 client.check_request(request)
             self._check_redis_and_bounds()
@@ -186,12 +186,6 @@ class Dispatcher:
             "limits": protocol.LIMITS,
         }
 
-    def ended(self, size: int) -> None:
-        self.pending -= 1
-        self.pending_bytes -= size
-        if not self.pending:
-            self._idle.set()
-
 
 class _PendingReply:
     """The reply to one request in progress."""
@@ -212,9 +206,13 @@ class _PendingReply:
 
     def release(self) -> None:
         """No longer count the request as in progress."""
+        dispatcher = self._dispatcher
         if self._size:
-            self._dispatcher.ended(self._size)
+            dispatcher.pending -= 1
+            dispatcher.pending_bytes -= self._size
             self._size = 0
+            if not dispatcher.pending:
+                dispatcher.idle.set()
 
     def send(self, fields: dict[str, Any] | RequestRefused) -> None:
         """Send the reply; once."""
