@@ -136,7 +136,11 @@ class SubmitBatcher:
         self._settle(batch, batch.outcomes)
 
     def _settle(self, batch: _Batch, outcomes: Iterable[Outcome]) -> None:
+        debugging = log.isEnabledFor(logging.DEBUG)  # once: it takes a hundredth of a submit
         for task, (settle, i), outcome in zip(batch.tasks, batch.replies, outcomes, strict=True):
+            if debugging:
+                shown = outcome.kind if isinstance(outcome, StoreError) else outcome
+                log.debug(Event(f"submit={shown}", task=task.id, name=task.name, queue=task.queue))
             settle(i, task, outcome)
 
     def _reply(self, respond: Respond, _i: int, task: Prepared, outcome: Outcome) -> None:
@@ -177,9 +181,6 @@ def prepare(value: Any, now_s: float, place: str, client: ClientPolicy | None) -
 
 def result_of(task: Prepared, outcome: Outcome) -> dict[str, Any] | RequestRefused:
     """Return the fields of a stored task, or the error of another one."""
-    if log.isEnabledFor(logging.DEBUG):
-        shown = outcome.kind if isinstance(outcome, StoreError) else outcome
-        log.debug(Event(f"submit={shown}", task=task.id, name=task.name, queue=task.queue))
     if isinstance(outcome, StoreError):
         return ops.store_refusal(outcome, writes=True)
     refused = ops.submit_refusal(outcome, task.id)
