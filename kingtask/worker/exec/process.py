@@ -142,13 +142,15 @@ class Process:
             self._end()
 
     def _read(self, fd: int, times: int) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             for _ in range(times):
                 data = os.read(fd, READ_BYTES)
                 if not data:
                     self._close(fd)
                     break
                 self._pipes[fd].feed(data)
+        except BlockingIOError:
+            pass
 
     def _cut_off(self) -> None:
         self.left_behind = True
