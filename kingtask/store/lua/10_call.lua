@@ -42,8 +42,8 @@ end
 local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
 
 -- In a new minute: adds to `sets` the totals at the beginning of the last two minutes, which give the rates.
-local function begin_minute(path, minutes, sets)
-  local flat, before, totals = redis.pcall('HGETALL', path), {}, {}
+local function begin_minute(queue, minutes, sets)
+  local flat, before, totals = redis.pcall('HGETALL', key.counts(queue)), {}, {}
   for i = 1, #flat, 2 do
     before[flat[i]] = flat[i + 1]
     if not NO_TOTAL[flat[i]] then totals[flat[i]] = tonumber(flat[i + 1]) end
@@ -54,16 +54,16 @@ local function begin_minute(path, minutes, sets)
 end
 
 local function write_counts(c, queue, gained)
-  local path, fields, sets = key.counts(queue), {'touched'}, {'touched', c.now_text}
+  local fields, sets = {'touched'}, {'touched', c.now_text}
   for field in pairs(gained) do fields[#fields + 1] = field end
-  local values = redis.pcall('HMGET', path, unpack(fields))  -- the whole hash would take three times as long
+  local values = redis.pcall('HMGET', key.counts(queue), unpack(fields))  -- the whole hash would take three times as long
   local minutes = floor(c.now / 60000) - floor((tonumber(values[1] or 0) or 0) / 60000)
-  if minutes ~= 0 then begin_minute(path, minutes, sets) end
+  if minutes ~= 0 then begin_minute(queue, minutes, sets) end
   for i = 2, #fields do
     local field = fields[i]
     add(sets, field, int((tonumber(values[i] or 0) or 0) + gained[field]))
   end
-  redis.pcall('HSET', path, unpack(sets))
+  redis.pcall('HSET', key.counts(queue), unpack(sets))
 end
 
 local TOTALS = {'sequence', 'live', 'kept'}
