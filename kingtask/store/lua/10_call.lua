@@ -56,7 +56,7 @@ end
 local function write_counts(c, queue, gained)
   local fields, sets = {'touched'}, {'touched', c.now_text}
   for field in pairs(gained) do fields[#fields + 1] = field end
-  local values = redis.pcall('HMGET', key.counts(queue), unpack(fields))  -- the whole hash would take three times as long
+  local values = redis.pcall('HMGET', key.counts(queue), unpack(fields))  -- the whole hash takes three times as long
   local minutes = floor(c.now / 60000) - floor((tonumber(values[1] or 0) or 0) / 60000)
   if minutes ~= 0 then begin_minute(queue, minutes, sets) end
   for i = 2, #fields do
