@@ -28,8 +28,8 @@ function fcall.begin(keys, args)
   }
 end
 
--- Counts what happens to tasks of a queue; settle writes it. Nothing else depends on these numbers: if they are damaged
--- from outside, everything else goes on.
+-- Counts what happens to tasks of a queue; settle writes it. Of these numbers only `scheduled` is read, for the bound
+-- of the queue: if they are damaged from outside, everything else goes on.
 function counts.add(c, queue, field, n)
   local gained = c.counts[queue]
   if not gained then
