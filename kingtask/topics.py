@@ -18,7 +18,7 @@ IDLE_TOPIC = b"i"
 For each task that becomes ready the broker publishes [IDLE_TOPIC + four bytes of its choice, ready_topic] to one idle
 worker. It also sends an empty hint now and then, since a worker that has just polled is faster at the next task. After
 one hint a worker gets no more until it subscribes again. A worker without room unsubscribes; the broker then sends the
-hint to another worker.
+hint to another worker. If a token follows the four bytes, the next claim carries it to Redis, which publishes it.
 """
 
 EARLY = b"+"
@@ -26,6 +26,7 @@ EARLY = b"+"
 EARLY_US. The broker sends a further hint if storing the task took longer than EARLY_US."""
 EARLY_US = 5_000
 
+_TOKEN = re.compile(rb"i.{4}([0-9a-f]{16})", re.DOTALL)
 _TOPIC = re.compile(rb"i|r[\x00-\x0f].|c.", re.DOTALL)
 """IDLE_TOPIC, every ready_topic, every cancel_topic."""
 
@@ -43,3 +44,9 @@ def cancel_topic(worker: str) -> bytes:
 def is_topic(topic: bytes) -> bool:
     """True for a topic that a worker may subscribe to; a broker ignores any other."""
     return _TOPIC.fullmatch(topic) is not None
+
+
+def token_in(topic: bytes) -> str:
+    """Return the token in the first frame of a hint; empty without one."""
+    found = _TOKEN.fullmatch(topic)
+    return "" if found is None else found[1].decode()

@@ -56,9 +56,6 @@ class AuditTrail:
         self._rate = Rate(UNCHANGED_PER_S, UNCHANGED_BURST)
         self._omitted = 0
 
-    def denied(self, op: str, subject: dict[str, str | None], rule: str) -> None:
-        self._write(logging.WARNING, "denied", {"op": op, **subject, "rule": rule}, changed=False)
-
     def answered(self, request: protocol.Request, answer: dict[str, Any] | RequestRefused) -> None:
         """Log the request and its outcome."""
         if isinstance(answer, RequestRefused):
@@ -66,15 +63,15 @@ class AuditTrail:
         else:
             outcome = answer.get("outcome", "done")
             changed = outcome != "exists"
-        self._write(logging.INFO, request.op.name, {**_subject(request), "outcome": outcome}, changed=changed)
+        self.write(logging.INFO, request.op.name, changed, **_subject(request), outcome=outcome)
 
-    def _write(self, level: int, name: str, fields: dict[str, Any], *, changed: bool) -> None:
+    def write(self, level: int, name: str, changed: bool, **fields: Any) -> None:
         if not changed and self._rate.take(self._clock()):
             self._omitted += 1
             return
-        omitted = {"omitted": self._omitted} if self._omitted else {}
-        self._omitted = 0
-        log.log(level, Event(f"audit={name}", client=self.client, **fields, **omitted))
+        if self._omitted:
+            fields["omitted"], self._omitted = self._omitted, 0
+        log.log(level, Event(f"audit={name}", client=self.client, **fields))
 
 
 class ClientPolicy:
@@ -161,7 +158,7 @@ class ClientPolicy:
 
     def _deny(self, op: str, subject: dict[str, str | None], field: str, why: str, key: str) -> NoReturn:
         rule = f"{self._source}.{key}"
-        self._audit.denied(op, subject, rule)
+        self._audit.write(logging.WARNING, "denied", False, op=op, **subject, rule=rule)
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
 
 

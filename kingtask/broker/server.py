@@ -91,6 +91,7 @@ class Broker:
                 "due": lambda text: self._ticker.learn((int(text),)),
                 "ready": self._published_ready,
                 "cancel": self._published_cancel,
+                "claimed": self._wakeups.claimed,
                 "ended": waiters.ended,
             },
             on_resubscribed=waiters.poll,

@@ -137,6 +137,8 @@ class Ticker:
         if housekeep:
             self._housekept_s = self._last_s
         self._arm(at_s=self._last_s + IDLE_S)  # also in case the rest raises
+        if housekeep:
+            self._wakeups.check()
         if not self._store.up:
             return
         self.ticks += 1

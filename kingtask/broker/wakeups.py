@@ -3,7 +3,7 @@
 An idle worker subscribes to IDLE_TOPIC and gets one hint. It claims, then subscribes again while it has free slots. A
 worker that filled up meanwhile unsubscribes, and its hint goes to another worker. So a task wakes one worker, not all,
 and a hint that no idle worker could get goes to the next one that becomes idle. A lost hint delays the task by at most
-the worker's `period`, its pause between two claims.
+the worker's `period`, its pause between two claims. `hint_ledger.py` decides which idle peers get hints.
 
 Until a connection ends, libzmq keeps every topic that it subscribed to, also a topic that this broker ignores (200
 bytes took 10 KB), and walks all of them whenever a connection ends. So topics are short, longer messages are not
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,8 +26,9 @@ from kingtask.broker import counters
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import PartialMessageGuard, cut_off, is_still
+from kingtask.broker.hint_ledger import Candidate, HintLedger
 from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
-from kingtask.clock import monotonic_us
+from kingtask.clock import monotonic_s, monotonic_us
 
 MAX_MESSAGE_BYTES = 48
 """A topic has three; the handshake, which must fit as well, has some forty."""
@@ -47,7 +49,7 @@ FIRST_SWEEP = 1_024
 
 
 @dataclass(slots=True, eq=False)
-class WakeupPeer:
+class WakeupPeer(Candidate):
     """The subscriptions of one connection. The inode of its socket identifies it as long as it lives."""
 
     fd: int
@@ -98,12 +100,13 @@ class Wakeups(BrokerSocket):
         self._last_queue = b""
         """The topic of the latest hint."""
         self._sweep_at = FIRST_SWEEP
+        self._ledger: HintLedger[WakeupPeer] = HintLedger()
         self.hints_sent = 0
 
     @property
     def idle(self) -> int:
-        """The number of idle connections."""
-        return sum(peer.idle for peer in self._peers.values())
+        """The number of idle connections that get hints."""
+        return sum(peer.idle and self._ledger.admits(peer) for peer in self._peers.values())
 
     def start(self) -> None:
         self._read()
@@ -128,6 +131,20 @@ class Wakeups(BrokerSocket):
     def cancel(self, worker: str, task_id: str) -> None:
         self._publish(topics.cancel_topic(worker), task_id.encode())
 
+    def claimed(self, tokens: str) -> None:
+        """Claims with the tokens of these hints, of any broker, were made."""
+        for token in tokens.split():
+            if (peer := self._ledger.confirmed(token, monotonic_s())) is not None:
+                self._set_idle(peer)  # perhaps it is not, and gives a hint back
+
+    def check(self) -> None:
+        """Send hints that no claim followed to other workers, and ask those without hints for a claim."""
+        now_s = monotonic_s()
+        for hint in self._ledger.overdue(now_s):
+            self._deliver(hint[: topics.READY_TOPIC_BYTES], 1)
+        for peer in self._ledger.to_ask(now_s):
+            self._send_hint(peer, b"")
+
     def _deliver(self, queue: bytes, tasks: int, suffix: bytes = b"") -> None:
         self._last_queue = queue
         while tasks and self._hint_idle(queue, suffix):
@@ -141,7 +158,7 @@ class Wakeups(BrokerSocket):
         while idle:
             peer = next(iter(idle))
             self._set_busy(peer)
-            if is_still(peer.fd, peer.inode):
+            if self._ledger.admits(peer) and is_still(peer.fd, peer.inode):
                 self._send_hint(peer, queue + suffix)
                 return True
         return False
@@ -149,7 +166,8 @@ class Wakeups(BrokerSocket):
     def _send_hint(self, peer: WakeupPeer, hint: bytes) -> None:
         peer.hint = hint
         self.hints_sent += 1
-        self._publish(peer.topic, hint)
+        token = self._ledger.sent(peer, hint, monotonic_s())
+        self._publish(peer.topic + token.encode(), hint)
 
     def _publish(self, topic: bytes, body: bytes) -> None:
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
@@ -233,8 +251,11 @@ class Wakeups(BrokerSocket):
         if not peer.topic:
             peer.topic = topics.IDLE_TOPIC + (next(self._numbers) & 0xFFFFFFFF).to_bytes(4, "big")
             self._socket.setsockopt(zmq.SUBSCRIBE, peer.topic)
+            self._ledger.add(peer, secrets.token_hex(8), monotonic_s())
+            self._send_hint(peer, b"")
+            return
         peer.hint = b""
-        for queue in peer.queues:
+        for queue in peer.queues if self._ledger.admits(peer) else ():
             if left := self._undelivered.pop(queue, 0):
                 if left > 1:
                     self._undelivered[queue] = left - 1
@@ -263,6 +284,7 @@ class Wakeups(BrokerSocket):
     def _cut_off(self, peer: WakeupPeer, why: str) -> None:
         peer.cut = True
         self._set_busy(peer)
+        self._ledger.forget(peer)
         cut_off(peer.fd, peer.inode)
         self._counters.count(counters.CUT_OFF, why)
 
@@ -270,5 +292,6 @@ class Wakeups(BrokerSocket):
         """Drop the connections that have ended."""
         for peer in [peer for peer in self._peers.values() if not is_still(peer.fd, peer.inode)]:
             self._set_busy(peer)
+            self._ledger.forget(peer)
             del self._peers[peer.inode]
         self._sweep_at = max(FIRST_SWEEP, 2 * len(self._peers))

@@ -191,20 +191,18 @@ def tick(
 
 
 class ClaimRequest(NamedTuple):
-    """A claim that travels with `finish`; `nth` counts the claims of the worker."""
+    """`nth` counts the claims of the worker; a claim that is sent again keeps number and token."""
 
     queues: Sequence[str]
     n: int
     token: bytes
     nth: int
+    hints: str = ""
+    """The tokens of hints, which the function publishes."""
 
 
-def claim(
-    policy: Policy, worker: str, queues: Sequence[str], n: int, token: bytes, *, nth: int, again: bool = False
-) -> FunctionCall:
-    """Claim up to `n` tasks; a repeated claim (`again`) has the number and the token of the first one."""
-    request = ClaimRequest(queues, n, token, nth)._asdict()
-    arguments = {**_times(policy), "worker": worker, **request, "again": int(again)}
+def claim(policy: Policy, worker: str, request: ClaimRequest, *, again: bool = False) -> FunctionCall:
+    arguments = {**_times(policy), "worker": worker, **request._asdict(), "again": int(again)}
     return FunctionCall("claim", arguments, _claims)
 
 

@@ -34,5 +34,5 @@ class Keys:
         return f"{self.prefix}task:{task_id}"
 
     def channel(self, what: str) -> str:
-        """Pub/sub ignores database numbers, so the channel carries its own: `due`, `ready`, `cancel`, `ended`."""
+        """Pub/sub ignores database numbers, so the channel carries its own. `BrokerStore.listen` lists them."""
         return f"{self.prefix}{self.db}:{what}"

@@ -228,8 +228,9 @@ class BrokerStore(Store):
     role = "broker"
 
     def listen(self, events: dict[str, Callable[[str], None]], on_resubscribed: Callable[[], None]) -> None:
-        """Subscribe to the publications of the functions (`due`, `ready`, `cancel`, `ended`); call it before `open`.
+        """Subscribe to the publications of the functions: `due`, `ready`, `cancel`, `claimed`, `ended`.
 
+        Call it before `open`.
         `on_resubscribed` is called after each subscription: earlier publications are lost.
         """
         channels = {

@@ -109,6 +109,13 @@ class Subscriber:
         for peer in self._peers:
             peer.announce(news)
 
+    def take_tokens(self) -> str:
+        """Return the tokens of the hints since the last call, for a claim."""
+        tokens = " ".join(peer.token for peer in self._peers if peer.token)
+        for peer in self._peers if tokens else ():
+            peer.token = ""
+        return tokens
+
     def serve(self, queues: Sequence[str]) -> None:
         """Subscribe to these queues instead."""
         for peer in self._peers:
@@ -138,6 +145,8 @@ class _Peer:
         self._owner = owner
         self.endpoint = endpoint
         self.connected = False
+        self.token = ""
+        """The token of a hint that no claim followed yet."""
         self._refused = False
         self._logged_s = -LOG_REFUSED_S
         self._topics = wanted
@@ -208,6 +217,7 @@ class _Peer:
                 self._owner.on_cancel(frames[1].decode("ascii", "replace"))
         elif self._exchange is not Exchange.FULL:
             self._exchange = Exchange.HINTED
+            self.token = topics.token_in(frames[0]) or self.token
             self._owner.on_ready(frames[-1][topics.READY_TOPIC_BYTES :] == topics.EARLY)
 
     # ── the socket ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -251,17 +251,20 @@ class Worker:
                 if fence in self._attempts:
                     self._attempts[fence].stop(why)
             case Claim(token, nth, n, again):
-                call = functions.claim(policy, name, queues, n, token, nth=nth, again=again)
+                request = functions.ClaimRequest(queues, n, token, nth, self._subscriber.take_tokens())
+                call = functions.claim(policy, name, request, again=again)
                 self._claim_sent(again=again)
                 self._store.send(call, partial(self._claimed, sent_s))
             case Finish(ended, cut, claim):
                 if failpoint.ACTIVE:
                     failpoint.reach("before_complete")
-                request = None
+                wish = None
                 if claim is not None:
-                    request = functions.ClaimRequest(queues, claim.n, claim.token, claim.nth)
+                    wish = functions.ClaimRequest(
+                        queues, claim.n, claim.token, claim.nth, self._subscriber.take_tokens()
+                    )
                     self._claim_sent()
-                call = functions.finish(policy, name, ended, cut=cut, claim=request)
+                call = functions.finish(policy, name, ended, cut=cut, claim=wish)
                 self._store.send(call, partial(self._finished, action, sent_s))
             case Release(attempts):
                 call = functions.release(policy, name, attempts)

@@ -9,7 +9,7 @@ from kingtask import protocol, wire
 from kingtask.broker.counters import Counters
 from kingtask.broker.router import Peer, RouterSocket
 from kingtask.broker.ticker import Ticker
-from kingtask.broker.wakeups import Wakeups
+from kingtask.broker.wakeups import WakeupPeer, Wakeups
 from kingtask.clock import ServerClock
 from kingtask.errors import RequestRefused, StoreError
 from kingtask.store.functions import FunctionCall, Submitted
@@ -108,8 +108,30 @@ class FakeWakeups(Wakeups):
     def ready(self, queue: str, tasks: int) -> None:
         self.gained.append((queue, tasks))
 
+    def check(self) -> None:
+        pass
+
     def warm_up(self) -> None:
         self.warmed_up += 1
+
+
+class CredulousWakeups(Wakeups):
+    """Takes a worker's word that it is idle: the first hint is for a task."""
+
+    def _send_hint(self, peer: WakeupPeer, hint: bytes) -> None:
+        if hint:
+            super()._send_hint(peer, hint)
+        else:
+            self._set_idle(peer)
+
+
+class StoppedClock:
+    """Stands still until a test sets it."""
+
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 class FakeTicker(Ticker):

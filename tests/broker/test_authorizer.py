@@ -24,24 +24,16 @@ from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
+from tests.broker.fakes import StoppedClock
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 NEW_ID = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 
 
-class Clock:
-    """Stands still until a test sets it."""
-
-    now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def policy(**rule: Any) -> ClientPolicy:
     read = Rule(**rule)
     rate = Rate(read.submits_per_second) if read.submits_per_second else None
-    return ClientPolicy(AuditTrail("alice", Clock()), read, "clients.alice", rate)
+    return ClientPolicy(AuditTrail("alice", StoppedClock()), read, "clients.alice", rate)
 
 
 def rules(default: Rule | None = None, **clients: Rule) -> PermissionsFile:
@@ -171,8 +163,8 @@ def test_a_reload_keeps_an_unchanged_rate() -> None:
 
 def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kingtask.audit")
-    AuditTrail("alice", Clock()).answered(protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "created"})
-    AuditTrail("bob", Clock()).answered(protocol.Pause(queue="mail"), Busy("no room"))
+    AuditTrail("alice", StoppedClock()).answered(protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "created"})
+    AuditTrail("bob", StoppedClock()).answered(protocol.Pause(queue="mail"), Busy("no room"))
     with pytest.raises(PermissionDenied):
         policy(ops=()).check_request(protocol.Cancel(id=ID))
     assert caplog.messages == [
@@ -191,7 +183,7 @@ def flood(authorizer: Authorizer, client: str, requests: int) -> None:
 def test_denied_requests_fill_the_log_no_faster_than_a_rate_and_none_is_uncounted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
+    clock = StoppedClock()
     authorizer = Authorizer(rules(), clock)
     flood(authorizer, "eve", 10_000)
     assert len(caplog.messages) == UNCHANGED_BURST
@@ -207,7 +199,7 @@ def test_denied_requests_fill_the_log_no_faster_than_a_rate_and_none_is_uncounte
 
 def test_refusals_that_changed_nothing_count_as_denied_ones(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kingtask.audit")
-    trail = Authorizer(None, Clock()).trail_of(ANONYMOUS)
+    trail = Authorizer(None, StoppedClock()).trail_of(ANONYMOUS)
     for _ in range(1_000):
         trail.answered(protocol.Cancel(id=ID), TaskNotFound("no such task"))
         trail.answered(protocol.Requeue(id=ID, new_id=NEW_ID), {"outcome": "exists"})
@@ -222,7 +214,7 @@ def test_no_line_of_a_request_that_may_have_changed_something_is_left_out(
     caplog: pytest.LogCaptureFixture, answer: dict[str, Any] | RequestRefused
 ) -> None:
     caplog.set_level(logging.INFO, "kingtask.audit")
-    authorizer = Authorizer(rules(), Clock())
+    authorizer = Authorizer(rules(), StoppedClock())
     flood(authorizer, "eve", 2 * UNCHANGED_BURST)
     caplog.clear()
     for _ in range(50):

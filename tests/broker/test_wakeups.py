@@ -10,12 +10,14 @@ import pytest
 import zmq
 
 from kingtask import topics
+from kingtask.broker import wakeups
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import is_still
 from kingtask.broker.wakeups import WakeupPeer, Wakeups
 from kingtask.clock import monotonic_s
 from tests.broker.conftest import Sockets
+from tests.broker.fakes import CredulousWakeups, StoppedClock
 from tests.processes import PATIENCE_S
 
 DEFAULT = topics.ready_topic("default")
@@ -28,6 +30,7 @@ class WorkerSocket:
     def __init__(self, scene: WakeupsHarness, socket: zmq.Socket[bytes]) -> None:
         self._scene = scene
         self._socket = socket
+        self.peer: WakeupPeer
         socket.connect(scene.endpoint)
 
     async def subscribe(self, topic: bytes) -> None:
@@ -56,19 +59,28 @@ class WorkerSocket:
 
     async def message(self) -> bytes:
         """The body of the next message."""
+        return (await self.frames())[-1]
+
+    async def frames(self) -> list[bytes]:
         await self._scene.until(self.has_message)
-        return self._socket.recv_multipart()[-1]
+        return self._socket.recv_multipart()
 
 
 class WakeupsHarness:
     """A Wakeups on the loop of the test, and workers."""
 
-    def __init__(self, endpoint: str, sockets: Sockets, auth: CurveAuth | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        sockets: Sockets,
+        auth: CurveAuth | None = None,
+        kind: type[Wakeups] = CredulousWakeups,
+    ) -> None:
         self.endpoint = endpoint
         self.counters = Counters()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets = sockets
-        self.wakeups = Wakeups(self._context, (endpoint,), self.counters, None, auth)
+        self.wakeups = kind(self._context, (endpoint,), self.counters, None, auth)
 
     def peers(self) -> list[WakeupPeer]:
         return list(self.wakeups._peers.values())
@@ -78,6 +90,7 @@ class WakeupsHarness:
         before = sum(DEFAULT in peer.queues for peer in self.peers())
         made._socket.subscribe(DEFAULT)
         await self.until(lambda: sum(DEFAULT in peer.queues for peer in self.peers()) == before + 1)
+        made.peer = self.peers()[-1]
         return made
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -229,3 +242,117 @@ async def test_an_unknown_topic_is_counted_and_hears_nothing(
     scene.wakeups.cancel("w.1", "an-id")
     await worker.message()
     assert not stranger.poll(0)
+
+
+# ── hints go to those whose claims are confirmed ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    made = StoppedClock()
+    monkeypatch.setattr(wakeups, "monotonic_s", made)
+    return made
+
+
+@pytest.fixture
+async def strict(clock: StoppedClock, tmp_path: Path, sockets: Sockets) -> AsyncIterator[WakeupsHarness]:
+    """A Wakeups that takes nobody's word."""
+    made = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets, kind=Wakeups)
+    made.wakeups.start()
+    yield made
+    made.close()
+
+
+async def asked(worker: WorkerSocket) -> str:
+    """Say to be idle for the first time; return the token of the question."""
+    worker.announce()
+    topic, body = await worker.frames()
+    assert body == b""
+    return topics.token_in(topic)
+
+
+async def confirmed(scene: WakeupsHarness) -> WorkerSocket:
+    """A worker that claimed when it was asked, and is idle."""
+    worker = await scene.worker()
+    scene.wakeups.claimed(await asked(worker))
+    return worker
+
+
+async def test_who_only_says_to_be_idle_gets_no_hint(strict: WakeupsHarness, clock: StoppedClock) -> None:
+    """Whatever it says: nothing, that it is idle again, or that it gives a hint back."""
+    silent, eager, returning = [await strict.worker() for _ in range(3)]
+    for liar in (silent, eager, returning):
+        await asked(liar)
+    good = await confirmed(strict)
+    for _ in range(5):
+        eager.announce()
+        returning.give_back()
+        returning.announce()
+        strict.wakeups.ready("default", 1)
+        assert await good.message() == DEFAULT
+        clock.now_s += 1.5
+        strict.wakeups.claimed(good.peer.token)
+        strict.wakeups.check()
+        await good.set_idle()
+    assert not any(liar.has_message() for liar in (silent, eager, returning))
+
+
+async def test_a_hint_that_no_claim_follows_goes_to_another_and_three_are_the_last(
+    strict: WakeupsHarness, clock: StoppedClock
+) -> None:
+    hung, good = await confirmed(strict), await confirmed(strict)
+    for number in range(3):
+        clock.now_s += 0.5
+        strict.wakeups.ready("default", 1)
+        assert await hung.message() == DEFAULT
+        strict.wakeups.check()
+        assert not good.has_message(), number
+        clock.now_s += 1.5
+        strict.wakeups.check()
+        assert await good.message() == DEFAULT, number
+        strict.wakeups.claimed(good.peer.token)
+        hung.announce()  # it says so, and claims nothing
+        await strict.until(lambda: hung.peer.idle)
+        await good.set_idle()
+    clock.now_s += 0.5
+    strict.wakeups.ready("default", 1)
+    assert await good.message() == DEFAULT
+    assert not hung.has_message()
+    strict.wakeups.claimed(hung.peer.token)
+    strict.wakeups.ready("default", 1)
+    assert await hung.message() == DEFAULT, "its next claim was confirmed"
+
+
+async def test_who_is_idle_before_its_claim_is_confirmed_gets_the_next_hint(strict: WakeupsHarness) -> None:
+    """The two messages come by different ways."""
+    await confirmed(strict)
+    late = await strict.worker()
+    token = await asked(late)
+    late.announce()
+    await strict.until(lambda: late.peer.idle)
+    assert strict.wakeups.idle == 1
+    strict.wakeups.ready("default", 2)
+    assert not late.peer.idle
+    strict.wakeups.claimed(f"{token} {'0' * 16}")
+    assert await late.message() == DEFAULT, "the hint that nobody got"
+
+
+async def test_a_question_is_asked_again(strict: WakeupsHarness, clock: StoppedClock) -> None:
+    """The question may have been lost, or the publication of the claim."""
+    worker = await strict.worker()
+    token = await asked(worker)
+    strict.wakeups.check()
+    assert not worker.has_message()
+    clock.now_s += 10
+    strict.wakeups.check()
+    assert [topics.token_in(frame) for frame in await worker.frames()] == [token, ""]
+
+
+async def test_nothing_is_kept_of_a_connection_that_was_cut_off(strict: WakeupsHarness) -> None:
+    worker = await confirmed(strict)
+    token = worker.peer.token
+    for number in range(10):
+        worker._socket.subscribe(b"unknown%d" % number)
+    await strict.until(lambda: worker.peer.cut)
+    strict.wakeups.claimed(token)
+    assert strict.wakeups.idle == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.store.syncstore import SyncStore
 
-CHANNELS = ("due", "ready", "cancel", "ended")
+CHANNELS = ("due", "ready", "cancel", "claimed", "ended")
 ANSWER_S = 10.0
 
 

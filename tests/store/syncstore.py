@@ -135,7 +135,9 @@ class TimedStore(SyncStore):
         again: bool = False,
     ) -> list[Claimed]:
         claims: functions.Claims = self.ask(
-            functions.claim(self.policy, worker, queues, n, token or self.new_token(), nth=nth, again=again)
+            functions.claim(
+                self.policy, worker, functions.ClaimRequest(queues, n, token or self.new_token(), nth), again=again
+            )
         )
         return claims.tasks
 

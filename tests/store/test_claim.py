@@ -6,6 +6,7 @@ from kingtask.policy import Policy
 from kingtask.states import State
 from kingtask.store import codec, functions
 from kingtask.store.functions import Fence
+from tests.store.listener import ChannelListener
 from tests.store.syncstore import START_MS, TimedStore
 
 LEASE_MS = Policy().lease_ms
@@ -13,9 +14,23 @@ LEASE_MS = Policy().lease_ms
 
 def claim(store: TimedStore, n: int, *queues: str) -> functions.Claims:
     found: functions.Claims = store.ask(
-        functions.claim(store.policy, "w1", queues or ["default"], n, store.new_token(), nth=1)
+        functions.claim(store.policy, "w1", functions.ClaimRequest(queues or ["default"], n, store.new_token(), 1))
     )
     return found
+
+
+def test_a_claim_publishes_the_hints_that_it_follows_whether_or_not_it_gets_a_task(store: TimedStore) -> None:
+    def hinted(hints: str, nth: int) -> functions.ClaimRequest:
+        return functions.ClaimRequest(["default"], 1, store.new_token(), nth, hints)
+
+    listener = ChannelListener(store)
+    store.ask(functions.claim(store.policy, "w1", hinted("a b", 1)))
+    store.ask(functions.claim(store.policy, "w1", hinted("", 2)))
+    fence = Fence(store.put(), 1, store.new_token())
+    store.claim(token=fence.token, nth=3)
+    store.finish_and_claim(store.ended(fence), claim=hinted("c", 4))
+    assert [text for what, text in listener.heard() if what == "claimed"] == ["a b", "c"]
+    listener.close()
 
 
 def test_what_a_worker_gets(store: TimedStore) -> None:

@@ -115,7 +115,7 @@ async def test_what_was_emptied_under_it_is_left_alone_until_it_is_back(
     async with opened(broker(own, namespace)), opened(make(own, namespace)) as store:
         identity: Any = own.client().hgetall(Keys(namespace).meta)
         own.client().flushall()
-        claim = functions.claim(policy.Policy(), "w1", ["default"], 1, bytes(16), nth=1)
+        claim = functions.claim(policy.Policy(), "w1", functions.ClaimRequest(["default"], 1, bytes(16), 1))
         for call in (functions.pause(policy.Policy(), "default", True), claim, functions.stats()):
             with pytest.raises(StoreError) as caught:
                 await store.ask(call)

@@ -75,7 +75,7 @@ def test_two_versions_work_side_by_side_on_one_namespace(server: RedisServer, st
     assert newer.hash != store.library.hash
     other = SyncStore(server.client(), store.keys.namespace, newer)
     task = store.put()
-    claims = other.ask(functions.claim(store.policy, "w1", ["default"], 1, b"t" * 16, nth=1))
+    claims = other.ask(functions.claim(store.policy, "w1", functions.ClaimRequest(["default"], 1, b"t" * 16, 1)))
     assert [claimed.id for claimed in claims.tasks] == [task]
     assert store.end(functions.Fence(task, 1, b"t" * 16)) == "succeeded"
 
@@ -90,7 +90,7 @@ def test_the_shipped_library_reads_the_servers_clock(server: RedisServer) -> Non
     submitted = store.ask(functions.submit(policy, [functions.prepare(spec.id or "", spec)]))
     after_s, after_us = store.client.time()
     assert before_s * 1_000_000 + before_us <= submitted.now_us <= after_s * 1_000_000 + after_us
-    (claimed,) = store.ask(functions.claim(policy, "w1", ["default"], 1, b"t" * 16, nth=1)).tasks
+    (claimed,) = store.ask(functions.claim(policy, "w1", functions.ClaimRequest(["default"], 1, b"t" * 16, 1))).tasks
     assert submitted.now_us // 1000 <= claimed.claimed_ms
     ended = timed.ended(functions.Fence(claimed.id, 1, b"t" * 16))
     assert store.ask(functions.finish(policy, "w1", [ended])).answers == ["succeeded"]

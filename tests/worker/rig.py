@@ -21,12 +21,12 @@ import zmq
 from kingtask import topics
 from kingtask.broker.counters import Counters
 from kingtask.broker.flood_guard import is_still
-from kingtask.broker.wakeups import Wakeups
 from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.store import functions
 from kingtask.store.library import SCHEMA
 from kingtask.task import TaskSpec
+from tests.broker.fakes import CredulousWakeups
 from tests.processes import PATIENCE_S, name_of, until
 from tests.servers import RedisServer, die_with_parent
 from tests.store.syncstore import SyncStore
@@ -41,7 +41,7 @@ class WakeupSocket:
         self.endpoint = endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._loop = asyncio.new_event_loop()
-        self.wakeups = Wakeups(self._context, (endpoint,), Counters())
+        self.wakeups = CredulousWakeups(self._context, (endpoint,), Counters())
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._do(self.wakeups.start)

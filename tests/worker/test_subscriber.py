@@ -157,6 +157,24 @@ async def test_one_hint_per_idle_announcement_until_the_next_claim(
         await listener.heard()
 
 
+async def test_a_token_is_for_one_claim_and_comes_with_none_that_is_malformed(
+    listen: type[HintCounter], wakeups: WakeupSocket
+) -> None:
+    listener = listen(wakeups.endpoint)
+    await subscribed(wakeups, topics.ready_topic("default"))
+    await idle(listener, wakeups)
+    assert listener.subscriber.take_tokens() == ""
+    wakeups.ready()
+    await listener.heard()
+    (peer,) = wakeups.wakeups._peers.values()
+    for token in (b"x" * 16, b"0" * 15, b"0" * 17, b"\xff" * 16):
+        wakeups.say(peer.topic + token, b"")
+    await listener.cancel(wakeups, "until now")
+    assert listener.ready == 5
+    assert listener.subscriber.take_tokens() == peer.token
+    assert listener.subscriber.take_tokens() == ""
+
+
 async def test_an_early_hint_goes_to_an_idle_worker_only(listen: type[HintCounter], wakeups: WakeupSocket) -> None:
     listener = listen(wakeups.endpoint)
     await subscribed(wakeups, topics.ready_topic("default"))

@@ -70,8 +70,8 @@ local function claim_from(c, taking, queue)
   end
 end
 
--- Claims for c.args.worker with c.args.lease what `request` = {queues, n, token, nth} asks for. Returns {{id, number,
--- name, spec, queue, due, fail_if_lost, claimed}, …}, and 1 if BUDGET or CLAIM_BYTES ended it: there may be more tasks.
+-- Claims what `request` = {queues, n, token, nth, hints} asks for; publishes `hints`, tokens of hints. Returns {{id,
+-- number, name, spec, queue, due, fail_if_lost, claimed}, …}, and 1 if a bound ended it: there may be more tasks.
 local function take(c, request)
   local taking = {request = request, left = request.n, budget = BUDGET, bytes = 0, tasks = {}}
   for _, queue in ipairs(request.queues) do
@@ -81,6 +81,7 @@ local function take(c, request)
     end
   end
   if #taking.tasks > 0 then call('PEXPIRE', key.held(c.args.worker), HELD_TTL) end
+  if request.hints ~= '' then fcall.publish(c, 'claimed', request.hints) end
   return taking.tasks, taking.budget <= 0 and 1 or 0
 end
 
@@ -101,9 +102,8 @@ local function taken_before(c, token)
   return granted
 end
 
--- args {db, worker, queues, n, token, nth, lease, keep, failed_keep, again}: the nth claim of this worker. again = 1:
--- the claim is repeated since its reply was lost; it gets the same tasks and renews them.
--- Returns {now_us, tasks, more} as of take.
+-- args {db, worker, queues, n, token, nth, hints, lease, keep, failed_keep, again}: this worker's nth claim. again = 1:
+-- it is repeated since its reply was lost; it gets the same tasks and renews them. Returns {now_us, tasks, more}.
 local function claim(keys, args)
   local c = fcall.begin(keys, args)
   if c.args.again == 1 then
@@ -200,7 +200,7 @@ local function finish_one(c, row, kept)
 end
 
 -- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
--- token, nth}: claimed by the same call. Returns {now_us, {answer, …}}, then tasks and more as of take.
+-- token, nth, hints}: claimed by the same call. Returns {now_us, {answer, …}}, then tasks and more as of take.
 local function finish_all(c)
   local kept = {}
   local answers = fcall.answer_each(c, 'finish', c.args.ended, finish_one, kept)

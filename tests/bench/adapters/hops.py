@@ -60,7 +60,9 @@ class Hops(base.ContestantAdapter):
         begin, start = time.time(), time.perf_counter()
         self.submit(prepared)
         self._claims += 1
-        claims = self._function.ask(functions.claim(self._policy, "floor", ["default"], 1, token, nth=self._claims))
+        claims = self._function.ask(
+            functions.claim(self._policy, "floor", functions.ClaimRequest(["default"], 1, token, self._claims))
+        )
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.posix_spawn(base.PROBE, base.ARGV, {}, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
         os.close(write)
