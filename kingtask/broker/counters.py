@@ -19,6 +19,7 @@ DROPPED_REPLY = "dropped_reply"
 EMPTY_MESSAGE = "empty_message"
 UNKNOWN_TOPIC = "unknown_topic"
 CUT_OFF = "cut_off"
+CONNECTION = "connection_refused"
 HANDSHAKE = "handshake_failed"
 AUTHENTICATOR = "authenticator_failed"
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from kingtask import __version__, protocol, wire
 from kingtask.broker import ops
-from kingtask.broker.auth import AuthenticatedPeer
+from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy
-from kingtask.broker.router import Peer, RouterSocket
+from kingtask.broker.router import RouterSocket
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
-from kingtask.errors import Busy, PermissionDenied, RequestRefused, StoreError, Unavailable, describe_error
+from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable, describe_error
 from kingtask.event import Event
 from kingtask.metrics.call_times import CALL_S, Histogram
 from kingtask.store import functions
@@ -88,9 +88,6 @@ class Dispatcher:
         rid: protocol.Rid | None = None
         reply: _PendingReply | None = None
         try:
-            if isinstance(peer, AuthenticatedPeer) and peer.revoked:
-                self.router.refuse(peer, protocol.rid_of(wire.decode(message)), _revoked())
-                return
             request: protocol.Request | None = protocol.read_submit(message)
             if request is None:
                 envelope = wire.decode(message)
@@ -148,15 +145,7 @@ class Dispatcher:
             raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
         else:
             reply.release()  # a wait may be long; max_waits bounds it
-            self._waiters.add(request.id, request.timeout_s, partial(self._waited, request, reply, client))
-
-    def _waited(
-        self, request: protocol.Wait, reply: _PendingReply, client: ClientPolicy | None, found: StoredTask | StoreError
-    ) -> None:
-        if isinstance(reply.peer, AuthenticatedPeer) and reply.peer.revoked:
-            reply.send(_revoked())
-        else:
-            self._called(request, reply, client, found)
+            self._waiters.add(request.id, request.timeout_s, partial(self._called, request, reply, client))
 
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
@@ -227,10 +216,6 @@ class _PendingReply:
 
 def _client_name(peer: Peer) -> str:
     return (isinstance(peer, AuthenticatedPeer) and peer.client) or ANONYMOUS
-
-
-def _revoked() -> PermissionDenied:
-    return PermissionDenied("the key of this client was revoked; ask the broker's operator")
 
 
 def _refusal(error: Exception) -> RequestRefused:

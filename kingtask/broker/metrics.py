@@ -34,7 +34,7 @@ MAX_QUEUES = 1_000
 QUEUES_TIMEOUT_S = 3.0
 """For Redis; after it a scrape has the other metrics."""
 
-KINDS = (*REFUSALS, kinds.DROPPED_REPLY, kinds.EMPTY_MESSAGE, kinds.UNKNOWN_TOPIC, kinds.CUT_OFF)
+KINDS = (*REFUSALS, kinds.DROPPED_REPLY, kinds.EMPTY_MESSAGE, kinds.UNKNOWN_TOPIC, kinds.CUT_OFF, kinds.CONNECTION)
 
 
 async def ask_queues(store: Store) -> list[QueuesPage]:

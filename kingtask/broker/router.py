@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import socket as _socket
-import stat
 from collections.abc import Callable, Mapping, Sequence
 
 import zmq
@@ -19,15 +16,11 @@ import zmq.backend
 
 from kingtask import protocol, wire
 from kingtask.broker import counters
-from kingtask.broker.auth import CurveAuth
+from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import PartialMessageGuard
+from kingtask.broker.relay import Relay, RelayedConnection
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest, RequestRefused
-
-Peer = tuple[bytes, ...]
-"""The frames in front of a message: the routing id and, from a REQ, the empty delimiter. A reply goes behind them.
-With CURVE it is an AuthenticatedPeer."""
 
 NOBLOCK = int(zmq.NOBLOCK)
 NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -49,56 +42,52 @@ SOCKET_OPTIONS: dict[int, int] = {
     zmq.HANDSHAKE_IVL: 3_000,  # ms; a connection without a ZMTP handshake is closed after it
     # No heartbeats from here: libzmq 4.3.5 aborts the process when one falls due on a connection that has ended while
     # its messages are still unread (libzmq issue 4364). Our clients and workers send heartbeats with a time to live,
-    # after which libzmq ends their connection here. For other peers the kernel sends probes.
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 15,  # s
-    zmq.TCP_KEEPALIVE_INTVL: 5,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 30_000,  # ms; a peer that does not read for so long is disconnected, and its replies are dropped
+    # after which libzmq ends their connection here. For other peers the kernel sends probes (relay).
     zmq.SNDHWM: 1_000,  # messages per peer; a peer that does not read loses replies
     zmq.RCVHWM: 256,
-    zmq.BACKLOG: 1_024,
     zmq.LINGER: 0,
+    zmq.RECONNECT_IVL: -1,
+    # A domain, which the relay sets for each connection, also makes libzmq refuse peers of ZMTP 1 and 2
+    # (zmtp_engine.cpp). Random bytes mostly pass for such a peer, and its messages do not name their connection.
+    zmq.ZAP_ENFORCE_DOMAIN: 1,
 }
-ZAP_DOMAIN = b"kingtask"
-"""Without an authenticator a domain has one effect: libzmq refuses peers of ZMTP 1 and 2 (zmtp_engine.cpp). Random
-bytes mostly pass for such a peer, and the messages of one do not name their connection."""
 
 
 class BrokerSocket:
-    """One socket of a broker, bound and read on the loop: the common part of ROUTER and XPUB."""
+    """One socket of a broker, behind the relay and read on the loop: the common part of ROUTER and XPUB."""
 
     def __init__(
         self,
         socket: zmq.Socket[bytes],
         options: Mapping[int, int],
+        relay: Relay,
         endpoints: Sequence[str],
         setting: str,
-        auth: CurveAuth | None,
     ) -> None:
-        """Bind the socket. Raises ConfigurationError that names the setting if an endpoint cannot be bound."""
+        """Listen. Raises ConfigurationError that names the setting if an endpoint cannot be bound."""
         for option, value in {**SOCKET_OPTIONS, **options}.items():
             socket.setsockopt(option, value)
-        if auth is None:
-            socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        else:
-            auth.secure(socket)
+        if relay.auth is not None:
+            relay.auth.secure(socket)
+        self._socket = socket
+        self._relay = relay
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_scheduled = False
         try:
-            bind(socket, endpoints, setting)
+            relay.serve(socket, endpoints, setting, self)
         except ConfigurationError:
             socket.close()
             raise
-        self._socket = socket
-        self._fd = int(socket.getsockopt(zmq.FD))
-        self._auth = auth
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain_scheduled = False
+
+    def left(self, connection: RelayedConnection) -> None:
+        """This peer sends nothing more."""
 
     def _read(self) -> None:
         """Call `_drain` from now on whenever the descriptor has an event."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._drain)
-        self._drain_again()
+        self.drain_again()
 
     def stop(self, linger_ms: int = 0) -> None:
         """Stop reading; messages sent before get `linger_ms` to leave. Idempotent."""
@@ -108,7 +97,7 @@ class BrokerSocket:
             self._loop.remove_reader(self._fd)
         self._socket.close(linger_ms)
 
-    def _drain_again(self) -> None:
+    def drain_again(self) -> None:
         if not self._drain_scheduled and self._loop is not None:
             self._drain_scheduled = True
             self._loop.call_soon(self._drain)
@@ -118,52 +107,8 @@ class BrokerSocket:
         return bool(int(_get(self._socket, EVENTS)) & POLLIN)
 
     def _drain(self) -> None:
-        """Read what there is, within bounds. The descriptor is edge-triggered: after sends `_drain_again` is due."""
+        """Read what there is, within bounds. The descriptor is edge-triggered: after sends `drain_again` is due."""
         raise NotImplementedError
-
-
-def bind(socket: zmq.Socket[bytes], endpoints: Sequence[str], setting: str) -> None:
-    """Bind all endpoints. Raises ConfigurationError that names the setting and a remedy."""
-    for endpoint in endpoints:
-        if "[" in endpoint:  # an IPv6 address
-            socket.setsockopt(zmq.IPV6, 1)
-        try:
-            if endpoint.startswith("ipc://"):
-                _check_path(endpoint.removeprefix("ipc://"))
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            advice = _advice(error.errno, str(error))
-            raise ConfigurationError(f"{setting}: cannot listen on {endpoint}: {advice}") from None
-
-
-def _check_path(path: str) -> None:
-    """Refuse a path that is in use: libzmq would remove any file there, even the socket of a running broker."""
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - a path as text
-    except OSError:
-        return  # bind reports it
-    if not stat.S_ISSOCK(mode):
-        raise zmq.ZMQError(errno.EEXIST)
-    with _socket.socket(_socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):  # else no process listens
-            raise zmq.ZMQError(errno.EADDRINUSE)
-
-
-def _advice(number: int | None, text: str) -> str:
-    match number:
-        case errno.EADDRINUSE:
-            return "it is in use; is another broker running? Stop it, or choose another port or path"
-        case errno.EEXIST:
-            return "the file exists and is no socket; choose another path"
-        case errno.ENOENT:
-            return "its directory does not exist; make it (for /run/kingtask: RuntimeDirectory=kingtask in the unit)"
-        case errno.EACCES:
-            return "permission denied; choose a port above 1023 or a directory this user may write to"
-        case errno.EADDRNOTAVAIL | errno.ENODEV:
-            return "this host has no such address"
-        case _:
-            return text
 
 
 class RouterSocket(BrokerSocket):
@@ -172,16 +117,14 @@ class RouterSocket(BrokerSocket):
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
+        relay: Relay,
         endpoints: Sequence[str],
         counters: Counters,
-        flood_guard: PartialMessageGuard,
-        auth: CurveAuth | None = None,
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
         options: dict[int, int] = {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_FRAME_BYTES}
-        super().__init__(context.socket(zmq.ROUTER), options, endpoints, "addr", auth)
+        super().__init__(context.socket(zmq.ROUTER), options, relay, endpoints, "addr")
         self._counters = counters
-        self._flood_guard = flood_guard
         self._on_request: Callable[[Peer, bytes], None] = lambda peer, message: None
         self._on_drained: Callable[[], None] = lambda: None
         self._refusing: tuple[Peer, int] | None = None
@@ -200,7 +143,7 @@ class RouterSocket(BrokerSocket):
             _send(self._socket, message, NOBLOCK)
         except zmq.ZMQError as error:
             self._counters.count(counters.DROPPED_REPLY, "not read" if error.errno == errno.EAGAIN else "peer gone")
-        self._drain_again()
+        self.drain_again()
 
     def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
         """Count the error, and send it as the reply."""
@@ -222,21 +165,19 @@ class RouterSocket(BrokerSocket):
             if request is not None:
                 self._on_request(*request)
             if self._refusing is not None or (number % 8 == 7 and monotonic_us() > until_us):
-                self._drain_again()
+                self.drain_again()
                 break
         else:
-            self._drain_again()
+            self.drain_again()
         self._on_drained()
 
     def _receive(self) -> tuple[Peer, bytes] | None:
-        """Read one message, frame by frame; None if it is empty or refused. Raises zmq.Again if there is none."""
+        """Read one message, frame by frame; None if it is dropped or refused. Raises zmq.Again if there is none."""
         if self._refusing is not None:
             self._refuse_frames(*self._refusing)
             return None
         peer: Peer = (self._socket.recv(NOBLOCK),)
         last = self._socket.recv(NOBLOCK, copy=False)  # a Frame knows whether more follow; getsockopt takes longer
-        if self._flood_guard.watching:
-            self._flood_guard.completed(last)
         if last.more:
             if not len(last):
                 peer = (*peer, b"")
@@ -245,16 +186,26 @@ class RouterSocket(BrokerSocket):
                 self._refuse_frames(peer, len(peer))
                 return None
         message = last.bytes
-        if message:
-            return (peer if self._auth is None else self._auth.peer_of(peer, last)), message
-        self._counters.count(counters.EMPTY_MESSAGE, "nothing in it" if len(peer) == 1 else "only a delimiter")
-        return None
+        connection = self._relay.connections.get(peer[0])
+        if connection is None or connection.ended:
+            return None
+        connection.completed(len(message))
+        if not message:
+            self._counters.count(counters.EMPTY_MESSAGE, "nothing in it" if len(peer) == 1 else "only a delimiter")
+            return None
+        if self._relay.auth is None:
+            return peer, message
+        return AuthenticatedPeer(peer, self._relay.auth.names[connection.key]), message
 
     def _refuse_frames(self, peer: Peer, frames: int) -> None:
         """Drop the rest of a message of which `frames` were read, at most DRAIN_FRAMES at a time; then refuse it."""
+        connection = self._relay.connections.get(peer[0])
         for _ in range(DRAIN_FRAMES):
             frames += 1
-            if not self._socket.recv(NOBLOCK, copy=False).more:
+            frame = self._socket.recv(NOBLOCK, copy=False)
+            if connection is not None:
+                connection.completed(len(frame))
+            if not frame.more:
                 break
         else:
             self._refusing = (peer, frames)

@@ -19,7 +19,7 @@ from kingtask import log as logs
 from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
-from kingtask.broker.flood_guard import BASE_BYTES, PartialMessageGuard
+from kingtask.broker.relay import Relay
 from kingtask.broker.router import RouterSocket
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.ticker import Ticker
@@ -45,7 +45,7 @@ DRAIN_S = 5.0
 REPLIES_MS = 1_000
 """On stop, the time for replies to leave this process."""
 OPEN_FILES = 65_536
-"""A connection takes one: with 1,024, the usual limit, a broker could not serve more clients."""
+"""A connection takes three: with 1,024, the usual limit, a broker could serve only 170 clients."""
 
 
 class Broker:
@@ -63,14 +63,16 @@ class Broker:
             self._auth = None
             if (curve := config.curve) is not None:
                 key, clients = Path(curve.secret_key_file), Path(curve.authorized_clients)
-                self._auth = CurveAuth(self._context, key, clients, self._counters)
-            self._flood_guard = PartialMessageGuard(
-                (*config.endpoints, *config.wakeup_endpoints), BASE_BYTES + config.max_pending_bytes, self._counters
-            )
-            sockets = self._counters, self._flood_guard, self._auth
-            self._router = RouterSocket(self._context, config.endpoints, *sockets)
-            self._wakeups = Wakeups(self._context, config.wakeup_endpoints, *sockets)
+                self._auth = CurveAuth(key, clients, self._counters)
+            self._relay = Relay(self._context, self._counters, self._auth)
         except BaseException:
+            self._context.destroy(0)
+            raise
+        try:
+            self._router = RouterSocket(self._context, self._relay, config.endpoints, self._counters)
+            self._wakeups = Wakeups(self._context, self._relay, config.wakeup_endpoints, self._counters)
+        except BaseException:
+            self._relay.stop()
             self._context.destroy(0)
             raise
         self._call_times = CallTimes()
@@ -108,10 +110,10 @@ class Broker:
             await self._scrape_server.open()
         await self._store.open()
         if self._auth is not None:
-            await self._auth.open()
+            await self._auth.open(self._relay.own_endpoints())
         self._router.start(self._dispatcher.dispatch, self._batcher.flush)
-        self._flood_guard.start()
         self._wakeups.start()
+        self._relay.start()
         self._ticker.start()
         addr, wakeup = ",".join(self._config.endpoints), ",".join(self._config.wakeup_endpoints)
         log.info(Event("broker=started", name=self.name, version=__version__, addr=addr, wakeup=wakeup))
@@ -120,15 +122,17 @@ class Broker:
         """Refuse new requests, wait at most DRAIN_S for those in progress, close everything."""
         self._ticker.stop()
         await self._dispatcher.drain(DRAIN_S)
+        self._relay.stop()
         self._router.stop(REPLIES_MS)
-        self._flood_guard.stop()
         self._wakeups.stop()
+        await self._relay.closed(REPLIES_MS / 1000)
         if self._scrape_server is not None:
             await self._scrape_server.close()
         if self._auth is not None:
             self._auth.stop()
         await self._store.close()
         await asyncio.get_running_loop().run_in_executor(None, self._context.term)
+        self._relay.close()
         log.info(Event("broker=stopped", name=self.name))
 
     def _reconfigure(self, config: BrokerConfig) -> None:
@@ -137,7 +141,7 @@ class Broker:
         logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
         if self._auth is not None and keys is not None:
             self._auth.reload(keys)
-            self._wakeups.disconnect_revoked()
+            self._relay.cut_revoked()
         self._config = config
         self._dispatcher.reconfigure(config, permissions)
         self._ticker.reconfigure(config.policy)

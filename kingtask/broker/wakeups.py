@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,10 +22,9 @@ import zmq
 
 from kingtask import topics
 from kingtask.broker import counters
-from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import PartialMessageGuard, cut_off, is_still
 from kingtask.broker.hint_ledger import Candidate, HintLedger
+from kingtask.broker.relay import Relay, RelayedConnection
 from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
 from kingtask.clock import monotonic_s, monotonic_us
 
@@ -43,19 +41,13 @@ MAX_UNKNOWN = 4
 MAX_UNREAD = 16
 """Messages of one connection that libzmq takes in before they are counted here. With 1,000 messages of 200 bytes, 64
 hostile connections stopped the loop for 6 s when they ended."""
-RECEIVE_BYTES = 2_048
-"""The kernel's buffer: libzmq processes all that it has read, even after the connection was cut off."""
-FIRST_SWEEP = 1_024
 
 
 @dataclass(slots=True, eq=False)
 class WakeupPeer(Candidate):
-    """The subscriptions of one connection. The inode of its socket identifies it as long as it lives."""
+    """The subscriptions of one connection."""
 
-    fd: int
-    inode: int
-    key: str
-    """The key of the client; empty without CURVE."""
+    connection: RelayedConnection
     queues: set[bytes] = field(default_factory=set)
     names: set[bytes] = field(default_factory=set)
     """Topics for cancels."""
@@ -68,38 +60,29 @@ class WakeupPeer(Candidate):
     messages: int = 0
     """Within this second."""
     unknown: int = 0
-    cut: bool = False
 
 
 class Wakeups(BrokerSocket):
     """Owns the XPUB socket."""
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoints: Sequence[str],
-        counters: Counters,
-        flood_guard: PartialMessageGuard | None = None,
-        auth: CurveAuth | None = None,
+        self, context: zmq.Context[zmq.Socket[bytes]], relay: Relay, endpoints: Sequence[str], counters: Counters
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
         options: dict[int, int] = {
-            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES if auth is None else MAX_CURVE_BYTES,
+            zmq.MAXMSGSIZE: MAX_MESSAGE_BYTES if relay.auth is None else MAX_CURVE_BYTES,
             zmq.RCVHWM: MAX_UNREAD,
-            zmq.RCVBUF: RECEIVE_BYTES,
             zmq.XPUB_MANUAL: 1,
         }
-        super().__init__(context.socket(zmq.XPUB), options, endpoints, "wakeup", auth)
+        super().__init__(context.socket(zmq.XPUB), options, relay, endpoints, "wakeup")
         self._counters = counters
-        self._flood_guard = flood_guard
-        self._peers: dict[int, WakeupPeer] = {}
+        self._peers: dict[RelayedConnection, WakeupPeer] = {}
         self._numbers = itertools.count(1)
         # By the topic of a queue: its idle peers, the longest idle first, and how many tasks found none.
         self._idle: dict[bytes, dict[WakeupPeer, None]] = {}
         self._undelivered: dict[bytes, int] = {}
         self._last_queue = b""
         """The topic of the latest hint."""
-        self._sweep_at = FIRST_SWEEP
         self._ledger: HintLedger[WakeupPeer] = HintLedger()
         self.hints_sent = 0
 
@@ -158,7 +141,7 @@ class Wakeups(BrokerSocket):
         while idle:
             peer = next(iter(idle))
             self._set_busy(peer)
-            if self._ledger.admits(peer) and is_still(peer.fd, peer.inode):
+            if self._ledger.admits(peer):
                 self._send_hint(peer, queue + suffix)
                 return True
         return False
@@ -173,7 +156,7 @@ class Wakeups(BrokerSocket):
         with contextlib.suppress(zmq.ZMQError):  # a full pipe drops the hint; the worker polls
             self._socket.send(topic, NOBLOCK_MORE)
             self._socket.send(body, NOBLOCK)
-        self._drain_again()  # the descriptor is edge-triggered
+        self.drain_again()  # the descriptor is edge-triggered
 
     # ── subscriptions ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,28 +168,22 @@ class Wakeups(BrokerSocket):
             if self._socket.closed or not self._readable():
                 return
             self._receive(self._socket.recv(NOBLOCK, copy=False))
-        self._drain_again()
+        self.drain_again()
 
     def _receive(self, frame: zmq.Frame) -> None:
         """Handle a message: 1 (subscribe) or 0, then the topic. libzmq sends 0 itself when a connection has ended."""
-        if self._flood_guard is not None and self._flood_guard.watching:
-            self._flood_guard.completed(frame)
         try:
-            fd = int(frame.get("__fd"))
-            inode = os.fstat(fd).st_ino
-        except (zmq.ZMQError, OSError):  # the connection has ended
+            connection = self._relay.connections.get(str(frame.get("User-Id")).encode())
+        except zmq.ZMQError:  # libzmq's own message
             return
-        peer = self._peers.get(inode)
+        if connection is None or connection.ended:
+            return
+        connection.completed(len(frame))
+        if connection.finished:
+            return
+        peer = self._peers.get(connection)
         if peer is None:
-            if len(self._peers) >= self._sweep_at:
-                self._sweep()
-            key = "" if self._auth is None else self._auth.key_of(frame)
-            peer = self._peers[inode] = WakeupPeer(fd, inode, key)
-        if peer.cut:
-            return
-        if self._auth is not None and peer.key not in self._auth.names:
-            self._cut_off(peer, "its key was revoked")
-            return
+            peer = self._peers[connection] = WakeupPeer(connection)
         second = monotonic_us() // 1_000_000
         if second != peer.second:
             peer.second, peer.messages = second, 0
@@ -218,7 +195,7 @@ class Wakeups(BrokerSocket):
             self._counters.count(counters.UNKNOWN_TOPIC, repr(message))
         subscribed = len(peer.queues) + len(peer.names)
         if peer.messages > MESSAGES_A_SECOND or peer.unknown > MAX_UNKNOWN or subscribed > MAX_TOPICS:
-            self._cut_off(peer, f"messages={peer.messages} topics={subscribed} unknown={peer.unknown}")
+            self._relay.cut(connection, f"messages={peer.messages} topics={subscribed} unknown={peer.unknown}")
 
     def _subscribe(self, peer: WakeupPeer, topic: bytes, on: bool) -> bool:
         """Subscribe or unsubscribe. Return False if no worker would have sent this."""
@@ -272,26 +249,7 @@ class Wakeups(BrokerSocket):
             for queue in peer.queues:
                 del self._idle[queue][peer]
 
-    # ── connections ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def disconnect_revoked(self) -> None:
-        """Cut off the connections whose key is no longer authorized."""
-        assert self._auth is not None
-        for peer in list(self._peers.values()):
-            if not peer.cut and peer.key not in self._auth.names:
-                self._cut_off(peer, "its key was revoked")
-
-    def _cut_off(self, peer: WakeupPeer, why: str) -> None:
-        peer.cut = True
-        self._set_busy(peer)
-        self._ledger.forget(peer)
-        cut_off(peer.fd, peer.inode)
-        self._counters.count(counters.CUT_OFF, why)
-
-    def _sweep(self) -> None:
-        """Drop the connections that have ended."""
-        for peer in [peer for peer in self._peers.values() if not is_still(peer.fd, peer.inode)]:
+    def left(self, connection: RelayedConnection) -> None:
+        if (peer := self._peers.pop(connection, None)) is not None:
             self._set_busy(peer)
             self._ledger.forget(peer)
-            del self._peers[peer.inode]
-        self._sweep_at = max(FIRST_SWEEP, 2 * len(self._peers))

@@ -10,12 +10,22 @@ from functools import partial
 import pytest
 import zmq
 
+from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import PartialMessageGuard
-from kingtask.broker.router import Peer, RouterSocket
+from kingtask.broker.relay import Relay
+from kingtask.broker.router import BrokerSocket, RouterSocket
 from tests.servers import free_port
 
 PATIENCE_MS = 20_000
+
+
+async def stop(socket: BrokerSocket, relay: Relay, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Stop a socket and its relay as a broker does."""
+    relay.stop()
+    socket.stop()
+    await relay.closed(PATIENCE_MS / 1000)
+    context.term()
+    relay.close()
 
 
 class EchoRouter:
@@ -26,12 +36,8 @@ class EchoRouter:
         self.endpoint = f"tcp://127.0.0.1:{self.port}"
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.counters = Counters()
-        self.router = RouterSocket(
-            self.context,
-            (self.endpoint,),
-            self.counters,
-            PartialMessageGuard((self.endpoint,), 2**40, self.counters),
-        )
+        self.relay = Relay(self.context, self.counters)
+        self.router = RouterSocket(self.context, self.relay, (self.endpoint,), self.counters)
         self.on_request: Callable[[Peer, bytes], object] = self.answer
         self.on_drained: Callable[[], None] = lambda: None
         self.loop = asyncio.new_event_loop()
@@ -49,14 +55,14 @@ class EchoRouter:
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.call_soon(partial(self.router.start, self._request, self._drained))
+        self.loop.call_soon(self.relay.start)
         self.loop.run_forever()
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.router.stop, 0)
+        asyncio.run_coroutine_threadsafe(stop(self.router, self.relay, self.context), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
-        self.context.term()
 
 
 @pytest.fixture

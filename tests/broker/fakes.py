@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kingtask import protocol, wire
+from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
-from kingtask.broker.router import Peer, RouterSocket
+from kingtask.broker.router import RouterSocket
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.wakeups import WakeupPeer, Wakeups
 from kingtask.clock import ServerClock

@@ -2,76 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import zmq
 
 from kingtask import curve
+from kingtask.broker import auth as module
 from kingtask.broker.auth import AuthenticatedPeer, CurveAuth
 from kingtask.broker.counters import Counters
+from kingtask.broker.relay import Relay
+from kingtask.broker.router import BrokerSocket, RouterSocket
+from kingtask.broker.wakeups import Wakeups
 from kingtask.errors import ConfigurationError
-from tests.servers import free_port
+from tests.broker.conftest import stop
 
 
-@pytest.fixture(params=[zmq.ROUTER, zmq.XPUB], ids=["ROUTER", "XPUB"])
-def socket(request: pytest.FixtureRequest) -> Iterator[zmq.Socket[bytes]]:
-    with zmq.Context() as context, context.socket(request.param) as made:
-        made.linger = 0
-        yield made
+class Secured:
+    """One socket with CURVE, which is not open yet."""
+
+    def __init__(self, kind: type[RouterSocket | Wakeups], directory: Path) -> None:
+        _, secret = curve.write_pair(directory, "broker", replace=False)
+        (directory / "clients").mkdir()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.auth = CurveAuth(secret, directory / "clients", Counters())
+        self.relay = Relay(self.context, Counters(), self.auth)
+        self.socket: BrokerSocket = kind(self.context, self.relay, (f"ipc://{directory}/socket",), Counters())
 
 
-def auth_for(socket: zmq.Socket[bytes], directory: Path) -> CurveAuth:
-    _, secret = curve.write_pair(directory, "broker", replace=False)
-    (directory / "clients").mkdir()
-    auth = CurveAuth(socket.context, secret, directory / "clients", Counters())
-    auth.secure(socket)
-    return auth
+@pytest.fixture(params=[RouterSocket, Wakeups])
+async def secured(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Secured]:
+    made = Secured(request.param, tmp_path)
+    yield made
+    made.auth.stop()
+    await stop(made.socket, made.relay, made.context)
 
 
-async def test_curve_opens_once_an_unknown_key_is_refused(socket: zmq.Socket[bytes], tmp_path: Path):
-    auth = auth_for(socket, tmp_path)
-    try:
-        socket.bind(f"tcp://127.0.0.1:{free_port()}")
-        await auth.open()
-    finally:
-        auth.stop()
+async def test_curve_opens_once_an_unknown_key_is_refused(secured: Secured) -> None:
+    await secured.auth.open(secured.relay.own_endpoints())
 
 
-async def test_curve_does_not_open_if_an_unknown_key_is_accepted(socket: zmq.Socket[bytes], tmp_path: Path):
-    auth = auth_for(socket, tmp_path)
-    auth._authenticator.allow_any = True
-    try:
-        socket.bind(f"tcp://127.0.0.1:{free_port()}")
-        with pytest.raises(ConfigurationError, match="a client with an unknown key was let in"):
-            await auth.open()
-    finally:
-        auth.stop()
+async def test_curve_does_not_open_if_an_unknown_key_is_accepted(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secured.auth, "key_of", lambda key: "any")
+    with pytest.raises(ConfigurationError, match="a client with an unknown key was let in"):
+        await secured.auth.open(secured.relay.own_endpoints())
 
 
-def test_a_peer_knows_its_client_and_whether_its_key_was_revoked(socket: zmq.Socket[bytes], tmp_path: Path) -> None:
-    auth = auth_for(socket, tmp_path)
-    try:
-        auth.reload({"key": "alice"})
-        peer = AuthenticatedPeer((b"id", b""), auth, "key")
-        assert (peer, peer.client, peer.revoked) == ((b"id", b""), "alice", False)
-        auth.reload({})
-        assert peer.revoked
-        assert AuthenticatedPeer((b"id",), auth, "key").client is None
-    finally:
-        auth.stop()
+async def test_curve_does_not_open_without_an_answer(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SELF_TEST_MS", 10)
+    with pytest.raises(ConfigurationError, match="an unknown key was not refused within"):
+        await secured.auth.open([("ipc://@nobody-listens-here", zmq.ROUTER)])
 
 
-def test_a_reload_logs_added_and_revoked_keys(
-    socket: zmq.Socket[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_peer_knows_its_client() -> None:
+    peer = AuthenticatedPeer((b"id", b""), "alice")
+    assert (peer, peer.client) == ((b"id", b""), "alice")
+
+
+async def test_a_reload_logs_added_and_revoked_keys(
+    secured: Secured, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "kingtask.broker")
-    auth = auth_for(socket, tmp_path)
-    try:
-        curve.write_pair(tmp_path / "clients", "alice", replace=False)
-        auth.reload(auth.read())
-        auth.reload({})
-    finally:
-        auth.stop()
+    curve.write_pair(tmp_path / "clients", "alice", replace=False)
+    secured.auth.reload(secured.auth.read())
+    secured.auth.reload({})
     assert caplog.messages == ["key=added client=alice", "key=revoked client=alice"]

@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from kingtask import protocol, wire
-from kingtask.broker.auth import AuthenticatedPeer, CurveAuth
+from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
-from kingtask.broker.router import Peer
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.config import BrokerConfig, permissions_file
@@ -262,37 +261,15 @@ async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: p
 # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class NamedKeysAuth(CurveAuth):
-    def __init__(self, **clients: str) -> None:
-        self.names = {key: name for name, key in clients.items()}
-
-    def peer(self, key: str) -> AuthenticatedPeer:
-        return AuthenticatedPeer(PEER, self, key)
-
-
 def with_permissions(directory: Path, **file: Any) -> DispatcherHarness:
     path = directory / "permissions.yaml"
     path.write_text(yaml.safe_dump(file))
     return DispatcherHarness(permissions=str(path))
 
 
-async def test_a_revoked_key_is_denied_whatever_it_sends(setting: DispatcherHarness) -> None:
-    setting.ask("ping", peer=NamedKeysAuth().peer("key"))
-    assert setting.code() == "permission_denied"
-
-
-async def test_a_key_revoked_during_a_wait_gets_no_result(setting: DispatcherHarness) -> None:
-    keys = NamedKeysAuth(alice="key")
-    setting.ask("wait", peer=keys.peer("key"), id=ID)
-    keys.reload({})
-    setting.store.answer("wait", "succeeded")
-    setting.store.answer("get", stored(State.SUCCEEDED))
-    assert setting.code() == "permission_denied"
-
-
 async def test_a_client_is_known_by_its_key(tmp_path: Path) -> None:
     setting = with_permissions(tmp_path, clients={"alice": {"ops": ["stats"]}})
-    alice = NamedKeysAuth(alice="key").peer("key")
+    alice = AuthenticatedPeer(PEER, "alice")
     setting.ask("stats", peer=alice)
     assert setting.router.replies == []
     setting.ask("cancel", peer=alice, id=ID)

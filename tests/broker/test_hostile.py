@@ -15,14 +15,15 @@ import pytest
 import zmq
 
 from kingtask import protocol, topics
-from kingtask.broker import router, wakeups
+from kingtask.broker import router
+from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
-from kingtask.broker.router import Peer
+from kingtask.broker.relay import Relay
 from kingtask.broker.wakeups import Wakeups
 from kingtask.client.dealer import OPTIONS as OF_CLIENTS
 from kingtask.worker.subscriber import SOCKET_OPTIONS as OF_WORKERS
 from tests import zmtp
-from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
+from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets, stop
 from tests.processes import descriptors, until
 from tests.servers import free_port
 
@@ -154,7 +155,7 @@ def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets
 
 
 def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets, served: EchoRouter) -> None:
-    """A routing id is the client's choice: the second to come with it is not heard."""
+    """What a client claims as its routing id has no effect."""
     held: list[Peer] = []
     served.on_request = lambda peer, message: held.append(peer) if message == b"hold" else served.answer(peer, message)
     first, second = sockets.new(zmq.DEALER), sockets.new(zmq.DEALER)
@@ -170,6 +171,7 @@ def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets
         assert first.recv() == b"still here"
     served.loop.call_soon_threadsafe(served.router.reply, held[0], b"for the first")
     assert first.recv() == b"for the first"
+    assert second.recv() == b"mine"
     assert not second.poll(0)
 
 
@@ -207,8 +209,10 @@ class HostileWakeupsHarness:
         self.port = free_port()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.counters = Counters()
-        self.wakeups = Wakeups(self.context, (f"tcp://127.0.0.1:{self.port}",), self.counters)
+        self.relay = Relay(self.context, self.counters)
+        self.wakeups = Wakeups(self.context, self.relay, (f"tcp://127.0.0.1:{self.port}",), self.counters)
         self.wakeups.start()
+        self.relay.start()
 
     async def until(self, condition: Callable[[], object]) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
@@ -217,8 +221,8 @@ class HostileWakeupsHarness:
             self.wakeups.ready("default", 3)
             await asyncio.sleep(0.002)
 
-    def connect(self) -> socket.socket:
-        made = zmtp.connect(self.port, "SUB")
+    async def connect(self) -> socket.socket:
+        made = await asyncio.to_thread(zmtp.connect, self.port, "SUB")
         made.setblocking(False)
         return made
 
@@ -229,8 +233,7 @@ def play(story: Callable[[HostileWakeupsHarness], Awaitable[None]]) -> None:
         try:
             await story(scene)
         finally:
-            scene.wakeups.stop()
-            scene.context.term()
+            await stop(scene.wakeups, scene.relay, scene.context)
 
     asyncio.run(told())
 
@@ -277,7 +280,7 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
         worker.subscribe(DEFAULT)
         worker.subscribe(topics.IDLE_TOPIC)
         await scene.until(lambda: worker.poll(0))
-        with scene.connect() as connection:
+        with await scene.connect() as connection:
             left = storm
 
             def over() -> bool:
@@ -294,15 +297,13 @@ def test_who_storms_the_wakeup_socket_is_cut_off_and_the_others_hear_on(sockets:
     play(story)
 
 
-def test_the_table_of_connections_does_not_grow_with_those_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakeups, "FIRST_SWEEP", 16)
-
+def test_the_table_of_connections_does_not_grow_with_those_that_left() -> None:
     async def story(scene: HostileWakeupsHarness) -> None:
-        scene.wakeups._sweep_at = 16
         for number in range(1, 101):
-            with scene.connect() as connection:
+            with await scene.connect() as connection:
                 connection.sendall(word(b"nonsense"))
                 await scene.until(partial(lambda n: scene.counters.counts.get("unknown_topic") == n, number))
-        assert len(scene.wakeups._peers) <= 40
+        await scene.until(lambda: not scene.wakeups._peers)
+        await scene.until(lambda: not scene.relay.connections)
 
     play(story)

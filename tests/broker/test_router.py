@@ -9,10 +9,8 @@ import pytest
 import zmq
 
 from kingtask import protocol, wire
-from kingtask.broker.router import Peer, bind
-from kingtask.errors import ConfigurationError
+from kingtask.broker.auth import Peer
 from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
-from tests.servers import free_port
 
 
 def test_a_dealer_and_a_req_both_get_their_reply(sockets: Sockets, served: EchoRouter) -> None:
@@ -90,23 +88,3 @@ def test_a_peer_that_is_gone_loses_its_reply(sockets: Sockets, served: EchoRoute
     while not served.counters.counts.get("dropped_reply"):  # its end takes a moment to be seen
         other.send(b"now")
         assert other.recv() == b"now"
-
-
-def test_a_port_in_use_says_what_to_do(sockets: Sockets, served: EchoRouter) -> None:
-    other = sockets.new(zmq.ROUTER)
-    with pytest.raises(ConfigurationError, match=f"addr: cannot listen on {served.endpoint}: it is in use"):
-        bind(other, (served.endpoint,), "addr")
-
-
-@pytest.mark.skipif(not socket.has_ipv6, reason="Python without IPv6")
-def test_an_ipv6_address_is_listened_on() -> None:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError as error:
-            pytest.skip(f"this host has no IPv6: {error}")
-        port = probe.getsockname()[1]
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context, context.socket(zmq.ROUTER) as router:
-        bind(router, [f"tcp://127.0.0.1:{free_port()}", f"tcp://[::1]:{port}"], "addr")
-        socket.create_connection(("::1", port), timeout=PATIENCE_MS / 1000).close()

@@ -11,12 +11,11 @@ import zmq
 
 from kingtask import topics
 from kingtask.broker import wakeups
-from kingtask.broker.auth import CurveAuth
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import is_still
+from kingtask.broker.relay import Relay
 from kingtask.broker.wakeups import WakeupPeer, Wakeups
 from kingtask.clock import monotonic_s
-from tests.broker.conftest import Sockets
+from tests.broker.conftest import Sockets, stop
 from tests.broker.fakes import CredulousWakeups, StoppedClock
 from tests.processes import PATIENCE_S
 
@@ -69,18 +68,13 @@ class WorkerSocket:
 class WakeupsHarness:
     """A Wakeups on the loop of the test, and workers."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        sockets: Sockets,
-        auth: CurveAuth | None = None,
-        kind: type[Wakeups] = CredulousWakeups,
-    ) -> None:
+    def __init__(self, endpoint: str, sockets: Sockets, kind: type[Wakeups] = CredulousWakeups) -> None:
         self.endpoint = endpoint
         self.counters = Counters()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets = sockets
-        self.wakeups = kind(self._context, (endpoint,), self.counters, None, auth)
+        self.relay = Relay(self._context, self.counters)
+        self.wakeups = kind(self._context, self.relay, (endpoint,), self.counters)
 
     def peers(self) -> list[WakeupPeer]:
         return list(self.wakeups._peers.values())
@@ -99,17 +93,20 @@ class WakeupsHarness:
             assert monotonic_s() < deadline_s
             await asyncio.sleep(0.001)
 
-    def close(self) -> None:
-        self.wakeups.stop()
-        self._context.term()
+    def start(self) -> None:
+        self.wakeups.start()
+        self.relay.start()
+
+    async def close(self) -> None:
+        await stop(self.wakeups, self.relay, self._context)
 
 
 @pytest.fixture
 async def scene(tmp_path: Path, sockets: Sockets) -> AsyncIterator[WakeupsHarness]:
     made = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets)
-    made.wakeups.start()
+    made.start()
     yield made
-    made.close()
+    await made.close()
 
 
 async def test_an_idle_worker_gets_one_hint_until_it_is_idle_again(scene: WakeupsHarness) -> None:
@@ -192,42 +189,10 @@ async def test_a_hint_skips_a_worker_that_has_left(scene: WakeupsHarness) -> Non
     first, second = await scene.worker(), await scene.worker()
     await first.set_idle()
     await second.set_idle()
-    gone = scene.peers()[0]
     first.close()
-    await scene.until(lambda: not is_still(gone.fd, gone.inode))
+    await scene.until(lambda: len(scene.peers()) == 1)
     scene.wakeups.ready("default", 1)
     assert await second.message() == DEFAULT
-
-
-class RevocableAuth(CurveAuth):
-    """Authorizes the key of every connection, which is empty without CURVE, until `revoke`."""
-
-    def __init__(self) -> None:
-        self.names = {"": "alice"}
-
-    def secure(self, socket: zmq.Socket[bytes]) -> None:
-        pass
-
-    def key_of(self, frame: zmq.Frame) -> str:
-        return ""
-
-
-async def test_a_connection_whose_key_is_revoked_is_cut_off(tmp_path: Path, sockets: Sockets) -> None:
-    keys = RevocableAuth()
-    scene = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets, keys)
-    scene.wakeups.start()
-    try:
-        await (await scene.worker()).set_idle()
-        (peer,) = scene.peers()
-        scene.wakeups.disconnect_revoked()
-        assert not peer.cut
-        keys.reload({})
-        scene.wakeups.disconnect_revoked()
-        assert (peer.cut, scene.wakeups.idle) == (True, 0)
-        assert scene.counters.counts == {"cut_off": 1}
-        await scene.until(lambda: not is_still(peer.fd, peer.inode))
-    finally:
-        scene.close()
 
 
 @pytest.mark.parametrize("topic", [b"", b"r", b"ready:default/"])

@@ -282,8 +282,10 @@ def replaced(plant: Plant) -> Iterator[None]:
         Context=lambda: SimpleNamespace(setsockopt=lambda *_: None, term=lambda: None), MAX_SOCKETS=0
     )
 
-    def router(_context: Any, _endpoints: Sequence[str], counters: Counters, *_: Any) -> SimulatedRouter:
+    def router(_context: Any, _relay: Any, _endpoints: Sequence[str], counters: Counters) -> SimulatedRouter:
         return SimulatedRouter(plant, counters)
+
+    async def closed(_timeout_s: float) -> None: ...
 
     def attempt(*arguments: Any) -> _Attempt:
         return _Attempt(plant, *arguments)
@@ -296,8 +298,9 @@ def replaced(plant: Plant) -> Iterator[None]:
                 {
                     "zmq": no_zmq,
                     "RouterSocket": router,
-                    # A broker that is killed here would leave the guard's descriptor open in this process.
-                    "PartialMessageGuard": lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None),
+                    "Relay": lambda *_: SimpleNamespace(
+                        start=lambda: None, stop=lambda: None, close=lambda: None, closed=closed
+                    ),
                     "Wakeups": lambda *_: SimulatedWakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
                 },

@@ -20,12 +20,13 @@ import zmq
 
 from kingtask import topics
 from kingtask.broker.counters import Counters
-from kingtask.broker.flood_guard import is_still
+from kingtask.broker.relay import Relay
 from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.store import functions
 from kingtask.store.library import SCHEMA
 from kingtask.task import TaskSpec
+from tests.broker.conftest import stop
 from tests.broker.fakes import CredulousWakeups
 from tests.processes import PATIENCE_S, name_of, until
 from tests.servers import RedisServer, die_with_parent
@@ -41,10 +42,12 @@ class WakeupSocket:
         self.endpoint = endpoint
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._loop = asyncio.new_event_loop()
-        self.wakeups = CredulousWakeups(self._context, (endpoint,), Counters())
+        self.relay = Relay(self._context, Counters())
+        self.wakeups = CredulousWakeups(self._context, self.relay, (endpoint,), Counters())
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._do(self.wakeups.start)
+        self._do(self.relay.start)
 
     def _do(self, act: Callable[[], T]) -> T:
         async def acted() -> T:
@@ -53,8 +56,7 @@ class WakeupSocket:
         return asyncio.run_coroutine_threadsafe(acted(), self._loop).result(PATIENCE_S)
 
     def _lines(self) -> list[tuple[set[bytes], bool]]:
-        peers = self.wakeups._peers.values()
-        return [(peer.queues | peer.names, peer.idle) for peer in peers if is_still(peer.fd, peer.inode)]
+        return [(peer.queues | peer.names, peer.idle) for peer in self.wakeups._peers.values()]
 
     def heard(self, topic: bytes) -> None:
         """Wait until somebody subscribes to it."""
@@ -83,11 +85,10 @@ class WakeupSocket:
 
     def close(self) -> None:
         if not self._loop.is_closed():
-            self._do(self.wakeups.stop)
+            asyncio.run_coroutine_threadsafe(stop(self.wakeups, self.relay, self._context), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
-            self._context.term()
 
 
 class WorkerHarness:

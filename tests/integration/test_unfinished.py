@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kingtask import Client, protocol, topics, wire
+from kingtask import Client, topics, wire
 from tests import zmtp
 from tests.integration.rig import Daemon, StackHarness
-from tests.processes import PATIENCE_S, until
+from tests.processes import PATIENCE_S
 
 pytestmark = pytest.mark.long
 
@@ -37,26 +37,8 @@ def test_messages_without_an_end_cost_the_connection_and_no_memory() -> None:
             threading.Thread(target=pour, args=(connections[1:], zmtp.frame(bytes(MB), zmtp.MORE), 3)),
         ]
         most_mb = served_under(attackers, broker, client)
-        assert most_mb < 900, "2,180 MB were sent"
-        # Freed by libzmq's thread after it has seen the end, given back with the next look.
-        until(lambda: resident_mb(broker.pid) < 300, lambda: f"it is given back: {resident_mb(broker.pid)} MB")
+        assert most_mb < 250, "2,180 MB were sent"
         assert broker.text().count("refused=cut_off") == 1
-
-
-def test_what_is_sent_under_the_routing_id_of_another_and_never_read_costs_the_connection() -> None:
-    with StackHarness() as rig:
-        rig.executable("example", "#!/bin/sh\necho $1\n")
-        broker = rig.start_broker(max_pending_bytes=wire.MAX_MESSAGE_BYTES)
-        rig.start_worker()
-        port = int(broker.config["addr"].rpartition(":")[2])
-        ping = zmtp.frame(protocol.encode_request(1, "ping", {}))
-        with zmtp.connect(port, identity=b"it") as first, zmtp.connect(port, identity=b"it") as second:
-            attackers = [threading.Thread(target=pour, args=([second], zmtp.frame(bytes(4 * MB)), 240))]
-            most_mb = served_under(attackers, broker, rig.client())
-            first.sendall(ping)
-            assert first.recv(1)
-        assert most_mb < 900, "960 MB were sent"
-        broker.until_logged("refused=cut_off")
 
 
 def test_a_word_without_an_end_costs_a_subscriber_its_connection() -> None:
@@ -68,7 +50,7 @@ def test_a_word_without_an_end_costs_a_subscriber_its_connection() -> None:
         with zmtp.connect(int(broker.config["wakeup"].rpartition(":")[2]), "SUB") as connection:
             attackers = [threading.Thread(target=pour, args=([connection], words, 500))]
             most_mb = served_under(attackers, broker, rig.client())
-        assert most_mb < 900, "250 MB were sent, which would take 3,200"
+        assert most_mb < 250, "250 MB were sent, which would take 3,200"
         broker.until_logged("refused=cut_off")
 
 

@@ -1,0 +1,220 @@
+"""The relay against peers that would end or fill a broker, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import zmq
+
+from kingtask.broker import relay as module
+from kingtask.broker.relay import close_listener, listen
+from tests import zmtp
+from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
+from tests.processes import until
+from tests.servers import free_port
+
+ROOT = Path(__file__).parents[2]
+PING = zmtp.frame(b"\4PING\0\0", zmtp.COMMAND)
+RESET = struct.pack("ii", 1, 0)
+
+
+def alone(story: Callable[[str], None], argument: str) -> None:
+    """Run a story in a process of its own, which libzmq may abort."""
+    program = f"import {__name__} as m; m.{story.__name__}({argument!r})"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@contextmanager
+def serving() -> Iterator[tuple[EchoRouter, Sockets]]:
+    served, sockets = EchoRouter(), Sockets()
+    served.thread.start()
+    yield served, sockets
+    sockets.close()
+    served.stop()
+
+
+def still_answers(served: EchoRouter, sockets: Sockets) -> None:
+    dealer = sockets.new(zmq.DEALER, served.endpoint)
+    dealer.send(b"still here")
+    assert dealer.recv() == b"still here"
+
+
+def end(peer: socket.socket, how: str) -> None:
+    with suppress(OSError):
+        if how == "half-close":
+            peer.shutdown(socket.SHUT_WR)
+            return
+        if how == "reset":
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    peer.close()
+
+
+def ends_with_pings_behind_a_full_queue(how: str) -> None:
+    with serving() as (served, sockets):
+        words = zmtp.frame(b"x") * 300 + PING + (zmtp.frame(b"x") * 50 + PING) * 100
+        peers = []
+        for _ in range(100):
+            peers.append(zmtp.connect(served.port))
+            peers[-1].setblocking(False)
+            with suppress(OSError):
+                peers[-1].send(words)
+            end(peers[-1], how)
+        still_answers(served, sockets)
+        for peer in peers:
+            peer.close()
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "half-close"])
+def test_no_end_of_a_connection_aborts_the_process(how: str) -> None:
+    """libzmq asserts `!_io_error` if a PING stands behind a full queue whose connection is closed both ways."""
+    alone(ends_with_pings_behind_a_full_queue, how)
+
+
+def claims_the_routing_ids_of_later_connections(_: str) -> None:
+    first = 0x6B8B4567  # libzmq's first routing id of its own: rand() without a seed
+    with serving() as (served, sockets):
+        claims = [b"\0" + struct.pack(">I", first + number) for number in range(200)] + [b"%d" % n for n in range(200)]
+        peers = [zmtp.connect(served.port, identity=claim) for claim in claims]
+        peers += [zmtp.connect(served.port) for _ in range(100)]
+        still_answers(served, sockets)
+        for peer in peers:
+            peer.close()
+
+
+def test_a_claimed_routing_id_does_not_abort_the_process() -> None:
+    """libzmq asserts that a routing id of its own is free."""
+    alone(claims_the_routing_ids_of_later_connections, "")
+
+
+def test_many_that_come_and_go_at_once_are_all_answered(served: EchoRouter) -> None:
+    """To connect takes events of the socket's descriptor, which is edge-triggered."""
+    unanswered: list[int] = []
+
+    def come_and_go() -> None:
+        with zmq.Context() as context:
+            for number in range(100):
+                with context.socket(zmq.DEALER) as dealer:
+                    dealer.linger = 0
+                    dealer.rcvtimeo = PATIENCE_MS
+                    dealer.connect(served.endpoint)
+                    dealer.send(b"x")
+                    try:
+                        dealer.recv()
+                    except zmq.Again:
+                        unanswered.append(number)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert unanswered == []
+    until(lambda: not served.relay.connections, "all connections are forgotten")
+    assert served.relay.held == 0
+
+
+def test_what_a_peer_sent_before_its_end_is_processed(served: EchoRouter) -> None:
+    """libzmq drops the messages of an ended connection that are not read yet."""
+    received: list[bytes] = []
+    served.on_request = lambda peer, message: received.append(message)
+    for number in range(50):
+        with zmtp.connect(served.port) as peer:
+            peer.sendall(zmtp.frame(b"%d" % number) * 3)
+    until(lambda: len(received) == 150, lambda: f"all messages: {len(received)}")
+
+
+def test_messages_without_an_end_cost_those_that_hold_most(
+    sockets: Sockets, served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_BYTES", 1_000_000)
+    part = zmtp.frame(bytes(300_000), zmtp.MORE)
+    endless = [zmtp.connect(served.port) for _ in range(6)]
+    for peer in endless:
+        peer.setblocking(False)
+        with suppress(BlockingIOError):
+            peer.send(part)
+    good = sockets.new(zmq.DEALER, served.endpoint)
+
+    def some_are_cut() -> bool:
+        good.send(bytes(100_000))
+        assert len(good.recv()) == 100_000
+        return bool(served.counters.counts.get("cut_off"))
+
+    until(some_are_cut, "those with a message without an end are cut off")
+    until(lambda: served.relay.held <= 1_000_000, lambda: f"less is held: {served.relay.held:,}")
+    for peer in endless:
+        peer.close()
+
+
+def test_heartbeats_of_an_idle_peer_are_not_held_for_messages(served: EchoRouter) -> None:
+    with zmtp.connect(served.port) as peer:
+        peer.sendall(zmtp.frame(b"hello"))
+        assert peer.recv(100) == zmtp.frame(b"hello")
+        before = served.relay.held
+        for _ in range(100):
+            peer.sendall(PING)
+            assert peer.recv(100)
+        assert served.relay.held <= before
+
+
+# ── listening ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mask", [0o117, 0o077, 0o000])
+def test_a_unix_socket_has_the_mode_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    old = os.umask(mask)
+    try:
+        listener = listen(f"ipc://{tmp_path}/socket")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o777 & ~mask
+    close_listener(listener)
+    assert not (tmp_path / "socket").exists()
+
+
+def test_the_socket_of_a_broker_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    listen(f"ipc://{tmp_path}/socket").close()
+    close_listener(listen(f"ipc://{tmp_path}/socket"))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "other"),
+    [("tcp://*:{}", "127.0.0.1"), ("tcp://127.0.0.2:{}", "127.0.0.2"), ("tcp://lo:{}", "127.0.0.1")],
+)
+def test_the_forms_of_zeromq_are_listened_on(endpoint: str, other: str) -> None:
+    port = free_port()
+    with listen(endpoint.format(port)):
+        socket.create_connection((other, port), timeout=PATIENCE_MS / 1000).close()
+
+
+@pytest.mark.parametrize(("endpoint", "other"), [("tcp://[::1]:{}", "::1"), ("tcp://[::]:{}", "127.0.0.1")])
+def test_an_ipv6_address_is_listened_on(endpoint: str, other: str) -> None:
+    port = free_port()
+    try:
+        listener = listen(endpoint.format(port))
+    except OSError as error:
+        pytest.skip(f"this host has no IPv6: {error}")
+    with listener:
+        socket.create_connection((other, port), timeout=PATIENCE_MS / 1000).close()
+
+
+def test_an_interface_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(OSError, match="No such device"):
+        listen("tcp://nothing0:9595")
+
+
+def test_what_is_no_socket_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "socket").write_text("")
+    with pytest.raises(OSError, match="exists"):
+        listen(f"ipc://{tmp_path}/socket")
