@@ -150,9 +150,12 @@ class Dispatcher:
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
         try:
-            fields = ops.reply_to(request, value)
-            if client is not None:
-                fields = client.filtered(fields)
+            if not request.op.writes and self._router.overfull(reply.peer):
+                fields = ops.unread()
+            else:
+                fields = ops.reply_to(request, value)
+                if client is not None:
+                    fields = client.filtered(fields)
         except Exception as error:  # noqa: BLE001  (as in `dispatch`)
             fields = _refusal(error)
         if request.op.audited:

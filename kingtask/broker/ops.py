@@ -108,6 +108,11 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
             return RequestRefused(f"unexpected outcome {outcome!r}")
 
 
+def unread() -> Busy:
+    why = "too many replies to this client are unread; read them, then ask again"
+    return Busy(why, retry_after_s=BUSY_AGAIN_S)
+
+
 def not_confirmed() -> NotConfirmed:
     why = "written, but not confirmed at the level of `ack` in time; send the same id again"
     return NotConfirmed(why, retry_after_s=AWAY_AGAIN_S)

@@ -22,16 +22,17 @@ import secrets
 import socket
 import stat
 import struct
-from collections import Counter
+import termios
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import zmq
 
 from kingtask import failpoint, wire
 from kingtask.broker import counters
-from kingtask.broker.auth import CurveAuth
+from kingtask.broker.auth import CurveAuth, Peer
 from kingtask.broker.counters import Counters
 from kingtask.errors import ConfigurationError
 
@@ -49,6 +50,7 @@ PASS_BYTES = 65_536
 OUTER_SEND_BYTES = 262_144
 """The kernel's buffer of replies to one peer, which would grow to 4 MB."""
 CHECK_S = 0.25
+POLL_S = 0.005
 HELD_BYTES = 16 * 1024 * 1024
 """Unfinished messages of all connections, as sent: four of the longest. In memory a tiny frame takes 64 bytes."""
 TO_ROUTER = 32_768, 2 * wire.MAX_MESSAGE_BYTES
@@ -63,6 +65,16 @@ PONG_BYTES = 128
 """Two lengths of the longest answer to a heartbeat."""
 STALLED_CHECKS = 2
 """The first connection that waits is read. If it completes no message for so many checks, some are cut off."""
+SHARES = 16
+"""One connection may have this part of `max_reply_bytes` unread before replies of ops that only read become `busy`, and
+twice as much before it is not read: it then waits for its own reading, and its heartbeats for it."""
+QUEUED_BYTES = 256
+"""Memory of a reply that libzmq does not have yet, beside its bytes."""
+PROGRESS_BYTES = 65_536
+SLOW_CHECKS = 40
+"""A peer that has not taken PROGRESS_BYTES for so many checks does not read; it is cut off."""
+CROWDED_CHECKS = 4
+"""The same while the replies of all peers exceed `max_reply_bytes`, of an address or user with more than its share."""
 END_CHECKS = 2
 """libzmq drops the messages of an ended connection that the broker has not read. So an end waits for them."""
 
@@ -96,17 +108,23 @@ class RelayedConnection:
         "_outer",
         "_reading",
         "_relay",
+        "_slow_checks",
+        "_taken",
+        "_target",
         "_timer",
         "_to_inner",
         "_to_outer",
         "ended",
         "finished",
         "front",
+        "given",
         "held",
         "id",
         "key",
         "name",
+        "replies",
         "since",
+        "unread",
     )
 
     def __init__(self, front: Front, outer: socket.socket, name: str) -> None:
@@ -130,6 +148,12 @@ class RelayedConnection:
         """Bytes of messages that this broker has not read; also of what libzmq consumes itself, as far as not known."""
         self.since = relay.checks
         """The check before its last complete message."""
+        self.replies: deque[tuple[Peer, bytes]] = deque()
+        """Replies that libzmq does not have yet."""
+        self.unread = self.given = 0
+        """Bytes of replies that the peer's kernel has not taken, all of them and those that libzmq has."""
+        self._taken = self._target = self._slow_checks = 0
+        """Bytes that the peer's kernel has taken, and how many those must become before the next checks."""
         self._inner = listen_privately()
         """The socket to which libzmq connects; then its connection."""
         self._joined = self._reading = False
@@ -238,13 +262,15 @@ class RelayedConnection:
         if not size:
             self._close_inner()
         elif not self.ended:
-            if size <= PONG_BYTES:  # it may answer a heartbeat, whose bytes are no message
+            if size <= PONG_BYTES and not self.given:  # it may answer a heartbeat, whose bytes are no message
                 self._consumed(size + 2)
             sent = self._write(_block[:size])
             if not self.ended and sent < size:
                 self._to_outer = bytes(_block[sent:size])
                 self._relay.loop.remove_reader(self._inner)
                 self._relay.loop.add_writer(self._outer, self._write_outer)
+                self._target = self._slow_checks = 0
+                self._relay.slow(self)
 
     def _write_outer(self) -> None:
         sent = self._write(self._to_outer)
@@ -252,17 +278,47 @@ class RelayedConnection:
             return
         self._to_outer = self._to_outer[sent:]
         if not self._to_outer:
+            self._relay.slow_ones.discard(self)
             self._relay.loop.remove_writer(self._outer)
             self._relay.loop.add_reader(self._inner, self._read_inner)
 
     def _write(self, data: bytes | memoryview) -> int:
         try:
-            return self._outer.send(data)
+            sent = self._outer.send(data)
         except BlockingIOError:
             return 0
         except OSError:
             self.end()
             return 0
+        self._taken += sent
+        if self.given:
+            taken = min(sent, self.given)
+            self.given -= taken
+            self.account(-taken)
+        if self.replies:
+            self.front.served.taken(self)
+        return sent
+
+    def account(self, size: int) -> None:
+        """Count bytes of replies to this peer; negative if they are no longer here."""
+        self.unread += size
+        self._relay.unread += size
+        by_name = self._relay.unread_by_name
+        by_name[self.name] += size
+        if not by_name[self.name]:
+            del by_name[self.name]
+        if self._reading == (self.unread > 2 * self._relay.share):
+            self.review()
+
+    def slow_checks(self) -> int:
+        """Return for how many checks, with this one, the peer has not read."""
+        (waiting,) = struct.unpack("i", fcntl.ioctl(self._outer, termios.TIOCOUTQ, bytes(4)))
+        if self._taken - waiting >= self._target:
+            self._target = self._taken - waiting + min(PROGRESS_BYTES, waiting + len(self._to_outer))
+            self._slow_checks = 0
+        else:
+            self._slow_checks += 1
+        return self._slow_checks
 
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -284,6 +340,10 @@ class RelayedConnection:
         self.review()
         self._outer.close()
         self._to_inner = self._to_outer = b""
+        self.replies.clear()
+        self.given = 0
+        self.account(-self.unread)
+        self._relay.slow_ones.discard(self)
         self._consumed(self.held)
         self._relay.resume(self)
         if not finished:
@@ -315,6 +375,9 @@ class Served(Protocol):
 
     def left(self, connection: RelayedConnection) -> None:
         """This peer sends nothing more."""
+
+    def taken(self, connection: RelayedConnection) -> None:
+        """This peer has taken a part of its replies, and more of them wait."""
 
     def drain_again(self) -> None:
         """Read from the socket soon: another call may have taken the event of its edge-triggered descriptor."""
@@ -388,9 +451,14 @@ class Relay:
     loop: asyncio.AbstractEventLoop
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], counters: Counters, auth: CurveAuth | None = None
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        counters: Counters,
+        auth: CurveAuth | None = None,
+        max_reply_bytes: int = 2**28,
     ) -> None:
         self._counters = counters
+        self.max_reply_bytes = max_reply_bytes
         self.auth = auth
         self.fronts: list[Front] = []
         self.connections: dict[bytes, RelayedConnection] = {}
@@ -399,6 +467,11 @@ class Relay:
         self._ids = itertools.count(1)
         self.held = 0
         """The sum over all connections."""
+        self.unread = 0
+        self.unread_by_name = Counter[str]()
+        """Bytes of replies: of all peers, and of each address or user."""
+        self.slow_ones: set[RelayedConnection] = set()
+        """Peers whose kernel has no room for replies."""
         self.waiting: dict[RelayedConnection, None] = {}
         """Connections that are not read since all together hold too much; but the first one is."""
         self._full: dict[RelayedConnection, int] = {}
@@ -457,6 +530,12 @@ class Relay:
         """Accept no more peers. Idempotent."""
         for front in self.fronts:
             front.stop()
+
+    async def sent(self, timeout_s: float) -> None:
+        """Wait until every reply has left, at most so long."""
+        until_s = self.loop.time() + timeout_s
+        while self.unread and self.loop.time() < until_s:  # noqa: ASYNC110 - once, as this process ends
+            await asyncio.sleep(POLL_S)
 
     async def closed(self, timeout_s: float) -> None:
         """Wait until libzmq has ended all connections, at most so long."""
@@ -542,7 +621,7 @@ class Relay:
 
     def makes_wait(self, connection: RelayedConnection) -> bool:
         """Whether this connection is not read for now."""
-        if connection.held > connection.front.most_held:
+        if connection.held > connection.front.most_held or connection.unread > 2 * self.share:
             return True
         return connection in self.waiting and next(iter(self.waiting)) is not connection
 
@@ -568,6 +647,25 @@ class Relay:
             if first in self.waiting:
                 return
 
+    @property
+    def share(self) -> int:
+        """Bytes of replies that one connection may have unread."""
+        return self.max_reply_bytes // SHARES
+
+    def overfull(self, connection: RelayedConnection) -> bool:
+        """Whether this peer leaves too many replies unread."""
+        return connection.unread > self.share or self._crowds_out(connection)
+
+    def _crowds_out(self, connection: RelayedConnection) -> bool:
+        if self.unread <= self.max_reply_bytes:
+            return False
+        return self.unread_by_name[connection.name] * len(self.unread_by_name) >= self.max_reply_bytes
+
+    def slow(self, connection: RelayedConnection) -> None:
+        """Watch whether this peer reads."""
+        self.slow_ones.add(connection)
+        self._check_later()
+
     def finish(self, connection: RelayedConnection) -> None:
         """Let libzmq see the end of this connection after END_CHECKS."""
         self._finishing[connection] = self.checks + END_CHECKS
@@ -584,6 +682,10 @@ class Relay:
             for connection in [connection for connection, at in self._finishing.items() if at <= self.checks]:
                 del self._finishing[connection]
                 connection.pass_end()
+            for connection in list(self.slow_ones):
+                checks = connection.slow_checks()
+                if checks >= SLOW_CHECKS or (checks >= CROWDED_CHECKS and self._crowds_out(connection)):
+                    self.cut(connection, f"{connection.unread:,} bytes of replies that it does not read")
             for connection, at in list(self._full.items()):
                 if connection.held <= connection.front.most_held:
                     del self._full[connection]
@@ -594,7 +696,7 @@ class Relay:
             if first is not None and checks >= STALLED_CHECKS:
                 self._cut_unfinished()
         finally:
-            if self.waiting or self._finishing or self._full:
+            if self.waiting or self._finishing or self._full or self.slow_ones:
                 self._check_later()
 
     def _cut_unfinished(self) -> None:
@@ -704,20 +806,19 @@ def listen(endpoint: str) -> socket.socket:
     """Bind and listen, at one of the endpoints that ZeroMQ's bind takes. Raises OSError."""
     scheme, _, rest = endpoint.partition("://")
     host, _, port = rest.rpartition(":")
-    bound: object
-    if scheme == "ipc":
-        _check_path(rest)
-        listener, bound = socket.socket(socket.AF_UNIX), rest
-    elif host.startswith("["):
-        listener = socket.socket(socket.AF_INET6)
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # [::] serves IPv4 too
-        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
-        bound = socket.getaddrinfo(host[1:-1], int(port), socket.AF_INET6, socket.SOCK_STREAM, 0, flags)[0][4]
-    else:
-        listener = socket.socket(socket.AF_INET)
-        bound = (_address_of(listener, host), int(port))
+    family = socket.AF_UNIX if scheme == "ipc" else socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    listener = socket.socket(family)
     try:
-        if scheme != "ipc":
+        bound: str | tuple[Any, ...] = rest
+        if family == socket.AF_UNIX:
+            _check_path(rest)
+        elif family == socket.AF_INET:
+            bound = (_address_of(listener, host), int(port))
+        else:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # [::] serves IPv4 too
+            flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+            bound = socket.getaddrinfo(host[1:-1], int(port), family, socket.SOCK_STREAM, 0, flags)[0][4]
+        if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         listener.bind(bound)

@@ -8,7 +8,6 @@ receives. Every frame is hostile.
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Mapping, Sequence
 
 import zmq
@@ -18,7 +17,7 @@ from kingtask import protocol, wire
 from kingtask.broker import counters
 from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.counters import Counters
-from kingtask.broker.relay import Relay, RelayedConnection
+from kingtask.broker.relay import QUEUED_BYTES, Relay, RelayedConnection
 from kingtask.clock import monotonic_us
 from kingtask.errors import ConfigurationError, InvalidRequest, RequestRefused
 
@@ -32,6 +31,10 @@ EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 MAX_FRAME_BYTES = wire.MAX_MESSAGE_BYTES + 65_536
 """A message slightly over the limit gets an error; a larger frame closes the connection."""
+WINDOW_BYTES = 65_536
+"""Replies that libzmq has for one peer, and the last one beyond; the rest stays here, where it is counted."""
+HEADER_BYTES = 2
+"""Of a short frame. A longer one has 9, a frame of CURVE 33 more. Too few bytes are safe, too many are not."""
 DRAIN_MESSAGES = 256
 DRAIN_FRAMES = 2_048
 """A message may have any number of frames. Those of a message that is refused are dropped over several drains."""
@@ -43,7 +46,7 @@ SOCKET_OPTIONS: dict[int, int] = {
     # No heartbeats from here: libzmq 4.3.5 aborts the process when one falls due on a connection that has ended while
     # its messages are still unread (libzmq issue 4364). Our clients and workers send heartbeats with a time to live,
     # after which libzmq ends their connection here. For other peers the kernel sends probes (relay).
-    zmq.SNDHWM: 1_000,  # messages per peer; a peer that does not read loses replies
+    zmq.SNDHWM: 1_000,  # messages per peer
     zmq.RCVHWM: 256,
     zmq.LINGER: 0,
     zmq.RECONNECT_IVL: -1,
@@ -97,6 +100,9 @@ class BrokerSocket:
             self._loop.remove_reader(self._fd)
         self._socket.close(linger_ms)
 
+    def taken(self, connection: RelayedConnection) -> None:
+        """This peer has taken a part of its replies, and more of them wait."""
+
     def drain_again(self) -> None:
         if not self._drain_scheduled and self._loop is not None:
             self._drain_scheduled = True
@@ -122,7 +128,7 @@ class RouterSocket(BrokerSocket):
         counters: Counters,
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
-        options: dict[int, int] = {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_FRAME_BYTES}
+        options: dict[int, int] = {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_FRAME_BYTES, zmq.SNDHWM: 0}
         super().__init__(context.socket(zmq.ROUTER), options, relay, endpoints, "addr")
         self._counters = counters
         self._on_request: Callable[[Peer, bytes], None] = lambda peer, message: None
@@ -136,14 +142,41 @@ class RouterSocket(BrokerSocket):
         self._read()
 
     def reply(self, peer: Peer, message: bytes) -> None:
-        """Send without blocking. A peer that left or does not read loses the reply; it may send its request again."""
+        """Send without blocking, once the peer has taken most of the replies before. A peer that left loses it."""
+        connection = self._relay.connections.get(peer[0])
+        if connection is None or connection.ended:
+            self._counters.count(counters.DROPPED_REPLY, "peer gone")
+            return
+        size = len(message) + HEADER_BYTES * len(peer)  # the routing id is not sent, the message has a header too
+        connection.account(size)
+        if connection.replies or connection.given >= WINDOW_BYTES:
+            connection.account(QUEUED_BYTES)
+            connection.replies.append((peer, message))
+        else:
+            self._give(connection, peer, message, size)
+        self.drain_again()
+
+    def _give(self, connection: RelayedConnection, peer: Peer, message: bytes, size: int) -> None:
         try:
             for frame in peer:
                 _send(self._socket, frame, NOBLOCK_MORE)
             _send(self._socket, message, NOBLOCK)
-        except zmq.ZMQError as error:
-            self._counters.count(counters.DROPPED_REPLY, "not read" if error.errno == errno.EAGAIN else "peer gone")
+            connection.given += size
+        except zmq.ZMQError:
+            connection.account(-size)
+            self._counters.count(counters.DROPPED_REPLY, "peer gone")
+
+    def taken(self, connection: RelayedConnection) -> None:
+        while connection.replies and connection.given < WINDOW_BYTES:
+            peer, message = connection.replies.popleft()
+            connection.account(-QUEUED_BYTES)
+            self._give(connection, peer, message, len(message) + HEADER_BYTES * len(peer))
         self.drain_again()
+
+    def overfull(self, peer: Peer) -> bool:
+        """Whether this peer leaves too many replies unread."""
+        connection = self._relay.connections.get(peer[0])
+        return connection is not None and self._relay.overfull(connection)
 
     def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
         """Count the error, and send it as the reply."""

@@ -64,7 +64,7 @@ class Broker:
             if (curve := config.curve) is not None:
                 key, clients = Path(curve.secret_key_file), Path(curve.authorized_clients)
                 self._auth = CurveAuth(key, clients, self._counters)
-            self._relay = Relay(self._context, self._counters, self._auth)
+            self._relay = Relay(self._context, self._counters, self._auth, config.max_reply_bytes)
         except BaseException:
             self._context.destroy(0)
             raise
@@ -123,6 +123,7 @@ class Broker:
         self._ticker.stop()
         await self._dispatcher.drain(DRAIN_S)
         self._relay.stop()
+        await self._relay.sent(REPLIES_MS / 1000)
         self._router.stop(REPLIES_MS)
         self._wakeups.stop()
         await self._relay.closed(REPLIES_MS / 1000)
@@ -143,6 +144,7 @@ class Broker:
             self._auth.reload(keys)
             self._relay.cut_revoked()
         self._config = config
+        self._relay.max_reply_bytes = config.max_reply_bytes
         self._dispatcher.reconfigure(config, permissions)
         self._ticker.reconfigure(config.policy)
         self._batcher.reconfigure(config.policy)

@@ -189,7 +189,15 @@ class BrokerConfig(Settings, frozen=True):
     brokers: ClassVar[str] = "addr"
     lists: ClassVar[frozenset[str]] = frozenset({"addr", "wakeup"})
     live: ClassVar[frozenset[str]] = _LIVE | {
-        *("max_pending", "max_pending_bytes", "max_waits", "max_queues", "max_queue_length", "max_tasks"),
+        *(
+            "max_pending",
+            "max_pending_bytes",
+            "max_reply_bytes",
+            "max_waits",
+            "max_queues",
+            "max_queue_length",
+            "max_tasks",
+        ),
         *("max_result_bytes", "permissions"),
     }
 
@@ -199,6 +207,7 @@ class BrokerConfig(Settings, frozen=True):
     permissions: str | None = None
     max_pending: Count = 10_000
     max_pending_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
+    max_reply_bytes: Annotated[int, msgspec.Meta(ge=MAX_MESSAGE_BYTES, le=2**36)] = 256 * 1024 * 1024
     max_waits: Count = 10_000
     max_queues: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     max_queue_length: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 10_000_000

@@ -81,9 +81,13 @@ class FakeRouter(RouterSocket):
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self.replies: list[tuple[Peer, dict[str, Any]]] = []
+        self.leaves_unread = False
 
     def reply(self, peer: Peer, message: bytes) -> None:
         self.replies.append((peer, wire.decode(message)))
+
+    def overfull(self, peer: Peer) -> bool:
+        return self.leaves_unread
 
     def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
         self._counters.refused(error)

@@ -258,6 +258,18 @@ async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: p
     assert "broker=stopping unanswered=1" in caplog.messages
 
 
+async def test_a_client_that_leaves_replies_unread_gets_busy_from_ops_that_only_read(
+    setting: DispatcherHarness,
+) -> None:
+    setting.router.leaves_unread = True
+    setting.ask("get", id=ID)
+    setting.store.answer("get", stored(State.SUCCEEDED))
+    assert setting.code() == "busy"
+    setting.ask("cancel", id=ID)
+    setting.store.answer("cancel", "ready")
+    assert setting.reply()["ok"]
+
+
 # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from kingtask import protocol, topics
-from kingtask.broker import router
+from kingtask.broker import relay, router
 from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
 from kingtask.broker.relay import Relay
@@ -128,16 +128,24 @@ def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets,
     assert turns >= frames // router.DRAIN_FRAMES
 
 
-def test_who_floods_and_does_not_read_hinders_nobody(sockets: Sockets, served: EchoRouter) -> None:
-    """Its replies are dropped when a thousand of them wait, and no more memory is taken."""
+def test_who_floods_and_does_not_read_hinders_nobody(
+    sockets: Sockets, served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not read itself while its share of replies is unread, and is cut off."""
+    monkeypatch.setattr(relay, "SLOW_CHECKS", 2)
+    served.relay.max_reply_bytes = relay.SHARES * 500_000
     with zmtp.connect(served.port) as flood:
-        # With buffers as the kernel makes them: shrunk under way, it drops what comes, acknowledgements too.
-        ping = zmtp.frame(os.urandom(200)) * 500
+        flood.setblocking(False)
+        pings = zmtp.frame(os.urandom(200)) * 500
         other = sockets.new(zmq.DEALER, served.endpoint)
-        while not served.counters.counts.get("dropped_reply"):
-            flood.sendall(ping)
+        most = 0
+        while not served.counters.counts.get("cut_off"):
+            push(flood, pings)
             other.send(b"still here")
             assert other.recv() == b"still here"
+            most = max(most, served.relay.unread)
+        assert 500_000 < most < 2_000_000
+        until(lambda: served.relay.unread == 0, "nothing is unread any more")
 
 
 def test_many_flooding_peers_are_served_in_turn_with_the_others(sockets: Sockets, served: EchoRouter) -> None:

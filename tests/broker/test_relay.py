@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
 
 from kingtask.broker import relay as module
+from kingtask.broker.auth import Peer
 from kingtask.broker.relay import close_listener, listen
 from tests import zmtp
 from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
@@ -166,6 +168,81 @@ def test_heartbeats_of_an_idle_peer_are_not_held_for_messages(served: EchoRouter
             peer.sendall(PING)
             assert peer.recv(100)
         assert served.relay.held <= before
+
+
+# ── replies ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_reply_to_a_peer_that_reads_is_dropped(served: EchoRouter) -> None:
+    """5,000 waits of one connection that end together, with more bytes than its share, and a reader that is slow."""
+    held: list[Peer] = []
+    served.relay.max_reply_bytes = module.SHARES * 100_000
+    served.on_request = lambda peer, message: held.append(peer)
+    with zmtp.connect(served.port) as peer:
+        peer.sendall(zmtp.frame(b"wait") * 5_000)
+        until(lambda: len(held) == 5_000, "the requests")
+
+        def end_all() -> None:
+            for number, sender in enumerate(held):
+                served.router.reply(sender, b"%0200d" % number)
+
+        served.loop.call_soon_threadsafe(end_all)
+        received = bytearray()
+        while len(received) < 5_000 * 202:
+            received += peer.recv(10_000)
+        assert received == b"".join(zmtp.frame(b"%0200d" % number) for number in range(5_000))
+    assert served.counters.counts == {}
+    until(lambda: served.relay.unread == 0, lambda: f"unread: {served.relay.unread}")
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["nothing", "a byte now and then"])
+def test_a_peer_that_does_not_read_is_cut_off(served: EchoRouter, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    monkeypatch.setattr(module, "SLOW_CHECKS", 3)
+    served.on_request = lambda peer, message: served.router.reply(peer, bytes(5_000_000))
+    with zmtp.connect(served.port) as peer:
+        peer.sendall(zmtp.frame(b"get"))
+
+        def is_cut_off() -> bool:
+            if reads:
+                with suppress(OSError):
+                    peer.recv(1)
+            return bool(served.counters.counts.get("cut_off"))
+
+        until(is_cut_off, "it is cut off")
+    until(lambda: served.relay.unread == 0 and not served.relay.connections, "nothing is left of it")
+
+
+def test_a_peer_that_leaves_its_share_unread_is_overfull_and_the_others_are_not(
+    sockets: Sockets, served: EchoRouter
+) -> None:
+    served.relay.max_reply_bytes = module.SHARES * 1_000_000
+    peers: list[Peer] = []
+
+    def answer(peer: Peer, message: bytes) -> None:
+        peers.append(peer)
+        served.router.reply(peer, bytes(5_000_000))
+
+    served.on_request = answer
+    with zmtp.connect(served.port) as reader, zmtp.connect(served.port) as other:
+        reader.sendall(zmtp.frame(b"get"))
+        until(lambda: peers, "its request")
+        assert served.router.overfull(peers[0])
+        other.sendall(zmtp.frame(b"get"))
+        received = 0
+        while received < 5_000_009:
+            received += len(other.recv(1_000_000))
+        until(lambda: not served.router.overfull(peers[1]), "it has room again")
+        assert served.router.overfull(peers[0])
+
+
+def test_if_all_replies_are_too_many_those_of_the_largest_group_are_refused(served: EchoRouter) -> None:
+    relay = served.relay
+    relay.max_reply_bytes = 1_000
+    relay.unread = 1_001
+    relay.unread_by_name.update({"many": 900, "few": 101})
+    many, few = (SimpleNamespace(name=name, unread=0) for name in ("many", "few"))
+    assert relay.overfull(many)  # type: ignore[arg-type]
+    assert not relay.overfull(few)  # type: ignore[arg-type]
 
 
 # ── listening ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -299,7 +299,7 @@ def replaced(plant: Plant) -> Iterator[None]:
                     "zmq": no_zmq,
                     "RouterSocket": router,
                     "Relay": lambda *_: SimpleNamespace(
-                        start=lambda: None, stop=lambda: None, close=lambda: None, closed=closed
+                        start=lambda: None, stop=lambda: None, close=lambda: None, closed=closed, sent=closed
                     ),
                     "Wakeups": lambda *_: SimulatedWakeups(plant, here()),
                     "BrokerStore": lambda *_, **_more: BrokerStore(plant.at),
