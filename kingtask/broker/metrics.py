@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily, InfoMetricFami
 from kingtask.broker import counters as kinds
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
+from kingtask.broker.relay import Relay
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.wakeups import Wakeups
 from kingtask.config import BrokerConfig
@@ -82,6 +83,16 @@ def of_broker(
     yield Gauge("kingtask_output_bytes_limit", "max_result_bytes: above it outputs go.", config.max_result_bytes)
     text = "From a request to its reply."
     yield from by_label(HistogramMetricFamily, "kingtask_broker_request_seconds", text, "op", dispatcher.times)
+
+
+def of_relay(relay: Relay) -> Iterator[Metric]:
+    yield Gauge("kingtask_broker_connections", "Connections of clients and workers.", len(relay.connections))
+    yield Gauge("kingtask_broker_connections_limit", "Above it new ones are closed.", relay.most)
+    yield Gauge("kingtask_broker_reply_bytes", "Bytes of replies that clients have not read.", relay.unread)
+    yield Gauge(
+        "kingtask_broker_reply_bytes_limit", "max_reply_bytes: above it replies are busy.", relay.max_reply_bytes
+    )
+    yield Gauge("kingtask_broker_held_bytes", "Bytes of messages that are not complete.", relay.held)
 
 
 def of_queues(pages: list[QueuesPage]) -> Iterator[Metric]:

@@ -18,12 +18,13 @@ import errno
 import fcntl
 import itertools
 import os
+import resource
 import secrets
 import socket
 import stat
 import struct
 import termios
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,11 +35,17 @@ from kingtask import failpoint, wire
 from kingtask.broker import counters
 from kingtask.broker.auth import CurveAuth, Peer
 from kingtask.broker.counters import Counters
+from kingtask.clock import monotonic_s
 from kingtask.errors import ConfigurationError
 
 BACKLOG = 1_024
 ACCEPTS = 16
 """Connections accepted in one turn of the loop, for some 0.2 ms each."""
+OTHER_FILES = 512
+"""Descriptors left for everything else."""
+FILES = 3
+"""Descriptors of one connection: two here, one of libzmq."""
+FEWEST = 64
 REST_S = 1.0
 """No connection is accepted for so long after one failed, since no descriptor or memory was left."""
 JOIN_S = 3.0
@@ -125,6 +132,7 @@ class RelayedConnection:
         "replies",
         "since",
         "unread",
+        "useful",
     )
 
     def __init__(self, front: Front, outer: socket.socket, name: str) -> None:
@@ -140,6 +148,8 @@ class RelayedConnection:
         """The key of the client; empty without CURVE, and during the handshake."""
         self.finished = False
         """The peer sends nothing more."""
+        self.useful = False
+        """A message of it has come."""
         self.ended = False
         """Nothing reaches the peer any more."""
         self._to_inner = self._to_outer = b""
@@ -225,6 +235,9 @@ class RelayedConnection:
         """The broker has read a message of so many bytes, and FRAME_BYTES for each frame but the last."""
         self._consumed(size + FRAME_BYTES)
         self.since = self._relay.checks
+        if not self.useful:
+            self.useful = True
+            self._relay.useless[self.name].pop(self, None)
         if not self._reading or self._relay.waiting:
             self._relay.resume(self)
             if self.finished and not self.held:
@@ -340,6 +353,7 @@ class RelayedConnection:
         self.review()
         self._outer.close()
         self._to_inner = self._to_outer = b""
+        self._relay.useless.get(self.name, {}).pop(self, None)
         self.replies.clear()
         self.given = 0
         self.account(-self.unread)
@@ -465,6 +479,12 @@ class Relay:
         """By id, until libzmq has closed its end."""
         self.opened = False
         self._ids = itertools.count(1)
+        self.most = max(FEWEST, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES) // FILES)
+        """Connections at once; of one address or user half as many."""
+        self._numbers = Counter[str]()
+        """Connections by address or user."""
+        self.useless: defaultdict[str, dict[RelayedConnection, None]] = defaultdict(dict)
+        """Those without a message yet, the oldest first."""
         self.held = 0
         """The sum over all connections."""
         self.unread = 0
@@ -533,8 +553,8 @@ class Relay:
 
     async def sent(self, timeout_s: float) -> None:
         """Wait until every reply has left, at most so long."""
-        until_s = self.loop.time() + timeout_s
-        while self.unread and self.loop.time() < until_s:  # noqa: ASYNC110 - once, as this process ends
+        until_s = monotonic_s() + timeout_s
+        while self.unread and monotonic_s() < until_s:  # noqa: ASYNC110 - once, as this process ends
             await asyncio.sleep(POLL_S)
 
     async def closed(self, timeout_s: float) -> None:
@@ -563,9 +583,10 @@ class Relay:
     # ── connections ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def admit(self, front: Front, outer: socket.socket, name: str) -> None:
-        """Connect libzmq with a new peer."""
+        """Connect libzmq with a new peer, or close its connection if there are too many."""
         outer.setblocking(False)
         try:
+            self._make_room(name)
             outer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, OUTER_SEND_BYTES)
             connection = RelayedConnection(front, outer, name)
         except OSError as error:
@@ -573,6 +594,25 @@ class Relay:
             self._counters.count(counters.CONNECTION, f"{name}: {error}")
             return
         self.connections[connection.id] = connection
+        self._numbers[name] += 1
+        self.useless[name][connection] = None
+
+    def _make_room(self, name: str) -> None:
+        """At the limit, close the oldest connection without a message, of the address or user with the most of them.
+
+        Raises OSError if there is none.
+        """
+        if self._numbers[name] < self.most // 2:
+            if len(self.connections) < self.most:
+                return
+            name = max(self._numbers, key=lambda name: self._numbers[name])
+        oldest = next(iter(self.useless.get(name, ())), None)
+        if oldest is None:
+            raise OSError(
+                errno.EMFILE, f"{self._numbers[name]:,} connections of {name}, {len(self.connections):,} in all"
+            )
+        self._counters.count(counters.CONNECTION, f"{name}: a newer one took the place of one without a message")
+        oldest.cut()
 
     def rest(self, front: Front, listener: socket.socket, error: OSError) -> None:
         """Accept nothing for REST_S: the connection that waits would make the listener readable again and again."""
@@ -598,7 +638,11 @@ class Relay:
         return endpoint_of(listener)
 
     def forget(self, connection: RelayedConnection) -> None:
-        self.connections.pop(connection.id, None)
+        if self.connections.pop(connection.id, None) is not None:
+            self._numbers[connection.name] -= 1
+            if not self._numbers[connection.name]:
+                del self._numbers[connection.name]
+                self.useless.pop(connection.name, None)
         self._finishing.pop(connection, None)
         self._full.pop(connection, None)
         if not self.connections and self._closed is not None and not self._closed.done():

@@ -193,6 +193,7 @@ class Broker:
             metrics.of_broker(
                 self._config, self._store.ack_level, self._dispatcher, self._wakeups, self._ticker, self._counters
             ),
+            metrics.of_relay(self._relay),
             collector.of_redis(self._call_times, self._store),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import struct
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from kingtask.broker.auth import Peer
 from kingtask.broker.relay import close_listener, listen
 from tests import zmtp
 from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
-from tests.processes import until
+from tests.processes import descriptors, until
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -225,8 +226,7 @@ def test_a_peer_that_leaves_its_share_unread_is_overfull_and_the_others_are_not(
     served.on_request = answer
     with zmtp.connect(served.port) as reader, zmtp.connect(served.port) as other:
         reader.sendall(zmtp.frame(b"get"))
-        until(lambda: peers, "its request")
-        assert served.router.overfull(peers[0])
+        until(lambda: peers and served.router.overfull(peers[0]), "its reply")
         other.sendall(zmtp.frame(b"get"))
         received = 0
         while received < 5_000_009:
@@ -243,6 +243,82 @@ def test_if_all_replies_are_too_many_those_of_the_largest_group_are_refused(serv
     many, few = (SimpleNamespace(name=name, unread=0) for name in ("many", "few"))
     assert relay.overfull(many)  # type: ignore[arg-type]
     assert not relay.overfull(few)  # type: ignore[arg-type]
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def useful(served: EchoRouter) -> socket.socket:
+    peer = zmtp.connect(served.port)
+    peer.sendall(zmtp.frame(b"hello"))
+    assert peer.recv(100) == zmtp.frame(b"hello")
+    return peer
+
+
+def test_at_the_limit_the_oldest_connection_without_a_message_makes_room(served: EchoRouter) -> None:
+    served.relay.most = 8
+    with ExitStack() as stack:
+        first = stack.enter_context(useful(served))
+        idle = [stack.enter_context(zmtp.connect(served.port)) for _ in range(3)]
+        stack.enter_context(useful(served))
+        with suppress(ConnectionError):
+            assert idle[0].recv(100) == b""
+        first.sendall(zmtp.frame(b"hello"))
+        assert first.recv(100) == zmtp.frame(b"hello")
+    assert served.counters.counts == {"connection_refused": 1}
+
+
+def test_one_address_gets_half_of_the_connections(served: EchoRouter) -> None:
+    served.relay.most = 8
+    with ExitStack() as stack:
+        peers = [stack.enter_context(useful(served)) for _ in range(4)]
+        with socket.create_connection(("127.0.0.1", served.port)) as refused, pytest.raises(ConnectionError):
+            zmtp.shaken(refused)
+        assert served.counters.counts == {"connection_refused": 1}
+        peers[0].close()
+        until(lambda: len(served.relay.connections) == 3, "it is forgotten")
+        stack.enter_context(useful(served))
+    until(lambda: not served.relay.connections, "all are forgotten")
+    assert not served.relay._numbers
+    assert not served.relay.useless
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("127.1.2.3", "127.0.0.1"),
+        ("::1", "127.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_addresses_are_grouped_by_who_may_have_them(address: str, name: str) -> None:
+    with socket.socket() as outer:
+        assert module._name_of(outer, (address, 1)) == name
+
+
+def test_with_no_descriptor_left_the_listener_rests_and_comes_back(
+    served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REST_S", 0.2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as peer:
+        peer.settimeout(PATIENCE_MS / 1000)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors()[-1] + 1, limits[1]))
+        taken: list[int] = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            peer.connect(("127.0.0.1", served.port))
+            until(lambda: served.counters.counts.get("connection_refused"), "nothing can be accepted")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
+        zmtp.shaken(peer)
 
 
 # ── listening ────────────────────────────────────────────────────────────────────────────────────────────────────────
