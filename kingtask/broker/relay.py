@@ -68,6 +68,8 @@ SMALL_BYTES = 8_192
 """A connection that holds less is read even if all together hold too much: requests without bulk always get through."""
 FRAME_BYTES = 64
 """At least what ZMTP adds to a frame, also with CURVE."""
+HANDSHAKE_BYTES = 1_024
+"""At least what a handshake takes, also with CURVE."""
 PONG_BYTES = 128
 """Two lengths of the longest answer to a heartbeat."""
 STALLED_CHECKS = 2
@@ -172,14 +174,15 @@ class RelayedConnection:
         except zmq.ZMQError as error:
             self._inner.close()
             raise OSError(error.errno, str(error)) from None
-        self._timer = relay.loop.call_later(JOIN_S, self.cut)
+        self._timer = relay.loop.call_later(JOIN_S, relay.cut, self, "libzmq did not connect")
         relay.loop.add_reader(self._inner, self._join)
 
     def _join(self) -> None:
         """Accept libzmq's connection. Any local process may connect here; another one is sent away."""
         try:
             inner = accept_own(self._inner)
-        except OSError:  # tried again as long as it is due
+        except OSError as error:  # no descriptor is left
+            self._relay.cut(self, str(error))
             return
         if inner is not None:
             inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.front.send_bytes)
@@ -233,7 +236,7 @@ class RelayedConnection:
 
     def completed(self, size: int) -> None:
         """The broker has read a message of so many bytes, and FRAME_BYTES for each frame but the last."""
-        self._consumed(size + FRAME_BYTES)
+        self.consumed(size + FRAME_BYTES)
         self.since = self._relay.checks
         if not self.useful:
             self.useful = True
@@ -243,7 +246,8 @@ class RelayedConnection:
             if self.finished and not self.held:
                 self.pass_end()
 
-    def _consumed(self, size: int) -> None:
+    def consumed(self, size: int) -> None:
+        """So many of the bytes held are no part of an unfinished message."""
         size = min(size, self.held)
         self.held -= size
         self._relay.held -= size
@@ -276,7 +280,7 @@ class RelayedConnection:
             self._close_inner()
         elif not self.ended:
             if size <= PONG_BYTES and not self.given:  # it may answer a heartbeat, whose bytes are no message
-                self._consumed(size + 2)
+                self.consumed(size + 2)
             sent = self._write(_block[:size])
             if not self.ended and sent < size:
                 self._to_outer = bytes(_block[sent:size])
@@ -358,7 +362,7 @@ class RelayedConnection:
         self.given = 0
         self.account(-self.unread)
         self._relay.slow_ones.discard(self)
-        self._consumed(self.held)
+        self.consumed(self.held)
         self._relay.resume(self)
         if not finished:
             self.front.served.left(self)
@@ -442,7 +446,12 @@ class Front:
                     self.relay.rest(self, listener, error)
                     return
                 continue  # the peer has left (accept(2))
-            self.relay.admit(self, outer, _name_of(outer, address))
+            try:
+                name = _name_of(outer, address)
+            except OSError:  # likewise
+                outer.close()
+                continue
+            self.relay.admit(self, outer, name)
 
     def listen(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
@@ -590,8 +599,8 @@ class Relay:
             outer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, OUTER_SEND_BYTES)
             connection = RelayedConnection(front, outer, name)
         except OSError as error:
-            outer.close()
             self._counters.count(counters.CONNECTION, f"{name}: {error}")
+            outer.close()
             return
         self.connections[connection.id] = connection
         self._numbers[name] += 1
@@ -773,6 +782,7 @@ class Relay:
                 connection = self.connections.get(domain)
                 if key is not None and connection is not None:
                     connection.key = key
+                    connection.consumed(HANDSHAKE_BYTES)
                     status, why = b"200", b""
             except Exception as error:  # noqa: BLE001  (any error is a refusal)
                 self._counters.count(counters.AUTHENTICATOR, repr(error))

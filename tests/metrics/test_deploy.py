@@ -53,7 +53,7 @@ HEALTHY = {
     f'kingtask_redis_call_seconds_bucket{{{BROKER}, function="tick", le="+Inf"}}': rising(60),
     **{
         f'kingtask_broker_refusals_total{{{BROKER}, code="{code}"}}': flat(0)
-        for code in ("store_full", "not_confirmed", "busy", "internal")
+        for code in ("store_full", "not_confirmed", "busy", "cut_off", "connection_refused", "internal")
     },
     f'kingtask_broker_refusals_total{{{BROKER}, code="not_found"}}': rising(9),
     f"kingtask_redis_clock_offset_seconds{{{BROKER}}}": flat(-0.002),
@@ -103,6 +103,8 @@ FIRES: dict[str, dict[str, str]] = {
     | {f'kingtask_worker_lateness_seconds_bucket{{{WORKER}, queue="mail", le="+Inf"}}': rising(60)},
     "KingtaskNearlyFull": {f"kingtask_tasks{{{BROKER}}}": flat(90)},
     "KingtaskBusy": {f'kingtask_broker_refusals_total{{{BROKER}, code="busy"}}': rising(1)},
+    "KingtaskCutOff": {f'kingtask_broker_refusals_total{{{BROKER}, code="cut_off"}}': rising(1)},
+    "KingtaskConnectionsRefused": {f'kingtask_broker_refusals_total{{{BROKER}, code="connection_refused"}}': rising(1)},
     "KingtaskFaults": {f'kingtask_log_lines_total{{{BROKER}, level="error"}}': rising(1)},
     "KingtaskWorkerUnfit": {f"kingtask_worker_unfit{{{WORKER}}}": flat(1)},
     "KingtaskWorkerMissesWakeups": {f'kingtask_worker_broker_up{{{WORKER}, endpoint="e"}}': flat(0)},
