@@ -223,9 +223,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 async def strict(clock: StoppedClock, tmp_path: Path, sockets: Sockets) -> AsyncIterator[WakeupsHarness]:
     """A Wakeups that takes nobody's word."""
     made = WakeupsHarness(f"ipc://{tmp_path}/wakeups", sockets, kind=Wakeups)
-    made.wakeups.start()
+    made.start()
     yield made
-    made.close()
+    await made.close()
 
 
 async def asked(worker: WorkerSocket) -> str:
@@ -318,6 +318,6 @@ async def test_nothing_is_kept_of_a_connection_that_was_cut_off(strict: WakeupsH
     token = worker.peer.token
     for number in range(10):
         worker._socket.subscribe(b"unknown%d" % number)
-    await strict.until(lambda: worker.peer.cut)
+    await strict.until(lambda: worker.peer.connection.ended)
     strict.wakeups.claimed(token)
     assert strict.wakeups.idle == 0
