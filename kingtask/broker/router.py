@@ -34,7 +34,7 @@ MAX_FRAME_BYTES = wire.MAX_MESSAGE_BYTES + 65_536
 WINDOW_BYTES = 65_536
 """Replies that libzmq has for one peer, and the last one beyond; the rest stays here, where it is counted."""
 HEADER_BYTES = 2
-"""Length of a short frame's header. A longer frame has 9, one of CURVE 33 more. Too few bytes are safe, too many not."""
+"""Length of a short frame's header. A longer one has 9, one of CURVE 33 more. Too few bytes are safe, too many not."""
 DRAIN_MESSAGES = 256
 DRAIN_FRAMES = 2_048
 """A message may have any number of frames. Those of a message that is refused are dropped over several drains."""
