@@ -1,7 +1,7 @@
 """Decides what each client may do, before anything is stored. Pure: its clock is a parameter.
 
-A client's name is that of its key file; without CURVE every client is ANONYMOUS. Each refusal names the rule in
-permissions.yaml that it comes from, and writes a line to the audit log.
+A client's name is that of its key file; without CURVE every client is ANONYMOUS, and its tasks have no owner. Each
+refusal names the rule in permissions.yaml that it comes from, and writes a line to the audit log.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kingtask.config.sandbox_settings import first_unlisted
 from kingtask.errors import Busy, PermissionDenied, RequestRefused
 from kingtask.event import Event
 from kingtask.result import Result
+from kingtask.store.codec import unpack_spec
 from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
 
@@ -26,6 +27,7 @@ ANONYMOUS = "anonymous"
 _NOTHING = Rule(ops=())
 UNCHANGED_PER_S, UNCHANGED_BURST = 1.0, 20
 """Audit lines of one client for requests that changed nothing."""
+_NO_RULES = PermissionsFile(clients={}, default=Rule())
 
 
 class Rate:
@@ -85,13 +87,18 @@ class ClientPolicy:
         self._rate = rate
         self._queues = None if rule.queues is None else compiled(rule.queues)
         self._tasks = None if rule.tasks is None else compiled(rule.tasks)
-        self.quota = None if rule.max_outstanding is None else Quota(audit.client, rule.max_outstanding)
+        self.owner = None if audit.client == ANONYMOUS else rule.owner or audit.client
+        self.of = self.owner if rule.own_only else None
+        """The only owner on whose tasks the client may act; None: on all."""
+        self.quota = None if rule.max_outstanding is None else Quota(self.owner or audit.client, rule.max_outstanding)
 
     def depends_on_task(self, request: protocol.ById) -> bool:
         """True if `check_task` has to see the stored task first."""
         if self._queues is not None or self._tasks is not None:
             return True
-        return self._rate is not None and isinstance(request, protocol.Requeue)
+        rule = self._rule
+        limits = rule.env, rule.max_priority, rule.max_time_limit, self._rate
+        return isinstance(request, protocol.Requeue) and any(limit is not None for limit in limits)
 
     def check_request(self, request: protocol.Request) -> None:
         """Check the op, and the queue if the request names one."""
@@ -104,24 +111,19 @@ class ClientPolicy:
 
     def check_submit(self, spec: TaskSpec, place: str, now_s: float) -> Quota | None:
         """Check one task of a submit, at `place` of the request. Return the bound that only the store can check."""
-        rule = self._rule
         self._check_names("submit", spec.id, spec.name, spec.queue, place)
-        if rule.max_priority is not None and spec.priority > rule.max_priority:
-            why = f"expected at most {rule.max_priority}, got {spec.priority}"
-            self._deny("submit", {"id": spec.id}, f"{place}.priority", why, "max_priority")
-        if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
-            why = f"expected one of at most {rule.max_time_limit:g} s"
-            self._deny("submit", {"id": spec.id}, f"{place}.time_limit_s", why, "max_time_limit")
-        if rule.env is not None and (name := first_unlisted(spec.env, rule.env)) is not None:
-            why = "not one of the variables that this client may set"
-            self._deny("submit", {"id": spec.id}, f"{place}.env[{name[:64]!a}]", why, "env")
+        self._check_limits("submit", spec, place)
         self._check_rate(place, now_s)
         return self.quota
 
-    def check_task(self, op: str, task: Result, now_s: float) -> None:
-        """Check the stored task on which a request acts."""
+    def check_task(self, op: str, task: Result, packed_spec: bytes, now_s: float) -> None:
+        """Check the stored task on which a request acts. A requeue is held to the limits of a submit."""
         self._check_names(op, task.id, task.name, task.queue, "id")
         if op == "requeue":
+            stored = unpack_spec(packed_spec)
+            limit_s = stored.time_limit_ms / 1000
+            spec = TaskSpec(id=task.id, name=task.name, priority=task.priority, time_limit_s=limit_s, env=stored.env)
+            self._check_limits(op, spec, "id")
             self._check_rate("id", now_s)
 
     def has_queue(self, queue: str) -> bool:
@@ -141,11 +143,22 @@ class ClientPolicy:
 
     def _check_names(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
         if not self.has_queue(queue):
-            where = place if place == "id" else f"{place}.queue"
-            self._deny(op, {"id": task_id}, where, f"not one of this client's queues: {queue}", "queues")
+            why = f"not one of this client's queues: {queue}"
+            self._deny(op, {"id": task_id}, _field(place, "queue"), why, "queues")
         if not self.has_task(name, queue):
-            where = place if place == "id" else f"{place}.name"
-            self._deny(op, {"id": task_id}, where, f"not one of this client's tasks: {name}", "tasks")
+            self._deny(op, {"id": task_id}, _field(place, "name"), f"not one of this client's tasks: {name}", "tasks")
+
+    def _check_limits(self, op: str, spec: TaskSpec, place: str) -> None:
+        rule, subject = self._rule, {"id": spec.id}
+        if rule.max_priority is not None and spec.priority > rule.max_priority:
+            why = f"expected at most {rule.max_priority}, got {spec.priority}"
+            self._deny(op, subject, _field(place, "priority"), why, "max_priority")
+        if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
+            why = f"expected one of at most {rule.max_time_limit:g} s"
+            self._deny(op, subject, _field(place, "time_limit_s"), why, "max_time_limit")
+        if rule.env is not None and (name := first_unlisted(spec.env, rule.env)) is not None:
+            why = "not one of the variables that this client may set"
+            self._deny(op, subject, _field(place, f"env[{name[:64]!a}]"), why, "env")
 
     def _check_rate(self, place: str, now_s: float) -> None:
         if self._rate is not None and (wait_s := self._rate.take(now_s)):
@@ -190,14 +203,15 @@ class Authorizer:
         return self._permissions is not None
 
     def policy_of(self, client: str) -> ClientPolicy | None:
-        """Return the rules of this client, or None if the broker has no permissions."""
-        if self._permissions is None:
+        """Return the rules of this client, or None for an anonymous one if the broker has no permissions."""
+        if self._permissions is None and client == ANONYMOUS:
             return None
         if client in self._policies:
             return self._policies[client]
-        rule, source = self._permissions.clients.get(client), f"clients.{client}"
+        permissions = _NO_RULES if self._permissions is None else self._permissions
+        rule, source = permissions.clients.get(client), f"clients.{client}"
         if rule is None:
-            rule, source = self._permissions.default or _NOTHING, "default"
+            rule, source = permissions.default or _NOTHING, "default"
         rate = self._rates.pop(client, None)
         if rule.submits_per_second is None:
             rate = None
@@ -207,6 +221,11 @@ class Authorizer:
             self._rates[client] = rate
         policy = self._policies[client] = ClientPolicy(self.trail_of(client), rule, source, rate)
         return policy
+
+
+def _field(place: str, name: str) -> str:
+    """Return the place of a task's field in a request; a request by id has no fields of the task."""
+    return place if place == "id" else f"{place}.{name}"
 
 
 def _subject(request: protocol.Request) -> dict[str, str | None]:

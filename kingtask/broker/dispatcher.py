@@ -124,28 +124,36 @@ class Dispatcher:
         if isinstance(request, protocol.Submit):
             self._batcher.submit(request, client, reply.send)
         elif client is not None and isinstance(request, protocol.ById) and client.depends_on_task(request):
-            self._store.send(functions.get(request.id), partial(self._check_task, request, reply, client))
+            self._store.send(functions.get(request.id).of(client.of), partial(self._check_task, request, reply, client))
         else:
             self._call(request, reply, client)
 
     def _check_task(
         self, request: protocol.ById, reply: _PendingReply, client: ClientPolicy, found: StoredTask | StoreError
     ) -> None:
+        if isinstance(found, StoreError):
+            reply.send(ops.store_refusal(found, writes=False))
+            return
         try:
-            client.check_task(request.op.name, ops.task_of(request.id, found), monotonic_s())
+            client.check_task(request.op.name, ops.task_of(request.id, found), found.spec, monotonic_s())
             self._call(request, reply, client)
         except Exception as error:  # noqa: BLE001  (as in `dispatch`)
-            reply.send(_refusal(error))
+            refused = _refusal(error)
+            reply.send(refused)
+            if isinstance(refused, ops.ForeignTask):  # after the reply, whose time must not tell of the task
+                self._authorizer.trail_of(_client_name(reply.peer)).answered(request, refused)
 
     def _call(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
+        quota, of = (None, None) if client is None else (client.quota, client.of)
         if not isinstance(request, protocol.Wait):
-            call = ops.call_of(request, self._policy, None if client is None else client.quota)
+            call = ops.call_of(request, self._policy, quota).of(of)
             self._store.send(call, partial(self._called, request, reply, client))
         elif len(self._waiters) >= self._config.max_waits:
             raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
         else:
             reply.release()  # a wait may be long; max_waits bounds it
-            self._waiters.add(request.id, request.timeout_s, partial(self._called, request, reply, client))
+            answer = partial(self._called, request, reply, client)
+            self._waiters.add(request.id, request.timeout_s, answer, of)
 
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
@@ -164,6 +172,8 @@ class Dispatcher:
             self._store.confirm(lambda reached: reply.send(fields if reached else ops.not_confirmed()))
         else:
             reply.send(fields)
+        if isinstance(fields, ops.ForeignTask) and not request.op.audited:  # as in `_check_task`
+            self._authorizer.trail_of(_client_name(reply.peer)).answered(request, fields)
 
     def _pong(self) -> dict[str, Any]:
         clock = self._store.clock

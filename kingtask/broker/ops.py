@@ -30,6 +30,15 @@ BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0
 AWAY_AGAIN_S = 0.5
 OUTSTANDING_AGAIN_S = 1.0
+HIDDEN = ("missing", "foreign")
+"""Outcomes of a call by id that the client must not tell apart."""
+
+
+class ForeignTask(TaskNotFound):
+    """The task has another owner. Only the log shows the difference from TaskNotFound."""
+
+    def __str__(self) -> str:
+        return "foreign"
 
 
 def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | None) -> functions.FunctionCall:
@@ -86,7 +95,7 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
         case "ready" | "scheduled" | "exists":
             return None
         case "conflict":
-            return IdConflict(f"id: task {task_id} exists with other content; choose a new id", field="id")
+            return IdConflict(f"id: {task_id} is taken by another task; choose a new id", field="id")
         case "queue_full":
             why = "queue: the queue of this task is full; come back later"
             return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
@@ -139,17 +148,18 @@ def task_of(task_id: str, found: functions.StoredTask | StoreError) -> Result:
     if isinstance(found, StoreError):
         raise store_refusal(found, writes=False)
     if found.result is None:
-        raise _not_found(task_id)
+        raise _not_found(task_id, foreign=found.foreign)
     return found.result
 
 
-def _not_found(task_id: str) -> TaskNotFound:
-    return TaskNotFound(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
+def _not_found(task_id: str, *, foreign: bool) -> TaskNotFound:
+    kind = ForeignTask if foreign else TaskNotFound
+    return kind(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
 
 
 def _cancelled(task_id: str, state: str) -> dict[str, Any]:
-    if state == "missing":
-        raise _not_found(task_id)
+    if state in HIDDEN:
+        raise _not_found(task_id, foreign=state == "foreign")
     if state == State.RUNNING:
         return {"id": task_id, "outcome": "cancelling"}
     if state in TERMINAL and state != State.CANCELLED:
@@ -159,8 +169,8 @@ def _cancelled(task_id: str, state: str) -> dict[str, Any]:
 
 def _requeued(request: protocol.Requeue, outcome: str, queue: str) -> dict[str, Any]:
     """`queue` is that of the new task; without a new task, `outcome` may be the state of the old one."""
-    if outcome == "missing":
-        raise _not_found(request.id)
+    if outcome in HIDDEN:
+        raise _not_found(request.id, foreign=outcome == "foreign")
     if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not queue):
         raise WrongState(f"id: task {request.id} has not ended yet ({outcome})", field="id")
     if (refused := submit_refusal(outcome, request.new_id)) is not None:

@@ -175,8 +175,10 @@ class _BulkReply:
 def prepare(value: Any, now_s: float, place: str, client: ClientPolicy | None) -> Prepared:
     """Check the task at `place` of a request. Raises InvalidRequest, PermissionDenied or Busy."""
     spec = protocol.parse_task(value, now_s, place)
-    quota = None if client is None else client.check_submit(spec, place, monotonic_s())
-    return functions.prepare(spec.id or str(uuid4()), spec, quota)
+    if client is None:
+        return functions.prepare(spec.id or str(uuid4()), spec)
+    quota = client.check_submit(spec, place, monotonic_s())
+    return functions.prepare(spec.id or str(uuid4()), spec, quota, client.owner)
 
 
 def result_of(task: Prepared, outcome: Outcome) -> dict[str, Any] | RequestRefused:

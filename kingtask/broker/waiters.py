@@ -31,6 +31,7 @@ Answer = Callable[[StoredTask | StoreError], None]
 class _Waiter:
     id: str
     answer: Answer
+    of: str | None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -56,22 +57,25 @@ class Waiters:
             self._remove(waiter)
             waiter.answer(_STOPPING)
 
-    def add(self, task_id: str, timeout_s: float, answer: Answer) -> None:
+    def add(self, task_id: str, timeout_s: float, answer: Answer, of: str | None = None) -> None:
+        """Wait for a task; `of` is its only valid owner, None: any."""
         if self._stopped:
             answer(_STOPPING)
             return
-        waiter = _Waiter(task_id, answer)
+        waiter = _Waiter(task_id, answer, of)
         self._by_id.setdefault(task_id, []).append(waiter)  # before the mark, so that no publication is missed
         self._count += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
         waiter.timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, waiter)
-        self._store.send(functions.wait(task_id), partial(self._marked, waiter))
+        self._store.send(functions.wait(task_id).of(of), partial(self._marked, waiter))
 
     def _marked(self, waiter: _Waiter, state: str | StoreError) -> None:
-        if isinstance(state, StoreError) or state == "missing":
+        if isinstance(state, StoreError) or state in ("missing", "foreign"):
             if self._remove(waiter):
-                waiter.answer(state if isinstance(state, StoreError) else StoredTask(0, None))
+                waiter.answer(
+                    state if isinstance(state, StoreError) else StoredTask(0, None, foreign=state == "foreign")
+                )
         elif state in TERMINAL:
             self.ended(waiter.id)
 
@@ -114,7 +118,7 @@ class Waiters:
     def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
         def fetched(found: StoredTask | StoreError) -> None:
             for waiter in waiters:
-                waiter.answer(found)
+                waiter.answer(_visible(found, waiter.of))
 
         self._store.send(functions.get(task_id), fetched)
 
@@ -130,3 +134,10 @@ class Waiters:
             waiter.timer.cancel()
         self._count -= 1
         return True
+
+
+def _visible(found: StoredTask | StoreError, of: str | None) -> StoredTask | StoreError:
+    """Check the owner again: meanwhile the record may have gone, and another client may have used the id."""
+    if isinstance(found, StoreError) or found.result is None or of in (None, found.owner):
+        return found
+    return StoredTask(found.now_us, None, foreign=True)

@@ -29,9 +29,11 @@ Pattern = Annotated[
 ]
 Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=1_000)]
 
+Owner = Annotated[str, msgspec.Meta(pattern=rf"\A{curve.NAME.pattern}", description=f"a name of {curve.NAMES}")]
+
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The rights of one client; None: no such bound."""
+    """The rights of one client; None: no such bound. `owner`: None stands for the client's own name."""
 
     ops: tuple[Op, ...] | None = None
     queues: Patterns | None = None
@@ -41,6 +43,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_time_limit: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] | None = None
     submits_per_second: Annotated[float, msgspec.Meta(ge=0.01, le=1_000_000)] | None = None
     max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
+    owner: Owner | None = None
+    of: Literal["own", "all"] | None = None
+
+    @property
+    def own_only(self) -> bool:
+        """The client may act only on tasks of its owner."""
+        return self.of == "own" if self.of else self.queues is not None or self.tasks is not None
 
 
 class PermissionsFile(NamedTuple):

@@ -94,7 +94,7 @@ def pack_spec(spec: TaskSpec) -> bytes:
     return pack(fields)
 
 
-_NO_SPEC = pack([])
+NO_SPEC = pack([])
 
 
 def unpack_spec(packed: bytes) -> Execution:
@@ -147,7 +147,7 @@ def unpack_attempt(packed: bytes) -> Attempt:
 def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
     """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there. A page has no SPEC."""
     plan = unpack_plan(fields[keys.PLAN])
-    spec = unpack_spec(fields.get(keys.SPEC, _NO_SPEC))
+    spec = unpack_spec(fields.get(keys.SPEC, NO_SPEC))
     state = State(fields[keys.STATE].decode())
     created_ms = int(fields[keys.CREATED])
     attempts = sorted(

@@ -14,7 +14,7 @@ import msgspec
 from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import State
-from kingtask.store import codec
+from kingtask.store import codec, keys
 from kingtask.store.codec import hash_of
 from kingtask.store.stats import queues_of, stats_of
 from kingtask.task import TaskSpec
@@ -34,6 +34,10 @@ class FunctionCall(NamedTuple):
         With `cluster` the function does nothing and answers FOREIGN if `meta` has another one.
         """
         return pack_raw({"db": db, "cluster": cluster, **self.arguments})
+
+    def of(self, owner: str | None) -> FunctionCall:
+        """Return the call for a client that may act only on the tasks of this owner; None: on all."""
+        return self if owner is None else self._replace(arguments={**self.arguments, "of": owner})
 
 
 class Fence(NamedTuple):
@@ -113,8 +117,13 @@ class Finished(NamedTuple):
 
 
 class StoredTask(NamedTuple):
+    """The reply to `get`; `foreign`: the task has another owner than the one asked for."""
+
     now_us: int
     result: Result | None
+    owner: str | None = None
+    spec: bytes = codec.NO_SPEC
+    foreign: bool = False
 
 
 class EndedTask(NamedTuple):
@@ -135,9 +144,9 @@ CUT_BYTES = 4096
 
 
 class Quota(NamedTuple):
-    """A client may have `most` tasks that have not ended."""
+    """The clients of an owner may have `most` tasks together that have not ended."""
 
-    client: str
+    owner: str
     most: int
 
 
@@ -148,8 +157,8 @@ class Prepared(msgspec.Struct, frozen=True):
     """
 
     id: str
-    row: tuple[str, bytes, bytes, Quota | None]
-    """The arguments of `submit`: id, spec, plan, and the quota of the client."""
+    row: tuple[str, bytes, bytes, Quota | None, str | None]
+    """The arguments of `submit`: id, spec, plan, quota and owner."""
     size: int
     """Bytes of spec and plan."""
     name: str
@@ -158,10 +167,11 @@ class Prepared(msgspec.Struct, frozen=True):
     """The task is ready as soon as it is stored."""
 
 
-def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None) -> Prepared:
+def prepare(task_id: str, spec: TaskSpec, quota: Quota | None = None, owner: str | None = None) -> Prepared:
+    """Prepare a task of `owner`; None: an anonymous client's."""
     packed, plan = codec.pack_spec(spec), codec.pack_plan(spec)
     immediate = not (spec.start_at or spec.delay_s)
-    row = (task_id, packed, plan, quota)
+    row = (task_id, packed, plan, quota, owner)
     return Prepared(task_id, row, len(packed) + len(plan), spec.name, spec.queue, immediate)
 
 
@@ -247,8 +257,11 @@ def wait(task_id: str) -> FunctionCall:
 
 def get(task_id: str) -> FunctionCall:
     def decode(reply: Any) -> StoredTask:
-        now_us, due_ms, fields = reply
-        return StoredTask(now_us, codec.result_of(task_id, hash_of(fields), due_ms) if fields else None)
+        now_us, due_ms, flat = reply
+        fields = hash_of(flat)
+        result = codec.result_of(task_id, fields, due_ms) if fields else None
+        owner, spec = fields.get(keys.OWNER, b"").decode() or None, fields.get(keys.SPEC, codec.NO_SPEC)
+        return StoredTask(now_us, result, owner, spec, foreign=due_ms < 0)
 
     return FunctionCall("get", {"id": task_id}, decode)
 

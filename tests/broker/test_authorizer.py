@@ -18,10 +18,12 @@ from kingtask.broker.authorizer import (
     ClientPolicy,
     Rate,
 )
+from kingtask.broker.ops import ForeignTask
 from kingtask.config.permissions_file import PermissionsFile, Rule
 from kingtask.errors import Busy, NotConfirmed, PermissionDenied, RequestRefused, TaskNotFound
 from kingtask.result import Result
 from kingtask.states import State
+from kingtask.store.codec import NO_SPEC, pack_spec
 from kingtask.store.functions import Quota
 from kingtask.task import TaskSpec
 from tests.broker.fakes import StoppedClock
@@ -62,8 +64,61 @@ def test_a_client_without_an_entry_has_the_default_rights() -> None:
         bob.check_request(protocol.Cancel(id=ID))
 
 
-def test_without_permissions_there_is_no_policy() -> None:
-    assert Authorizer(None).policy_of("alice") is None
+def test_without_permissions_there_is_no_rule_but_an_owner_for_a_client_with_a_key() -> None:
+    authorizer = Authorizer(None)
+    assert authorizer.policy_of(ANONYMOUS) is None
+    alice = policy_of(authorizer, "alice")
+    assert (alice.owner, alice.of, alice.quota) == ("alice", None, None)
+    for request in (protocol.Cancel(id=ID), protocol.Pause(queue="mail"), protocol.Stats()):
+        alice.check_request(request)
+    assert alice.check_submit(TaskSpec(**SPEC), "task", 0.0) is None
+    authorizer.reload(rules())
+    with pytest.raises(PermissionDenied):
+        policy_of(authorizer, "alice").check_request(protocol.Stats())
+
+
+@pytest.mark.parametrize(
+    ("rule", "owner", "own_only"),
+    [
+        ({}, "alice", False),
+        ({"queues": ("mail",)}, "alice", True),
+        ({"tasks": ("**",)}, "alice", True),
+        ({"ops": ("get",), "max_priority": 3, "max_outstanding": 5}, "alice", False),
+        ({"of": "own"}, "alice", True),
+        ({"queues": ("mail",), "of": "all"}, "alice", False),
+        ({"owner": "team"}, "team", False),
+        ({"owner": "team", "queues": ()}, "team", True),
+    ],
+)
+def test_a_bounded_client_acts_on_the_tasks_of_its_owner(rule: dict[str, Any], owner: str, own_only: bool) -> None:
+    mine = policy(**rule)
+    assert (mine.owner, mine.of) == (owner, owner if own_only else None)
+    assert mine.quota in (None, Quota(owner, 5))
+
+
+def test_an_anonymous_client_has_no_owner() -> None:
+    rule = Rule(queues=("mail",), owner="team", of="own", max_outstanding=5)
+    anonymous = policy_of(Authorizer(rules(anonymous=rule)), ANONYMOUS)
+    assert (anonymous.owner, anonymous.of, anonymous.quota) == (None, None, Quota(ANONYMOUS, 5))
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [({"max_priority": 4}, "max_priority"), ({"max_time_limit": 59.0}, "max_time_limit"), ({"env": ("B",)}, "env")],
+)
+def test_a_requeue_is_held_to_the_limits_of_a_submit(rule: dict[str, Any], key: str) -> None:
+    theirs = Result(id=ID, name="rm", queue="mail", priority=5, state=State.FAILED, created_at=1.0, due_at=1.0)
+    spec = pack_spec(TaskSpec(name="rm", time_limit_s=60.0, env={"A": "1"}))
+    mine = policy(**rule)
+    assert mine.depends_on_task(protocol.Requeue(id=ID, new_id=NEW_ID))
+    assert not mine.depends_on_task(protocol.Get(id=ID))
+    mine.check_task("get", theirs, spec, 0.0)
+    with pytest.raises(PermissionDenied, match=rf"id: .*\(clients\.alice\.{key} ") as denied:
+        mine.check_task("requeue", theirs, spec, 0.0)
+    assert denied.value.field == "id"
+    policy(max_priority=5, max_time_limit=60, env=("A",)).check_task("requeue", theirs, spec, 0.0)
+    with pytest.raises(PermissionDenied, match="max_time_limit"):
+        policy(max_time_limit=60).check_task("requeue", theirs, NO_SPEC, 0.0)
 
 
 SPEC: dict[str, Any] = {"name": "reports/daily", "queue": "reports", "time_limit_s": 60.0}
@@ -104,8 +159,8 @@ def test_an_op_by_id_is_checked_against_the_stored_task(op: protocol.Op) -> None
     theirs = Result(id=ID, name="rm", queue="mail", priority=5, state=State.READY, created_at=1.0, due_at=1.0)
     for rule, field in (({"queues": ("reports",)}, "queues"), ({"tasks": ("reports/*",)}, "tasks")):
         with pytest.raises(PermissionDenied, match=rf"id: not one of .*clients.alice.{field}"):
-            policy(**rule).check_task(op.name, theirs, 0.0)
-    policy(queues=("mail",), tasks=("rm",)).check_task(op.name, theirs, 0.0)
+            policy(**rule).check_task(op.name, theirs, NO_SPEC, 0.0)
+    policy(queues=("mail",), tasks=("rm",)).check_task(op.name, theirs, NO_SPEC, 0.0)
 
 
 def test_only_rules_on_tasks_need_the_stored_task() -> None:
@@ -167,10 +222,12 @@ def test_the_audit_log_names_client_op_ids_and_outcome(caplog: pytest.LogCapture
     AuditTrail("bob", StoppedClock()).answered(protocol.Pause(queue="mail"), Busy("no room"))
     with pytest.raises(PermissionDenied):
         policy(ops=()).check_request(protocol.Cancel(id=ID))
+    AuditTrail("eve", StoppedClock()).answered(protocol.Get(id=ID), ForeignTask("id: there is no task"))
     assert caplog.messages == [
         f"audit=requeue client=alice id={ID} new_id={NEW_ID} outcome=created",
         "audit=pause client=bob queue=mail outcome='no room'",
         f"audit=denied client=alice op=cancel id={ID} rule=clients.alice.ops",
+        f"audit=get client=eve id={ID} outcome=foreign",
     ]
 
 

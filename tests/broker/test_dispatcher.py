@@ -11,6 +11,7 @@ import yaml
 
 from kingtask import protocol, wire
 from kingtask.broker.auth import AuthenticatedPeer, Peer
+from kingtask.broker.authorizer import AuditTrail
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
 from kingtask.broker.submit import SubmitBatcher
@@ -304,6 +305,69 @@ async def test_an_op_by_id_reads_the_task_before_it_acts(tmp_path: Path) -> None
         setting.ask("cancel", id=ID)
         setting.store.answer("get", found)
         assert setting.code() == code
+
+
+FOREIGN = StoredTask(1, None, foreign=True)
+BY_ID: dict[str, tuple[Any, Any]] = {
+    "get": (FOREIGN, StoredTask(1, None)),
+    "wait": ("foreign", "missing"),
+    "cancel": ("foreign", "missing"),
+    "requeue": (("foreign", ""), ("missing", "")),
+}
+"""Of each op by id: what its call returns for the task of another owner, and for a task that does not exist."""
+
+
+@pytest.mark.parametrize("bounds", [{"of": "own"}, {"queues": ["mail"]}], ids=["own", "bounded"])
+@pytest.mark.parametrize("op", BY_ID)
+async def test_a_foreign_task_is_not_found_and_the_log_has_the_truth(
+    op: str, bounds: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kingtask.audit")
+    setting = with_permissions(tmp_path, clients={"alice": bounds, "bob": {}})
+    alice, bob = (AuthenticatedPeer(PEER, name) for name in ("alice", "bob"))
+    replies, calls = [], []
+    fields: dict[str, Any] = {"id": ID, "new_id": OTHER} if op == "requeue" else {"id": ID}
+    for found in BY_ID[op]:
+        setting.ask(op, peer=alice, **fields)
+        first = "get" if "queues" in bounds else op
+        shown = FOREIGN if found == BY_ID[op][0] else StoredTask(1, None)
+        calls.append(setting.store.answer(first, shown if first == "get" else found))
+        assert not setting.store.sent
+        replies.append(setting.reply())
+    assert calls[0].arguments == calls[1].arguments
+    assert calls[0].arguments["of"] == "alice"
+    assert replies[0] == replies[1]
+    assert replies[0]["error"]["code"] == "not_found"
+    lines = [line for line in caplog.messages if line.endswith("outcome=foreign")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"audit={op} client=alice id={ID}")
+    setting.ask(op, peer=bob, **fields)
+    assert "of" not in setting.store.sent[0].call.arguments
+
+
+async def test_the_line_for_a_foreign_task_does_not_delay_the_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = with_permissions(tmp_path, clients={"alice": {"of": "own"}})
+    alice = AuthenticatedPeer(PEER, "alice")
+    order: list[str] = []
+    monkeypatch.setattr(setting.router, "refuse", lambda *_: order.append("reply"))
+    monkeypatch.setattr(AuditTrail, "answered", lambda *_: order.append("audit"))
+    for op in ("get", "cancel"):
+        for found in BY_ID[op]:
+            setting.ask(op, peer=alice, id=ID)
+            setting.store.answer(op, found)
+    assert order == ["reply", "audit", "reply", "audit", "reply", "audit", "reply"]
+
+
+async def test_a_list_of_own_tasks_and_a_submit_carry_the_owner(tmp_path: Path) -> None:
+    setting = with_permissions(tmp_path, clients={"alice": {"of": "own", "owner": "team"}})
+    alice = AuthenticatedPeer(PEER, "alice")
+    setting.ask("list", peer=alice, state="failed")
+    assert setting.store.sent[0].call.arguments["of"] == "team"
+    setting.ask("submit", peer=alice, task={"name": "a", "id": ID})
+    (sent,) = setting.store.submits
+    assert sent.call.arguments["tasks"][0][4] == "team"
 
 
 async def test_stats_show_only_the_queues_of_a_client(tmp_path: Path) -> None:

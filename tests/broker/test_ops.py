@@ -69,6 +69,22 @@ def test_pause_and_resume_differ_in_one_argument_and_in_the_reply() -> None:
             answer(request, "too_many_queues")
 
 
+def test_a_foreign_task_is_refused_as_a_missing_one() -> None:
+    for request, foreign, missing in (
+        (protocol.Cancel(id=ID), "foreign", "missing"),
+        (protocol.Get(id=ID), functions.StoredTask(0, None, foreign=True), functions.StoredTask(0, None)),
+        (protocol.Wait(id=ID), functions.StoredTask(0, None, foreign=True), functions.StoredTask(0, None)),
+        (protocol.Requeue(id=ID, new_id=OTHER), ("foreign", ""), ("missing", "")),
+    ):
+        refusals = []
+        for value in (foreign, missing):
+            with pytest.raises(TaskNotFound) as refused:
+                answer(request, value)
+            refusals.append(protocol.refusal(1, refused.value))
+            assert isinstance(refused.value, ops.ForeignTask) == (value is foreign)
+        assert refusals[0] == refusals[1]
+
+
 def test_the_call_of_a_requeue_carries_the_quota() -> None:
     assert ops.call_of(REQUESTS["requeue"], POLICY, None).arguments["quota"] is None
     quota = functions.Quota("alice", 7)

@@ -242,13 +242,13 @@ def test_a_bulk_reply_comes_when_the_last_of_its_calls_is_confirmed(monkeypatch:
 # ── clients with rules ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_quota_of_a_client_travels_with_its_task() -> None:
+def test_the_quota_and_the_owner_of_a_client_travel_with_its_task() -> None:
     setting = BatcherHarness()
     setting.submit(client(max_outstanding=7))
     setting.the_submit().succeed("ready")
     setting.submit()
     with_quota, without = (sent.call.arguments["tasks"][0] for sent in setting.store.submits)
-    assert (with_quota[3], without[3]) == (Quota("alice", 7), None)
+    assert (with_quota[3:], without[3:]) == ((Quota("alice", 7), "alice"), (None, None))
 
 
 def test_a_task_outside_the_rules_of_its_client_is_denied() -> None:

@@ -21,6 +21,7 @@ from tests.broker.fakes import LOST, FakeStore
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 ENDED = StoredTask(1, Result(id=ID, name="a", queue="q", priority=5, state=State.SUCCEEDED, created_at=1.0, due_at=1.0))
+FOREIGN = StoredTask(0, None, foreign=True)
 
 
 class WaitersHarness:
@@ -31,9 +32,15 @@ class WaitersHarness:
         self.waiters = Waiters(self.store)
         self.answers: list[StoredTask | StoreError] = []
 
-    def wait(self, task_id: str = ID, timeout_s: float = 60.0, state: str | StoreError = "running") -> None:
+    def wait(
+        self,
+        task_id: str = ID,
+        timeout_s: float = 60.0,
+        state: str | StoreError = "running",
+        of: str | None = None,
+    ) -> None:
         """A wait for a task that Redis has in this state."""
-        self.waiters.add(task_id, timeout_s, self.answers.append)
+        self.waiters.add(task_id, timeout_s, self.answers.append, of)
         self.store.answer("wait", state)
 
 
@@ -64,13 +71,33 @@ async def test_a_wait_for_an_ended_task_is_answered_at_once() -> None:
     assert setting.answers == [ENDED]
 
 
-@pytest.mark.parametrize(("state", "answer"), [("missing", StoredTask(0, None)), (LOST, LOST)])
+@pytest.mark.parametrize(("state", "answer"), [("missing", StoredTask(0, None)), ("foreign", FOREIGN), (LOST, LOST)])
 async def test_a_wait_that_cannot_begin_is_answered_at_once(
     state: str | StoreError, answer: StoredTask | StoreError
 ) -> None:
     setting = WaitersHarness()
     setting.wait(state=state)
     assert (setting.answers, len(setting.waiters)) == ([answer], 0)
+
+
+async def test_a_wait_gets_no_task_of_another_owner_that_took_the_id_meanwhile() -> None:
+    """A record may go, by its time or by `forget`, and its id be used again between two polls."""
+    setting = WaitersHarness()
+    for of in ("alice", "bob", None):
+        setting.wait(of=of)
+    setting.waiters.ended(ID)
+    bobs = ENDED._replace(owner="bob")
+    setting.store.answer("get", bobs)
+    assert setting.answers == [FOREIGN._replace(now_us=1), bobs, bobs]
+
+
+async def test_a_wait_that_is_not_allowed_gets_nothing_of_an_end_in_between() -> None:
+    setting = WaitersHarness()
+    setting.waiters.add(ID, 60.0, setting.answers.append, "alice")
+    setting.waiters.ended(ID)
+    setting.store.answer("wait", "foreign")
+    setting.store.answer("get", ENDED._replace(owner="bob"))
+    assert setting.answers == [FOREIGN._replace(now_us=1)]
 
 
 async def test_a_wait_that_times_out_gets_the_task_as_it_is() -> None:

@@ -28,8 +28,9 @@ RULES: dict[str, Any] = {
             "env": ["TASK_*"],
             "max_priority": 5,
             "ops": ["get", "list", "submit"],
+            "of": "all",
         },
-        "carol": {"queues": ["mail"], "tasks": ["ledger"]},
+        "carol": {"queues": ["mail"], "tasks": ["ledger"], "of": "all"},
         "dave": {"submits_per_second": 0.01},
     }
 }

@@ -31,7 +31,7 @@ COUNT_FIELDS = {
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
-    *("p s t c o due place attempt token worker claimed".split()),
+    *("p s t c w o due place attempt token worker claimed".split()),
     *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")

@@ -33,7 +33,9 @@ class ModelTask:
     """Among the scheduled: place among those of the same instant. Among the ready: place in its priority."""
     origin: str | None = None
     owner: str | None = None
-    """Whose, until it ends, if the number of that client's tasks is limited."""
+    """Whose; None: an anonymous client's."""
+    quota: str | None = None
+    """Until it ends: the owner whose number of tasks counts it."""
     attempt: int = 0
     token: bytes | None = None
     nth: int = 0
@@ -83,7 +85,9 @@ class Model:
     def __init__(self, policy: Policy, now: int) -> None:
         self.policy = policy
         self.quota: Quota | None = None
-        """Of the client whose submits and requeues come next."""
+        self.owner: str | None = None
+        self.of: str | None = None
+        """The rules of the client whose calls come next."""
         self.now = now
         self.tasks: dict[str, ModelTask] = {}
         self.queues: dict[str, bool] = {}
@@ -124,16 +128,16 @@ class Model:
             known = self.tasks.get(spec.id)
             refused = None if known else self._refusal(spec.queue)
             if known:
-                outcomes.append("exists" if known.spec == spec else "conflict")
+                outcomes.append("exists" if (known.spec, known.owner) == (spec, self.owner) else "conflict")
             elif refused:
                 outcomes.append(refused)
             else:
                 due = self.now + ms(spec.delay_s) if spec.delay_s else ms(spec.start_at)
                 later = due > self.now
                 state = State.SCHEDULED if later else State.READY
-                self.tasks[spec.id] = ModelTask(
-                    spec.id, spec, self.now, state, due or self.now, self._next(), owner=self._owner()
-                )
+                task = ModelTask(spec.id, spec, self.now, state, due or self.now, self._next(), owner=self.owner)
+                task.quota = self.quota and self.quota.owner
+                self.tasks[spec.id] = task
                 outcomes.append(state.value)
                 if later:
                     dues.append(due)
@@ -144,10 +148,13 @@ class Model:
 
     def requeue(self, task_id: str, new_id: str) -> str:
         if new_id in self.tasks:
-            return "exists" if self.tasks[new_id].origin == task_id else "conflict"
+            known = self.tasks[new_id]
+            return "exists" if known.origin == task_id and self._may_see(known) else "conflict"
         old = self.tasks.get(task_id)
         if old is None:
             return "missing"
+        if not self._may_see(old):
+            return "foreign"
         if old.state not in TERMINAL:
             return old.state.value
         refused = self._refusal(old.queue)
@@ -155,8 +162,9 @@ class Model:
             return refused
         spec = msgspec.structs.replace(old.spec, id=new_id, start_at=0.0, delay_s=0.0, expires_at=None)
         self.tasks[new_id] = ModelTask(
-            new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id, owner=self._owner()
+            new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id, owner=old.owner
         )
+        self.tasks[new_id].quota = self.quota and self.quota.owner
         self._publish("ready", f"{old.queue} 1")
         return "ready"
 
@@ -301,6 +309,8 @@ class Model:
         task = self.tasks.get(task_id)
         if task is None:
             return "missing"
+        if not self._may_see(task):
+            return "foreign"
         found = task.state
         if found in (State.SCHEDULED, State.READY):
             self._close(task, State.CANCELLED, "cancelled")
@@ -313,6 +323,8 @@ class Model:
         task = self.tasks.get(task_id)
         if task is None:
             return "missing"
+        if not self._may_see(task):
+            return "foreign"
         task.watched = task.state not in TERMINAL
         return task.state.value
 
@@ -338,7 +350,7 @@ class Model:
     def _refusal(self, queue: str) -> str | None:
         if sum(task.state not in TERMINAL for task in self.tasks.values()) >= self.policy.max_tasks:
             return "too_many_tasks"
-        if self.quota and sum(task.owner == self.quota.client for task in self.tasks.values()) >= self.quota.most:
+        if self.quota and sum(task.quota == self.quota.owner for task in self.tasks.values()) >= self.quota.most:
             return "quota_exceeded"
         if queue not in self.queues:
             if len(self.queues) >= self.policy.max_queues:
@@ -347,8 +359,8 @@ class Model:
         waiting = sum(task.queue == queue for task in [*self._in(State.SCHEDULED), *self._in(State.READY)])
         return "queue_full" if waiting >= self.policy.max_queue_length else None
 
-    def _owner(self) -> str | None:
-        return self.quota and self.quota.client
+    def _may_see(self, task: ModelTask) -> bool:
+        return self.of in (None, task.owner)
 
     def _too_late(self, task: ModelTask) -> bool:
         return 0 < task.expires <= self.now
@@ -377,7 +389,7 @@ class Model:
         task.keep = max(keep, self.policy.failed_keep_ms) if state is State.FAILED else keep
         if task.watched:
             self._publish("ended", task.id)
-        task.watched, task.owner = False, None
+        task.watched, task.quota = False, None
 
     def _earliest(self) -> int | None:
         return min((task.due for task in self._in(State.SCHEDULED)), default=None)

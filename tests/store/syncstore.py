@@ -66,7 +66,9 @@ class TimedStore(SyncStore):
         super().__init__(client, namespace, timed_library())
         self.policy = policy or Policy()
         self.quota: Quota | None = None
-        """Of the client whose submits and requeues come next."""
+        self.owner: str | None = None
+        self.of: str | None = None
+        """The rules of the client whose calls come next."""
         self._numbers = itertools.count(1)
         self.now_ms = START_MS
         self.at(START_MS)
@@ -103,7 +105,7 @@ class TimedStore(SyncStore):
         tasks = []
         for spec in specs:
             assert spec.id is not None
-            tasks.append(functions.prepare(spec.id, spec, self.quota))
+            tasks.append(functions.prepare(spec.id, spec, self.quota, self.owner))
         submitted: functions.Submitted = self.ask(functions.submit(self.policy, tasks))
         return submitted
 
@@ -183,12 +185,17 @@ class TimedStore(SyncStore):
         return answers.answers
 
     def cancel(self, task_id: str) -> str:
-        state: str = self.ask(functions.cancel(self.policy, task_id))
+        state: str = self.ask(functions.cancel(self.policy, task_id).of(self.of))
         return state
 
     def requeue(self, task_id: str, new_id: str | None = None) -> tuple[str, str]:
-        answer: tuple[str, str] = self.ask(functions.requeue(self.policy, task_id, new_id or self.new_id(), self.quota))
+        call = functions.requeue(self.policy, task_id, new_id or self.new_id(), self.quota)
+        answer: tuple[str, str] = self.ask(call.of(self.of))
         return answer
+
+    def wait(self, task_id: str) -> str:
+        state: str = self.ask(functions.wait(task_id).of(self.of))
+        return state
 
     def pause(self, queue: str = "default", paused: bool = True) -> str:
         answer: str = self.ask(functions.pause(self.policy, queue, paused))

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from kingtask.policy import Policy
 from kingtask.states import TERMINAL, State
-from kingtask.store import codec, functions
+from kingtask.store import codec
 from kingtask.store.functions import Fence, Quota
 from kingtask.task import TaskSpec
 from kingtask.wire import unpack_raw
@@ -93,9 +93,15 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.store.submit(*specs)
         assert (found.outcomes, dict(found.ready), found.due_ms) == self.model.submit(specs)
 
-    @rule(quota=st.sampled_from([None, Quota("alice", 2), Quota("alice", 4), Quota("bob", 3)]))
-    def another_client_comes(self, quota: Quota | None) -> None:
+    @rule(
+        quota=st.sampled_from([None, Quota("alice", 2), Quota("alice", 4), Quota("bob", 3)]),
+        owner=mostly(None, "alice", "bob"),
+        own_only=st.booleans(),
+    )
+    def another_client_comes(self, quota: Quota | None, owner: str | None, own_only: bool) -> None:
         self.store.quota = self.model.quota = quota
+        self.store.owner = self.model.owner = owner
+        self.store.of = self.model.of = owner if own_only else None
 
     @precondition(lambda self: self.model.tasks)
     @rule(pick=picks, other=st.none() | picks)
@@ -270,7 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def wait(self, pick: int) -> None:
         task_id = self._task(pick).id
-        assert self.store.ask(functions.wait(task_id)) == self.model.wait(task_id)
+        assert self.store.wait(task_id) == self.model.wait(task_id)
 
     @rule(queue=st.sampled_from(QUEUES), paused=mostly(False, True))
     def pause(self, queue: str, paused: bool) -> None:
@@ -358,7 +364,8 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
         "created": int(text["c"]),
         "due": None if state is State.SCHEDULED else int(text.get("due", plan.start_ms or text["c"])),
         "origin": text["origin"].decode() if "origin" in text else None,
-        "owner": text["o"].decode() if "o" in text else None,
+        "owner": text["w"].decode() if "w" in text else None,
+        "quota": text["o"].decode() if "o" in text else None,
         "attempt": int(text.get("attempt", 0)),
         "token": text.get("token"),
         "worker": text.get("worker", b"").decode(),
@@ -385,6 +392,7 @@ def expected(task: ModelTask) -> dict[str, Any]:
         "due": None if task.state is State.SCHEDULED else task.due,
         "origin": task.origin,
         "owner": task.owner,
+        "quota": task.quota,
         "attempt": task.attempt,
         "token": task.token,
         "worker": task.worker,

@@ -21,7 +21,7 @@ Keys. All have the prefix `{<namespace>}:` (one hash slot); KEYS[1] is `{<namesp
   ready:<queue>    zset   id → place: (9 - priority) * 2^48 + sequence, so by priority, then first in first out
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
-  owned:<client>   zset   id → when accepted, ms; living tasks of a client whose number of tasks is limited
+  owned:<owner>    zset   id → when accepted, ms; living tasks of an owner whose number of tasks is limited
   held:<worker>    hash   id → attempt number ':' number of the claim ':' token; the worker's attempts (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
   outputs:ended    zset   id, ms at which its task ended, ':', bytes → that ms; kept outputs, dropped oldest first
@@ -41,7 +41,8 @@ Fields of task:<id>
                    with the same two is the same request, repeated.
   STATE (t), CREATED (c, ms)   a waiting task has these four fields only. Their names have one letter: of ten million
                    waiting tasks every letter is 10 MB (366 → 350 bytes a task), and every argument of a call costs time
-  OWNER (o)        the client, if the number of its tasks is limited; removed at the end of the task
+  OWNER (w)        who may act on the task with `of: own`; absent: an anonymous client's. A requeue keeps it
+  QUOTA (o)        the owner whose number of tasks counts this one; removed at the end of the task
   due              ms; absent while scheduled (the score has it); absent if never scheduled: then its start or CREATED
   attempt, token, worker, claimed, place   fence of the last claim, its instant, and the task's place in ready then
                                     (they stay after the end: to remove them would be one more call)
@@ -64,7 +65,7 @@ local OUTAGE = 3000           -- ms without a tick after which leases are forgiv
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- with more queues `live` is not recounted: these take 1 ms
-local OWNED_SAMPLE = 50       -- tasks of a client that are examined when it has as many as it may have
+local OWNED_SAMPLE = 50       -- tasks of an owner that are examined when it has as many as it may have
 local PAGE = 100              -- queues in one page; a small hash is read whole (512 at most)
 local CLAIM_BYTES = 1048576   -- bytes of specs after which a claim ends
 local CUT_BYTES = 4096        -- bytes of outputs that finish_cut takes
@@ -72,7 +73,7 @@ local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is fo
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
 local STEP = 1 / 1024         -- fractions of a ms in `schedule`: exact in a double until the year 2248
 
-local PLAN, SPEC, STATE, CREATED, OWNER = 'p', 's', 't', 'c', 'o'
+local PLAN, SPEC, STATE, CREATED, OWNER, QUOTA = 'p', 's', 't', 'c', 'w', 'o'
 
 local TRANSITIONS = {
   scheduled = {ready = true, cancelled = true, expired = true},
@@ -127,7 +128,7 @@ end
 function key.task(id) return prefix .. 'task:' .. id end
 function key.ready(queue) return prefix .. 'ready:' .. queue end
 function key.counts(queue) return prefix .. 'counts:' .. queue end
-function key.owned(client) return prefix .. 'owned:' .. client end
+function key.owned(owner) return prefix .. 'owned:' .. owner end
 function key.held(worker) return prefix .. 'held:' .. worker end
 function key.finished(state) return prefix .. 'finished:' .. state end
 function key.peers(kind) return prefix .. kind end  -- workers or brokers

@@ -105,16 +105,16 @@ function moves.close(c, task, to, reason, fields)
   fields = fields or {}
   local due = task[STATE] == 'scheduled' and call('ZSCORE', key.schedule, id)
   if due then add(fields, 'due', int(floor(tonumber(due)))) end
-  local watched, owner, cancel, graced = task.watched, task[OWNER], task.cancel, task.graced
+  local watched, quota, cancel, graced = task.watched, task[QUOTA], task.cancel, task.graced
   if watched == nil then
-    watched, owner, cancel, graced = unpack(call('HMGET', path, 'watched', OWNER, 'cancel', 'graced'))
+    watched, quota, cancel, graced = unpack(call('HMGET', path, 'watched', QUOTA, 'cancel', 'graced'))
   end
   leave(c, task, to)
   c.live = c.live - 1
   -- By pcall: these two indexes limit and list tasks; if they are damaged, they must not block the end.
-  if owner then redis.pcall('ZREM', key.owned(owner), id) end
+  if quota then redis.pcall('ZREM', key.owned(quota), id) end
   redis.pcall('ZADD', key.finished(to), c.now_text, id)
-  if watched or owner or cancel or graced then call('HDEL', path, 'cancel', 'graced', 'watched', OWNER) end
+  if watched or quota or cancel or graced then call('HDEL', path, 'cancel', 'graced', 'watched', QUOTA) end
   call('HSET', path, STATE, to, 'finished', c.now_text, 'reason', reason, unpack(fields))
   call('PEXPIRE', path, int(keep))
   c.closed[to] = true

@@ -8,8 +8,8 @@ local function begin(keys, args)
   c.new = {
     rooms = {},        -- by queue: how many more tasks could wait in it at the beginning
     submitted = {},    -- by queue: how many tasks are created
-    owners = {},       -- by client: how many more tasks it may have (left), and index entries of new ones (adds)
-    samples = BUDGET,  -- records of clients' tasks that may still be examined
+    owners = {},       -- by owner: how many more tasks it may have (left), and index entries of new ones (adds)
+    samples = BUDGET,  -- records of owners' tasks that may still be examined
     ready = {}, scheduled = {}, created = {},  -- created tasks; flush writes them
   }
   return c
@@ -35,30 +35,30 @@ local function enter_queue(c, queue)
   return room
 end
 
--- The entry of c.new.owners: {left, adds}. A client's index may name tasks by mistake: their records were deleted from
+-- The entry of c.new.owners: {left, adds}. An owner's index may name tasks by mistake: their records were deleted from
 -- outside, or a release without this index has ended them. Some are removed from the index when they are in the way.
-local function owner_of(c, client, most)
+local function owner_of(c, owner, most)
   local new = c.new
-  local of = new.owners[client]
+  local of = new.owners[owner]
   if of then return of end
-  local index = key.owned(client)
+  local index = key.owned(owner)
   local owned = tonumber(redis.pcall('ZCARD', index))
-  local left = owned and most - owned or 0  -- if it is no index, this client is refused, and no other
+  local left = owned and most - owned or 0  -- if it is no index, this owner is refused, and no other
   local sample = math.min(OWNED_SAMPLE, new.samples)
   if owned and left <= 0 and sample > 0 then
     new.samples = new.samples - sample
     for _, id in ipairs(call('ZRANDMEMBER', index, sample)) do
-      local state, owner = unpack(redis.pcall('HMGET', key.task(id), STATE, OWNER))
-      if not state or TERMINAL[state] or owner ~= client then left = left + call('ZREM', index, id) end
+      local state, quota = unpack(redis.pcall('HMGET', key.task(id), STATE, QUOTA))
+      if not state or TERMINAL[state] or quota ~= owner then left = left + call('ZREM', index, id) end
     end
   end
   of = {left = left, adds = {}}
-  new.owners[client] = of
+  new.owners[owner] = of
   return of
 end
 
 -- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
--- quota: absent, or {client, how many tasks it may have that have not ended}
+-- quota: absent, or {owner, how many tasks it may have that have not ended}
 function tasks.admit(c, plan, quota)
   local queue, new = plan.queue, c.new
   if c.live >= c.args.max_tasks then return 'too_many_tasks' end
@@ -69,21 +69,22 @@ function tasks.admit(c, plan, quota)
   if room <= (new.submitted[queue] or 0) then return 'queue_full' end
 end
 
--- Creates an admitted task {id, path, plan, spec, quota, more}; returns its state. quota and more, other fields of its
--- record, may be absent. A call of flush must follow: it writes what is collected here.
+-- Creates an admitted task {id, path, plan, spec, owner, quota, more}; returns its state. The last three, more with other
+-- fields of its record, may be absent. A call of flush must follow: it writes what is collected here.
 function tasks.create(c, task)
   local plan, new = task.plan, c.new
   local due, queue = plan.delay > 0 and c.now + plan.delay or plan.start, plan.queue
   c.live = c.live + 1
   new.submitted[queue] = (new.submitted[queue] or 0) + 1
   new.created[#new.created + 1] = task
+  if task.owner or task.quota then task.more = task.more or {} end
+  if task.owner then add(task.more, OWNER, task.owner) end
   if task.quota then
-    local client = unpack(task.quota)
-    local of = new.owners[client]
+    local owner = unpack(task.quota)
+    local of = new.owners[owner]
     of.left = of.left - 1
     add(of.adds, c.now_text, task.id)
-    task.more = task.more or {}
-    add(task.more, OWNER, client)
+    add(task.more, QUOTA, owner)
   end
   if due > c.now then
     task[STATE], task.due = 'scheduled', due
@@ -101,8 +102,8 @@ function tasks.flush(c)
   local new = c.new
   moves.enter_ready(c, new.ready)
   moves.enter_schedule(c, new.scheduled)
-  for client, of in pairs(new.owners) do
-    if #of.adds > 0 then call('ZADD', key.owned(client), unpack(of.adds)) end
+  for owner, of in pairs(new.owners) do
+    if #of.adds > 0 then call('ZADD', key.owned(owner), unpack(of.adds)) end
   end
   for _, task in ipairs(new.created) do
     local plan = task.plan
@@ -112,29 +113,31 @@ function tasks.flush(c)
   for queue, n in pairs(new.submitted) do counts.add(c, queue, 'submitted', n) end
 end
 
--- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota}, …}}; quota: as in admit
+-- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota, owner}, …}}; quota: as in admit;
+-- owner: absent if anonymous. The task of another owner is a conflict, whatever it is: the client learns nothing of it.
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, or as of admit.
 local function submit(keys, args)
   local c = begin(keys, args)
   local requested, paths, read = {}, {}, {}
   for i, row in ipairs(c.args.tasks) do
-    local id, spec, packed, quota = unpack(row)
+    local id, spec, packed, quota, owner = unpack(row, 1, 5)
     local plan = read[packed] or plans.read(packed)  -- many tasks have the same plan
     read[packed], paths[i] = plan, key.task(id)
-    requested[i] = {id = id, path = paths[i], plan = plan, spec = spec, quota = quota}
+    requested[i] = {id = id, path = paths[i], plan = plan, spec = spec, quota = quota, owner = owner or false}
   end
   local some_exist = call('EXISTS', unpack(paths)) > 0
   local created, outcomes, dues = {}, {}, {}
   for i, task in ipairs(requested) do
     local known = created[task.id]
     if known then
-      known = {known.spec, known.plan.packed}
+      known = {known.spec, known.plan.packed, known.owner}
     elseif some_exist and call('EXISTS', task.path) == 1 then
-      known = redis.pcall('HMGET', task.path, SPEC, PLAN)
+      known = redis.pcall('HMGET', task.path, SPEC, PLAN, OWNER)
     end
     if known then
-      local spec, packed = unpack(known)
-      outcomes[i] = spec == task.spec and packed == task.plan.packed and 'exists' or 'conflict'
+      local spec, packed, owner = unpack(known)
+      local same = spec == task.spec and packed == task.plan.packed and owner == task.owner
+      outcomes[i] = same and 'exists' or 'conflict'
     else
       local refusal = tasks.admit(c, task.plan, task.quota)
       if not refusal then created[task.id] = task end
@@ -150,20 +153,35 @@ local function submit(keys, args)
 end
 register('submit', submit)  -- no flag: it adds work
 
--- args {db, id, new_id, max_queues, max_queue_length, max_tasks, quota}: a new task, due now, of a terminal one.
--- Returns {outcome, queue}; outcome: ready, exists, conflict, missing, the state of a living one, or as of admit.
+-- Begins a call by id: 'missing', 'foreign', or nil if the argument `of` is absent or the owner of the task. The client
+-- must not tell the first two apart, nor by the time: they take one path, and nothing else of the task is read before.
+function tasks.hidden(c)
+  local of = c.args.of
+  if not of then return nil end
+  local state, owner = unpack(call('HMGET', key.task(c.args.id), STATE, OWNER))
+  return not state and 'missing' or owner ~= of and 'foreign' or nil
+end
+
+-- args {db, id, new_id, of, max_queues, max_queue_length, max_tasks, quota}: a new task, due now, of a terminal one.
+-- Returns {outcome, queue}; outcome: ready, exists, conflict, of hidden, the state of a living one, or as of admit.
 local function requeue(keys, args)
   local c = begin(keys, args)
   local id, path = c.args.new_id, key.task(c.args.new_id)
-  local known, origin = unpack(call('HMGET', path, PLAN, 'origin'))
-  if known then return {origin == c.args.id and 'exists' or 'conflict', ''} end
-  local packed, spec, state = unpack(call('HMGET', key.task(c.args.id), PLAN, SPEC, STATE))
+  local known, origin, owner = unpack(call('HMGET', path, PLAN, 'origin', OWNER))
+  if known then
+    local same = origin == c.args.id and (not c.args.of or owner == c.args.of)
+    return {same and 'exists' or 'conflict', ''}
+  end
+  local hidden = tasks.hidden(c)
+  if hidden then return {hidden, ''} end
+  local packed, spec, state, owner = unpack(call('HMGET', key.task(c.args.id), PLAN, SPEC, STATE, OWNER))
   if not packed then return {'missing', ''} end
   if not TERMINAL[state] then return {state, ''} end
   local plan, quota = plans.read_for_now(packed), c.args.quota
   local refusal = tasks.admit(c, plan, quota)
   if refusal then return {refusal, ''} end
-  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, quota = quota, more = {'origin', c.args.id}})
+  tasks.create(c, {id = id, path = path, plan = plan, spec = spec, owner = owner, quota = quota,
+    more = {'origin', c.args.id}})
   tasks.flush(c)
   fcall.settle(c)
   moves.wake(c)

@@ -2,7 +2,7 @@ do  -- Attempts: the functions claim, extend, finish, finish_cut, release, for w
 
 local TO_GRANT = {PLAN, STATE, 'attempt', 'token', SPEC, 'due', CREATED, 'claimed'}
 local TO_GIVE_BACK = {PLAN, STATE, 'attempt', 'token', 'cancel', 'place', 'claimed'}
-local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', OWNER, 'cancel', 'graced', 'failures'}
+local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', QUOTA, 'cancel', 'graced', 'failures'}
 
 -- The task of an attempt {id, number, token, …}, with these fields. Nil if the worker does not hold the attempt, or the
 -- record is damaged.

@@ -1,10 +1,11 @@
 do  -- Control: cancel, pause, wait, and the calls of a connection.
 
--- args {db, id, keep, failed_keep}: cancels a scheduled or ready task at once, flags a running one and notifies its
--- worker. Returns the state that it found, or 'missing'.
+-- args {db, id, of, keep, failed_keep}: cancels a scheduled or ready task at once, flags a running one and notifies its
+-- worker. Returns the state that it found, 'missing' or 'foreign' (tasks.hidden).
 local function cancel(keys, args)
   local c = fcall.begin(keys, args)
-  local id, path = c.args.id, key.task(c.args.id)
+  local id, path, hidden = c.args.id, key.task(c.args.id), tasks.hidden(c)
+  if hidden then return hidden end
   local state, worker = unpack(call('HMGET', path, STATE, 'worker'))
   if not state then return 'missing' end
   if state == 'scheduled' or state == 'ready' then
@@ -30,10 +31,11 @@ local function pause(keys, args)
 end
 register('pause', pause, 'allow-oom')  -- to resume a queue drains; the number of names is bounded
 
--- args {db, id}: marks a living task as waited for. Returns its state, or 'missing'.
+-- args {db, id, of}: marks a living task as waited for. Returns its state, 'missing' or 'foreign' (tasks.hidden).
 local function wait(keys, args)
   local c = fcall.begin(keys, args)
-  local path = key.task(c.args.id)
+  local path, hidden = key.task(c.args.id), tasks.hidden(c)
+  if hidden then return hidden end
   local state = call('HGET', path, STATE)
   if not state then return 'missing' end
   if not TERMINAL[state] then call('HSET', path, 'watched', '1') end

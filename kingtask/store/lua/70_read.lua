@@ -6,9 +6,12 @@ local function clock(keys, args)
 end
 register('clock', clock, 'no-writes')
 
--- args {id}. Returns {now_us, due of a scheduled task or 0, {field, value, …} (empty: there is no record)}
+-- args {id, of}. Returns {now_us, due of a scheduled task or 0, {field, value, …}}; the fields are empty if there is no
+-- record, or with due -1 if the task is foreign (tasks.hidden).
 local function get(keys, args)
   local c = fcall.begin(keys, args)
+  local hidden = tasks.hidden(c)
+  if hidden then return {c.us, hidden == 'foreign' and -1 or 0, {}} end
   local fields = call('HGETALL', key.task(c.args.id))
   local due = call('ZSCORE', key.schedule, c.args.id)
   return {c.us, due and floor(tonumber(due)) or 0, fields}
@@ -34,13 +37,14 @@ local function index_of(state, queue)
   return key.finished(state)
 end
 
-local LISTED = {PLAN, STATE, CREATED, 'due', 'attempt', 'worker', 'reason', 'origin', 'finished'}
+local LISTED = {PLAN, STATE, CREATED, OWNER, 'due', 'attempt', 'worker', 'reason', 'origin', 'finished'}
 
--- {id, due of a scheduled task or 0, {field, value, …} of LISTED}; nil if the task is not of this state and queue, or
--- its record is damaged.
+-- {id, due of a scheduled task or 0, {field, value, …} of LISTED}; nil if the task is not of this state, queue and
+-- owner, or its record is damaged.
 local function list_row(a, id, score)
   local ok, task = pcall(moves.read, id, LISTED)
   if not ok or task[STATE] ~= a.state or a.queue ~= '' and a.queue ~= task.plan.queue then return nil end
+  if a.of and task[OWNER] ~= a.of then return nil end
   local fields = {}
   for _, field in ipairs(LISTED) do
     if task[field] then add(fields, field, task[field]) end
@@ -48,8 +52,8 @@ local function list_row(a, id, score)
   return {id, a.state == 'scheduled' and floor(tonumber(score)) or 0, fields}
 end
 
--- args {state, queue ('' = all), from, to, rest, limit}: from and to are scores as text, in reading order. Examines at
--- most BUDGET entries, so a page may be short.
+-- args {state, queue ('' = all), of (the only owner, absent: all), from, to, rest, limit}: from and to are scores as
+-- text, in reading order. Examines at most BUDGET entries, so a page may be short.
 -- Returns {score of the last examined entry, rest, done, {list_row, …}}. The next page begins at that score with that
 -- rest: 1 + the entries of that score that were not examined (0: at the start). These are counted, and not the examined
 -- ones, since examined entries may leave meanwhile and must not hide others.
