@@ -197,11 +197,6 @@ class Authorizer:
             trail = self._trails[client] = AuditTrail(client, self._clock)
         return trail
 
-    @property
-    def active(self) -> bool:
-        """Whether the broker has permissions."""
-        return self._permissions is not None
-
     def policy_of(self, client: str) -> ClientPolicy | None:
         """Return the rules of this client, or None for an anonymous one if the broker has no permissions."""
         if self._permissions is None and client == ANONYMOUS:

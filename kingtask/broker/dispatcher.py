@@ -94,10 +94,11 @@ class Dispatcher:
                 rid = protocol.rid_of(envelope)
                 request = protocol.parse(envelope)
             rid = request.rid
+            client = self._authorizer.policy_of(_client_name(peer))
             if isinstance(request, protocol.Ping):
-                self.router.reply(peer, protocol.ok(rid, self._pong()))
+                owner = {} if client is None or client.owner is None else {"owner": client.owner}
+                self.router.reply(peer, protocol.ok(rid, {**self._pong(), **owner}))
                 return
-            client = self._authorizer.policy_of(_client_name(peer)) if self._authorizer.active else None
             if client is not None:
                 client.check_request(request)
             self._check_redis_and_bounds()
@@ -158,7 +159,7 @@ class Dispatcher:
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
         try:
-            if not request.op.writes and self._router.overfull(reply.peer):
+            if not request.op.writes and self.router.overfull(reply.peer):
                 fields = ops.unread()
             else:
                 fields = ops.reply_to(request, value)

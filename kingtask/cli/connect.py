@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kingtask.cli.param_types import SECONDS
+from kingtask.curve import client_keys
 from kingtask.endpoint import DEFAULT_PORT, nearest
 from kingtask.errors import ConfigurationError
 
@@ -76,6 +77,11 @@ def addresses() -> tuple[str, ...]:
 def timeout_s() -> float:
     timeout: float = _given("timeout", DEFAULT_TIMEOUT_S)
     return timeout
+
+
+def has_keys() -> bool:
+    """Return whether `connect` uses keys. Raises ConfigurationError."""
+    return client_keys(_given("curve_key"), _given("server_key")) is not None
 
 
 def connect(brokers: Sequence[str] = ()) -> Client:

@@ -43,7 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 IDS = (
     click.option("--id", metavar="UUID", type=TASK_ID, help="Id of the task; submitting it again changes nothing."),
     click.option(
-        "--key", metavar="TEXT", help="Derive the id from this text: cron on two hosts then makes one task, not two."
+        "--key",
+        metavar="TEXT",
+        callback=lambda _context, _option, text: None if text is None else _text("--key", text),
+        help="Derive the id from this text: cron on two hosts then makes one task, not two.",
     ),
 )
 
@@ -81,7 +84,7 @@ def wire_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             case "start_at" | "expires_at":
                 fields[name] = value.at(wall_s())
             case "key":
-                fields["id"] = id_of_key(_text("--key", value))
+                fields["id"] = id_of_key(value)
             case "stdin":
                 fields[name] = _read(value)
             case "env":

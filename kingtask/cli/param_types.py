@@ -15,7 +15,7 @@ from kingtask.clock import wall_s
 from kingtask.task import QUEUE_PATTERN
 
 KEY_NAMESPACE = uuid.UUID("471f1daf-9a86-49d9-87fb-d9d3b6f45ced")
-"""`--key TEXT` makes the id uuid5(KEY_NAMESPACE, TEXT). Never change it: equal keys must stay equal tasks."""
+"""`id_of_key` derives ids from it. Never change either: equal keys must stay equal tasks."""
 
 
 class TextType(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.3
@@ -64,6 +64,7 @@ QUEUE = TextType("queue", _queue)
 PAIR = TextType("name=value", _pair)
 
 
-def id_of_key(key: str) -> str:
-    """Return the task id that `--key` stands for."""
-    return str(uuid.uuid5(KEY_NAMESPACE, key))
+def id_of_key(key: str, owner: str | None = None) -> str:
+    """Return the task id that `--key` stands for. It depends on the owner, so that no client takes another one's id."""
+    namespace = KEY_NAMESPACE if owner is None else uuid.uuid5(KEY_NAMESPACE, owner)
+    return str(uuid.uuid5(namespace, key))

@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from kingtask.cli import console, result_view
-from kingtask.cli.connect import connect, shared_options
+from kingtask.cli.connect import connect, has_keys, shared_options
 from kingtask.cli.exit import Exit
 from kingtask.cli.fields import task_of, task_options, wire_fields
-from kingtask.cli.param_types import TextType
+from kingtask.cli.param_types import TextType, id_of_key
 from kingtask.cli.times import DURATION_FORMS, parse_duration
 from kingtask.errors import NoAnswer, RequestRefused
 
@@ -100,6 +101,8 @@ def submit(
         raise click.UsageError("--propagate needs --wait.")
     spec = task_of(name, args, wire_fields(options))
     with connect() as client:
+        if options["key"] is not None and has_keys():
+            spec = replace(spec, id=id_of_key(options["key"], client.ping().get("owner")))
         return _submit_one(client, spec, wait=wait, propagate=propagate, as_json=as_json)
 
 

@@ -82,6 +82,16 @@ async def test_a_ping_is_answered_without_redis(setting: DispatcherHarness) -> N
     assert not setting.store.sent
 
 
+async def test_a_ping_names_the_owner_to_a_client_with_a_key(setting: DispatcherHarness, tmp_path: Path) -> None:
+    alice = NamedKeysAuth(alice="a").peer("a")
+    ruled = with_permissions(tmp_path, clients={"alice": {"owner": "team", "ops": []}}, default={"owner": "team"})
+    for harness, owner in ((setting, "alice"), (ruled, "team")):
+        harness.ask("ping", peer=alice)
+        assert harness.reply()["owner"] == owner
+        harness.ask("ping")
+        assert "owner" not in harness.reply()
+
+
 REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "get": ({"id": ID}, stored(), {"task": {"id": ID, "name": "a"}}),
     "cancel": ({"id": ID}, "ready", {"id": ID, "outcome": "cancelled"}),

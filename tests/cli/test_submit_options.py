@@ -106,6 +106,8 @@ def test_an_absolute_time_is_a_start_and_a_relative_one_a_delay():
 def test_a_key_always_gives_the_same_id():
     assert spec_of("--key", "nightly 2026-07-01", "x").id == "821a0485-fa9f-5452-8a7a-1429647d561f"
     assert id_of_key("a") != id_of_key("b")
+    assert id_of_key("nightly 2026-07-01", "reports") == "46626da8-8940-5ce5-8178-7f27662345a1"
+    assert id_of_key("a", "alice") != id_of_key("a", "bob")
 
 
 def test_what_a_key_stands_for_does_not_depend_on_the_moment():

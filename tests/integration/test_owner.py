@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -10,9 +13,10 @@ import pytest
 import yaml
 
 from kingtask import Client
+from kingtask.cli.param_types import id_of_key
 from kingtask.errors import IdConflict, PermissionDenied, RequestRefused, TaskNotFound
 from tests.integration.keyed import Keyed
-from tests.processes import until
+from tests.processes import PATIENCE_S, until
 
 RULES: dict[str, Any] = {
     "clients": {
@@ -119,6 +123,34 @@ def test_a_requeue_keeps_the_owner_and_is_held_to_the_limits_of_its_client(keyed
         dave.requeue(urgent)
     with Client(keyed.daemons[0].endpoint, timeout=0.5, **keyed.keys_of("dave")) as hasty:
         assert refusal(lambda: hasty.requeue(task), task.id)[0] == "rate_limited"
+
+
+def test_a_key_of_the_command_is_an_id_of_the_owner(keyed: Keyed):
+    broker = start(keyed)
+
+    def submitted(name: str) -> Any:
+        files = keyed.keys_of(name)
+        keys = [f"--{option.replace('_', '-')}={file}" for option, file in files.items()]
+        command = [
+            "submit",
+            "--json",
+            "--broker",
+            broker.endpoint,
+            *keys,
+            "--queue",
+            "mail",
+            "--key",
+            "nightly",
+            "ledger",
+        ]
+        run = subprocess.run(
+            [sys.executable, "-m", "kingtask", *command], capture_output=True, timeout=PATIENCE_S, check=True
+        )
+        return json.loads(run.stdout)
+
+    assert submitted("alice") == {"id": id_of_key("nightly", "alice"), "outcome": "created"}
+    assert submitted("carol") == {"id": id_of_key("nightly", "alice"), "outcome": "exists"}
+    assert submitted("bob") == {"id": id_of_key("nightly", "bob"), "outcome": "created"}
 
 
 def test_without_permissions_tasks_have_owners_for_the_day_that_there_are_some(keyed: Keyed):

@@ -84,7 +84,7 @@ def test_the_program_prints_what_it_says(rig: StackHarness):
 @pytest.mark.parametrize("op", ["ping", "stats", "pause", "resume"])
 def test_replies_that_need_no_task(peer: PageClient, op: str):
     reply = peer.ask(op, **({"queue": "other"} if op in ("pause", "resume") else {}))
-    assert set(reply) - ALWAYS == shown_reply(op)
+    assert set(reply) - ALWAYS == shown_reply(op) - ({"owner"} if op == "ping" else set()), "this client has no key"
 
 
 def test_the_facts_in_stats(peer: PageClient):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 import pytest
 
 from kingtask import errors, protocol, wire
+from kingtask.cli.param_types import id_of_key
 from kingtask.errors import InvalidRequest
 from kingtask.result import Attempt, Result
 from kingtask.task import TaskSpec
@@ -73,6 +75,15 @@ def test_a_reply_is_these_bytes(vector: Vector):
     assert same(protocol.decode_reply(reply.body), reply.value)
     assert wire.pack(reply.value) == reply.body
     assert reply.frames[:-1] == vector.request.frames[:-1] or "frames" in vector.name
+
+
+def test_the_ids_of_keys_are_those_of_the_command():
+    """The name of such a vector has the text and the owner."""
+    named = [(vector, re.fullmatch(r'.* key "(.*?)"(?:, owner "(.*)")?', vector.name)) for vector in GOOD]
+    keys = [(vector.request.value["task"]["id"], *match.groups()) for vector, match in named if match]
+    assert {owner is None for _, _, owner in keys} == {True, False}
+    for task_id, text, owner in keys:
+        assert task_id == id_of_key(text, owner)
 
 
 @each(GOOD)
