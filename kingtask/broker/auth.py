@@ -19,6 +19,7 @@ import zmq.utils.z85
 from kingtask import curve, failpoint
 from kingtask.broker import counters
 from kingtask.broker.counters import Counters
+from kingtask.config.permissions_file import PermissionsFile
 from kingtask.errors import ConfigurationError
 from kingtask.event import Event
 
@@ -57,13 +58,17 @@ class AuthenticatedPeer(tuple[bytes, ...]):
 class CurveAuth:
     """Call `secure` for each socket before it is connected, then `open` before anything is read from it."""
 
-    def __init__(self, secret_key_file: Path, authorized: Path, counters: Counters) -> None:
+    def __init__(
+        self, secret_key_file: Path, authorized: Path, counters: Counters, permissions: PermissionsFile | None = None
+    ) -> None:
         """Read the keys. Raises ConfigurationError."""
         self._counters = counters
         self._directory = authorized
         self._pair = curve.read_pair(secret_key_file)
         self.names = curve.read_directory(authorized)
         """The names of the clients, by key."""
+        self.workers = _workers(self.names, permissions)
+        """The same of the keys that may use the wakeup socket."""
         self._monitors: list[Socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -125,25 +130,25 @@ class CurveAuth:
 
     # ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def reload(self, names: dict[str, str]) -> None:
+    def reload(self, names: dict[str, str], permissions: PermissionsFile | None = None) -> None:
         """Authorize these keys; not one more message of any other key is accepted."""
         old = self.names
         for key in sorted(names.keys() - old.keys()):
             log.info(Event("key=added", client=names[key]))
         for key in sorted(old.keys() - names.keys()):
             log.info(Event("key=revoked", client=old[key]))
-        self.names = names
+        self.names, self.workers = names, _workers(names, permissions)
 
     def read(self) -> dict[str, str]:
         """Read the keys for `reload`. Raises ConfigurationError."""
         return curve.read_directory(self._directory)
 
-    def key_of(self, key: bytes) -> str | None:
-        """Return this key as text, or None if it is not authorized."""
+    def key_of(self, key: bytes, *, worker: bool) -> str | None:
+        """Return this key as text, or None if it is not authorized; `worker`: for the wakeup socket."""
         if failpoint.ACTIVE and failpoint.variant("authenticator_fails") is not None:
             raise RuntimeError("this variant fails")
         text = zmq.utils.z85.encode(key).decode()
-        return text if text in self.names else None
+        return text if text in (self.workers if worker else self.names) else None
 
     def _drain_monitor(self, monitor: Socket) -> None:
         while not monitor.closed:
@@ -153,9 +158,13 @@ class CurveAuth:
                 return
             event, value = struct.unpack("=HI", frames[0])  # zmq_socket_monitor(3)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                why = "its key is not known" if value == 400 else f"the authenticator replied {value}"
+                why = "its key is not known here" if value == 400 else f"the authenticator replied {value}"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 why = _WHY.get(value, f"it broke the protocol (0x{value:x})")
             else:
                 why = "it closed the connection, or sent nothing for 3 s"
             self._counters.count(counters.HANDSHAKE, why, reason=why)
+
+
+def _workers(names: dict[str, str], permissions: PermissionsFile | None) -> dict[str, str]:
+    return {key: name for key, name in names.items() if permissions is None or permissions.rule_of(name)[0].worker}

@@ -24,7 +24,6 @@ from kingtask.task import TaskSpec
 log = logging.getLogger("kingtask.audit")
 
 ANONYMOUS = "anonymous"
-_NOTHING = Rule(ops=())
 UNCHANGED_PER_S, UNCHANGED_BURST = 1.0, 20
 """Audit lines of one client for requests that changed nothing."""
 _NO_RULES = PermissionsFile(clients={}, default=Rule())
@@ -203,10 +202,7 @@ class Authorizer:
             return None
         if client in self._policies:
             return self._policies[client]
-        permissions = _NO_RULES if self._permissions is None else self._permissions
-        rule, source = permissions.clients.get(client), f"clients.{client}"
-        if rule is None:
-            rule, source = permissions.default or _NOTHING, "default"
+        rule, source = (_NO_RULES if self._permissions is None else self._permissions).rule_of(client)
         rate = self._rates.pop(client, None)
         if rule.submits_per_second is None:
             rate = None

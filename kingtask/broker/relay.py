@@ -415,14 +415,14 @@ class Front:
         self.socket = target
         self.listeners = listeners
         self.served = served
-        self._is_router = target.getsockopt(zmq.TYPE) == zmq.ROUTER
-        self.send_bytes, self.most_held = TO_ROUTER if self._is_router else TO_XPUB
+        self.is_router = target.getsockopt(zmq.TYPE) == zmq.ROUTER
+        self.send_bytes, self.most_held = TO_ROUTER if self.is_router else TO_XPUB
 
     def connect(self, connection_id: bytes, listener: socket.socket) -> str:
         """Have libzmq connect to this listener; return its endpoint. Raises ZMQError."""
         if not (failpoint.ACTIVE and failpoint.variant("empty_domain") is not None):
             self.socket.setsockopt(zmq.ZAP_DOMAIN, connection_id)
-        if self._is_router:
+        if self.is_router:
             self.socket.setsockopt(zmq.CONNECT_ROUTING_ID, connection_id)
         endpoint = endpoint_of(listener)
         self.socket.connect(endpoint)
@@ -667,7 +667,8 @@ class Relay:
         """Cut off every connection with a key that is no longer authorized."""
         assert self.auth is not None
         for connection in list(self.connections.values()):
-            if connection.key and connection.key not in self.auth.names:
+            names = self.auth.names if connection.front.is_router else self.auth.workers
+            if connection.key and connection.key not in names:
                 self.cut(connection, "its key was revoked")
 
     # ── bounds ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -778,8 +779,9 @@ class Relay:
                 return
             status, why = b"400", b"unknown key"
             try:
-                key = "" if self.auth is None else self.auth.key_of(*credentials)
                 connection = self.connections.get(domain)
+                worker = connection is not None and not connection.front.is_router
+                key = "" if self.auth is None else self.auth.key_of(*credentials, worker=worker)
                 if key is not None and connection is not None:
                     connection.key = key
                     connection.consumed(HANDSHAKE_BYTES)

@@ -63,7 +63,7 @@ class Broker:
             self._auth = None
             if (curve := config.curve) is not None:
                 key, clients = Path(curve.secret_key_file), Path(curve.authorized_clients)
-                self._auth = CurveAuth(key, clients, self._counters)
+                self._auth = CurveAuth(key, clients, self._counters, config.load_permissions())
             self._relay = Relay(self._context, self._counters, self._auth, config.max_reply_bytes)
         except BaseException:
             self._context.destroy(0)
@@ -141,7 +141,7 @@ class Broker:
         keys, permissions = None if self._auth is None else self._auth.read(), config.load_permissions()
         logs.setup("broker", config.log_level, config.log_path, log_format=config.log_format)
         if self._auth is not None and keys is not None:
-            self._auth.reload(keys)
+            self._auth.reload(keys, permissions)
             self._relay.cut_revoked()
         self._config = config
         self._relay.max_reply_bytes = config.max_reply_bytes

@@ -45,6 +45,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
     owner: Owner | None = None
     of: Literal["own", "all"] | None = None
+    worker: bool = False
 
     @property
     def own_only(self) -> bool:
@@ -52,11 +53,20 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.of == "own" if self.of else self.queues is not None or self.tasks is not None
 
 
+_NOTHING = Rule(ops=())
+
+
 class PermissionsFile(NamedTuple):
     """The content of the file. `default` applies to clients without an entry; None: they have no rights."""
 
     clients: dict[str, Rule]
     default: Rule | None
+
+    def rule_of(self, client: str) -> tuple[Rule, str]:
+        """Return the rule of a client and its place in the file."""
+        if client in self.clients:
+            return self.clients[client], f"clients.{client}"
+        return self.default or _NOTHING, "default"
 
 
 _LISTS = frozenset({"ops", "queues", "tasks", "env"})

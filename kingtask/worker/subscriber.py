@@ -262,7 +262,7 @@ class _Peer:
             return
         self._logged_s = monotonic_s()
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            why = f"the broker does not know this worker's key (status {value})"
+            why = f"the broker does not know this worker's key, or not as a worker's (status {value})"
         else:
             why = "the connection ended in the handshake; do the keys (curve) fit those of the broker?"
         log.warning(Event("wakeup=refused", f"{why}. Tasks are found by polling alone", endpoint=self.endpoint))

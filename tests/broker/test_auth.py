@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+import zmq.utils.z85
 
 from kingtask import curve
 from kingtask.broker import auth as module
@@ -15,6 +16,7 @@ from kingtask.broker.counters import Counters
 from kingtask.broker.relay import Relay
 from kingtask.broker.router import BrokerSocket, RouterSocket
 from kingtask.broker.wakeups import Wakeups
+from kingtask.config.permissions_file import PermissionsFile, Rule
 from kingtask.errors import ConfigurationError
 from tests.broker.conftest import stop
 
@@ -46,7 +48,7 @@ async def test_curve_opens_once_an_unknown_key_is_refused(secured: Secured) -> N
 async def test_curve_does_not_open_if_an_unknown_key_is_accepted(
     secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secured.auth, "key_of", lambda key: "any")
+    monkeypatch.setattr(secured.auth, "key_of", lambda key, *, worker: "any")
     with pytest.raises(ConfigurationError, match="a client with an unknown key was let in"):
         await secured.auth.open(secured.relay.own_endpoints())
 
@@ -55,6 +57,24 @@ async def test_curve_does_not_open_without_an_answer(secured: Secured, monkeypat
     monkeypatch.setattr(module, "SELF_TEST_MS", 10)
     with pytest.raises(ConfigurationError, match="an unknown key was not refused within"):
         await secured.auth.open([("ipc://@nobody-listens-here", zmq.ROUTER)])
+
+
+@pytest.mark.parametrize("default", [None, Rule(worker=True)])
+async def test_with_permissions_the_wakeup_socket_admits_only_keys_of_workers(
+    default: Rule | None, secured: Secured
+) -> None:
+    pairs = {name: zmq.curve_keypair()[0] for name in ("worker", "client", "other")}
+    keys = {public.decode(): name for name, public in pairs.items()}
+
+    def admitted(*, worker: bool) -> set[str]:
+        known = {secured.auth.key_of(zmq.utils.z85.decode(public), worker=worker) for public in pairs.values()}
+        return {keys[key] for key in known if key is not None}
+
+    secured.auth.reload(keys)
+    assert admitted(worker=True) == admitted(worker=False) == set(pairs)
+    secured.auth.reload(keys, PermissionsFile({"worker": Rule(ops=(), worker=True), "client": Rule()}, default))
+    assert admitted(worker=False) == set(pairs)
+    assert admitted(worker=True) == ({"worker"} if default is None else {"worker", "other"})
 
 
 def test_a_peer_knows_its_client() -> None:

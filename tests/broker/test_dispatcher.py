@@ -83,7 +83,7 @@ async def test_a_ping_is_answered_without_redis(setting: DispatcherHarness) -> N
 
 
 async def test_a_ping_names_the_owner_to_a_client_with_a_key(setting: DispatcherHarness, tmp_path: Path) -> None:
-    alice = NamedKeysAuth(alice="a").peer("a")
+    alice = AuthenticatedPeer(PEER, "alice")
     ruled = with_permissions(tmp_path, clients={"alice": {"owner": "team", "ops": []}}, default={"owner": "team"})
     for harness, owner in ((setting, "alice"), (ruled, "team")):
         harness.ask("ping", peer=alice)

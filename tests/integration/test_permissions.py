@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 import yaml
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from kingtask import Client, TaskSpec, protocol
 from kingtask.errors import Busy, PermissionDenied
@@ -189,6 +190,40 @@ def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: 
     broker.path.write_text(yaml.safe_dump(broker.config))
     reloaded(broker)
     as_(keyed, "eve").submit("ledger")
+
+
+def test_only_a_workers_key_may_use_the_wakeup_socket(keyed: Keyed):
+    """A client on it would get the hints of workers, who then start tasks up to `period` later."""
+    rules = {"clients": {"alice": {}, "worker": {"ops": [], "worker": True}}}
+    broker = keyed.start_broker(permissions=write(keyed, rules))
+    worker = keyed.start_worker(period=3600)
+    worker.until_logged("wakeup=connected")
+    assert as_(keyed, "alice").submit("ledger", env=keyed.env).wait(timeout=30).success, "by a hint"
+    with pytest.raises(PermissionDenied, match=r"clients\.worker\.ops"):
+        as_(keyed, "worker").stats()
+    assert hears_nothing(keyed, broker, "alice")
+    write(keyed, {"clients": {"alice": {"worker": True}}})
+    reloaded(broker)
+    worker.until_logged("wakeup=refused")
+    assert "or not as a worker's" in worker.text()
+    assert not hears_nothing(keyed, broker, "alice")
+    broker.config["permissions"] = None
+    broker.path.write_text(yaml.safe_dump(broker.config))
+    reloaded(broker)
+    until(lambda: worker.text().count("wakeup=connected") == 2, "the worker to come back")
+
+
+def hears_nothing(keyed: Keyed, broker: Daemon, name: str) -> bool:
+    """True if the wakeup socket refuses the key of this client in the handshake."""
+    accepted, refused = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    with (
+        zmq.Context() as context,
+        keyed.socket(zmq.SUB, context, name) as socket,
+        socket.get_monitor_socket(accepted | refused) as monitor,
+    ):
+        socket.connect(f"tcp://{broker.config['wakeup']}")
+        assert monitor.poll(30_000)
+        return bool(parse_monitor_message(monitor.recv_multipart())["event"] == refused)
 
 
 def test_without_keys_everyone_is_anonymous():

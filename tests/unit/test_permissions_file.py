@@ -32,8 +32,9 @@ def load(tmp_path: Path) -> Load:
 
 def test_the_shipped_file_is_what_its_comments_say():
     read = permissions_file.load(SHIPPED)
-    assert set(read.clients) == {"operator", "reports", "dashboard"}
+    assert set(read.clients) == {"operator", "reports", "dashboard", "worker"}
     assert read.clients["operator"] == Rule()
+    assert read.clients["worker"] == Rule(ops=(), worker=True)
     assert read.default == Rule(ops=("get", "wait"))
     text = SHIPPED.read_text()
     for key in Rule.__struct_fields__:
@@ -69,6 +70,9 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ("default: {max_time_limit: 0}", "1: default.max_time_limit: expected a number from"),
         ("default: {submits_per_second: 0}", "1: default.submits_per_second: expected a number from"),
         ("default: {max_outstanding: 0}", "1: default.max_outstanding: expected an integer from 1"),
+        ("default: {owner: a/b}", "1: default.owner: expected a name of 1 to 64 letters"),
+        ("default: {of: mine}", "1: default.of: expected one of all, own"),
+        ("default: {worker: 1}", "1: default.worker: expected true or false"),
         ("default: {max_waits: 5}", "1: default.max_waits: unknown key"),
         ("[]", "1: expected lines of the form"),
     ],
