@@ -87,17 +87,15 @@ class ClientPolicy:
         self._queues = None if rule.queues is None else compiled(rule.queues)
         self._tasks = None if rule.tasks is None else compiled(rule.tasks)
         self.owner = None if audit.client == ANONYMOUS else rule.owner or audit.client
-        self.of = self.owner if rule.own_only else None
+        self.of = self.owner if (rule.of or ("own" if rule.bounded else "all")) == "own" else None
         """The only owner on whose tasks the client may act; None: on all."""
         self.quota = None if rule.max_outstanding is None else Quota(self.owner or audit.client, rule.max_outstanding)
 
     def depends_on_task(self, request: protocol.ById) -> bool:
         """True if `check_task` has to see the stored task first."""
-        if self._queues is not None or self._tasks is not None:
-            return True
         rule = self._rule
         limits = rule.env, rule.max_priority, rule.max_time_limit, self._rate
-        return isinstance(request, protocol.Requeue) and any(limit is not None for limit in limits)
+        return rule.bounded or (isinstance(request, protocol.Requeue) and limits != (None,) * 4)
 
     def check_request(self, request: protocol.Request) -> None:
         """Check the op, and the queue if the request names one."""
@@ -136,8 +134,14 @@ class ClientPolicy:
         if "tasks" in fields:
             tasks = [task for task in fields["tasks"] if self.has_task(task["name"], task["queue"])]
             return {**fields, "tasks": tasks}
-        if "queues" in fields:
-            return {**fields, "queues": [queue for queue in fields["queues"] if self.has_queue(queue["name"])]}
+        if "queues" in fields and self._rule.bounded:
+            queues = [queue for queue in fields["queues"] if self.has_queue(queue["name"])]
+            workers = [
+                _without_host({**worker, "queues": served})
+                for worker in fields["workers"]
+                if (served := list(filter(self.has_queue, worker.get("queues", ()))))
+            ]
+            return {"queues": queues, "workers": workers, "brokers": list(map(_without_host, fields["brokers"]))}
         return fields
 
     def _check_names(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
@@ -217,6 +221,11 @@ class Authorizer:
 def _field(place: str, name: str) -> str:
     """Return the place of a task's field in a request; a request by id has no fields of the task."""
     return place if place == "id" else f"{place}.{name}"
+
+
+def _without_host(peer: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a worker or broker without those of its host."""
+    return {name: value for name, value in peer.items() if name not in ("host", "pid", "bin_path")}
 
 
 def _subject(request: protocol.Request) -> dict[str, str | None]:

@@ -48,9 +48,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     worker: bool = False
 
     @property
-    def own_only(self) -> bool:
-        """The client may act only on tasks of its owner."""
-        return self.of == "own" if self.of else self.queues is not None or self.tasks is not None
+    def bounded(self) -> bool:
+        """The client may act only in some queues or on some tasks."""
+        return self.queues is not None or self.tasks is not None
 
 
 _NOTHING = Rule(ops=())

@@ -176,8 +176,32 @@ def test_replies_are_filtered_by_queue_and_task() -> None:
     mine = policy(queues=("mail",), tasks=("send*",))
     tasks = [{"name": "send", "queue": "mail"}, {"name": "rm", "queue": "mail"}, {"name": "send", "queue": "other"}]
     assert mine.filtered({"tasks": tasks, "cursor": None}) == {"tasks": tasks[:1], "cursor": None}
-    assert mine.filtered({"queues": [{"name": "mail"}, {"name": "other"}]}) == {"queues": [{"name": "mail"}]}
     assert mine.filtered({"id": ID}) == {"id": ID}
+
+
+HOST = {"host": "h", "pid": 1, "bin_path": ["/bin"]}
+STATS: dict[str, Any] = {
+    "queues": [{"name": "mail", "served": True}, {"name": "other", "served": True}],
+    "workers": [
+        {"name": "both", "queues": ["other", "mail"], "slots": 4, **HOST},
+        {"name": "other", "queues": ["other"], "slots": 4, **HOST},
+        {"name": "new", **HOST},
+    ],
+    "brokers": [{"name": "b", "addr": ["a"], "host": "h", "pid": 2}],
+}
+
+
+def test_stats_show_a_bounded_client_its_queues_and_the_workers_that_serve_them() -> None:
+    assert policy(queues=("mail",)).filtered(STATS) == {
+        "queues": STATS["queues"][:1],
+        "workers": [{"name": "both", "queues": ["mail"], "slots": 4}],
+        "brokers": [{"name": "b", "addr": ["a"]}],
+    }
+    shown = policy(tasks=("send",)).filtered(STATS)
+    assert shown["queues"] == STATS["queues"]
+    assert [worker["name"] for worker in shown["workers"]] == ["both", "other"]
+    assert "host" not in str(shown)
+    assert policy(max_priority=5, of="own").filtered(STATS) == STATS
 
 
 def test_a_rate_limited_submit_says_when_to_retry() -> None:

@@ -153,6 +153,22 @@ def test_a_key_of_the_command_is_an_id_of_the_owner(keyed: Keyed):
     assert submitted("bob") == {"id": id_of_key("nightly", "bob"), "outcome": "created"}
 
 
+def test_stats_show_nothing_of_the_queues_and_hosts_of_others(keyed: Keyed):
+    rules: dict[str, Any] = {"clients": {**RULES["clients"], "worker": {"worker": True, "ops": []}}}
+    start(keyed, rules)
+    keyed.start_worker(queues=["mail", "secret"], ready=False)
+    keyed.start_worker(queues=["secret"], ready=False)
+    bob, dave = as_(keyed, "bob"), as_(keyed, "dave")
+    dave.submit("ledger", queue="secret", env=keyed.env)
+    bob.submit("ledger", queue="mail", env=keyed.env)
+    until(lambda: len(dave.stats()["workers"]) == 2, "both workers")
+    stats = bob.stats()
+    assert [queue["name"] for queue in stats["queues"]] == ["mail"]
+    assert [worker["queues"] for worker in stats["workers"]] == [["mail"]]
+    assert [peer for peer in stats["workers"] + stats["brokers"] if {"host", "pid", "bin_path"} & peer.keys()] == []
+    assert "secret" not in str(stats)
+
+
 def test_without_permissions_tasks_have_owners_for_the_day_that_there_are_some(keyed: Keyed):
     keyed.start_broker()
     task = as_(keyed, "alice").submit("ledger", queue="mail")
