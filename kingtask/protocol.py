@@ -91,6 +91,10 @@ class Requeue(ById, frozen=True):
     new_id: TaskId
 
 
+class Forget(ById, frozen=True):
+    pass
+
+
 class List(Request, frozen=True):
     state: State
     queue: QueueName | None = None
@@ -141,6 +145,7 @@ OPS: dict[str, Op] = {
         Op("wait", Wait),
         Op("cancel", Cancel, writes=True, audited=True),
         Op("requeue", Requeue, writes=True, audited=True, acked=True),
+        Op("forget", Forget, writes=True, audited=True),
         Op("list", List),
         Op("stats", Stats),
         Op("pause", Pause, writes=True, audited=True),

@@ -146,22 +146,21 @@ class ClientPolicy:
 
     def _check_names(self, op: str, task_id: str | None, name: str, queue: str, place: str) -> None:
         if not self.has_queue(queue):
-            why = f"not one of this client's queues: {queue}"
-            self._deny(op, {"id": task_id}, _field(place, "queue"), why, "queues")
+            self._deny(op, {"id": task_id}, f"{place}.queue", f"not one of this client's queues: {queue}", "queues")
         if not self.has_task(name, queue):
-            self._deny(op, {"id": task_id}, _field(place, "name"), f"not one of this client's tasks: {name}", "tasks")
+            self._deny(op, {"id": task_id}, f"{place}.name", f"not one of this client's tasks: {name}", "tasks")
 
     def _check_limits(self, op: str, spec: TaskSpec, place: str) -> None:
         rule, subject = self._rule, {"id": spec.id}
         if rule.max_priority is not None and spec.priority > rule.max_priority:
             why = f"expected at most {rule.max_priority}, got {spec.priority}"
-            self._deny(op, subject, _field(place, "priority"), why, "max_priority")
+            self._deny(op, subject, f"{place}.priority", why, "max_priority")
         if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
             why = f"expected one of at most {rule.max_time_limit:g} s"
-            self._deny(op, subject, _field(place, "time_limit_s"), why, "max_time_limit")
+            self._deny(op, subject, f"{place}.time_limit_s", why, "max_time_limit")
         if rule.env is not None and (name := first_unlisted(spec.env, rule.env)) is not None:
             why = "not one of the variables that this client may set"
-            self._deny(op, subject, _field(place, f"env[{name[:64]!a}]"), why, "env")
+            self._deny(op, subject, f"{place}.env[{name[:64]!a}]", why, "env")
 
     def _check_rate(self, place: str, now_s: float) -> None:
         if self._rate is not None and (wait_s := self._rate.take(now_s)):
@@ -173,6 +172,7 @@ class ClientPolicy:
             )
 
     def _deny(self, op: str, subject: dict[str, str | None], field: str, why: str, key: str) -> NoReturn:
+        field = "id" if field.startswith("id.") else field  # a request by id has no fields of the task
         rule = f"{self._source}.{key}"
         self._audit.write(logging.WARNING, "denied", False, op=op, **subject, rule=rule)
         raise PermissionDenied(f"{field}: {why} ({rule} of the broker's permissions)", field=field)
@@ -216,11 +216,6 @@ class Authorizer:
             self._rates[client] = rate
         policy = self._policies[client] = ClientPolicy(self.trail_of(client), rule, source, rate)
         return policy
-
-
-def _field(place: str, name: str) -> str:
-    """Return the place of a task's field in a request; a request by id has no fields of the task."""
-    return place if place == "id" else f"{place}.{name}"
 
 
 def _without_host(peer: dict[str, Any]) -> dict[str, Any]:

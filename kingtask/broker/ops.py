@@ -50,6 +50,8 @@ def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | 
             return functions.cancel(policy, request.id)
         case protocol.Requeue():
             return functions.requeue(policy, request.id, request.new_id, quota)
+        case protocol.Forget():
+            return functions.forget(request.id)
         case protocol.List():
             return _list_call(request)
         case protocol.Stats():
@@ -66,6 +68,9 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
     """Return the reply's fields; `value` is what the call returned. Raises RequestRefused, also for a StoreError."""
     if isinstance(value, StoreError):
         raise store_refusal(value, writes=request.op.writes)
+    outcome = value[0] if isinstance(request, protocol.Requeue) else value
+    if outcome in HIDDEN and isinstance(request, protocol.ById):
+        raise _not_found(request.id, outcome)
     match request:
         case protocol.Get():
             return {"task": protocol.result_fields(task_of(request.id, value))}
@@ -76,6 +81,8 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
             return _cancelled(request.id, value)
         case protocol.Requeue():
             return _requeued(request, *value)
+        case protocol.Forget():
+            return _forgotten(request.id, value)
         case protocol.List():
             cursor = None if value.cursor is None else f"{value.cursor[0]}:{value.cursor[1]}"
             return {"tasks": [protocol.result_fields(result) for result in value.tasks], "cursor": cursor}
@@ -148,18 +155,16 @@ def task_of(task_id: str, found: functions.StoredTask | StoreError) -> Result:
     if isinstance(found, StoreError):
         raise store_refusal(found, writes=False)
     if found.result is None:
-        raise _not_found(task_id, foreign=found.foreign)
+        raise _not_found(task_id, "foreign" if found.foreign else "missing")
     return found.result
 
 
-def _not_found(task_id: str, *, foreign: bool) -> TaskNotFound:
-    kind = ForeignTask if foreign else TaskNotFound
+def _not_found(task_id: str, outcome: str) -> TaskNotFound:
+    kind = ForeignTask if outcome == "foreign" else TaskNotFound
     return kind(f"id: there is no task {task_id}; it never existed, or its record has expired", field="id")
 
 
 def _cancelled(task_id: str, state: str) -> dict[str, Any]:
-    if state in HIDDEN:
-        raise _not_found(task_id, foreign=state == "foreign")
     if state == State.RUNNING:
         return {"id": task_id, "outcome": "cancelling"}
     if state in TERMINAL and state != State.CANCELLED:
@@ -167,12 +172,20 @@ def _cancelled(task_id: str, state: str) -> dict[str, Any]:
     return {"id": task_id, "outcome": "cancelled"}
 
 
+def _forgotten(task_id: str, outcome: str) -> dict[str, Any]:
+    if outcome != "forgotten":
+        raise _not_ended(task_id, outcome)
+    return {"id": task_id, "outcome": outcome}
+
+
+def _not_ended(task_id: str, state: str) -> WrongState:
+    return WrongState(f"id: task {task_id} has not ended yet ({state})", field="id")
+
+
 def _requeued(request: protocol.Requeue, outcome: str, queue: str) -> dict[str, Any]:
     """`queue` is that of the new task; without a new task, `outcome` may be the state of the old one."""
-    if outcome in HIDDEN:
-        raise _not_found(request.id, foreign=outcome == "foreign")
     if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not queue):
-        raise WrongState(f"id: task {request.id} has not ended yet ({outcome})", field="id")
+        raise _not_ended(request.id, outcome)
     if (refused := submit_refusal(outcome, request.new_id)) is not None:
         raise refused
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}

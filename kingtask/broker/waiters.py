@@ -118,7 +118,9 @@ class Waiters:
     def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
         def fetched(found: StoredTask | StoreError) -> None:
             for waiter in waiters:
-                waiter.answer(_visible(found, waiter.of))
+                # Meanwhile the record may have gone, and another client may have used the id.
+                known = found.owner if isinstance(found, StoredTask) and found.result is not None else waiter.of
+                waiter.answer(found if waiter.of in (None, known) else StoredTask(0, None, foreign=True))
 
         self._store.send(functions.get(task_id), fetched)
 
@@ -134,10 +136,3 @@ class Waiters:
             waiter.timer.cancel()
         self._count -= 1
         return True
-
-
-def _visible(found: StoredTask | StoreError, of: str | None) -> StoredTask | StoreError:
-    """Check the owner again: meanwhile the record may have gone, and another client may have used the id."""
-    if isinstance(found, StoreError) or found.result is None or of in (None, found.owner):
-        return found
-    return StoredTask(found.now_us, None, foreign=True)

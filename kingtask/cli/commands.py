@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "wait": "tasks:wait",
     "cancel": "tasks:cancel",
     "requeue": "requeue:requeue",
+    "forget": "tasks:forget",
     "list": "listing:list_tasks",
     "stats": "queues:stats",
     "pause": "queues:pause",

@@ -1,4 +1,4 @@
-"""`kingtask get`, `wait` and `cancel`: tasks by their ids."""
+"""`kingtask get`, `wait`, `cancel` and `forget`: tasks by their ids."""
 
 from __future__ import annotations
 
@@ -67,14 +67,29 @@ def cancel(ids: tuple[str, ...], as_json: bool) -> int:
 
     The exit status is 6 for a task that has ended already in another way.
     """
+    return _show_outcomes(ids, "cancel", as_json)
+
+
+@click.command()
+@shared_options
+@IDS
+def forget(ids: tuple[str, ...], as_json: bool) -> int:
+    """Remove the records of tasks that have ended, with their output.
+
+    The exit status is 6 for a task that has not ended, 7 for one whose record is gone already.
+    """
+    return _show_outcomes(ids, "forget", as_json)
+
+
+def _show_outcomes(ids: tuple[str, ...], method: str, as_json: bool) -> int:
     with connect() as client:
 
-        def cancelled(task_id: str) -> int:
-            outcome = client.cancel(task_id)
+        def act(task_id: str) -> int:
+            outcome = getattr(client, method)(task_id)
             console.show(as_json, {"id": task_id, "outcome": outcome}, f"{task_id}: {outcome}")
             return Exit.OK
 
-        return each(ids, cancelled)
+        return each(ids, act)
 
 
 def each(ids: Iterable[str], act: Callable[[str], int]) -> int:

@@ -70,6 +70,7 @@ class AsyncClient:
     result = _method(Operations[AsyncTask].result)
     cancel = _method(Operations[AsyncTask].cancel)
     requeue = _method(Operations[AsyncTask].requeue)
+    forget = _method(Operations[AsyncTask].forget)
     list = _iterating(Operations[AsyncTask].list)
     stats = _method(Operations[AsyncTask].stats)
     pause = _method(Operations[AsyncTask].pause)

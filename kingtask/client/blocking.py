@@ -71,6 +71,7 @@ class Client:
     result = _method(Operations[Task].result)
     cancel = _method(Operations[Task].cancel)
     requeue = _method(Operations[Task].requeue)
+    forget = _method(Operations[Task].forget)
     list = _iterating(Operations[Task].list)
     stats = _method(Operations[Task].stats)
     pause = _method(Operations[Task].pause)

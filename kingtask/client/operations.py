@@ -127,9 +127,7 @@ class Operations(Struct, Generic[H], frozen=True):
 
         Raises WrongState if it has ended otherwise, TaskNotFound.
         """
-        wanted = id_of(task)
-        reply = yield from ask("cancel", {"id": wanted}, self._limit(timeout), about=wanted)
-        return str(field(reply, "outcome", str))
+        return self._outcome("cancel", task, timeout)
 
     def requeue(self, task: TaskRef, new_id: str | UUID | None = None, *, timeout: float | None = None) -> Steps[H]:
         """Create a new task from one that has ended, to run now; return it. Its `origin` is the old task.
@@ -140,6 +138,13 @@ class Operations(Struct, Generic[H], frozen=True):
         reply = yield from ask("requeue", {"id": wanted, "new_id": chosen}, self._limit(timeout), about=chosen)
         name = None if isinstance(task, (str, UUID)) else task.name
         return self._accepted(reply, chosen, name, fresh=new_id is None)
+
+    def forget(self, task: TaskRef, *, timeout: float | None = None) -> Steps[str]:
+        """Remove the record of a task that has ended, with its output: "forgotten". The id is free again.
+
+        Raises WrongState if it has not ended, TaskNotFound, also if an earlier try has removed it.
+        """
+        return self._outcome("forget", task, timeout)
 
     def stats(self, *, timeout: float | None = None) -> Steps[Reply]:
         """Return queues, workers and brokers, as PROTOCOL.md describes them."""
@@ -191,6 +196,11 @@ class Operations(Struct, Generic[H], frozen=True):
             if reply.get("cursor") is None:
                 return
             fields["cursor"] = reply["cursor"]
+
+    def _outcome(self, op: str, task: TaskRef, timeout: float | None) -> Steps[str]:
+        wanted = id_of(task)
+        reply = yield from ask(op, {"id": wanted}, self._limit(timeout), about=wanted)
+        return str(field(reply, "outcome", str))
 
     def _accepted(self, reply: Reply, task_id: str, name: str | None, *, fresh: bool) -> H:
         """Return the task. A `fresh` id, chosen by this call, can exist only from an earlier try of the same call."""

@@ -247,6 +247,10 @@ def cancel(policy: Policy, task_id: str) -> FunctionCall:
     return FunctionCall("cancel", {**_times(policy), "id": task_id}, _text)
 
 
+def forget(task_id: str) -> FunctionCall:
+    return FunctionCall("forget", {"id": task_id}, _text)
+
+
 def pause(policy: Policy, queue: str, paused: bool) -> FunctionCall:
     return FunctionCall("pause", {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues}, _text)
 

@@ -95,6 +95,7 @@ async def test_a_ping_names_the_owner_to_a_client_with_a_key(setting: Dispatcher
 REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "get": ({"id": ID}, stored(), {"task": {"id": ID, "name": "a"}}),
     "cancel": ({"id": ID}, "ready", {"id": ID, "outcome": "cancelled"}),
+    "forget": ({"id": ID}, "forgotten", {"id": ID, "outcome": "forgotten"}),
     "list": ({"state": "failed"}, Page([], None), {"tasks": [], "cursor": None}),
     "stats": ({}, StoreStats([], [], []), {"queues": [], "workers": [], "brokers": []}),
     "pause": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": True}),
@@ -323,6 +324,7 @@ BY_ID: dict[str, tuple[Any, Any]] = {
     "wait": ("foreign", "missing"),
     "cancel": ("foreign", "missing"),
     "requeue": (("foreign", ""), ("missing", "")),
+    "forget": ("foreign", "missing"),
 }
 """Of each op by id: what its call returns for the task of another owner, and for a task that does not exist."""
 
@@ -414,6 +416,7 @@ async def test_only_audited_ops_are_in_the_audit_log(
         "get": {"id": ID},
         "cancel": {"id": ID},
         "requeue": {"id": ID, "new_id": OTHER},
+        "forget": {"id": ID},
         "stats": {},
     }
     fields |= {"list": {"state": "failed"}, "pause": {"queue": "mail"}, "resume": {"queue": "mail"}}

@@ -37,6 +37,7 @@ REQUESTS: dict[str, protocol.Request] = {
     "get": protocol.Get(id=ID),
     "cancel": protocol.Cancel(id=ID),
     "requeue": protocol.Requeue(id=ID, new_id=OTHER),
+    "forget": protocol.Forget(id=ID),
     "list": protocol.List(state=State.FAILED),
     "stats": protocol.Stats(),
     "pause": protocol.Pause(queue="mail"),
@@ -75,6 +76,7 @@ def test_a_foreign_task_is_refused_as_a_missing_one() -> None:
         (protocol.Get(id=ID), functions.StoredTask(0, None, foreign=True), functions.StoredTask(0, None)),
         (protocol.Wait(id=ID), functions.StoredTask(0, None, foreign=True), functions.StoredTask(0, None)),
         (protocol.Requeue(id=ID, new_id=OTHER), ("foreign", ""), ("missing", "")),
+        (protocol.Forget(id=ID), "foreign", "missing"),
     ):
         refusals = []
         for value in (foreign, missing):
@@ -82,6 +84,7 @@ def test_a_foreign_task_is_refused_as_a_missing_one() -> None:
                 answer(request, value)
             refusals.append(protocol.refusal(1, refused.value))
             assert isinstance(refused.value, ops.ForeignTask) == (value is foreign)
+            assert (str(refused.value) == "foreign") == (value is foreign), "for the audit log"
         assert refusals[0] == refusals[1]
 
 
@@ -170,6 +173,13 @@ def test_an_unknown_task_is_not_found() -> None:
 def test_requeue(found: tuple[str, str], outcome: str) -> None:
     reply = answer(protocol.Requeue(id=ID, new_id=OTHER), found)
     assert reply == {"id": OTHER, "origin": ID, "outcome": outcome}
+
+
+def test_forget() -> None:
+    assert answer(protocol.Forget(id=ID), "forgotten") == {"id": ID, "outcome": "forgotten"}
+    for state in ("scheduled", "ready", "running"):
+        with pytest.raises(WrongState, match=f"has not ended yet .{state}"):
+            answer(protocol.Forget(id=ID), state)
 
 
 @pytest.mark.parametrize("state", ["scheduled", "ready", "running"])

@@ -239,7 +239,7 @@ def test_an_unknown_task_is_not_found_and_hinders_no_other(dev):
     assert done.returncode == 7
     assert [each["id"] for each in objects(done)] == [task_id]
     assert UNKNOWN.encode() in done.stderr
-    for command in (["wait"], ["cancel"], ["requeue"]):
+    for command in (["wait"], ["cancel"], ["requeue"], ["forget"]):
         assert dev.run(*command, UNKNOWN).returncode == 7
     assert dev.run("get", "no-uuid").returncode == 2
 
@@ -270,6 +270,21 @@ def test_cancel(dev):
     ended = dev.submit("example", "1", "2")
     dev.run("wait", ended)
     assert dev.run("cancel", ended).returncode == 6
+
+
+def test_forget(dev):
+    ended, other, waiting = (
+        dev.submit("example", "1", "2"),
+        dev.submit("example"),
+        dev.submit("--delay", "1h", "example"),
+    )
+    dev.run("wait", ended, other)
+    done = dev.run("forget", waiting, ended)
+    assert (done.returncode, done.stdout.decode()) == (6, f"{ended}: forgotten\n")
+    assert objects(dev.run("forget", "--json", other)) == [{"id": other, "outcome": "forgotten"}]
+    for command in ("get", "forget"):
+        assert dev.run(command, ended).returncode == 7
+    assert dev.run("get", waiting).returncode == 0
 
 
 def test_requeue_by_id_makes_a_new_task_each_time(dev):

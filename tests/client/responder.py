@@ -106,7 +106,9 @@ class Responder:
                 task = self.tasks[request["id"]]
                 found = result(task["id"], name=task["name"], stdout=" ".join(task.get("args", ())).encode())
                 return task_reply(found)
-            case "get" | "wait" | "cancel":
+            case "forget" if self.tasks.pop(request["id"], None):
+                return {"id": request["id"], "outcome": "forgotten"}
+            case "get" | "wait" | "cancel" | "forget":
                 return TaskNotFound(f"id: there is no task {request['id']}", field="id")
             case "requeue":
                 return {"id": request["new_id"], "origin": request["id"], "outcome": "created"}

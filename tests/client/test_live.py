@@ -110,6 +110,19 @@ def test_requeue(client: Any):
     assert (result.text, result.origin, result.id) == ("3\n", old.id, new.id)
 
 
+def test_forget(client: Any):
+    task = client.submit("sum", ["1", "2"])
+    task.wait(PATIENCE_S)
+    assert client.forget(task.id) == "forgotten"
+    for act in (client.get, client.forget):
+        with pytest.raises(TaskNotFound):
+            act(task.id)
+    later = client.submit("sum", delay=3600)
+    with pytest.raises(WrongState):
+        client.forget(later.id)
+    later.cancel()
+
+
 def test_list_and_stats_and_pause(client: Any, shell: Shell):
     queue = f"paused-{shell.kind}"
     client.pause(queue)

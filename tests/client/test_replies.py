@@ -37,6 +37,7 @@ PLANS: dict[str, Any] = {
     "result": lambda: operations.result(ID, timeout=0),
     "cancel": lambda: operations.cancel(ID),
     "requeue": lambda: operations.requeue(ID),
+    "forget": lambda: operations.forget(ID),
     "list": lambda: operations.list("failed", limit=3),
     "stats": operations.stats,
     "pause": lambda: operations.pause("default"),

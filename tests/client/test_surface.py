@@ -19,7 +19,8 @@ from kingtask.client.options import CONVERSIONS, TaskOptions
 from kingtask.task import OPTIONS
 
 METHODS = set(
-    "submit submit_many map as_completed get wait result cancel requeue list stats pause resume ping close".split()
+    "submit submit_many map as_completed get wait result cancel requeue forget".split()
+    + "list stats pause resume ping close".split()
 )
 
 

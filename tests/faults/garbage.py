@@ -19,6 +19,7 @@ _REQUESTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("get", {"id": ID}),
     ("cancel", {"id": ID}),
     ("requeue", {"id": ID, "new_id": ID}),
+    ("forget", {"id": ID}),
     ("list", {"state": "failed", "queue": "default", "limit": 5}),
     ("pause", {"queue": "other"}),
 )

@@ -60,6 +60,7 @@ BY_ID: dict[str, Callable[[Client, str], Any]] = {
     "wait": lambda client, task: client.wait(task, timeout=3),
     "cancel": lambda client, task: client.cancel(task),
     "requeue": lambda client, task: client.requeue(task),
+    "forget": lambda client, task: client.forget(task),
 }
 
 

@@ -130,6 +130,8 @@ def test_the_replies_about_one_task(peer: PageClient):
     cancelled = peer.ask("cancel", id=later)
     assert set(cancelled) - ALWAYS == shown_reply("cancel")
     assert cancelled["outcome"] == "cancelled"
+    forgotten = peer.ask("forget", id=later)
+    assert set(forgotten) - ALWAYS == shown_reply("forget")
 
 
 def test_the_reply_of_list(peer: PageClient):

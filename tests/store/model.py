@@ -319,6 +319,18 @@ class Model:
             self._publish("cancel", f"{task.worker} {task.id}")
         return found.value
 
+    def forget(self, task_id: str) -> str:
+        task = self.tasks.get(task_id)
+        if task is None:
+            return "missing"
+        if not self._may_see(task):
+            return "foreign"
+        if task.state not in TERMINAL:
+            return task.state.value
+        del self.tasks[task_id]
+        self.outputs = [output for output in self.outputs if (output.id, output.finished) != (task_id, task.finished)]
+        return "forgotten"
+
     def wait(self, task_id: str) -> str:
         task = self.tasks.get(task_id)
         if task is None:

@@ -188,6 +188,10 @@ class TimedStore(SyncStore):
         state: str = self.ask(functions.cancel(self.policy, task_id).of(self.of))
         return state
 
+    def forget(self, task_id: str) -> str:
+        answer: str = self.ask(functions.forget(task_id).of(self.of))
+        return answer
+
     def requeue(self, task_id: str, new_id: str | None = None) -> tuple[str, str]:
         call = functions.requeue(self.policy, task_id, new_id or self.new_id(), self.quota)
         answer: tuple[str, str] = self.ask(call.of(self.of))

@@ -17,7 +17,7 @@ from tests.store import keyspace
 from tests.store.syncstore import SyncStore, TimedStore, load
 
 FUNCTIONS = set(
-    "submit requeue tick claim extend finish finish_cut release cancel pause wait".split()
+    "submit requeue tick claim extend finish finish_cut release cancel forget pause wait".split()
     + "open mark clock get states list stats queues".split()
 )
 

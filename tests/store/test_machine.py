@@ -274,6 +274,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.tasks)
     @rule(pick=picks)
+    def forget(self, pick: int) -> None:
+        task_id = self._task(pick).id
+        assert self.store.forget(task_id) == self.model.forget(task_id)
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(pick=picks)
     def wait(self, pick: int) -> None:
         task_id = self._task(pick).id
         assert self.store.wait(task_id) == self.model.wait(task_id)

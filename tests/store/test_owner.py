@@ -36,6 +36,7 @@ BY_ID: dict[str, Callable[[TimedStore, str], Any]] = {
     "wait": lambda store, task: store.wait(task),
     "cancel": lambda store, task: store.cancel(task),
     "requeue": lambda store, task: store.requeue(task)[0],
+    "forget": lambda store, task: store.forget(task),
 }
 
 

@@ -183,6 +183,7 @@ def _read(store: TimedStore, subject: Subject) -> None:
         store.ask(functions.list_tasks(state, "default", first="-inf", last="+inf", rest=0, limit=50))
 
 
+LIVING = {State.SCHEDULED, State.READY, State.RUNNING}
 OPERATIONS: dict[str, Callable[[TimedStore, Subject], object]] = {
     "submit again": lambda store, subject: store.submit(subject.spec),
     "submit other content": lambda store, subject: store.submit(with_id(subject.spec, args=("other",))),
@@ -205,6 +206,9 @@ OPERATIONS: dict[str, Callable[[TimedStore, Subject], object]] = {
     "release": lambda store, subject: store.release(subject.fence),
     "stale fences": _stale,
     "cancel": lambda store, subject: store.cancel(subject.id),
+    "forget, unless it has ended": lambda store, subject: (
+        State(store.state(subject.id)) in LIVING and store.forget(subject.id)
+    ),
     "wait": lambda store, subject: store.ask(functions.wait(subject.id)),
     "pause": lambda store, subject: store.pause(),
     "resume": lambda store, subject: store.pause(paused=False),
@@ -256,12 +260,10 @@ EXPECTED: dict[tuple[str, str], State] = {
     ),
 }
 
-_LIVING = {State.SCHEDULED, State.READY, State.RUNNING}
-
 
 def marks(state: State, what: str) -> set[str]:
     """What may change although the state does not: fields of the task, or the index that holds its lease."""
-    if what == "wait" and state in _LIVING:
+    if what == "wait" and state in LIVING:
         return {"watched"}
     if what == "cancel" and state is State.RUNNING:
         return {"cancel"}

@@ -55,9 +55,9 @@ def ops_that(of: Callable[[protocol.Op], bool]) -> set[str]:
 
 
 def test_the_rows_of_the_ops():
-    assert ops_that(lambda op: op.writes) == {"submit", "cancel", "requeue", "pause", "resume"}
-    assert ops_that(lambda op: op.by_id) == {"get", "wait", "cancel", "requeue"}
-    assert ops_that(lambda op: op.audited) == {"cancel", "requeue", "pause", "resume"}
+    assert ops_that(lambda op: op.writes) == {"submit", "cancel", "requeue", "forget", "pause", "resume"}
+    assert ops_that(lambda op: op.by_id) == {"get", "wait", "cancel", "requeue", "forget"}
+    assert ops_that(lambda op: op.audited) == {"cancel", "requeue", "forget", "pause", "resume"}
     assert ops_that(lambda op: op.acked) == {"submit", "requeue"}
     assert ops_that(lambda op: not op.permission) == {"ping"}
 
@@ -82,7 +82,7 @@ def test_another_op(op: object):
     error = refused({"op": op})
     assert (error.code, error.field) == ("unknown_op", "op")
     assert str(error).startswith(
-        "op: expected one of ping, submit, get, wait, cancel, requeue, list, stats, pause, resume"
+        "op: expected one of ping, submit, get, wait, cancel, requeue, forget, list, stats, pause, resume"
     )
     assert len(str(error)) < 250
 

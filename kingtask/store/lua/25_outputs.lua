@@ -19,6 +19,9 @@ local function forget(c, member)
   c.kept = c.kept - call('ZREM', key.outputs_until, member) * (tonumber(string.match(member, ':(%d+)$')) or 0)
 end
 
+-- The record of a task is removed, which ended at this instant with so many bytes of outputs.
+function outputs.forget_one(c, id, ended, bytes) forget(c, id .. ended .. ':' .. int(bytes)) end
+
 -- A record vanishes by its TTL: its outputs no longer count. Returns how many there were.
 function outputs.forget_vanished(c)
   local members = call('ZRANGEBYSCORE', key.outputs_until, '-inf', c.now_text, 'LIMIT', 0, BUDGET)

@@ -19,6 +19,22 @@ local function cancel(keys, args)
 end
 register('cancel', cancel, 'allow-oom')  -- it drains
 
+-- args {id, of}: removes the record of an ended task. Returns 'forgotten', the state of a living one, 'missing' or
+-- 'foreign' (tasks.hidden).
+local function forget(keys, args)
+  local c = fcall.begin(keys, args)
+  local id, path, hidden = c.args.id, key.task(c.args.id), tasks.hidden(c)
+  if hidden then return hidden end
+  local state, ended, out, err = unpack(call('HMGET', path, STATE, 'finished', 'out', 'err'))
+  if not TERMINAL[state] then return state or 'missing' end
+  outputs.forget_one(c, id, ended, #(out or '') + #(err or ''))
+  call('DEL', path)
+  redis.pcall('ZREM', key.finished(state), id)
+  fcall.settle(c)
+  return 'forgotten'
+end
+register('forget', forget, 'allow-oom')  -- it drains
+
 -- args {db, queue, paused, max_queues}. Returns 'ok' or 'too_many_queues'.
 local function pause(keys, args)
   local c = fcall.begin(keys, args)
