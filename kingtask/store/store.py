@@ -20,7 +20,7 @@ from kingtask.store.functions import FunctionCall, Submitted
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
 from kingtask.store.redis.address import RedisAddress
-from kingtask.store.redis.connection import Callback, answer_of
+from kingtask.store.redis.connection import Callback, Connection, answer_of
 from kingtask.store.redis.handshake import DatabaseIdentity, Handshake, ServerFacts, replicas_of
 from kingtask.store.redis.primary import Primary
 from kingtask.store.redis.supervisor import Purpose, SupervisedConnection
@@ -34,6 +34,9 @@ TIMEOUT_S = 5.0
 
 REPLICAS_POLL_S = 0.1
 """Pause between two counts of the attached replicas at the start."""
+
+PEERS_CAP = 2000
+"""The same number as in the library: workers listed."""
 
 
 class Observer(Protocol):
@@ -72,6 +75,8 @@ class Store:
         self._identity = DatabaseIdentity(cluster, creates=self.role == "broker")
         self.clock = ServerClock()
         self.observer = observer
+        self.heartbeat: Callable[[str], tuple[str, bytes]] | None = None
+        """Returns the name and the heartbeat of a worker whose library is missing; the argument says why it waits."""
         self.on_up: list[Callable[[], None]] = []
         self.on_down: list[Callable[[], None]] = []
         self._link = self._connect_for(
@@ -208,10 +213,24 @@ class Store:
 
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
         """Add a connection; `more` are fields of its Purpose."""
-        handshake = Handshake(self._keys, self._library, self._identity)
+        handshake = Handshake(self._keys, self._library, self._identity, self._show_waiting)
         link = SupervisedConnection(self._primary, handshake, Purpose(name=purpose, **{"timeout_s": TIMEOUT_S, **more}))
         self.links.append(link)
         return link
+
+    async def _show_waiting(self, connection: Connection, why: str) -> None:
+        """Store the heartbeat by plain commands, since the function for it is missing: `stats` says why it waits."""
+        if self.heartbeat is None:
+            return
+        name, heartbeat = self.heartbeat(why)
+        with contextlib.suppress(StoreError):
+            seconds, micros = await connection.ask("TIME")
+            now_ms = int(seconds) * 1000 + int(micros) // 1000
+            if await connection.ask("ZCARD", self._keys.workers_seen) < PEERS_CAP:
+                await asyncio.gather(
+                    connection.ask("ZADD", self._keys.workers_seen, now_ms, name),
+                    connection.ask("HSET", self._keys.workers, name, b"%013d" % now_ms + heartbeat),
+                )
 
     def _repoint(self, address: RedisAddress) -> None:
         for link in self.links:

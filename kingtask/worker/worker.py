@@ -89,6 +89,7 @@ class Worker:
         )
         self._store.on_up.append(partial(self._handle, self._state.went_up))
         self._store.on_down.append(self._state.went_down)
+        self._store.heartbeat = lambda why: (name, self._heartbeat(why))
         self._subscriber = Subscriber(
             config.wakeup_endpoints,
             config.load_keys(),
@@ -439,17 +440,17 @@ class Worker:
         attempt = {"task": fence.id, "attempt": fence.number, "queue": queue, "worker": self._name}
         log.warning(Event(f"{subject}=fenced", "its lease was given away", **attempt))
 
-    def _heartbeat(self) -> bytes:
+    def _heartbeat(self, unfit: str = "") -> bytes:
         state, config = self._state, self._config
         facts = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
-            "queues": [] if state.draining else list(config.queues),
+            "queues": [] if state.draining or unfit else list(config.queues),
             "slots": config.concurrency,
             "busy": state.busy,
             "bin_path": list(config.bin_path),
-            "unfit": state.degraded,
+            "unfit": unfit or state.degraded,
         }
         return json.dumps(facts).encode()
 

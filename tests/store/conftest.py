@@ -13,6 +13,13 @@ from tests.store.syncstore import TimedStore
 
 
 @pytest.fixture
+def own() -> Iterator[RedisServer]:
+    """A server that a test may empty, fill and reconfigure."""
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture
 def store(server: RedisServer) -> Iterator[TimedStore]:
     """An empty namespace and a clock that the test sets; the keyspace walk follows every test."""
     store = TimedStore(server.client(), uuid4().hex)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -25,12 +25,6 @@ from tests.store import keyspace
 from tests.store.syncstore import SyncStore
 
 STORED = Ack(level="stored")
-
-
-@pytest.fixture
-def own() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from importlib.resources.abc import Traversable
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
 
+from kingtask import __version__
 from kingtask.policy import Policy
-from kingtask.store import functions, keys
+from kingtask.store import functions, keys, store
+from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped, sources
+from kingtask.store.stats import StoreStats
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import SyncStore, TimedStore, load
+from tests.store.test_identity import broker, opened, until, worker
 
 FUNCTIONS = set(
     "submit requeue tick claim extend finish finish_cut release cancel forget pause wait".split()
@@ -102,3 +109,92 @@ def test_open_writes_schema_and_cluster_once(store: TimedStore) -> None:
     now_us, schema, cluster = store.ask(functions.open_namespace(1, "first"))
     assert (now_us, schema, cluster) == (store.now_ms * 1000, 1, "first")
     assert store.ask(functions.open_namespace(2, "second"))[1:] == (1, "first")
+
+
+# ── who loads it ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OTHER = Library(shipped().template + "\n-- another release\n")
+
+
+def text_on(server: RedisServer) -> str:
+    """The loaded text under the name of the shipped library; empty without one."""
+    listed: Any = server.client().execute_command("FUNCTION", "LIST", "LIBRARYNAME", shipped().name, "WITHCODE")
+    return "".join(dict(zip(row[::2], row[1::2], strict=True))[b"library_code"].decode() for row in listed)
+
+
+def only_of_another_release(server: RedisServer, namespace: str) -> SyncStore:
+    """A namespace of which only the brokers of another release have been started."""
+    other = SyncStore(server.client(), namespace, OTHER)
+    other.ask(functions.open_namespace(1, 32 * "0"))
+    return other
+
+
+async def test_a_worker_waits_for_a_broker_that_loads_its_library(
+    own: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespace = uuid4().hex
+    only_of_another_release(own, namespace)
+    async with opened(worker(own, namespace)) as waiting:
+        assert not waiting.up
+        assert text_on(own) == ""
+        (record,) = [record for record in caplog.records if str(record.msg).startswith("library=missing")]
+        assert (record.levelno, f"kingtask {__version__} ({shipped().name})" in str(record.msg)) == (30, True)
+        assert waiting.problem in str(record.msg)
+        async with opened(broker(own, namespace)):
+            await until(lambda: waiting.up)
+        assert text_on(own) == shipped().text
+
+
+async def test_a_worker_that_waits_says_so_in_stats(own: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = uuid4().hex
+    other = only_of_another_release(own, namespace)
+
+    def listed() -> StoreStats:
+        found: StoreStats = other.ask(functions.stats())
+        return found
+
+    waiting = worker(own, namespace)
+    waiting.heartbeat = lambda why: ("w.1", json.dumps({"unfit": why}).encode())
+    async with opened(waiting):
+        (peer,) = listed().workers
+        assert (peer.name, peer.facts["unfit"]) == ("w.1", waiting.problem)
+        assert peer.seen_s < 5
+        keyspace.check(keyspace.dump(own.client(), Keys(namespace)))
+    monkeypatch.setattr(store, "PEERS_CAP", 1)
+    late = worker(own, namespace)
+    late.heartbeat = lambda why: ("w.2", b"{}")
+    async with opened(late):
+        assert [peer.name for peer in listed().workers] == ["w.1"], "the number of workers is bounded"
+
+
+def test_the_cap_of_the_peers_is_the_librarys() -> None:
+    assert f"local PEERS_CAP = {store.PEERS_CAP} " in shipped().text
+
+
+async def test_another_text_under_its_name_is_replaced(own: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """It was loaded with the rights of an administrator, and runs with those of the broker."""
+    planted = shipped().text + "\nlocal planted = true\n"
+    own.client().function_load(planted)
+    namespace = uuid4().hex
+    async with opened(broker(own, namespace)) as first:
+        assert first.up
+        assert text_on(own) == shipped().text
+        (record,) = [record for record in caplog.records if str(record.msg).startswith("library=replaced")]
+        assert (record.levelno, shipped().name in str(record.msg)) == (logging.WARNING, True)
+        own.client().function_load(planted, replace=True)
+        async with opened(worker(own, namespace)) as waiting:
+            assert not waiting.up
+            async with opened(broker(own, namespace)):
+                await until(lambda: waiting.up)
+
+
+async def test_functions_of_another_library_are_never_called(own: RedisServer) -> None:
+    """Names of functions are global on a server, so a library of any name could hold ours."""
+    planted = shipped().text.replace(f"name={shipped().name}", "name=planted")
+    own.client().function_load(planted)
+    namespace = uuid4().hex
+    async with opened(broker(own, namespace)) as refused:
+        assert not refused.up
+        assert "already exists" in refused.problem
+        own.client().function_delete("planted")
+        await until(lambda: refused.up)

@@ -8,15 +8,21 @@ does every function before it does anything.
 
 from __future__ import annotations
 
+import logging
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from kingtask import __version__
 from kingtask.errors import ConfigurationError, StoreError
+from kingtask.event import Event
 from kingtask.store import functions
 from kingtask.store.codec import hash_of
 from kingtask.store.keys import Keys
 from kingtask.store.library import SCHEMA, Library
 from kingtask.store.redis.connection import Connection
+
+log = logging.getLogger("kingtask.store")
 
 OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
 
@@ -51,7 +57,7 @@ class DatabaseIdentity:
 
     def __init__(self, cluster: str | None, *, creates: bool) -> None:
         self.cluster = cluster
-        self._creates = creates
+        self.creates = creates
 
     async def check(self, connection: Connection, keys: Keys) -> bool:
         """Check `meta`; return True if the namespace is new and this process may create it.
@@ -83,21 +89,25 @@ class DatabaseIdentity:
                 f"redis: the namespace {keys.namespace!r} has keys and no identity ({keys.meta}): another program wrote"
                 " them, or part of the data is gone. Restore the data, or use another namespace, or remove these keys"
             )
-        if not self._creates:
+        if not self.creates:
             raise StoreError("new", f"the namespace {keys.namespace!r} is new: a broker must create it")
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """The checks of a new connection, for one namespace and release."""
+    """The checks of a new connection, for one namespace and release.
+
+    `waits` is called while a worker's library is missing, with the reason.
+    """
 
     keys: Keys
     library: Library
     identity: DatabaseIdentity
+    waits: Callable[[Connection, str], Awaitable[None]]
 
     async def check(self, connection: Connection) -> ServerFacts:
-        """Check version, role and `meta`, and load the library. A refused server has not been written to.
+        """Check version, role, `meta` and the library, which a broker loads. A refused server has not been written to.
 
         Raises ConfigurationError if only a person can correct it, StoreError if it may pass.
         """
@@ -113,7 +123,7 @@ class Handshake:
         if not history:
             raise StoreError("readonly", "this server is a replica, not the primary")
         new = await self.identity.check(connection, self.keys)
-        await _load(connection, self.library)
+        await self._check_library(connection)
         if new:
             call = functions.open_namespace(SCHEMA, uuid.uuid4().hex)
             function = self.library.function(call.function)
@@ -127,6 +137,39 @@ class Handshake:
             replicas=replicas_of(replication),
         )
 
+    async def _check_library(self, connection: Connection) -> None:
+        """Compare the whole text: the functions run with the rights of their caller, so another text could do anything.
+
+        Only a broker loads it. Raises StoreError (`library`) for a worker whose library is missing.
+        """
+        name, text = self.library.name, self.library.text
+        try:
+            listed = await connection.ask("FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
+        except StoreError as error:
+            if "unknown command" in str(error).lower():
+                raise ConfigurationError(
+                    "redis: this server has no functions (FUNCTION is unknown or renamed); kingtask needs them"
+                ) from None
+            raise
+        if listed and hash_of(listed[0])["library_code"] == text.encode():
+            return
+        if not self.identity.creates:
+            why = f"Redis lacks the functions of kingtask {__version__} ({name}), which a broker of that release loads"
+            await self.waits(connection, why)
+            raise StoreError("library", why)
+        if listed:
+            log.warning(Event("library=replaced", "Redis had another text under the name of this one", name=name))
+        try:
+            await connection.ask("FUNCTION", "LOAD", "REPLACE", text)
+        except StoreError as error:
+            if error.kind != "full":
+                raise
+            raise StoreError(
+                "full",
+                "Redis is full (maxmemory), and this release's functions, which would drain it, are not loaded yet;"
+                " raise maxmemory a little: CONFIG SET maxmemory",
+            ) from None
+
 
 def history_of(replication: bytes) -> str:
     """Return the replication id of a primary from `INFO replication`; empty for a replica."""
@@ -138,27 +181,6 @@ def replicas_of(replication: bytes) -> int:
     """Return the number of replicas that are attached and in step, from `INFO replication`."""
     facts = _facts(replication)
     return sum("state=online" in value for name, value in facts.items() if name.startswith("slave"))
-
-
-async def _load(connection: Connection, library: Library) -> None:
-    try:
-        await connection.ask("FUNCTION", "LOAD", library.text)
-    except StoreError as error:
-        if "already exists" in str(error):
-            return
-        if "unknown command" in str(error).lower():
-            raise ConfigurationError(
-                "redis: this server has no functions (FUNCTION LOAD is unknown or renamed); kingtask needs them"
-            ) from None
-        if error.kind != "full":
-            raise
-        # A full server refuses LOAD before it checks whether the library exists.
-        if not await connection.ask("FUNCTION", "LIST", "LIBRARYNAME", library.name):
-            raise StoreError(
-                "full",
-                "Redis is full (maxmemory), and this release's functions, which would drain it, are not loaded yet;"
-                " raise maxmemory a little: CONFIG SET maxmemory",
-            ) from None
 
 
 async def _settings(connection: Connection) -> dict[str, str]:

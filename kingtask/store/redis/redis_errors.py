@@ -14,7 +14,7 @@ _RECONNECT = {
     "MASTERDOWN": "masterdown",
     "MOVED": "moved",
     "ASK": "moved",
-    "NOSCRIPT": "no_function",  # a promoted replica without the library, or FUNCTION FLUSH; a connect loads it
+    "NOSCRIPT": "no_function",  # a promoted replica without the library, or FUNCTION FLUSH; a broker's connect loads it
     "NOAUTH": "auth",  # the password was changed; a connect reads it again
     "WRONGPASS": "auth",
     "UNBLOCKED": "unblocked",  # the server was demoted during WAIT

@@ -184,9 +184,10 @@ class SupervisedConnection:
             return
         self.problem = str(error)
         kind = error.kind if isinstance(error, StoreError) else ""
+        event = "library=missing" if kind == "library" else "redis=unreachable"
         log.log(
             LEVELS.get(kind, logging.WARNING),
-            Event("redis=unreachable", address=self._address, purpose=self.purpose, error=self.problem, retrying="yes"),
+            Event(event, address=self._address, purpose=self.purpose, error=self.problem, retrying="yes"),
         )
 
     def _dropped(self, connection: Connection, why: str) -> None:
