@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kingtask import __version__
 from kingtask.cli.times import short_duration
-from kingtask.endpoint import Address, parse
+from kingtask.endpoint import parse
 from kingtask.errors import KingtaskError, PermissionDenied, StoreError
 
 if TYPE_CHECKING:
@@ -126,12 +126,9 @@ def reach(config: BrokerConfig) -> Iterator[Finding]:
 
 
 def _access(found: Inspection) -> Iterator[Finding]:
-    settings = found.server.settings
-    hosts = [address.removeprefix("-") for address in settings.get("bind", "127.0.0.1").split()] or ["*"]
-    public = any(host != "localhost" and Address(host).public for host in hosts)
-    if found.anonymous and settings.get("protected-mode") == "no" and public:
-        text = f"everyone who reaches it ({', '.join(hosts)}) may read and change everything: it asks for no password"
-        advice = f"set requirepass, or users as in deploy/redis/kingtask.acl, or bind 127.0.0.1 {REDIS_CONF}"
+    if found.anonymous:
+        text = "it asks for no password: every local user, and every task, may read and change everything"
+        advice = "set up users (deploy/redis/kingtask.acl), or a unix socket that only the daemons may open"
         yield warn("access", text, advice)
 
 
@@ -187,7 +184,7 @@ def record(found: Inspection, wanted_cluster: str | None = None) -> Iterator[Fin
     elif found.library and found.functions is not None:
         yield ok("library", f"schema {found.schema or SCHEMA}, functions of {__version__} loaded")
     elif found.functions is not None:
-        yield warn("library", "this release's functions are not loaded", "a broker or worker loads them at start")
+        yield warn("library", "this release's functions are not loaded", "a broker loads them at its start")
 
 
 def _identity(found: Inspection, wanted: str | None) -> Finding:
@@ -223,7 +220,7 @@ def peers(stats: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Finding]
             yield fail(kind, f"no {kind[:-1]} was seen lately", f"start kingtask-{kind[:-1]}, or see its log")
     for peer in stats["workers"]:
         if peer.get("unfit") and peer["seen_s"] < WORKER_ALIVE_S:
-            advice = "free or add that resource on its host, or stop the worker"
+            advice = "remove this cause, or stop the worker; see its log"
             yield fail("workers", f"{peer['name']}: {peer['unfit']}", advice)
     for peer in stats["brokers"]:
         offset_s = peer.get("clock_offset_s")

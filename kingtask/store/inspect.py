@@ -6,8 +6,9 @@ Uses redis-py, blocking: this is not a path that anything waits for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
@@ -25,9 +26,7 @@ from kingtask.store.redis.sentinel import Asker, Named, options_of
 from kingtask.store.rights import Lacking, Role, lacking
 from kingtask.store.stats import StoreStats
 
-SETTINGS = (
-    "appendonly appendfsync no-appendfsync-on-rewrite save maxmemory maxmemory-policy protected-mode bind".split()
-)
+SETTINGS = "appendonly appendfsync no-appendfsync-on-rewrite save maxmemory maxmemory-policy".split()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ class Inspection:
     denied: tuple[str, ...] = field(default=())
     """Commands that this user may not call."""
     anonymous: bool = False
-    """It was entered without a password."""
+    """It asks for no password or certificate, and no mode of its socket keeps local users out."""
     lacking: Lacking = field(default_factory=Lacking)
     """Rights that the daemon needs and this user lacks."""
     sentinels: tuple[Asked, ...] = field(default=())
@@ -75,7 +74,7 @@ def inspect(address: RedisAddress, namespace: str, *, timeout_s: float = 5.0) ->
     address, asked = _primary(address, timeout_s)
     with _connected(address, timeout_s) as client:
         found = _inspect(client, Keys(namespace, address.db))
-        return replace(found, anonymous=address.password is None, sentinels=asked)
+    return replace(found, anonymous=_anonymous(address, timeout_s), sentinels=asked)
 
 
 def rights(address: RedisAddress, namespace: str, role: Role, *, timeout_s: float = 5.0) -> Lacking:
@@ -84,6 +83,15 @@ def rights(address: RedisAddress, namespace: str, role: Role, *, timeout_s: floa
     with _connected(address, timeout_s) as client:
         client.execute_command("PING")
         return lacking(client, Keys(namespace, address.db), role, used=False)
+
+
+def _anonymous(address: RedisAddress, timeout_s: float) -> bool:
+    closed = address.path is not None and not Path(address.path).stat().st_mode & 0o002
+    if closed or (address.tls is not None and address.tls.cert):
+        return False
+    with suppress(StoreError), _connected(replace(address, user=None, password=None), timeout_s) as client:
+        return bool(client.ping())
+    return False
 
 
 @contextmanager
