@@ -95,10 +95,11 @@ def rights(lacking: Lacking, daemon: str) -> Iterator[Finding]:
         commands = ", ".join(name.replace("|", " ").upper() for name in lacking.commands)
         add = " ".join(f"+{name}" for name in lacking.commands)
         yield fail("redis", f"the {daemon}'s user may not call {commands}", f"give it {add} {ACL}")
-    for denied, what, mark in ((lacking.keys, "keys", "~"), (lacking.channels, "channels", "&")):
+    for denied, what in ((lacking.keys, "keys"), (lacking.channels, "channels")):
         if denied:
-            text = f"the {daemon}'s user may not use the {what} of this namespace"
-            yield fail("redis", text, f"give it {mark}{{NAMESPACE}}:*, with the braces, {ACL}")
+            text = f"the {daemon}'s user may not use all {what} of this namespace that it needs"
+            advice = f"give it the {what} of kingtask-{daemon}, with your namespace in the braces, {ACL}"
+            yield fail("redis", text, advice)
 
 
 def sentinels(found: Inspection, config: BrokerConfig) -> Iterator[Finding]:

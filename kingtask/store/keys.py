@@ -30,14 +30,6 @@ class Keys:
         """Keys of which a namespace that was ever used has at least one."""
         return [f"{self.prefix}{kind}" for kind in ("meta", "queues", "schedule", "running", "expiry", "brokers")]
 
-    @property
-    def workers(self) -> str:
-        return f"{self.prefix}workers"
-
-    @property
-    def workers_seen(self) -> str:
-        return f"{self.prefix}workers:seen"
-
     def task(self, task_id: str) -> str:
         return f"{self.prefix}task:{task_id}"
 

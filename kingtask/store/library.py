@@ -1,8 +1,7 @@
 """The function library: its text, and names that carry a hash of the content.
 
 The sources in `lua/` are joined in the order of their names. Function names are global on a server, so two releases can
-run side by side only under different names; loading never replaces, and "already exists" means that the very same text
-is there.
+run side by side only under different names. Brokers load the library, workers wait for it; both compare the text.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import redis
@@ -14,25 +15,29 @@ from kingtask.store.keys import Keys
 Role = Literal["broker", "worker"]
 Words = tuple[str | int, ...]
 
-_BOTH: dict[Words, str] = {
-    (): "exists hgetall zcard",
-    ("-",): "hdel hget hmget zrem zscore",
+_FORMS: dict[Words, str] = {
+    (): "del exists hgetall hkeys hlen hrandfield zcard zrandmember",
+    ("-",): "hdel hexists hget hmget zrem zscore",
     ("-", "-", "-"): "hset",
-    (0, 0): "zrange zrangebyscore zremrangebyrank zrevrangebyscore",
+    ("-", "x"): "hincrby",
+    (0,): "hscan zpopmin",
+    (0, 0): "zcount zrange zrangebyscore zremrangebyrank zrevrangebyscore",
     (1,): "pexpire",
     ("x", "-"): "zadd",
 }
-_ONLY: dict[Role, dict[Words, str]] = {
-    "broker": {
-        (): "del hkeys hlen hrandfield zrandmember",
-        ("-",): "hexists",
-        ("-", "x"): "hincrby",
-        (0,): "hscan",
-        (0, 0): "zcount",
-    },
-    "worker": {(0,): "zpopmin"},
+"""Commands by the words after their key. None creates the missing key, or changes one that is not named `none`."""
+WORKER_READS = "exists hget hgetall hmget zcard zrange zrangebyscore zrevrangebyscore zscore"
+"""The worker's commands on every key; a broker calls any but ZPOPMIN on every key."""
+WORKER_WRITES = {
+    "task:none held:none": "hdel hset pexpire",
+    "ready:none": "zadd zpopmin zrem",
+    "expiry outputs:ended outputs:until running schedule workers:seen": "zadd zrem",
+    "counts:none meta": "hset",
+    "workers": "hdel hset",
+    "finished:none": "zadd zremrangebyrank",
+    "owned:none": "zrem",
 }
-"""Commands by the words after their key. None creates the missing key: no value, or `x` in place of a number."""
+"""The worker's further commands, by the only keys on which it may call them; `none` stands for any name."""
 
 
 class Lacking(NamedTuple):
@@ -44,22 +49,27 @@ class Lacking(NamedTuple):
     channels: bool = False
 
 
-def trials(keys: Keys, role: Role) -> dict[str, Words]:
-    """Return each command that the role needs, by its name for ACLs, in a form that changes nothing if it is allowed.
+def trials(keys: Keys, role: Role) -> list[tuple[str, Words]]:
+    """Return each command that the role needs under its name for ACLs, in a form that changes nothing if it is allowed.
 
-    No key, field or channel exists, except for HSETNX, which changes nothing once `meta` has its schema.
+    Those on several kinds of keys come once for each kind. HSETNX changes nothing once `meta` has its schema.
     """
-    found: dict[str, Words] = {
-        "time": ("TIME",),
-        "fcall": ("FCALL", "none", 1, keys.meta),
-        "function|load": ("FUNCTION", "LOAD", "none"),
-        "publish": ("PUBLISH", keys.channel("none"), ""),
-    }
-    for words, names in [*_BOTH.items(), *_ONLY[role].items()]:
-        found.update((name, (name.upper(), f"{keys.prefix}none", *words)) for name in names.split())
+    words_of = {name: words for words, names in _FORMS.items() for name in names.split()}
+    found: list[tuple[str, Words]] = [
+        ("time", ("TIME",)),
+        ("function|list", ("FUNCTION", "LIST", "LIBRARYNAME", "none")),
+        ("fcall", ("FCALL", "none", 1, keys.meta)),
+        *(("publish", ("PUBLISH", f"{keys.prefix}none:{what}", "")) for what in ("due", "ended", "ready")),
+    ]
+    rows = {"none": WORKER_READS, **WORKER_WRITES}
     if role == "broker":
-        found["hsetnx"] = ("HSETNX", keys.meta, "schema", 0)
-        found["subscribe"] = ("SUBSCRIBE", keys.channel("none"))
+        rows = {"none": " ".join(words_of.keys() - {"zpopmin"})}
+        found.append(("function|load", ("FUNCTION", "LOAD", "none")))
+        found.append(("hsetnx", ("HSETNX", keys.meta, "schema", 0)))
+        found.append(("subscribe", ("SUBSCRIBE", keys.channel("none"))))
+    for kinds, names in rows.items():
+        for kind, name in product(kinds.split(), names.split()):
+            found.append((name, (name.upper(), f"{keys.prefix}{kind}", *words_of[name])))
     return found
 
 
@@ -70,7 +80,7 @@ def lacking(client: Any, keys: Keys, role: Role, *, used: bool) -> Lacking:
     """
     commands: list[str] = []
     denied_keys = denied_channels = False
-    for name, words in trials(keys, role).items():
+    for name, words in trials(keys, role):
         if name == "hsetnx" and not used:
             continue
         try:
@@ -84,7 +94,7 @@ def lacking(client: Any, keys: Keys, role: Role, *, used: bool) -> Lacking:
                 denied_keys = True
         except redis.ResponseError:
             pass
-    return Lacking(tuple(commands), denied_keys, denied_channels)
+    return Lacking(tuple(dict.fromkeys(commands)), denied_keys, denied_channels)
 
 
 def _send(client: Any, words: Words) -> None:

@@ -213,7 +213,8 @@ class Store:
 
     def _connect_for(self, purpose: str, **more: Any) -> SupervisedConnection:
         """Add a connection; `more` are fields of its Purpose."""
-        handshake = Handshake(self._keys, self._library, self._identity, self._show_waiting)
+        settings = self.role == "broker" or self._ack.level == "fsync"
+        handshake = Handshake(self._keys, self._library, self._identity, self._show_waiting, settings)
         link = SupervisedConnection(self._primary, handshake, Purpose(name=purpose, **{"timeout_s": TIMEOUT_S, **more}))
         self.links.append(link)
         return link
@@ -223,13 +224,12 @@ class Store:
         if self.heartbeat is None:
             return
         name, heartbeat = self.heartbeat(why)
+        workers, ask = f"{self._keys.prefix}workers", connection.ask
         with contextlib.suppress(StoreError):
-            seconds, micros = await connection.ask("TIME")
-            now_ms = int(seconds) * 1000 + int(micros) // 1000
-            if await connection.ask("ZCARD", self._keys.workers_seen) < PEERS_CAP:
+            now_ms = (await ask("TIME"))[0] + b"000"
+            if await ask("ZCARD", f"{workers}:seen") < PEERS_CAP:
                 await asyncio.gather(
-                    connection.ask("ZADD", self._keys.workers_seen, now_ms, name),
-                    connection.ask("HSET", self._keys.workers, name, b"%013d" % now_ms + heartbeat),
+                    ask("ZADD", f"{workers}:seen", now_ms, name), ask("HSET", workers, name, now_ms + heartbeat)
                 )
 
     def _repoint(self, address: RedisAddress) -> None:

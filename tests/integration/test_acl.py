@@ -1,11 +1,12 @@
-"""deploy/redis/kingtask.acl on a real server: its two users may do everything that they need, and nothing else.
+"""deploy/redis/kingtask.acl on a real server: broker and worker may do everything that they need, and nothing else.
 
-The list of their commands is compared with the code in store/test_rights.py.
+Their commands, and the worker's keys, are compared with the code in store/test_rights.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,19 +19,23 @@ import redis
 import yaml
 
 from kingtask import RequestRefused
-from kingtask.store import rights
+from kingtask.policy import Policy
+from kingtask.store import functions, rights
 from kingtask.store.keys import Keys
 from kingtask.store.library import shipped
+from kingtask.store.redis.redis_errors import store_error
+from kingtask.task import TaskSpec
 from tests.integration.rig import StackHarness
 from tests.integration.test_brokers import refused_start
 from tests.processes import PATIENCE_S, until
 from tests.servers import free_port
+from tests.systemd.source import page_blocks
 
 pytestmark = pytest.mark.long
 
 FILE = Path(__file__).parents[2] / "deploy" / "redis" / "kingtask.acl"
 ROLES: tuple[rights.Role, ...] = ("broker", "worker")
-ADMIN = "user admin on >admin ~* &* +@all\n"
+USERS = (*ROLES, "admin")
 KEYS = Keys("kingtask")
 
 
@@ -41,18 +46,18 @@ def password(role: str) -> str:
 def with_passwords() -> str:
     """The file, as deploy/README.md has it filled in."""
     text = FILE.read_text()
-    for role in ROLES:
-        mark = f"SHA256_OF_THE_{role.upper()}S_PASSWORD"
+    for user in USERS:
+        mark = f"SHA256_OF_THE_{user.upper()}S_PASSWORD"
         assert text.count(mark) == 1
-        text = text.replace(mark, sha256(password(role).encode()).hexdigest())
+        text = text.replace(mark, sha256(password(user).encode()).hexdigest())
     return text
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackHarness]:
-    """A server with the users of the file, and an administrator."""
+    """A server with the users of the file."""
     path = tmp_path_factory.mktemp("acl") / "kingtask.acl"
-    path.write_text(with_passwords() + ADMIN)
+    path.write_text(with_passwords())
     with StackHarness(aclfile=str(path)) as started:
         yield started
 
@@ -83,7 +88,7 @@ def as_user(rig: StackHarness, role: str, **options: Any) -> redis.Redis:
 
 
 def admin(rig: StackHarness) -> redis.Redis:
-    return rig.redis.client(username="admin", password="admin", decode_responses=True)
+    return as_user(rig, "admin", decode_responses=True)
 
 
 def doctor(*files: Path) -> list[dict[str, str]]:
@@ -137,6 +142,8 @@ def test_everything_works_and_nothing_that_was_tried_is_refused(rig: StackHarnes
         ("FLUSHDB",),
         ("FUNCTION", "FLUSH"),
         ("FUNCTION", "DELETE", shipped().name),
+        ("FUNCTION", "DUMP"),
+        ("FUNCTION", "RESTORE", "x", "REPLACE"),
         ("CONFIG", "SET", "appendfsync", "no"),
         ("ACL", "LIST"),
         ("CLIENT", "LIST"),
@@ -160,19 +167,69 @@ def test_what_neither_may_do(rig: StackHarness, role: str, command: tuple[str, .
 
 @pytest.mark.parametrize(
     "command",
-    [("SUBSCRIBE", "{kingtask}:0:due"), ("DEL", "{kingtask}:meta"), ("HSETNX", "{kingtask}:meta", "schema", "9")],
-    ids=" ".join,
+    [
+        ("FUNCTION", "LOAD", "REPLACE", shipped().text),
+        ("CONFIG", "GET", "masterauth"),
+        ("SUBSCRIBE", "{kingtask}:0:due"),
+        ("PUBLISH", "{kingtask}:0:cancel", "w1 id"),
+        ("DEL", "{kingtask}:task:1"),
+        ("HSETNX", "{kingtask}:meta", "schema", "9"),
+        ("HDEL", "{kingtask}:meta", "cluster"),
+        *(
+            ("PEXPIRE", f"{{kingtask}}:{name}", "1")
+            for name in ("meta", "queues", "schedule", "ready:default", "counts:x")
+        ),
+        ("HSET", "{kingtask}:queues", "default", "1"),
+        ("HSET", "{kingtask}:brokers", "b", "x"),
+        ("ZREM", "{kingtask}:brokers:seen", "b"),
+        ("ZADD", "{kingtask}:owned:alice", "1", "x"),
+        ("ZPOPMIN", "{kingtask}:schedule"),
+    ],
+    ids=lambda command: " ".join(command)[:40],
 )
 def test_a_worker_may_not_do_what_only_brokers_do(rig: StackHarness, command: tuple[str, ...]):
     with pytest.raises(redis.exceptions.NoPermissionError):
         as_user(rig, "worker").execute_command(*command)
 
 
-def test_nobody_else_gets_in(rig: StackHarness):
+def test_a_worker_may_call_no_function_that_changes_what_is_the_brokers(rig: StackHarness):
+    """A function has the rights of its caller."""
+    rig.start_broker(**login(rig, "broker"))
+    policy, own = Policy(), as_user(rig, "worker")
+    spec = TaskSpec(name="ledger")
+    for call in (
+        functions.pause(policy, "default", True),
+        functions.submit(policy, [functions.prepare("1" * 36, spec)]),
+    ):
+        with pytest.raises(redis.ResponseError) as caught:
+            own.fcall(shipped().function(call.function), 1, KEYS.meta, call.payload(0))
+        assert store_error(caught.value).kind == "permission"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("HSET", "{kingtask}:task:1", "s", "another request"),
+        ("PEXPIRE", "{kingtask}:task:1", "1"),
+        ("ZADD", "{kingtask}:schedule", "9e15", "1"),
+        ("ZPOPMIN", "{kingtask}:ready:default"),
+        ("HSET", "{kingtask}:meta", "cluster", "another"),
+        ("HGETALL", "{kingtask}:task:1"),
+    ],
+    ids=" ".join,
+)
+def test_what_the_page_says_that_the_workers_password_still_allows(rig: StackHarness, command: tuple[str, ...]):
+    as_user(rig, "worker").execute_command(*command)
+
+
+@pytest.mark.parametrize(
+    ("user", "secret"), [(None, None), ("default", ""), ("default", "default"), ("kingtask-worker", password("broker"))]
+)
+def test_nobody_else_gets_in(rig: StackHarness, user: str | None, secret: str | None):
     with pytest.raises(redis.AuthenticationError):
-        rig.redis.client().ping()
+        rig.redis.client(username=user, password=secret).ping()
     with pytest.raises(redis.AuthenticationError):
-        rig.redis.client(username="kingtask-worker", password=password("broker")).ping()
+        rig.redis.client().flushall()
 
 
 def test_a_restarted_server_has_its_data(rig: StackHarness):
@@ -190,10 +247,10 @@ def test_the_file_as_it_is_shipped_is_not_taken():
 
 
 def test_the_page_fills_in_the_passwords(tmp_path: Path):
-    page = (FILE.parents[1] / "README.md").read_text().partition("## Users of Redis")[2]
-    script = page.split("```")[1].removeprefix("sh\n")
+    (script,) = [block for block in page_blocks("Install") if "kingtask.acl" in block]
+    script = script[script.index("install -m 640 -g redis deploy/redis/kingtask.acl") : script.index("done\n") + 5]
     for here, there in (
-        ("/etc/kingtask/secrets/$daemon/redis.password", f"{tmp_path}/redis-$daemon.password"),
+        ("/etc/kingtask/secrets/$user/redis.password", f"{tmp_path}/redis-$user.password"),
         (" -g redis", ""),
         ("deploy/redis/kingtask.acl", "kingtask.acl"),
         ("/etc/redis/kingtask.acl", f"{tmp_path}/users.acl"),
@@ -218,19 +275,36 @@ def test_the_page_fills_in_the_passwords(tmp_path: Path):
 # ── what doctor says of it ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def rules_of(role: str) -> list[str]:
+    """The rules of a user, those of a group of keys in one."""
+    (line,) = [line for line in with_passwords().splitlines() if f"user kingtask-{role} " in line]
+    _, _, rules = line.partition(f"user kingtask-{role} ")
+    return re.findall(r"\([^)]*\)|\S+", rules)
+
+
+def without(rules: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each right, and the rules without it."""
+    for i, rule in enumerate(rules):
+        for right in re.findall(r"[+&~]\S+", rule.strip("()")) if rule[0] == "(" else [rule]:
+            if right[0] in "+&~%":
+                rest = rule.replace(f" {right}", "").replace(f"({right} ", "(")
+                yield right, [*rules[:i], *([rest] if rule[0] == "(" else []), *rules[i + 1 :]]
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_trying_changes_nothing_and_misses_nothing(rig: StackHarness, role: rights.Role):
-    """Each trial by itself: with the right it is not refused, without it is."""
+    """Each right by itself: with it no trial is refused, without it one is."""
     boss = admin(rig)
     boss.hset(KEYS.meta, mapping={"schema": 1, "cluster": "a" * 32})
     before = boss.dbsize(), boss.hgetall(KEYS.meta), boss.execute_command("FUNCTION", "LIST")
-    for name in rights.trials(KEYS, role):
-        boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", f"-{name}")
-        try:
+    tried = {f"+{name}" for name, _ in rights.trials(KEYS, role)}
+    for right, rest in without(rules_of(role)):
+        if right in tried or right[0] != "+":
+            boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", "reset", *rest)
             found = rights.lacking(as_user(rig, role), KEYS, role, used=True)
-        finally:
-            boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", f"+{name}")
-        assert found == rights.Lacking((name,))
+            assert found != rights.Lacking(), right
+            assert {f"+{name}" for name in found.commands} <= {right}
+    boss.execute_command("ACL", "SETUSER", f"kingtask-{role}", "reset", *rules_of(role))
     assert rights.lacking(as_user(rig, role), KEYS, role, used=True) == rights.Lacking()
     assert (boss.dbsize(), boss.hgetall(KEYS.meta), boss.execute_command("FUNCTION", "LIST")) == before
 
@@ -242,10 +316,10 @@ def test_trying_changes_nothing_and_misses_nothing(rig: StackHarness, role: righ
         (["-fcall", "-publish"], "the broker's user may not call FCALL, PUBLISH", "+fcall +publish"),
         (["-time"], "the broker's user may not call TIME", "+time"),
         (["-hget"], "the broker's user may not call HGET", "+hget"),
-        (["resetkeys"], "the broker's user may not use the keys of this namespace", "~{NAMESPACE}:*"),
-        (["resetkeys", "%R~{kingtask}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
-        (["resetkeys", "~{other}:*"], "the broker's user may not use the keys", "~{NAMESPACE}:*"),
-        (["resetchannels"], "the broker's user may not use the channels of this namespace", "&{NAMESPACE}:*"),
+        (["resetkeys"], "the broker's user may not use all keys of this namespace", "keys of kingtask-broker"),
+        (["resetkeys", "%R~{kingtask}:*"], "the broker's user may not use all keys", "keys of kingtask-broker"),
+        (["resetkeys", "~{other}:*"], "the broker's user may not use all keys", "keys of kingtask-broker"),
+        (["resetchannels"], "the broker's user may not use all channels", "channels of kingtask-broker"),
         (["-config|get"], "ack: fsync cannot work: the broker may not read the settings", "+config|get"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -263,15 +337,20 @@ def test_doctor_says_what_a_user_lacks(rig: StackHarness, rules: list[str], told
 def test_doctor_says_what_the_workers_user_lacks(rig: StackHarness):
     broker = rig.start_broker(**login(rig, "broker"))
     worker = rig.start_worker(**login(rig, "worker"))
-    admin(rig).execute_command("ACL", "SETUSER", "kingtask-worker", "-zrem")
+    boss = admin(rig)
+    boss.execute_command("ACL", "SETUSER", "kingtask-worker", "-zscore")
     (found,) = failures(doctor(broker.path, worker.path))
-    assert found.startswith("the worker's user may not call ZREM → give it +zrem ")
+    assert found.startswith("the worker's user may not call ZSCORE → give it +zscore ")
+    boss.execute_command("ACL", "SETUSER", "kingtask-worker", "+zscore", "clearselectors")
+    boss.execute_command("ACL", "SETUSER", "kingtask-worker", "(~{kingtask}:* +fcall +hset +hdel +pexpire +zadd +zrem)")
+    (found,) = failures(doctor(broker.path, worker.path))
+    assert found.startswith("the worker's user may not call ZPOPMIN, ZREMRANGEBYRANK → give it +zpopmin ")
 
 
 @pytest.mark.parametrize(
     ("rules", "part"),
     [
-        (["-function"], "function|load"),
+        (["-function"], "function|list"),
         (["-info"], "info"),
         (["-subscribe"], "subscribe"),
         (["resetkeys"], "key"),
@@ -285,6 +364,14 @@ def test_a_daemon_whose_user_lacks_a_right_does_not_start(rig: StackHarness, rul
     for word in (part, "kingtask doctor", "deploy/redis/kingtask.acl"):
         assert word in told
     assert "s3cret" not in told
+
+
+def test_a_worker_that_checks_the_disk_needs_one_right_more(rig: StackHarness):
+    rig.start_broker(**login(rig, "broker"))
+    settings = {"bin_path": str(rig.bin_path), "ack": "fsync", **login(rig, "worker")}
+    assert "since the user lacks +config|get" in refused_start(rig, "worker", settings)
+    admin(rig).execute_command("ACL", "SETUSER", "kingtask-worker", "+config|get")
+    rig.start_worker(ack="fsync", **login(rig, "worker"))
 
 
 def test_a_right_that_only_a_function_misses_is_told_to_the_client(rig: StackHarness):

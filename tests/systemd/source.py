@@ -17,7 +17,7 @@ from kingtask import __version__
 CHECKOUT = Path(__file__).parents[2]
 PAGE = CHECKOUT / "deploy" / "README.md"
 NEXT = "1.1.0"
-"""The release to which the page upgrades; it is this one, but for its number."""
+"""The release to which the page upgrades; it is this one, but for its number and a line of its function library."""
 OLDEST_GLIBC, NEWEST_GLIBC = 17, 40
 """Of the wheels, 2.x: pip wants each named that the container's may be at least."""
 
@@ -34,6 +34,8 @@ def gather(place: Path, python: str) -> None:
     wheel = _wheel(copy, place / "dist")
     source = copy / "kingtask" / "__init__.py"
     source.write_text(source.read_text("utf-8").replace(f'"{__version__}"', f'"{NEXT}"'), "utf-8")
+    with (copy / "kingtask" / "store" / "lua" / "70_read.lua").open("a", encoding="utf-8") as lua:
+        lua.write("-- the next release\n")
     _wheel(copy, place / "dist")
     machine = platform.machine()
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(OLDEST_GLIBC, NEWEST_GLIBC)]

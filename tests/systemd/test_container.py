@@ -201,10 +201,25 @@ def test_what_was_backed_up_is_back(host: Container):
     host.run(f"kingtask get {forgotten}", status=7)
 
 
+def test_only_the_daemons_and_root_reach_redis(host: Container):
+    assert host.run("stat -c '%a %U %G' /run/redis/redis-server.sock") == "770 redis kingtask-redis\n"
+    tries = "redis-cli -s /run/redis/redis-server.sock flushall 2>&1 || redis-cli -h 127.0.0.1 flushall 2>&1 || true"
+    host.write(f"{BIN}/intruder", f"#!/bin/sh\n{tries}\n", 0o755)
+    for told in (
+        host.run("kingtask submit --wait intruder"),
+        *(host.run(tries, user=user) for user in ("member", "stranger", "kingtask-task")),
+    ):
+        assert "Permission denied" in told
+        assert "Connection refused" in told
+    assert "NOAUTH" in host.run("redis-cli -s /run/redis/redis-server.sock flushall", status=None)
+    (administrator,) = page_blocks("Users of Redis")
+    assert "user default off" in host.run(administrator)
+    told = host.run("kingtask doctor -c /etc/kingtask/broker.yaml --worker-config /etc/kingtask/worker.yaml")
+    assert "fail" not in told
+    assert "password" not in told
+
+
 def test_a_password_is_a_credential(host: Container):
-    for block in page_blocks("Users of Redis"):
-        host.run(block)
-    host.run("kingtask submit --wait hello secret; redis-cli get anything 2>&1 | grep NOAUTH")
     password = host.run("cat /etc/kingtask/secrets/worker/redis.password")
     host.write(f"{BIN}/spy", "#!/bin/sh\ncat /run/credentials/*/* /etc/kingtask/secrets/*/* 2>&1\ntrue\n", 0o755)
     told = host.run("kingtask submit --wait spy")
@@ -283,8 +298,23 @@ def test_an_upgrade_loses_nothing_and_there_is_a_way_back(host: Container):
     host.until(f"journalctl -u kingtask-worker --grep 'worker=started.*version={NEXT}'", "a worker of that release")
     assert '"attempt":1' in host.run(f"kingtask wait --json {running}")
     assert "hello, later" in host.run(f"kingtask wait {later}")
+    host.run("journalctl -u kingtask-worker --grep library=missing", status=1)
     host.run("ln -sfn /opt/kingtask/1.0.0 /opt/kingtask/venv; systemctl restart kingtask-broker kingtask-worker")
     assert "hello, again" in host.run("kingtask submit --wait hello again")
+
+
+def test_a_worker_that_is_upgraded_before_the_broker_waits_for_it(host: Container):
+    (administrator,) = page_blocks("Users of Redis")
+    host.run(administrator.replace("acl list", "function flush"))  # of both releases; the broker loads its own again
+    assert "hello, again" in host.run("kingtask submit --wait hello again")
+    host.run("ln -sfn /opt/kingtask/1.1.0 /opt/kingtask/venv; systemctl restart kingtask-worker")
+    host.until(f"{this_start_of('kingtask-worker')} | grep 'library=missing.*functions of kingtask {NEXT}'", "its log")
+    host.until("kingtask stats | grep unfit", "stats to say so")
+    waiting = host.run("kingtask submit hello waited").strip()
+    assert "ready" in host.run(f"kingtask get {waiting}")
+    host.run("systemctl restart kingtask-broker")
+    assert "hello, waited" in host.run(f"kingtask wait {waiting}")
+    host.run("ln -sfn /opt/kingtask/1.0.0 /opt/kingtask/venv; systemctl restart kingtask-broker kingtask-worker")
 
 
 def test_the_target_stops_and_starts_all_of_it(host: Container):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -105,10 +106,12 @@ def test_what_needs_a_restart_is_listed(daemon: str):
 
 
 def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
-    socket = tmp_path / "redis.sock"
-    command = [binary(), str(TOP / "deploy" / "redis" / "redis.conf"), "--dir", str(tmp_path), "--port", "0"]
+    socket, users = tmp_path / "redis.sock", tmp_path / "kingtask.acl"
+    shipped = (TOP / "deploy" / "redis" / "kingtask.acl").read_text()
+    users.write_text(re.sub(r"#SHA256_OF_THE_[A-Z]+_PASSWORD", f"#{sha256(b's3cret').hexdigest()}", shipped))
+    command = [binary(), str(TOP / "deploy" / "redis" / "redis.conf"), "--dir", str(tmp_path)]
     with subprocess.Popen(
-        [*command, "--unixsocket", str(socket)],
+        [*command, "--unixsocket", str(socket), "--aclfile", str(users)],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - prctl is all it calls
@@ -117,7 +120,9 @@ def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
         started = any("eady to accept connections" in line for line in server.stdout)
         try:
             assert started
-            with redis.Redis(unix_socket_path=str(socket), decode_responses=True) as client:
+            with redis.Redis(
+                unix_socket_path=str(socket), username="kingtask-admin", password="s3cret", decode_responses=True
+            ) as client:
                 settings = client.config_get()
         finally:
             server.kill()
@@ -129,6 +134,8 @@ def test_redis_starts_with_our_settings_and_means_them(tmp_path: Path):
         "maxmemory-policy": "noeviction",
         "hash-max-listpack-value": "1024",
         "save": "",
+        "port": "0",
+        "unixsocketperm": "770",
         "protected-mode": "yes",
     }
     assert {name: settings[name] for name in expected} == expected

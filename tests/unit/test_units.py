@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kingtask import __version__
-from kingtask.config import WorkerConfig, load_broker, load_worker
+from kingtask.config import BrokerConfig, WorkerConfig, load_broker, load_worker
 from kingtask.endpoint import SOCKET
+from kingtask.store.redis.address import parse_address
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SYSTEMD = DEPLOY / "systemd"
@@ -93,14 +94,31 @@ def test_the_worker_has_time_to_drain_before_systemd_kills_it(name: str):
     assert int(match[1]) > config.drain_timeout + config.kill_grace
 
 
-def test_the_installed_broker_listens_where_clients_look():
-    config = load_broker(DEPLOY / "broker.yaml")
+def with_password(daemon: str, place: Path) -> str:
+    """The installed configuration, with a password file that is there."""
+    password = place / "redis.password"
+    password.write_text("s3cret")
+    password.chmod(0o600)
+    text = (DEPLOY / f"{daemon}.yaml").read_text()
+    credential = f"/run/credentials/kingtask-{daemon}.service/secret_redis.password"
+    assert text.count(f"\nredis_password_file: {credential}\n") == 1
+    return text.replace(credential, str(password))
+
+
+def installed_broker(place: Path) -> BrokerConfig:
+    path = place / "broker.yaml"
+    path.write_text(with_password("broker", place))
+    return load_broker(path)
+
+
+def test_the_installed_broker_listens_where_clients_look(tmp_path: Path):
+    config = installed_broker(tmp_path)
     assert config.endpoints == [f"ipc://{SOCKET}"]
     assert config.wakeup_endpoints == [f"ipc://{SOCKET}.wakeup"]
 
 
 def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
-    text = (DEPLOY / "worker.yaml").read_text()
+    text = with_password("worker", tmp_path)
     assert "\nrun_as: {user: kingtask-task}\n" in text
     text = text.replace("kingtask-task}", "nobody}")  # whom every host has
     for place in ("/usr/local/lib/kingtask", "/var/lib/kingtask/tasks"):
@@ -109,7 +127,11 @@ def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
         text = text.replace(f" {place}\n", f" {tmp_path}{place}\n")
     path = tmp_path / "worker.yaml"
     path.write_text(text)
-    assert load_worker(path).endpoints == load_broker(DEPLOY / "broker.yaml").endpoints
+    assert load_worker(path).endpoints == installed_broker(tmp_path).endpoints
+    for config in (load_worker(path), installed_broker(tmp_path)):
+        redis = parse_address(config.redis)
+        assert f"\nunixsocket {redis.path}\n" in (DEPLOY / "redis" / "redis.conf").read_text()
+        assert f"\nuser {redis.user} on " in (DEPLOY / "redis" / "kingtask.acl").read_text()
     made = (SYSTEMD / "kingtask.tmpfiles").read_text()
     assert f"d {Path(SOCKET).parent} " in re.sub(" +", " ", made)
 

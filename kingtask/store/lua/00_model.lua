@@ -1,6 +1,7 @@
 #!lua name=kingtask_@HASH@
 --[[
-The store: every change of a task's state is one call of a function of this library. Nothing else writes these keys.
+The store: every change of a task's state is one call of a function of this library. Nothing else writes these keys,
+except that a worker stores its own heartbeat while this library is missing (store.py).
 
 library.py joins the sources in the order of their names. The locals of this source are shared. Each later source is a
 `do … end` block: its locals are its own, and it fills one of the module tables below. So no limit of Lua 5.1 is near

@@ -32,7 +32,7 @@ FSYNC_ALWAYS = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """A server that passed the checks. `settings` is empty where CONFIG is not permitted."""
+    """A server that passed the checks. `settings` is empty where CONFIG is not permitted, or nobody asked."""
 
     product: str
     version: str
@@ -49,6 +49,8 @@ class ServerFacts:
     @property
     def persistence(self) -> str:
         """The settings behind `fsync_always`, for people."""
+        if not self.settings:
+            return "nothing, since the user lacks +config|get"
         return ", ".join(f"{name} {self.settings.get(name, 'unknown')}" for name in FSYNC_ALWAYS)
 
 
@@ -98,13 +100,14 @@ class DatabaseIdentity:
 class Handshake:
     """The checks of a new connection, for one namespace and release.
 
-    `waits` is called while a worker's library is missing, with the reason.
+    `waits` is called while a worker's library is missing, with the reason. `settings`: ask for the server's settings.
     """
 
     keys: Keys
     library: Library
     identity: DatabaseIdentity
     waits: Callable[[Connection, str], Awaitable[None]]
+    settings: bool
 
     async def check(self, connection: Connection) -> ServerFacts:
         """Check version, role, `meta` and the library, which a broker loads. A refused server has not been written to.
@@ -132,7 +135,7 @@ class Handshake:
         return ServerFacts(
             product=product,
             version=version,
-            settings=await _settings(connection),
+            settings=await _settings(connection) if self.settings else {},
             history=history,
             replicas=replicas_of(replication),
         )
@@ -146,11 +149,10 @@ class Handshake:
         try:
             listed = await connection.ask("FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
         except StoreError as error:
-            if "unknown command" in str(error).lower():
-                raise ConfigurationError(
-                    "redis: this server has no functions (FUNCTION is unknown or renamed); kingtask needs them"
-                ) from None
-            raise
+            if "unknown command" not in str(error).lower():
+                raise
+            text = "redis: this server has no functions (FUNCTION is unknown or renamed); kingtask needs them"
+            raise ConfigurationError(text) from None
         if listed and hash_of(listed[0])["library_code"] == text.encode():
             return
         if not self.identity.creates:
@@ -164,11 +166,8 @@ class Handshake:
         except StoreError as error:
             if error.kind != "full":
                 raise
-            raise StoreError(
-                "full",
-                "Redis is full (maxmemory), and this release's functions, which would drain it, are not loaded yet;"
-                " raise maxmemory a little: CONFIG SET maxmemory",
-            ) from None
+            lacks = "Redis is full (maxmemory), and this release's functions, which would drain it, are not loaded yet"
+            raise StoreError("full", f"{lacks}; raise maxmemory a little: CONFIG SET maxmemory") from None
 
 
 def history_of(replication: bytes) -> str:
