@@ -3,8 +3,9 @@
     connected ──head complete──▶ requested ──text ready──▶ answered ──all sent──▶ closed
         └── REQUEST_S, MAX_HEAD_BYTES ──┴────────────────── REPLY_S ───────────────┘
 
-One request per connection; only its first line is parsed. A peer can hold one of CONNECTIONS places for REQUEST_S and
-REPLY_S, a few times MAX_HEAD_BYTES, and a reference to the text that all share.
+One request per connection; only its first line and its Host are parsed. A peer can hold one of CONNECTIONS places for
+REQUEST_S and REPLY_S, a few times MAX_HEAD_BYTES, and a reference to the text that all share. If no place is free, a
+new connection ends another one: of the address with the most, one without a complete head, else one with a reply.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import errno
 import logging
 import re
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
+from typing import NamedTuple
 
 from prometheus_client.metrics_core import Metric
 
@@ -33,8 +36,10 @@ REQUEST_S = 5.0
 """For the whole head to arrive."""
 REPLY_S = 10.0
 """For the peer to read the reply: Prometheus's own timeout. After it the connection is aborted."""
-CONNECTIONS = 16
-"""At once: a few Prometheus servers, the probe of a load balancer, a person."""
+CONNECTIONS = 64
+"""At once."""
+BACKLOG = 16
+"""Accepted in one turn of the loop; a connection that is read within three turns keeps its place in any flood."""
 KEEP_S = 1.0
 """Scrapes share a text of at most this age."""
 
@@ -43,8 +48,18 @@ PATHS = "/metrics, /healthz, /readyz"
 _LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,2048}) HTTP/1\.[01]\r?\n")
 _END = re.compile(rb"\r?\n\r?\n")
 
+_HOSTS = rb"[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]*|(?:[a-z0-9.-]+\.)?localhost(?:\.localdomain)?"
+"""Addresses and local names. A web page may let its own name, which has a dot, lead to this server (DNS rebinding)."""
+_WAITING, _NEW, _ANSWERED, _READING = range(4)
+
 Reply = tuple[HTTPStatus, str, bytes]
 """Status, type of content, content."""
+
+
+class _Connection(NamedTuple):
+    peer: str
+    transport: asyncio.WriteTransport
+    state: int = _NEW
 
 
 class ScrapeServer:
@@ -61,7 +76,9 @@ class ScrapeServer:
         self._collect = collect
         self._not_ready = not_ready
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+        names = [re.escape(name.lower().encode()) for name in (address.host, socket.gethostname())]
+        self._hosts = re.compile(rb"(?:%b)\.?(?::[0-9]*)?" % b"|".join((_HOSTS, *names)))
         self._text: asyncio.Task[Reply] | None = None
         self._text_s = 0.0
         """When the last text was complete. A failed one is not kept."""
@@ -71,7 +88,7 @@ class ScrapeServer:
         address = self._address
         try:
             self._server = await asyncio.start_server(
-                self._serve, address.host.strip("[]*") or None, address.port, limit=MAX_HEAD_BYTES, backlog=CONNECTIONS
+                self._serve, address.host.strip("[]*") or None, address.port, limit=MAX_HEAD_BYTES, backlog=BACKLOG
             )
         except OSError as error:
             raise ConfigurationError(f"metrics_addr: cannot listen on {address}: {_advice(error)}") from None
@@ -94,24 +111,36 @@ class ScrapeServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= CONNECTIONS or self._server is None:
-            writer.transport.abort()
-            return
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        if self._server is None:
+            writer.transport.abort()
+            return
+        connection = _Connection(str(writer.get_extra_info("peername", ("",))[0]), writer.transport)
+        self._connections[task] = connection
+        if len(self._connections) > CONNECTIONS:
+            self._end_one()
         try:
             with contextlib.suppress(OSError):  # also TimeoutError
+                self._connections[task] = connection._replace(state=_READING)
                 async with asyncio.timeout(REQUEST_S):
                     head = await _read_head(reader)
                 async with asyncio.timeout(REPLY_S):
                     if head:
+                        self._connections[task] = connection._replace(state=_WAITING)
                         writer.write(_packed(await self._reply(head), bare=head.startswith(b"HEAD ")))
+                    self._connections[task] = connection._replace(state=_ANSWERED)
                     writer.close()
                     await writer.wait_closed()  # until all is sent
         finally:
             writer.transport.abort()
-            self._connections.discard(task)
+            self._connections.pop(task, None)
+
+    def _end_one(self) -> None:
+        taken = Counter(connection.peer for connection in self._connections.values())
+        task, connection = max(self._connections.items(), key=lambda item: (taken[item[1].peer], item[1].state))
+        del self._connections[task]  # of several it is the oldest
+        connection.transport.abort()
 
     async def _reply(self, head: bytes) -> Reply:
         line = _LINE.match(head)
@@ -122,6 +151,9 @@ class ScrapeServer:
             return _plain(HTTPStatus.BAD_REQUEST, f"expected GET of one of {PATHS}, in HTTP/1.1")
         if line[1] not in (b"GET", b"HEAD"):
             return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "expected GET or HEAD")
+        hosts = [text[5:].strip() for text in head.lower().split(b"\n") if text.startswith(b"host:")]
+        if not all(map(self._hosts.fullmatch, hosts)):
+            return _plain(HTTPStatus.MISDIRECTED_REQUEST, "expected as Host an address, or the host of metrics_addr")
         match line[2].partition(b"?")[0]:
             case b"/metrics":
                 if self._text is None or (self._text.done() and monotonic_s() - self._text_s >= KEEP_S):

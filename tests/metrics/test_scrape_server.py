@@ -199,18 +199,95 @@ def test_a_peer_that_does_not_read_is_disconnected_and_blocks_no_other(
         until(lambda: not served.server._connections, "the end of the connection")
 
 
-def test_connections_above_the_limit_are_aborted_until_others_end(
+def test_slow_connections_end_when_others_need_their_places(
     served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At most CONNECTIONS at once, and a request is answered at any time."""
     monkeypatch.setattr(module, "REQUEST_S", 10 * PATIENCE_S)
-    held = [served.connect() for _ in range(CONNECTIONS)]
-    until(lambda: len(served.server._connections) == CONNECTIONS, "all of them")
-    with served.connect() as one_more:
-        assert everything(one_more) == b""
-    for connection in held:
-        connection.close()
-    until(lambda: not served.server._connections, "nobody")
-    assert ask(served.address, "/healthz")[0] == 200
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(served.connect()) for _ in range(CONNECTIONS)]
+        until(lambda: len(served.server._connections) == CONNECTIONS, "all of them")
+        assert ask(served.address, "/metrics")[0] == 200
+        assert everything(held[0]) == b"", "the oldest is ended"
+        for connection in held[1:]:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert everything(connection).startswith(b"HTTP/1.1 200 OK\r\n"), "no other is ended"
+        until(lambda: not served.server._connections, "nobody")
+
+
+def test_an_unread_reply_makes_room_but_a_request_that_waits_does_not(
+    served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 2)
+    monkeypatch.setattr(module, "REPLY_S", 10 * PATIENCE_S)
+    served.many = 20_000
+
+    def states() -> list[int]:
+        return sorted(connection.state for connection in served.server._connections.values())
+
+    with socket.socket() as lazy, served.connect() as waiting:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        lazy.connect(("127.0.0.1", served.port))
+        lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        until(lambda: module._ANSWERED in states(), "an answer that is not read")
+        served.forget()
+        served.hold()
+        waiting.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        until(lambda: states() == [module._WAITING, module._ANSWERED], "both places to be taken")
+        assert ask(served.address, "/healthz") == (200, "ok\n")
+        until(lambda: states() == [module._WAITING], "the end of the one that does not read")
+        served.many = 1
+        served.release()
+        assert everything(waiting).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_one_address_cannot_take_the_places_of_another(
+    served: ScrapeServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS", 3)
+    with contextlib.ExitStack() as stack:
+        first, *others = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", served.port), PATIENCE_S, source_address=(address, 0))
+            )
+            for address in ("127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.2")
+        ]
+        assert everything(others[0]) == b"", "the oldest of those with the most"
+        first.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert everything(first).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *(
+            (host, 200)
+            for host in ("127.0.0.1", "127.0.0.1:9597", "[::1]:9597", "10.1.2.3", "localhost", "LocalHost:1")
+        ),
+        *((host, 200) for host in ("broker", "my-broker_1:9597", "x.localhost", "localhost.localdomain:80", "")),
+        *((host, 200) for host in (socket.gethostname(), "metrics.example.org", "Metrics.Example.org.:9597")),
+        *(
+            (host, 421)
+            for host in ("evil.example", "evil.example:9597", "127.0.0.1.evil.example", "localhost.evil.com")
+        ),
+        *(
+            (host, 421)
+            for host in ("evil.metrics.example.org", "metrics-example-org.evil.com", "a b", "[::1].x", "1.2.x")
+        ),
+    ],
+)
+def test_only_hosts_that_a_web_page_cannot_take_over_are_answered(
+    served: ScrapeServerThread, host: str, status: int, path: str
+) -> None:
+    """A page of evil.example that lets its name lead to 127.0.0.1 may otherwise read the metrics (DNS rebinding)."""
+    named = ScrapeServer(Address("metrics.example.org", served.port), served.collect, list)
+    served.server._hosts = named._hosts
+    reply = exchange(served, f"GET {path} HTTP/1.1\r\nA: b\r\nhOst: \t{host} \r\n\r\n".encode())
+    assert reply.split(b" ")[1] == str(status).encode()
+    assert (b"kingtask" in reply) == (status == 200 and path == "/metrics")
+    twice = exchange(served, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nHost: {host}\r\n\r\n".encode())
+    assert twice.split(b" ")[1] == str(status).encode()
 
 
 def test_concurrent_scrapes_and_those_of_a_second_share_one_text(served: ScrapeServerThread) -> None:
