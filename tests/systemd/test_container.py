@@ -8,6 +8,7 @@ import time
 import pytest
 import yaml
 
+from tests.systemd import source
 from tests.systemd.container import Container
 from tests.systemd.source import NEXT, page_blocks
 from tests.worker.test_launchers import LAUNCHERS
@@ -62,6 +63,26 @@ def test_it_is_hardened(host: Container, unit: str, most: float):
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
     assert match is not None
     assert float(match[1]) <= most
+    page = re.search(r"reports ([0-9.]+) and ([0-9.]+) \(systemd (\d+)\)", source.PAGE.read_text("utf-8"))
+    assert page is not None
+    if page[3] in host.run("systemctl --version").split():
+        assert match[1] == dict(zip(UNITS, page.groups(), strict=False))[unit], "the page says so"
+
+
+def test_the_units_bound_memory_processes_and_core_dumps(host: Container):
+    for unit in UNITS:
+        assert host.show(unit, "LimitCORE") == "0"
+        assert int(host.show(unit, "MemoryMax")) < int(host.run("awk '/^MemTotal/{print $2}' /proc/meminfo")) * 1024
+        assert int(host.show(unit, "TasksMax")) <= 4096
+    host.write(f"{BIN}/core", "#!/bin/sh\nulimit -Hc\n", 0o755)
+    assert host.run("kingtask submit --wait core 2> /dev/null").strip() == "0"
+
+
+def test_doctor_has_no_findings_about_the_paths_and_users(host: Container):
+    told = host.run(
+        "kingtask doctor -c /etc/kingtask/broker.yaml --worker-config /etc/kingtask/worker.yaml", status=None
+    )
+    assert not [line for line in told.splitlines() if re.match(r"(warn|fail) +(config|run_as|bin_path)", line)]
 
 
 def test_the_units_are_accepted(host: Container):
@@ -82,13 +103,23 @@ def test_tasks_are_another_user_without_rights(host: Container):
     text = "#!/bin/sh\nid -un\nid -Gn\npwd\ngrep -E 'Cap(Eff|Prm|Amb)|NoNewPrivs' /proc/self/status\n"
     host.write(f"{BIN}/who", text, 0o755)
     told = host.run("kingtask submit --wait who").split()
-    assert told[:3] == ["kingtask-task", "kingtask-task", "/var/lib/kingtask/tasks"]
+    assert told[0] in {f"kingtask-task{n}" for n in range(1, 5)}
+    assert told[1:3] == [told[0], "/var/lib/kingtask/tasks"]
     assert dict(zip(told[3:11:2], told[4:11:2], strict=True)) == {
         "CapPrm:": "0" * 16,
         "CapEff:": "0" * 16,
         "CapAmb:": "0" * 16,
         "NoNewPrivs:": "1",
     }
+    text = (
+        "#!/bin/sh\ncd; pwd; echo x > file; stat -c %a-%U file .; ls ../?/file 2> /dev/null || true\nsleep 2; id -un\n"
+    )
+    host.write(f"{BIN}/home", text, 0o755)
+    ids = host.run("for n in 1 2 3 4; do kingtask submit home; done").split()
+    printed = host.run(f"kingtask wait {' '.join(ids)}")
+    for n in range(1, 5):  # at the same time each has its own user, and its own home that the others cannot enter
+        home, user = f"/var/lib/kingtask/tasks/{n}", f"kingtask-task{n}"
+        assert f"{home}\n600-{user}\n700-{user}\n../{n}/file\n{user}\n" in printed
     host.write(f"{BIN}/another", "#!/bin/sh\nexec kingtask submit --timeout 1 hello again 2>&1\n", 0o755)
     assert "no answer" in host.run("kingtask submit --wait another", status=1)
 
@@ -114,15 +145,19 @@ def test_a_reload_is_heeded_and_a_bad_one_refused(host: Container):
     host.write(f"{BIN}/slow", "#!/bin/sh\nsleep 3\necho slept\n", 0o755)
     task = host.run("kingtask submit slow").strip()
     pids = [host.show(unit, "MainPID") for unit in UNITS]
-    host.run("cp -p /etc/kingtask/worker.yaml /root/; echo 'concurrency: 7' >> /etc/kingtask/worker.yaml")
+    host.run(
+        "cp -p /etc/kingtask/worker.yaml /root/; sed -i 's/^concurrency: 4/concurrency: 3/' /etc/kingtask/worker.yaml"
+    )
     host.run("systemctl reload kingtask-broker kingtask-worker")
-    host.until("systemctl show --value -p StatusText kingtask-worker | grep 'of 7 slots'", "a status of 7 slots")
+    host.until("systemctl show --value -p StatusText kingtask-worker | grep 'of 3 slots'", "a status of 3 slots")
     assert "slept" in host.run(f"kingtask wait --timeout 30 {task}")
-    host.run("echo 'concurrency: many' >> /etc/kingtask/worker.yaml; systemctl reload kingtask-worker")
+    host.run(
+        "sed -i 's/^concurrency: 3/concurrency: many/' /etc/kingtask/worker.yaml; systemctl reload kingtask-worker"
+    )
     told = host.until(
         "systemctl show --value -p StatusText kingtask-worker | grep 'reload was refused'", "a status of what is wrong"
     )
-    assert "of 7 slots" in told
+    assert "of 3 slots" in told
     assert "/etc/kingtask/worker.yaml:" in told
     assert host.show("kingtask-worker", "ActiveState") == "active"
     host.run("mv /root/worker.yaml /etc/kingtask/; systemctl reload kingtask-worker")

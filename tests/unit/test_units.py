@@ -65,6 +65,13 @@ def test_systemd_accepts_the_drop_ins(units: Path, example: Path):
     assert not [line for line in told.splitlines() if "kingtask" in line]
 
 
+@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+def test_memory_processes_and_core_dumps_are_bounded(name: str):
+    text = (SYSTEMD / name).read_text()
+    for setting in ("LimitCORE=0", r"MemoryMax=\d+[G%]", r"TasksMax=\d+", r"LimitNOFILE=\d+"):
+        assert re.search(rf"^{setting}$", text, re.MULTILINE), setting
+
+
 @analyzes
 @pytest.mark.parametrize("name", EXPOSURE)
 def test_it_is_hardened(units: Path, name: str):
@@ -76,6 +83,10 @@ def test_it_is_hardened(units: Path, name: str):
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
     assert match is not None, told
     assert float(match[1]) <= EXPOSURE[name]
+    page = re.search(r"reports ([0-9.]+) and ([0-9.]+) \(systemd (\d+)\)", (DEPLOY / "README.md").read_text())
+    assert page is not None
+    if analyze("--version").startswith(f"systemd {page[3]} "):
+        assert match[1] == page[1 + ("worker" in name)], "the page says so"
 
 
 def test_the_template_is_the_unit_for_another_configuration():
@@ -119,8 +130,16 @@ def test_the_installed_broker_listens_where_clients_look(tmp_path: Path):
 
 def test_the_installed_worker_is_woken_by_the_installed_broker(tmp_path: Path):
     text = with_password("worker", tmp_path)
-    assert "\nrun_as: {user: kingtask-task}\n" in text
-    text = text.replace("kingtask-task}", "nobody}")  # whom every host has
+    match = re.search(r"^concurrency: (\d+)\nrun_as: \{user: \[(.+)\]\}$", text, re.MULTILINE)
+    assert match is not None
+    users = match[2].split(", ")
+    assert len(users) == int(match[1]) > 1, "one for each slot"
+    created, homes = ((SYSTEMD / f"kingtask.{kind}").read_text() for kind in ("sysusers", "tmpfiles"))
+    for user in users:
+        home = re.search(rf"^u {user} - \".+\" (/\S+)$", created, re.MULTILINE)
+        assert home is not None
+        assert re.search(rf"^d {home[1]} +0700 {user} +{user}$", homes, re.MULTILINE)
+    text = text.replace(match[0], "concurrency: 1\nrun_as: {user: nobody}")  # whom every host has
     for place in ("/usr/local/lib/kingtask", "/var/lib/kingtask/tasks"):
         (tmp_path / place[1:]).mkdir(parents=True)
         assert text.count(f" {place}\n") == 1
