@@ -95,38 +95,37 @@ def read_pair(path: Path) -> Pair:
         raise ConfigurationError(f"every user may read or change {path}, a secret key; chmod 600 {path}")
     if zmq.curve_public(secret) != public:
         raise ConfigurationError(f"the keys in {path} are not a pair; make a new one with kingtask keygen")
+    _refuse_exposed(path)
     return Pair(public=public, secret=secret)
 
 
-def read_public(path: Path) -> bytes:
-    """Read a public key file. Raises ConfigurationError."""
+def read_public(path: Path, *, checked: bool = False) -> bytes:
+    """Read a public key file; `checked`: nobody else may change it. Raises ConfigurationError."""
     _look(path)
     public, secret = _keys(path)
     if secret is not None:
         raise ConfigurationError(
             f"{path} holds a secret key, which is its owner's alone; name the pair's public file, *{PUBLIC_SUFFIX}"
         )
+    if not checked:
+        _refuse_exposed(path)
     return public
 
 
 def read_directory(path: Path) -> dict[str, str]:
     """Read every `NAME.key` in a directory; return a dict of public key to name. Raises ConfigurationError."""
     try:
-        mode = path.stat().st_mode
         files = sorted(file for file in path.iterdir() if file.suffix == PUBLIC_SUFFIX)
     except OSError as error:
         raise ConfigurationError(f"cannot read the directory {path}: {error.strerror}") from None
-    if mode & stat.S_IWOTH:
-        raise ConfigurationError(f"every user may put keys into {path}, and so let anybody in; chmod o-w {path}")
+    _refuse_exposed(path, depth=1)
     found: dict[str, str] = {}
     for file in files:
         if not NAME.match(file.stem):
             raise ConfigurationError(f"{file}: the part before {PUBLIC_SUFFIX} names a client: expected {NAMES}")
-        other = found.setdefault(read_public(file).decode(), file.stem)
+        other = found.setdefault(read_public(file, checked=True).decode(), file.stem)
         if other != file.stem:
             raise ConfigurationError(f"{file} holds the same key as {other}{PUBLIC_SUFFIX}: one client, one key")
-        if _look(file) & stat.S_IWOTH:
-            raise ConfigurationError(f"every user may put another key into {file}; chmod o-w {file}")
     return found
 
 
@@ -176,6 +175,13 @@ def _look(path: Path) -> int:
     if status.st_size > MAX_BYTES:
         raise ConfigurationError(f"{path} is longer than {MAX_BYTES:,} bytes; is it a key file?")
     return status.st_mode
+
+
+def _refuse_exposed(path: Path, depth: int = 0) -> None:
+    from kingtask.ownership import others_may_change
+
+    if found := others_may_change(path, depth=depth):
+        raise ConfigurationError(found)
 
 
 def _keys(path: Path) -> tuple[bytes, bytes | None]:

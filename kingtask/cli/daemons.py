@@ -6,6 +6,7 @@ with the file `onfig=…`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -78,14 +79,22 @@ def _run(
     program: str, path: Path, check: bool, load: Callable[[Path], S], run: Callable[[S, Callable[[], S]], int]
 ) -> int:
     from kingtask import config, log
+    from kingtask.event import Event
+
+    def warned(settings: S) -> S:
+        for text in config.exposed(path, settings):
+            logging.getLogger("kingtask.config").warning(Event("path=exposed", text))
+        return settings
 
     settings = load(path)
     if check:
         click.echo(f"{path}: ok")
+        for text in config.exposed(path, settings):
+            click.echo(f"warning: {text}", err=True)
         return Exit.OK
     try:
         log.setup(program, settings.log_level, settings.log_path, log_format=settings.log_format)
-        return run(settings, partial(load, path))
+        return run(warned(settings), lambda: warned(load(path)))
     except ConfigurationError as error:
         raise config.located(path, error) from None
 

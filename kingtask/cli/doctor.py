@@ -54,13 +54,14 @@ def _examine(
     config: Path | None, worker_config: Path | None, brokers: tuple[str, ...], *, brokers_named: bool
 ) -> Iterator[Finding]:
     """Yield all findings, in the order in which they matter."""
-    from kingtask.config import load_broker
+    from kingtask.config import exposed, load_broker
 
     settings = None if config is None else (yield from _loaded(lambda: load_broker(config)))
     if not brokers_named:
         brokers = settings.addr if settings else brokers[:1]
     stats = yield from _brokers(brokers)
-    if settings is not None:
+    if config is not None and settings is not None:
+        yield from (findings.warn("config", *text.rsplit("; ", 1)) for text in exposed(config, settings))
         yield from findings.reach(settings)
         recorded = yield from _redis(settings)
         stats = stats or recorded
@@ -120,13 +121,15 @@ def _redis(settings: BrokerConfig) -> Generator[Finding, None, Stats | None]:
 
 
 def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:
-    from kingtask.config import load_worker
+    from kingtask.config import exposed, load_worker
     from kingtask.store.inspect import rights
 
     settings = yield from _loaded(lambda: load_worker(path))
     if settings is None:
         return
+    yield from (findings.warn("config", *text.rsplit("; ", 1)) for text in exposed(path, settings))
     yield from findings.bin_paths(settings.bin_path)
+    yield from findings.shared_users(settings)
     address = yield from _loaded(settings.load_redis_address)
     if address is not None:
         try:

@@ -27,7 +27,7 @@ CORRECT_ADDRESS = "start it, or correct `redis` in the configuration"
 
 Subject = Literal[
     "config", "broker", "access", "redis", "sentinel", "memory", "disk", "ack", "cluster", "library", "clock",
-    "brokers", "workers", "queues", "bin_path", "keep_time",
+    "brokers", "workers", "queues", "bin_path", "run_as", "keep_time",
 ]  # fmt: skip
 
 
@@ -253,6 +253,13 @@ def keep_times(broker: BrokerConfig, worker: WorkerConfig) -> Iterator[Finding]:
                 " one that expired or was lost"
             )
             yield warn("keep_time", text, f"give {name} one value in both configurations")
+
+
+def shared_users(config: WorkerConfig) -> Iterator[Finding]:
+    """Hint that attempts of one user do not protect each other."""
+    if config.concurrency > 1 and len(config.load_identities()) == 1:
+        text = "attempts share a user, so each can read the environment, stdin and files of others, and forge output"
+        yield warn("run_as", text, f"give each of the {config.concurrency} slots its own user")
 
 
 def bin_paths(directories: Sequence[str]) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ daemon.
 """
 
 from kingtask.config.document import located
-from kingtask.config.load import load_broker, load_worker
+from kingtask.config.load import exposed, load_broker, load_worker
 from kingtask.config.reload import Reload
 from kingtask.config.settings import BrokerConfig, WorkerConfig
 
-__all__ = ["BrokerConfig", "Reload", "WorkerConfig", "load_broker", "load_worker", "located"]
+__all__ = ["BrokerConfig", "Reload", "WorkerConfig", "exposed", "load_broker", "load_worker", "located"]

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from kingtask.config import document
 from kingtask.config.checks import InvalidSetting
-from kingtask.config.settings import BrokerConfig, WorkerConfig
+from kingtask.config.settings import BrokerConfig, Settings, WorkerConfig
 from kingtask.errors import InvalidRequest
+from kingtask.ownership import others_may_change
 from kingtask.validation import convert, nearest
 
 C = TypeVar("C", BrokerConfig, WorkerConfig)
@@ -35,7 +36,15 @@ def _load(path: str | Path, kind: type[C]) -> C:
         config.check()
     except (InvalidRequest, InvalidSetting) as error:
         raise file.error(error.field, str(error)) from None
+    if config.guarded and (found := others_may_change(path)):
+        raise file.error(None, found)
     return config
+
+
+def exposed(path: str | Path, config: Settings) -> list[str]:
+    """Return who else may change what the file, or a path in it, means, where that is no error: a line each."""
+    found = () if config.guarded else (others_may_change(path), *map(": ".join, config.exposed()))
+    return [f"{path}: {text}" for text in found if text]
 
 
 def _hint(key: str, known: tuple[str, ...]) -> str:

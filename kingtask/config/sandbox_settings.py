@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import filterfalse
 from pathlib import Path
@@ -24,8 +24,6 @@ from kingtask.errors import ConfigurationError
 
 PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
 """Variables of the worker's environment that tasks get, unless `environment` lists others."""
-NAME_PARTS = 4
-"""Levels of directories that a task's name may have below bin_path."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Variable = Annotated[
@@ -136,65 +134,9 @@ def _joined(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
 
 
-# ── who may write where ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def writable(directory: Path, identity: UnixIdentity, *, depth: int = NAME_PARTS) -> Path | None:
-    """Return a path by which the user could change the content of the directory; None if there is none.
-
-    Checks the directory, its parents, and its entries down to `depth` levels; follows no links below it.
-    """
-    real = Path(os.path.realpath(directory))
-    entry = real.stat()
-    if _may_write(real, entry, identity):
-        return real
-    below = entry
-    for parent in real.parents:
-        entry = parent.stat()
-        # In a sticky directory, such as /tmp, only the owner of an entry may replace it.
-        kept = entry.st_mode & stat.S_ISVTX and identity.uid not in (entry.st_uid, below.st_uid)
-        if not kept and _may_write(parent, entry, identity):
-            return parent
-        below = entry
-    return next((path for path, entry in _below(real, depth) if _may_write(path, entry, identity)), None)
-
-
 def may_read(path: Path, identity: UnixIdentity) -> bool:
     """True if the file's mode lets the user read it; the directories above are not checked."""
-    return _may(path.stat(), identity, stat.S_IRUSR)
-
-
-def _below(directory: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
-    if depth == 0:
-        return
-    try:
-        entries = list(os.scandir(directory))
-    except OSError:  # removed meanwhile, or not readable for this user
-        return
-    for each in entries:
-        if not each.is_symlink():
-            yield Path(each.path), each.stat(follow_symlinks=False)
-            if each.is_dir(follow_symlinks=False):
-                yield from _below(Path(each.path), depth - 1)
-
-
-def _may_write(path: Path, entry: os.stat_result, identity: UnixIdentity) -> bool:
-    # The owner may change the mode. With an access list the group bits are the upper bound of its entries.
-    return (
-        entry.st_uid == identity.uid
-        or _may(entry, identity, stat.S_IWUSR)
-        or bool(entry.st_mode & stat.S_IWGRP and _has_list(path))
-    )
-
-
-def _may(entry: os.stat_result, identity: UnixIdentity, bit: int) -> bool:
+    entry = path.stat()
     if entry.st_uid == identity.uid:
-        return bool(entry.st_mode & bit)
-    return bool(entry.st_mode & (bit >> 3 if entry.st_gid in identity.groups else bit >> 6))
-
-
-def _has_list(path: Path) -> bool:
-    try:
-        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
-    except OSError:
-        return False
+        return bool(entry.st_mode & stat.S_IRUSR)
+    return bool(entry.st_mode & (stat.S_IRGRP if entry.st_gid in identity.groups else stat.S_IROTH))

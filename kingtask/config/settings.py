@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,10 @@ from kingtask.config.sandbox_settings import (
     VariablePatterns,
     identities,
     may_read,
-    writable,
 )
 from kingtask.curve import ClientKeys, read_client, read_directory, read_pair, read_public
 from kingtask.endpoint import Address, host_port, parse
+from kingtask.ownership import others_may_change
 from kingtask.policy import CLUSTER_PATTERN, NAMESPACE_PATTERN, Ack, AckLevel, Policy
 from kingtask.store.redis.address import RedisAddress, RedisTLS, parse_address
 from kingtask.wire import MAX_MESSAGE_BYTES
@@ -40,6 +41,8 @@ MAX_OUTPUT_BYTES = 1_048_576
 """Limit of stdout and of stderr. With the largest arguments a task's record still fits into one message."""
 
 MAX_CONCURRENCY = 1024
+NAME_PARTS = 4
+"""Levels of directories that a task's name may have below bin_path."""
 
 Addresses = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=64)]
 Keep = Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)]
@@ -140,6 +143,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             lease_ms=duration_ms(self.lease),
             max_lost=self.max_lost,
         )
+
+    @property
+    def guarded(self) -> bool:
+        """True if it is an error that others may change what a path means: with keys or `run_as`. Else a warning."""
+        return any(getattr(self, key, None) is not None for key in ("curve", "run_as"))
+
+    def exposed(self) -> Iterator[tuple[str, str]]:
+        """Yield each key with a path whose meaning others may change, and who may. The readers of keys check theirs."""
+        users = identities(self.run_as) if isinstance(self, WorkerConfig) and self.run_as else []
+        uids, gids = {user.uid for user in users}, {gid for user in users for gid in user.groups}
+        for key, path in self._paths():
+            depth = NAME_PARTS if key.startswith("bin_path") else 0
+            if path is not None and (found := others_may_change(path, depth=depth, uids=uids, gids=gids)):
+                yield key, found
+
+    def _paths(self) -> list[tuple[str, str | None]]:
+        """Return the keys that name paths, with the paths."""
+        passwords = [(key, getattr(self, key)) for key in ("redis_password_file", "redis_sentinel_password_file")]
+        return passwords + [(f"redis_tls.{key}", getattr(self.redis_tls, key, None)) for key in ("ca", "cert", "key")]
+
+    def _check_exposed(self) -> None:
+        for key, found in self.exposed() if self.guarded else ():
+            raise InvalidSetting(key, found)
 
     def check(self) -> None:
         """Check the rules that types cannot express. Raises InvalidSetting."""
@@ -248,6 +274,16 @@ class BrokerConfig(Settings, frozen=True):
             about_path("curve.secret_key_file", self.curve.secret_key_file, read_pair)
             about_path("curve.authorized_clients", self.curve.authorized_clients, read_directory)
         about_path("permissions", self.permissions, rules.load)
+        self._check_exposed()
+
+    def _paths(self) -> list[tuple[str, str | None]]:
+        sockets = [*self._wakeups(), *self._addresses("addr")]
+        directories = {str(Path(address.path).parent): key for key, address in sockets if address.path}
+        return [
+            *super()._paths(),
+            ("permissions", self.permissions),
+            *((key, path) for path, key in directories.items()),
+        ]
 
 
 class WorkerConfig(Settings, frozen=True):
@@ -284,7 +320,6 @@ class WorkerConfig(Settings, frozen=True):
     launcher: Launcher | None = None
 
     def load_identities(self) -> list[UnixIdentity]:
-        """Look up the users that attempts run as; empty: the worker's own user. Raises ConfigurationError."""
         return [] if self.run_as is None else identities(self.run_as)
 
     def load_keys(self) -> ClientKeys | None:
@@ -317,6 +352,12 @@ class WorkerConfig(Settings, frozen=True):
                 f" got {self.renew:g}",
             )
         self._check_isolation()
+        self._check_exposed()
+
+    def _paths(self) -> list[tuple[str, str | None]]:
+        launcher = None if self.launcher is None else self.launcher[0]
+        bin_path = ((f"bin_path[{i}]", directory) for i, directory in enumerate(self.bin_path))
+        return [*bin_path, ("private_dir", self.private_dir), ("launcher[0]", launcher), *super()._paths()]
 
     def _check_isolation(self) -> None:
         users = for_key("run_as", self.load_identities)
@@ -327,32 +368,22 @@ class WorkerConfig(Settings, frozen=True):
                 f" got {len(users)}",
             )
         for user in users:
-            for i, directory in enumerate(self.bin_path):
-                if (path := writable(Path(directory), user)) is not None:
-                    raise InvalidSetting(
-                        f"bin_path[{i}]",
-                        f"{user.name} (run_as) may write to {path}, and so decide what the worker runs; make root the"
-                        f" owner: chown root:root {path}; chmod go-w {path}",
-                    )
             for key in ("redis_password_file", "redis_sentinel_password_file"):
                 if (text := getattr(self, key)) is not None and may_read(Path(text), user):
                     raise InvalidSetting(
                         key, f"{user.name} (run_as) may read {text}; chmod 600 {text}, or another group"
                     )
         if self.private_dir is not None:
-            self._check_private_dir(self.private_dir, users)
+            self._check_private_dir(self.private_dir)
         if self.launcher is not None:
             path = absolute("launcher[0]", self.launcher[0])
             if not path.is_file() or not os.access(path, os.X_OK):
                 raise InvalidSetting("launcher[0]", f"expected the path of a program, got {self.launcher[0]!r}")
 
-    def _check_private_dir(self, text: str, users: list[UnixIdentity]) -> None:
+    def _check_private_dir(self, text: str) -> None:
         path = absolute("private_dir", text)
         # With effective_ids capabilities count as well.
         if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
             raise InvalidSetting("private_dir", f"expected a directory that this user may write to, got {text}")
         if path.stat().st_mode & stat.S_IWOTH:
             raise InvalidSetting("private_dir", f"every user may change the content of {text}; chmod o-w {text}")
-        for user in users:
-            if (place := writable(path, user, depth=0)) is not None:
-                raise InvalidSetting("private_dir", f"{user.name} (run_as) may write to {place}; make root its owner")

@@ -43,6 +43,20 @@ def test_check_finds_what_is_wrong(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_check_warns_of_a_path_that_others_may_change(tmp_path):
+    path = tmp_path / "worker.yaml"
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "open" / "bin").symlink_to("/usr/bin")
+    path.write_text(f"bin_path: {tmp_path}/open/bin\n")
+    done = run("worker", "-c", str(path), "--check")
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok\n")
+    assert done.stderr == (
+        f"warning: {path}: bin_path[0]: every user may write to {tmp_path}/open, and so change what"
+        f" {tmp_path}/open/bin means; chmod o-w {tmp_path}/open\n"
+    )
+
+
 @pytest.mark.parametrize("daemon", ["broker", "worker"])
 def test_version_and_usage(daemon, tmp_path):
     assert run(daemon, "--version").stdout == f"kingtask-{daemon} {__version__}\n"

@@ -15,6 +15,7 @@ from kingtask import __version__
 from kingtask.cli import findings
 from kingtask.cli.findings import Level
 from kingtask.config import BrokerConfig, WorkerConfig
+from kingtask.config.sandbox_settings import RunAs
 from kingtask.errors import NoAnswer, PermissionDenied, StoreError
 from kingtask.store.inspect import Asked, Inspection, inspect
 from kingtask.store.keys import Keys
@@ -267,6 +268,16 @@ def test_directories_of_executables(tmp_path):
     assert levels(findings.bin_paths([str(good)])) == {"bin_path": "warn"}
 
 
+@pytest.mark.parametrize(
+    ("users", "slots", "count"), [(None, 2, 0), ("nobody", 2, 1), (["nobody", "daemon"], 2, 0), ("nobody", 1, 0)]
+)
+def test_attempts_that_share_a_user(users, slots, count):
+    run_as = None if users is None else RunAs(user=users)
+    found = list(findings.shared_users(WorkerConfig(bin_path=("/tmp",), concurrency=slots, run_as=run_as)))
+    assert [finding.level for finding in found] == ["warn"] * count
+    assert all("environment" in finding.text and "2 slots" in finding.advice for finding in found)
+
+
 def test_keep_times_that_differ():
     broker, worker = BrokerConfig(), WorkerConfig(bin_path=("/tmp",))
     assert list(findings.keep_times(broker, worker)) == []
@@ -333,7 +344,21 @@ def test_executables_that_the_tasks_user_could_change_are_told(configured):
     status, findings = doctor("--worker-config", path)
     (found,) = [finding for finding in findings if finding["subject"] == "config"]
     assert (status, found["level"]) == (1, "fail")
-    assert f"bin_path: nobody (run_as) may write to {configured}/bin/task" in found["text"]
+    assert f"bin_path: every user may write to {configured}/bin/task, and so change" in found["text"]
+
+
+def test_paths_that_others_may_change_are_findings(configured):
+    (configured / "open").mkdir()
+    (configured / "open").chmod(0o777)
+    for daemon in ("broker", "worker"):
+        (configured / f"{daemon}.yaml").rename(configured / "open" / f"{daemon}.yaml")
+    there = configured / "open"
+    _, found = doctor("-c", there / "broker.yaml", "--worker-config", there / "worker.yaml")
+    told = [each for each in found if each["subject"] == "config"]
+    assert [each["level"] for each in told] == ["warn", "warn"]
+    for each, daemon in zip(told, ("broker", "worker"), strict=True):
+        assert each["text"].startswith(f"{there}/{daemon}.yaml: every user may write to {there}, ")
+        assert each["advice"] == f"chmod o-w {there}"
 
 
 @pytest.mark.parametrize("kind", ["none", "file", "open"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,20 @@ def test_a_log_that_vanishes_or_fills_up_does_not_stop_work(tmp_path: Path) -> N
 
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+def test_paths_that_others_may_change_are_warned_of_at_the_start_and_at_a_reload(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with StackHarness() as rig:
+        broker = rig.start_broker(addr=f"ipc://{tmp_path}/open/s", wakeup=f"ipc://{tmp_path}/open/w")
+        (tmp_path / "open" / "bin").symlink_to(rig.bin_path)
+        worker = rig.start_worker(bin_path=str(tmp_path / "open" / "bin"))
+        for daemon, key in ((broker, "addr[0]"), (worker, "bin_path[0]")):
+            told = f"{key}: every user may write to {tmp_path}/open"
+            daemon.until_logged("path=exposed")
+            assert daemon.text().count(told) == 1
+            daemon.signal(signal.SIGHUP)
+            daemon.until_logged("reload=done")
+            assert daemon.text().count(told) == 2
+        assert rig.client().submit("ledger", env=rig.env).wait(PATIENCE_S).success

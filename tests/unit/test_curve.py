@@ -132,11 +132,13 @@ def test_a_directory_says_who_is_let_in(tmp_path: Path):
 
 def test_who_is_let_in_is_not_for_everybody_to_decide(tmp_path: Path, pair: tuple[Path, Path]):
     pair[0].chmod(0o646)
-    with pytest.raises(ConfigurationError, match=r"every user may put another key into .*alice.key; chmod o-w"):
+    with pytest.raises(
+        ConfigurationError, match=r"every user may write to .*/alice.key, and so change .*; chmod o-w .*/alice.key"
+    ):
         curve.read_directory(tmp_path)
     pair[0].chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(ConfigurationError, match=r"every user may put keys into .*; chmod o-w"):
+    with pytest.raises(ConfigurationError, match=r"every user may write to .*; chmod o-w"):
         curve.read_directory(tmp_path)
     tmp_path.chmod(0o755)
     assert list(curve.read_directory(tmp_path).values()) == ["alice"]
