@@ -148,7 +148,7 @@ class Wakeups(BrokerSocket):
 
     def _send_hint(self, peer: WakeupPeer, hint: bytes) -> None:
         peer.hint = hint
-        self.hints_sent += 1
+        self.hints_sent += bool(hint)
         token = self._ledger.sent(peer, hint, monotonic_s())
         self._publish(peer.topic + token.encode(), hint)
 

@@ -59,7 +59,7 @@ def trials(keys: Keys, role: Role) -> list[tuple[str, Words]]:
         ("time", ("TIME",)),
         ("function|list", ("FUNCTION", "LIST", "LIBRARYNAME", "none")),
         ("fcall", ("FCALL", "none", 1, keys.meta)),
-        *(("publish", ("PUBLISH", f"{keys.prefix}none:{what}", "")) for what in ("due", "ended", "ready")),
+        *(("publish", ("PUBLISH", f"{keys.prefix}none:{what}", "")) for what in ("claimed", "due", "ended", "ready")),
     ]
     rows = {"none": WORKER_READS, **WORKER_WRITES}
     if role == "broker":

@@ -139,6 +139,10 @@ class SimulatedWakeups:
     def cancel(self, worker: str, task_id: str) -> None:
         self._plant.wakeup(self._loop, f"cancel:{worker}", task_id)
 
+    def claimed(self, tokens: str) -> None: ...
+
+    def check(self) -> None: ...
+
 
 class _Subscriber:
     """Both hints of the worker; `plant.wakeup` finds it on the worker's loop."""
