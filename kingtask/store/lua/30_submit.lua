@@ -69,8 +69,8 @@ function tasks.admit(c, plan, quota)
   if room <= (new.submitted[queue] or 0) then return 'queue_full' end
 end
 
--- Creates an admitted task {id, path, plan, spec, owner, quota, more}; returns its state. The last three, more with other
--- fields of its record, may be absent. A call of flush must follow: it writes what is collected here.
+-- Creates an admitted task {id, path, plan, spec, owner, quota, more}; returns its state. The last three may be absent;
+-- more has further fields of its record. A call of flush must follow: it writes what is collected here.
 function tasks.create(c, task)
   local plan, new = task.plan, c.new
   local due, queue = plan.delay > 0 and c.now + plan.delay or plan.start, plan.queue
