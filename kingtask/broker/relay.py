@@ -85,7 +85,8 @@ SLOW_CHECKS = 40
 CROWDED_CHECKS = 4
 """The same while the replies of all peers exceed `max_reply_bytes`, of an address or user with more than its share."""
 END_CHECKS = 2
-"""libzmq drops the messages of an ended connection that the broker has not read. So an end waits for them."""
+"""libzmq drops the messages of an ended connection that the broker has not read. So an end waits for so many checks:
+`held` cannot show that all were read, since libzmq does not tell how many bytes a message took."""
 
 TCP_OPTIONS = {
     socket.TCP_NODELAY: 1,
@@ -243,8 +244,6 @@ class RelayedConnection:
             self._relay.useless[self.name].pop(self, None)
         if not self._reading or self._relay.waiting:
             self._relay.resume(self)
-            if self.finished and not self.held:
-                self.pass_end()
 
     def consumed(self, size: int) -> None:
         """So many of the bytes held are no part of an unfinished message."""
@@ -256,10 +255,7 @@ class RelayedConnection:
         """The peer sends nothing more."""
         self.finished = True
         self.review()
-        if self.held:
-            self._relay.finish(self)
-        else:
-            self.pass_end()
+        self._relay.finish(self)
         self.front.served.left(self)
 
     def pass_end(self) -> None:

@@ -158,6 +158,9 @@ class _Subscriber:
 
     def announce(self, news: Any) -> None: ...
 
+    def take_tokens(self) -> str:
+        return ""
+
     def close(self) -> None: ...
 
 
