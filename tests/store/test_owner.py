@@ -173,15 +173,15 @@ def commands(store: TimedStore, act: Callable[[], Any]) -> dict[str, int]:
 
 
 BEFORE = {
-    "submit": "zadd exists hmget hset*3 hgetall zcard hexists",
+    "submit": "zadd exists hmget*2 hget hset*3 zcard hexists",
     "submit again": "exists*2 hmget*2 hset",
     "get": "hmget hgetall zscore",
     "wait": "hmget hget hset",
     "list": "hmget*2 zcount zrangebyscore",
-    "claim": "zadd hmget*2 zpopmin hget pexpire hset*3 hgetall",
-    "finish": "zadd hmget*2 hdel*2 publish pexpire hset*3 hgetall zrem zremrangebyrank",
-    "requeue": "zadd hmget*3 publish hset*3 hgetall zcard hexists",
-    "cancel": "zadd hmget*4 pexpire hset*3 hgetall zrem zremrangebyrank",
+    "claim": "zadd hmget*3 zpopmin hget pexpire hset*3",
+    "finish": "zadd hmget*3 hdel*2 publish pexpire hset*3 zrem zremrangebyrank",
+    "requeue": "zadd hmget*4 hget publish hset*3 zcard hexists",
+    "cancel": "zadd hmget*5 pexpire hset*3 zrem zremrangebyrank",
 }
 """The commands of each call before tasks had owners."""
 
