@@ -98,6 +98,9 @@ class SimulatedRouter:
     def reply(self, peer: Peer, message: bytes) -> None:
         self._plant.replies(peer, message)
 
+    def overfull(self, peer: Peer) -> bool:
+        return False
+
     def refuse(self, peer: Peer, rid: protocol.Rid | None, error: RequestRefused) -> None:
         self._counters.refused(error)
         self.reply(peer, protocol.refusal(rid, error))
