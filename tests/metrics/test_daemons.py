@@ -78,7 +78,7 @@ def test_requests_and_redis_are_timed_by_what_they_are(metered: Metered) -> None
     assert abs(figures("kingtask_redis_clock_offset_seconds")) < PATIENCE_S
     worker = metered.of_worker()
     assert worker("kingtask_redis_call_seconds_count", function="finish") == 1
-    assert worker("kingtask_worker_wakeups_total") == 1
+    assert worker("kingtask_worker_wakeups_total") == 2  # the first one asks whether it is a worker
     assert worker("kingtask_worker_broker_up") == 1
 
 
