@@ -15,6 +15,8 @@ from kingtask import Client, Result, State, TaskSpec, errors
 from kingtask.cli.commands import COMMANDS, LazyGroup
 from kingtask.cli.exit import Exit
 from kingtask.client.options import TaskOptions
+from kingtask.config import BrokerConfig
+from kingtask.config.permissions_file import Rule
 from kingtask.config.sandbox_settings import PASSED
 from kingtask.result import Attempt
 from kingtask.store.functions import Claimed
@@ -101,6 +103,14 @@ def test_every_command_and_option_is_there(name: str) -> None:
     options = [max(param.opts, key=len) for param in command.params if isinstance(param, click.Option)]
     undocumented = {"dev": ["--log-level"], "doctor": ["--config"]}.get(name, [])  # shown as -c
     assert not missing([name, *(option for option in options if option not in undocumented)], PARTS["command-line"])
+
+
+def test_every_bound_on_clients_is_in_the_part_about_security() -> None:
+    _, of_all, of_one, _ = zip(*first_cells(PARTS["security"], "what"), strict=True)
+    bounds = {name for name in BrokerConfig.__struct_fields__ if name.startswith("max_")} - {"max_lost"}
+    assert not missing(bounds, " ".join(of_all))
+    bounds = {name for name in Rule.__struct_fields__ if name.startswith(("max_", "submits_"))}
+    assert not missing(bounds, " ".join(of_one))
 
 
 def test_every_variable_of_an_executable_is_there() -> None:
