@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 NAMESPACE_PATTERN = r"\A[A-Za-z0-9_.-]{1,32}\Z"
@@ -32,3 +32,5 @@ class Policy:
     max_queue_length: int = 10_000_000
     max_tasks: int = 20_000_000
     max_result_bytes: int = 1024 * 1024 * 1024
+    kept_bounds: dict[str, int] = field(default_factory=dict, hash=False)
+    """The most bytes that ended tasks of an owner keep; "" stands for each owner that is not named, 0 for no bound."""

@@ -56,7 +56,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The record of a task: its state and, once it has ended, its outputs.
 
     `stdout` and `stderr` are the bytes kept; `stdout_size` and `stderr_size` count what the program wrote. `dropped`:
-    the outputs were removed to make room for those of later tasks (`max_result_bytes`).
+    the outputs were removed to make room for those of later tasks (`max_result_bytes`, `max_kept_bytes`).
+    `request_dropped`: likewise args, stdin, env and tags, so that the task cannot be requeued.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdout_size: int = 0
     stderr_size: int = 0
     dropped: bool = False
+    request_dropped: bool = False
     attempts: tuple[Attempt, ...] = ()
 
     @property

@@ -80,7 +80,7 @@ def of_broker(
     yield InfoMetricFamily("kingtask_broker_ack", "The durability of an acknowledgement.", level)
     yield Gauge("kingtask_tasks_limit", "max_tasks: above it the reply is busy.", config.max_tasks)
     yield Gauge("kingtask_queues_limit", "max_queues: above it the reply is busy.", config.max_queues)
-    yield Gauge("kingtask_output_bytes_limit", "max_result_bytes: above it outputs go.", config.max_result_bytes)
+    yield Gauge("kingtask_output_bytes_limit", "max_result_bytes: above it the oldest go.", config.max_result_bytes)
     text = "From a request to its reply."
     yield from by_label(HistogramMetricFamily, "kingtask_broker_request_seconds", text, "op", dispatcher.times)
 
@@ -111,7 +111,7 @@ def of_queues(pages: list[QueuesPage]) -> Iterator[Metric]:
 
     yield Gauge("kingtask_queues", "Names of queues; at most 1,000 of them have metrics.", last.names)
     yield Gauge("kingtask_tasks", "Tasks that have not ended.", last.live)
-    yield Gauge("kingtask_output_bytes", "Bytes of stdout and stderr in Redis.", last.kept_bytes)
+    yield Gauge("kingtask_output_bytes", "Bytes of outputs, and of what ended tasks were given.", last.kept_bytes)
     yield Gauge("kingtask_workers", "Workers with a heartbeat within 20 s.", last.workers)
     yield Gauge("kingtask_brokers", "Brokers with a heartbeat within 20 s.", last.brokers)
     yield from of_each(Gauge, "kingtask_queue_ready", "Tasks that a worker could claim now.", lambda queue: queue.ready)

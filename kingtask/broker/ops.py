@@ -186,6 +186,9 @@ def _requeued(request: protocol.Requeue, outcome: str, queue: str) -> dict[str, 
     """`queue` is that of the new task; without a new task, `outcome` may be the state of the old one."""
     if outcome in (State.SCHEDULED, State.RUNNING) or (outcome == State.READY and not queue):
         raise _not_ended(request.id, outcome)
+    if outcome == "dropped":
+        why = "its args, stdin and env were dropped to make room (max_result_bytes, or max_kept_bytes of its owner)"
+        raise WrongState(f"id: task {request.id} cannot be requeued: {why}; submit it again with a new id", field="id")
     if (refused := submit_refusal(outcome, request.new_id)) is not None:
         raise refused
     return {"id": request.new_id, "origin": request.id, "outcome": "exists" if outcome == "exists" else "created"}

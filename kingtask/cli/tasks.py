@@ -113,6 +113,7 @@ def description(result: Result) -> str:
     lines = [
         ("task", result.id),
         ("runs", " ".join((result.name, *map(shlex.quote, result.args)))),
+        ("dropped", "args, stdin, env and tags, to make room for later ones" if result.request_dropped else ""),
         ("state", console.ending(result)),
         ("queue", f"{result.queue}, priority {result.priority}"),
         ("created", local_time(result.created_at)),

@@ -97,6 +97,11 @@ def pack_spec(spec: TaskSpec) -> bytes:
 NO_SPEC = pack([])
 
 
+def spec_in(fields: dict[str, bytes]) -> bytes:
+    """Return the packed spec; an empty one if it was dropped, or a page does not have it."""
+    return NO_SPEC if fields.get(keys.GIVEN) == b"0" else fields.get(keys.SPEC, NO_SPEC)
+
+
 def unpack_spec(packed: bytes) -> Execution:
     fields = unpack_raw(packed)
     args, stdin, env, limit_ms, stderr, tags = fields + [[], b"", {}, 0, b"", []][len(fields) :]
@@ -145,9 +150,9 @@ def unpack_attempt(packed: bytes) -> Attempt:
 
 
 def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
-    """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there. A page has no SPEC."""
+    """A task's hash as a Result; `due_ms` is its score in the schedule, 0 if it is not there."""
     plan = unpack_plan(fields[keys.PLAN])
-    spec = unpack_spec(fields.get(keys.SPEC, NO_SPEC))
+    spec = unpack_spec(spec_in(fields))
     state = State(fields[keys.STATE].decode())
     created_ms = int(fields[keys.CREATED])
     attempts = sorted(
@@ -176,6 +181,7 @@ def result_of(task_id: str, fields: dict[str, bytes], due_ms: int) -> Result:
         stdout_size=int(fields.get("out_size", 0)),
         stderr_size=int(fields.get("err_size", 0)),
         dropped="dropped" in fields,
+        request_dropped=fields.get(keys.GIVEN) == b"0",
         attempts=tuple(attempts),
     )
 

@@ -144,10 +144,15 @@ CUT_BYTES = 4096
 
 
 class Quota(NamedTuple):
-    """The clients of an owner may have `most` tasks together that have not ended."""
+    """The bounds of a client that the store keeps. Those of one owner count together."""
 
     owner: str
-    most: int
+    most: int = 0
+    """Tasks that have not ended; 0: any number."""
+    bounded: bool = False
+    """The bytes that ended tasks keep are bounded, by `Policy.kept_bounds`."""
+    keep_ms: int = 0
+    """The longest time for which a record is kept; 0: any time."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -185,14 +190,16 @@ def requeue(policy: Policy, task_id: str, new_id: str, quota: Quota | None = Non
 
 
 def tick(
-    policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool
+    policy: Policy, broker: str, heartbeat: bytes, *, upcoming: int, window_ms: int, housekeep: bool, bound: bool = True
 ) -> FunctionCall:
+    """Do all that time causes; with `bound` also keep the bounds of owners, which may be many."""
     arguments = {
         **_times(policy),
         "broker": broker,
         "heartbeat": heartbeat,
         "max_lost": policy.max_lost,
         "max_result_bytes": policy.max_result_bytes,
+        "bounds": policy.kept_bounds if bound else {},
         "upcoming": upcoming,
         "window": window_ms,
         "housekeep": int(housekeep),
@@ -264,8 +271,8 @@ def get(task_id: str) -> FunctionCall:
         now_us, due_ms, flat = reply
         fields = hash_of(flat)
         result = codec.result_of(task_id, fields, due_ms) if fields else None
-        owner, spec = fields.get(keys.OWNER, b"").decode() or None, fields.get(keys.SPEC, codec.NO_SPEC)
-        return StoredTask(now_us, result, owner, spec, foreign=due_ms < 0)
+        owner = fields.get(keys.OWNER, b"").decode() or None
+        return StoredTask(now_us, result, owner, codec.spec_in(fields), foreign=due_ms < 0)
 
     return FunctionCall("get", {"id": task_id}, decode)
 

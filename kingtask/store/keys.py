@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PLAN, SPEC, STATE, CREATED, OWNER, QUOTA = "p", "s", "t", "c", "w", "o"
+PLAN, SPEC, STATE, CREATED, OWNER, QUOTA, GIVEN, LIMITS = "p", "s", "t", "c", "w", "o", "g", "k"
 """Fields of a task's hash whose names have one letter, as in the library: of ten million tasks each letter is 10 MB."""
 
 

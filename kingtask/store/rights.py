@@ -31,7 +31,7 @@ WORKER_READS = "exists hget hgetall hmget zcard zrange zrangebyscore zrevrangeby
 WORKER_WRITES = {
     "task:none held:none": "hdel hset pexpire",
     "ready:none": "zadd zpopmin zrem",
-    "expiry outputs:ended outputs:until running schedule workers:seen": "zadd zrem",
+    "expiry kept kept:none outputs:ended outputs:until running schedule workers:seen": "zadd zrem",
     "counts:none meta": "hset",
     "workers": "hdel hset",
     "finished:none": "zadd zremrangebyrank",

@@ -105,7 +105,7 @@ class QueuesPage(NamedTuple):
     live: int
     """Tasks that have not ended."""
     kept_bytes: int
-    """Bytes of outputs."""
+    """Bytes of outputs, and of what ended tasks were given."""
     workers: int
     brokers: int
 

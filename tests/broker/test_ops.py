@@ -188,6 +188,11 @@ def test_requeue_of_a_living_task(state: str) -> None:
         answer(protocol.Requeue(id=ID, new_id=OTHER), (state, ""))
 
 
+def test_requeue_of_a_task_whose_request_was_dropped() -> None:
+    with pytest.raises(WrongState, match=rf"task {ID} cannot be requeued: .* dropped to make room"):
+        answer(protocol.Requeue(id=ID, new_id=OTHER), ("dropped", ""))
+
+
 def list_arguments(**fields: Any) -> dict[str, Any]:
     request = protocol.List(**fields)
     return ops.call_of(request, POLICY, None).arguments

@@ -93,6 +93,12 @@ def test_what_does_not_stand_below_is_quoted():
     assert "nothing: on stderr" in described(b"\n", {"message": "nothing: on stderr"})
 
 
+def test_of_a_request_that_was_dropped_people_see_that_it_was():
+    gone = msgspec.structs.replace(RESULT, args=(), tags=(), request_dropped=True)
+    assert "args, stdin, env and tags" in description(gone)
+    assert "args, stdin, env and tags" not in description(RESULT)
+
+
 def test_of_an_output_that_was_dropped_people_see_how_much_there_was(capfd: pytest.CaptureFixture[str]):
     dropped = msgspec.structs.replace(RESULT, stdout=b"", stderr=b"", stdout_size=12_345, stderr_size=0, dropped=True)
     shown = [line for line in description(dropped).splitlines() if line.startswith("std")]

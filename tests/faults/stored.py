@@ -12,7 +12,9 @@ from tests.faults.view import CheckContext
 from tests.store.key_patterns import KEY_PATTERNS
 
 WITH_TTL = frozenset({"held"})
-BOUNDED = frozenset("schedule ready running expiry finished outputs queues counts workers brokers meta owned".split())
+BOUNDED = frozenset(
+    "schedule ready running expiry finished outputs queues counts workers brokers meta owned kept".split()
+)
 """Kinds of keys that have no TTL, and must not have one."""
 LISTED = 10_000
 """Entries of each `finished:<state>`, of which older ones are forgotten."""

@@ -14,6 +14,7 @@ KEY_PATTERNS = {
     "held": re.compile(r"held:[^{}:]+"),
     "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
     "outputs": re.compile(r"outputs:(ended|until)"),
+    "kept": re.compile(r"kept(:[^{}:]+)?"),
     "queues": re.compile(r"queues"),
     "counts": re.compile(r"counts:[^{}:]+"),
     "workers": re.compile(r"workers(:seen)?"),

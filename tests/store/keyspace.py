@@ -32,7 +32,7 @@ COUNT_FIELDS = {
 }
 TASK_FIELDS = {
     *("p s t c w o due place attempt token worker claimed".split()),
-    *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin".split()),
+    *("failures lost graced cancel watched finished reason out err out_size err_size dropped origin g k".split()),
 }
 _ATTEMPT = re.compile(r"attempt:\d+")
 
@@ -173,6 +173,7 @@ BOUNDS = {
     "held": Bound("TTL; names running tasks only", _with_ttl),
     "finished": Bound("capped", _finished),
     "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
+    "kept": Bound("as outputs; names owners with max_kept_bytes of whom something is kept", _no_ttl),
     "queues": Bound("max_queues", _no_ttl),
     "counts": Bound("one for each queue: max_queues", _counts),
     "workers": Bound("capped; who is silent for a minute is forgotten", _heartbeats),
@@ -258,23 +259,37 @@ def _check_counts(view: Dump, policy: Policy) -> None:
 
 
 def _check_outputs(view: Dump, policy: Policy) -> None:
-    """Each output that is kept is counted once, with its size; what is counted and not there has lost its record."""
+    """What an ended task keeps is counted once, with its size; what is counted and not there has lost its record."""
     meta, ended = _members(view, "meta"), _members(view, "outputs:ended")
     assert ended.keys() == _members(view, "outputs:until").keys()
-    sizes = {member: int(member.rpartition(":")[2]) for member in ended}
+    sizes = {member: int(re.split("[:+ ]", member)[1]) for member in ended}
     total = int(meta.get("kept", 0))
     assert total == sum(sizes.values()), f"meta counts {total} bytes of outputs, the index {sum(sizes.values())}"
     assert "max_kept" not in meta or total <= policy.max_result_bytes
+    owners: dict[str, dict[str, bytes]] = {}
+    for member, order in ended.items():
+        if owner := member.partition(" ")[2]:
+            owners.setdefault(owner, {})[member] = order
+    assert owners == {key[len("kept:") :]: _members(view, key) for key in view if key.startswith("kept:")}
+    sums = {owner: sum(sizes[member] for member in members) for owner, members in owners.items()}
+    assert {owner: int(kept) for owner, kept in _members(view, "kept").items()} == sums
     for key, entry in view.items():
         if not key.startswith("task:"):
             continue
         fields, task_id = entry.value, key.removeprefix("task:")
         size = len(fields.get(b"out", b"")) + len(fields.get(b"err", b""))
         assert not (size and b"dropped" in fields), f"{key}: dropped, and still there"
-        at = fields.get(b"finished", b"").decode()
-        listed = ended.get(f"{task_id}{at}:{size}") == at.encode()
-        vanishing = int(meta.get("ticked", 0)) >= int(at or 0) + MIN_KEEP_MS  # its TTL is real time
-        assert not size or listed or vanishing, f"{key}: an output of {size} bytes that nothing counts"
+        if fields[b"t"].decode() in LIVING:
+            continue
+        at, owner = int(fields[b"finished"]), fields.get(b"k", b"").decode().lstrip("0123456789")
+        given = int(fields.get(b"g", 0))
+        assert given == (len(fields[b"s"]) if len(fields[b"s"]) >= GIVEN_BYTES else 0), f"{key}: not what it was given"
+        vanishing = int(meta.get("ticked", 0)) >= at + MIN_KEEP_MS  # its TTL is real time
+        for kind, nth, kept in ((":", 0, size), ("+", 1, given)):
+            score = (2 * (fields[b"t"] == b"failed") + nth) * 2**42 + at
+            listed = ended.get(f"{task_id}{at}{kind}{kept}{owner}") == str(score).encode()
+            assert not kept or listed or vanishing, f"{key}: {kept} bytes ({kind}) that nothing counts"
 
 
 MIN_KEEP_MS = 1000
+GIVEN_BYTES = 1024

@@ -6,6 +6,7 @@ milliseconds of the test's clock.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,12 +15,14 @@ import msgspec
 
 from kingtask.policy import Policy
 from kingtask.states import TERMINAL, State
+from kingtask.store import codec
 from kingtask.store.functions import Fence, Quota
 from kingtask.task import TaskSpec
 
 OUTAGE_MS = 3000
 MAX_GRACED = 3
 WINDOW_MS = 60_000
+GIVEN_BYTES = 1024
 
 
 @dataclass
@@ -36,6 +39,10 @@ class ModelTask:
     """Whose; None: an anonymous client's."""
     quota: str | None = None
     """Until it ends: the owner whose number of tasks counts it."""
+    counted: str | None = None
+    """The owner whose bound counts what it keeps."""
+    longest: int = 0
+    """The longest time for which its record is kept; 0: any."""
     attempt: int = 0
     token: bytes | None = None
     nth: int = 0
@@ -54,6 +61,13 @@ class ModelTask:
     keep: int = 0
     stdout: bytes = b""
     dropped: bool = False
+    request_dropped: bool = False
+
+    @property
+    def given(self) -> int:
+        """Bytes that count once it has ended."""
+        size = len(codec.pack_spec(self.spec))
+        return size if size >= GIVEN_BYTES else 0
 
     @property
     def queue(self) -> str:
@@ -68,13 +82,30 @@ class ModelTask:
         return Fence(self.id, self.attempt, self.token or b"")
 
 
-class Output(NamedTuple):
+class Kept(NamedTuple):
     """What counts towards `max_result_bytes`: until its record vanishes by itself, also if it is deleted."""
 
-    finished: int
-    id: str
-    size: int
+    order: int
+    """What is dropped first: outputs before what was given, both before those of failed tasks; then the oldest."""
+    member: str
+    """Its id, when that ended, ":" for outputs or "+" for what it was given, bytes, the owner whose bound has it."""
     until: int
+
+    @property
+    def id(self) -> str:
+        return self.member[:36]
+
+    @property
+    def given(self) -> bool:
+        return "+" in self.member
+
+    @property
+    def size(self) -> int:
+        return int(re.split("[:+ ]", self.member)[1])
+
+    @property
+    def owner(self) -> str:
+        return self.member.partition(" ")[2]
 
 
 def ms(seconds: float) -> int:
@@ -92,7 +123,7 @@ class Model:
         self.tasks: dict[str, ModelTask] = {}
         self.queues: dict[str, bool] = {}
         """Name to paused."""
-        self.outputs: list[Output] = []
+        self.kept: list[Kept] = []
         self.published: list[tuple[str, str]] = []
         self._order = 0
         self._ticked = 0
@@ -136,7 +167,7 @@ class Model:
                 later = due > self.now
                 state = State.SCHEDULED if later else State.READY
                 task = ModelTask(spec.id, spec, self.now, state, due or self.now, self._next(), owner=self.owner)
-                task.quota = self.quota and self.quota.owner
+                self._limit(task)
                 self.tasks[spec.id] = task
                 outcomes.append(state.value)
                 if later:
@@ -157,6 +188,8 @@ class Model:
             return "foreign"
         if old.state not in TERMINAL:
             return old.state.value
+        if old.request_dropped:
+            return "dropped"
         refused = self._refusal(old.queue)
         if refused:
             return refused
@@ -164,7 +197,7 @@ class Model:
         self.tasks[new_id] = ModelTask(
             new_id, spec, self.now, State.READY, self.now, self._next(), origin=task_id, owner=old.owner
         )
-        self.tasks[new_id].quota = self.quota and self.quota.owner
+        self._limit(self.tasks[new_id])
         self._publish("ready", f"{old.queue} 1")
         return "ready"
 
@@ -179,8 +212,12 @@ class Model:
         for task in [*self._in(State.SCHEDULED), *self._in(State.READY)]:
             if self._too_late(task):
                 self._close(task, State.EXPIRED, "expires_at")
-        self.outputs = [output for output in self.outputs if output.until > self.now]
-        self._drop_outputs()
+        self.kept = [kept for kept in self.kept if kept.until > self.now]
+        for owner in {kept.owner for kept in self.kept} - {""}:
+            most = self.policy.kept_bounds.get(owner, self.policy.kept_bounds.get("", 0))
+            if most:
+                self._drop(most, owner)
+        self._drop(self.policy.max_result_bytes)
         upcoming = sorted({task.due for task in self.scheduled() if task.due <= self.now + WINDOW_MS})
         return dict(gained), upcoming, lost
 
@@ -239,6 +276,7 @@ class Model:
                 task.token, task.nth, task.worker, task.claimed, task.graced = token, nth, worker, self.now, 0
                 task.lease_end = self.now + self.policy.lease_ms
                 claimed.append(task)
+        self._settle()
         return claimed
 
     def extend(self, worker: str, held: list[Fence], claims: list[bytes], *, upto: int = 0) -> list[str]:
@@ -255,6 +293,7 @@ class Model:
         for task in self.running():
             if task.worker == worker and task.nth <= upto and task.id not in known and task.token not in claims:
                 self._hand_back(task, woken)
+        self._settle()
         self._wake(woken)
         return answers
 
@@ -274,22 +313,18 @@ class Model:
             task.attempts.append((task.attempt, reason))
             task.failures += verdict != "succeeded"
             if verdict == "succeeded":
-                self._close(task, State.SUCCEEDED, reason)
+                self._close(task, State.SUCCEEDED, reason, stdout)
             elif task.cancel:
-                self._close(task, State.CANCELLED, reason)
+                self._close(task, State.CANCELLED, reason, stdout)
             elif verdict == "final" or task.failures > len(task.spec.retry):
-                self._close(task, State.FAILED, reason)
+                self._close(task, State.FAILED, reason, stdout)
             else:
                 task.state, task.reason = State.SCHEDULED, reason
                 task.due = self.now + ms(task.spec.retry[task.failures - 1])
                 task.order = self._next()
                 dues.append(task.due)
-            if task.state in TERMINAL and stdout:
-                task.stdout = stdout
-                self.outputs.append(Output(self.now, task.id, len(stdout), self.now + task.keep))
             answers.append(task.state.value)
-        if self._ticked:  # else the worker knows of no limit
-            self._drop_outputs()
+        self._settle()
         self._announce(earliest, dues)
         return answers
 
@@ -302,6 +337,7 @@ class Model:
             else:
                 self._hand_back(task, woken)
                 answers.append(task.state.value)
+        self._settle()
         self._wake(woken)
         return answers
 
@@ -314,6 +350,7 @@ class Model:
         found = task.state
         if found in (State.SCHEDULED, State.READY):
             self._close(task, State.CANCELLED, "cancelled")
+            self._settle()
         elif found is State.RUNNING:
             task.cancel = True
             self._publish("cancel", f"{task.worker} {task.id}")
@@ -328,7 +365,7 @@ class Model:
         if task.state not in TERMINAL:
             return task.state.value
         del self.tasks[task_id]
-        self.outputs = [output for output in self.outputs if (output.id, output.finished) != (task_id, task.finished)]
+        self.kept = [kept for kept in self.kept if not kept.member.startswith(f"{task_id}{task.finished}")]
         return "forgotten"
 
     def wait(self, task_id: str) -> str:
@@ -351,18 +388,39 @@ class Model:
 
     # ── parts of them ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _drop_outputs(self) -> None:
-        """The oldest first."""
-        self.outputs.sort()
-        while sum(output.size for output in self.outputs) > self.policy.max_result_bytes:
-            task = self.tasks.get(self.outputs.pop(0).id)
-            if task is not None:
+    def _settle(self) -> None:
+        """At the end of a call that may have ended tasks."""
+        if self._ticked:  # else there is no limit yet
+            self._drop(self.policy.max_result_bytes)
+
+    def _drop(self, most: int, owner: str | None = None) -> None:
+        """Of all, or of an owner."""
+        self.kept.sort()
+        theirs = [kept for kept in self.kept if owner in (None, kept.owner)]
+        while sum(kept.size for kept in theirs) > most:
+            kept = theirs.pop(0)
+            self.kept.remove(kept)
+            task = self.tasks.get(kept.id)
+            if task is not None and kept.given:
+                task.request_dropped = True
+            elif task is not None:
                 task.stdout, task.dropped = b"", True
+
+    def _limit(self, task: ModelTask) -> None:
+        """As the rules of the client have it."""
+        if self.quota:
+            task.quota = self.quota.owner if self.quota.most else None
+            task.counted = self.quota.owner if self.quota.bounded else None
+            task.longest = self.quota.keep_ms
 
     def _refusal(self, queue: str) -> str | None:
         if sum(task.state not in TERMINAL for task in self.tasks.values()) >= self.policy.max_tasks:
             return "too_many_tasks"
-        if self.quota and sum(task.quota == self.quota.owner for task in self.tasks.values()) >= self.quota.most:
+        if (
+            self.quota
+            and self.quota.most
+            and sum(task.quota == self.quota.owner for task in self.tasks.values()) >= self.quota.most
+        ):
             return "quota_exceeded"
         if queue not in self.queues:
             if len(self.queues) >= self.policy.max_queues:
@@ -395,10 +453,17 @@ class Model:
         """To ready, at its old place: `order` has not changed since it was claimed."""
         task.state, task.token = State.READY, None
 
-    def _close(self, task: ModelTask, state: State, reason: str) -> None:
-        task.state, task.reason, task.finished, task.cancel = state, reason, self.now, False
+    def _close(self, task: ModelTask, state: State, reason: str, stdout: bytes = b"") -> None:
+        task.state, task.reason, task.finished, task.cancel, task.stdout = state, reason, self.now, False, stdout
         keep = ms(task.spec.keep_result_s or 0) or self.policy.keep_ms
         task.keep = max(keep, self.policy.failed_keep_ms) if state is State.FAILED else keep
+        task.keep = min(task.keep, task.longest or task.keep)
+        suffix = f" {task.counted}" if task.counted else ""
+        for given, size in ((False, len(stdout)), (True, task.given)):
+            if size:
+                order = (2 * (state is State.FAILED) + given) * 2**42 + self.now
+                member = f"{task.id}{self.now}{':+'[given]}{size}{suffix}"
+                self.kept.append(Kept(order, member, self.now + task.keep))
         if task.watched:
             self._publish("ended", task.id)
         task.watched, task.quota = False, None

@@ -172,6 +172,15 @@ def test_a_result_from_a_hash() -> None:
     )
 
 
+def test_of_a_request_that_was_dropped_the_rest_is_left() -> None:
+    fields = hash_of(s="1" * 40, g=0)
+    found = codec.result_of("id", fields, 0)
+    assert (found.request_dropped, found.args, found.tags, found.name) == (True, (), (), "example")
+    assert codec.spec_in(fields) == codec.NO_SPEC
+    kept = codec.result_of("id", hash_of(g=5000), 0)
+    assert (kept.request_dropped, kept.args) == (False, ("1",))
+
+
 def test_the_schedule_says_when_a_scheduled_task_is_due() -> None:
     assert codec.result_of("id", hash_of(t="scheduled", due=1500), 2500).due_at == 2.5
     assert codec.result_of("id", hash_of(), 0).due_at == 1.0

@@ -21,9 +21,9 @@ def used(store: TimedStore) -> Iterator[TimedStore]:
     """A namespace with every kind of key, and nothing wrong with it."""
     store.policy = LIMITS
     store.client.hset(store.keys.meta, mapping={"schema": 1, "cluster": "0" * 32})
+    store.quota = Quota("alice", 2, True)
     store.put()
     store.finish(store.ended(store.take(), stdout=b"57"))
-    store.quota = Quota("alice", 2)
     store.put()
     store.quota = None
     store.take()
@@ -101,6 +101,9 @@ SPOILT: dict[str, Spoil] = {
     "a wrong sum of outputs": lambda r, p, s: r.hincrby(s.keys.meta, "kept", 1),
     "an output that nothing counts": lambda r, p, s: r.hset(ended(s), "err", "uncounted"),
     "an output that is never taken off": lambda r, p, s: r.delete(f"{p}outputs:until"),
+    "an output that an owner's index lacks": lambda r, p, s: r.delete(f"{p}kept:alice"),
+    "a wrong sum of an owner": lambda r, p, s: r.zincrby(f"{p}kept", 1, "alice"),
+    "a wrong size of what was given": lambda r, p, s: r.hset(ended(s), "g", 5000),
     "more outputs than may be": lambda r, p, s: (
         [r.zadd(f"{p}outputs:{index}", {f"{s.new_id()[:-1]}f1:100": 1}) for index in ("ended", "until")]
         + [r.hincrby(s.keys.meta, "kept", 100)]

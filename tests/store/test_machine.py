@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha1
 from typing import Any
 from uuid import uuid4
 
@@ -31,7 +32,14 @@ from tests.store.listener import ChannelListener
 from tests.store.model import Model, ModelTask
 from tests.store.syncstore import START_MS, TimedStore, with_id
 
-POLICY = Policy(max_queues=3, max_queue_length=12, max_tasks=14, max_result_bytes=6, max_lost=2)
+POLICY = Policy(
+    max_queues=3,
+    max_queue_length=12,
+    max_tasks=14,
+    max_result_bytes=4000,
+    max_lost=2,
+    kept_bounds={"alice": 1800, "": 2500},
+)
 QUEUES = ["default", "q", "r", "one-too-many"]
 WORKERS = ["w1", "w2"]
 
@@ -51,6 +59,7 @@ specs = st.fixed_dictionaries(
         "expires_at": mostly(None, *(START_MS / 1000 + s for s in (0.001, 10, 60))),
         "keep_result_s": mostly(None, 100.0, 1e6),
         "on_lost": mostly("retry", "fail"),
+        "args": mostly((), ("x" * 1020,), ("x" * 1021,), ("y" * 1500,)),
     }
 ).map(lambda fields: fields if not fields["delay_s"] else {**fields, "start_at": 0.0})
 picks = st.integers(0, 10_000)
@@ -94,7 +103,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert (found.outcomes, dict(found.ready), found.due_ms) == self.model.submit(specs)
 
     @rule(
-        quota=st.sampled_from([None, Quota("alice", 2), Quota("alice", 4), Quota("bob", 3)]),
+        quota=st.sampled_from(
+            [
+                None,
+                Quota("alice", 2),
+                Quota("alice", 4, True),
+                Quota("alice", 0, True, 50_000),
+                Quota("bob", 3, True),
+                Quota("bob", 0, False, 50_000),
+            ]
+        ),
         owner=mostly(None, "alice", "bob"),
         own_only=st.booleans(),
     )
@@ -163,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._claim("w1", QUEUES[:3], 1, self.store.new_token(), again=False)
         running = [task.fence for task in self.model.running() if task.worker == "w1"]
         if running:
-            self._finish("w1", [(running[pick % len(running)], verdict, b"out")], cut=False)
+            self._finish("w1", [(running[pick % len(running)], verdict, b"out" * 200)], cut=False)
 
     @precondition(lambda self: any(self.model.ready(queue) for queue in QUEUES[:3]))
     @rule(n=st.integers(1, 3), under_way=st.booleans(), again=st.booleans())
@@ -247,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fences)
     @rule(picked=st.lists(st.tuples(picks, verdicts), min_size=1, max_size=3), cut=st.booleans())
     def finish(self, picked: list[tuple[int, str]], cut: bool) -> None:
-        ended = [(self._fence(pick), verdict, str(pick).encode()) for pick, verdict in picked]
+        ended = [(self._fence(pick), verdict, str(pick).encode() * 200) for pick, verdict in picked]
         for worker in WORKERS:
             self._finish(worker, [row for row in ended if self._worker(row[0]) == worker], cut=cut)
 
@@ -322,10 +340,7 @@ class StoreMachine(RuleBasedStateMachine):
     def all_is_the_same(self) -> None:
         view = keyspace.dump(self.store.client, self.store.keys)
         keyspace.check(view, POLICY)
-        kept = {
-            f"{output.id}{output.finished}:{output.size}": (output.finished, output.until)
-            for output in self.model.outputs
-        }
+        kept = {kept.member: (kept.order, kept.until) for kept in self.model.kept}
         ended, until = ({member.decode(): int(at) for member, at in index(view, name).items()} for name in OUTPUTS)
         assert {member: (at, until[member]) for member, at in ended.items()} == kept
         assert {key for key in view if key.startswith("task:")} == {f"task:{task_id}" for task_id in self.model.tasks}
@@ -386,12 +401,15 @@ def shown(entry: keyspace.Entry) -> dict[str, Any]:
         "reason": text.get("reason", b"").decode(),
         "stdout": text.get("out", b""),
         "dropped": "dropped" in text,
+        "spec": text["s"],
+        "limits": text.get("k", b"").decode(),
         # Its TTL runs by the server's own clock: a minute is room enough for any run.
         "keep": 0 if entry.ttl_ms < 0 else -(-entry.ttl_ms // 60_000),
     }
 
 
 def expected(task: ModelTask) -> dict[str, Any]:
+    spec = codec.pack_spec(task.spec)
     return {
         "state": task.state,
         "created": task.created,
@@ -413,6 +431,8 @@ def expected(task: ModelTask) -> dict[str, Any]:
         "reason": task.reason,
         "stdout": task.stdout,
         "dropped": task.dropped,
+        "spec": sha1(spec).hexdigest().encode() if task.request_dropped else spec,
+        "limits": f"{task.longest or ''}{f' {task.counted}' if task.counted else ''}",
         "keep": -(-task.keep // 60_000),
     }
 

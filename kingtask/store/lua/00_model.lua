@@ -25,15 +25,20 @@ Keys. All have the prefix `{<namespace>}:` (one hash slot); KEYS[1] is `{<namesp
   owned:<owner>    zset   id → when accepted, ms; living tasks of an owner whose number of tasks is limited
   held:<worker>    hash   id → attempt number ':' number of the claim ':' token; the worker's attempts (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
-  outputs:ended    zset   id, ms at which its task ended, ':', bytes → that ms; kept outputs, dropped oldest first
-  outputs:until    zset   the same member → ms at which its record vanishes; both entries are removed then
+  outputs:ended    zset   what ended tasks keep, in the order of dropping: id, ms at which the task ended, ':' (outputs)
+                          or '+' (what it was given), bytes, and ' <owner>' if they count for the bound of an owner →
+                          class * 2^42 + that ms. Classes: outputs 0, given 1, of failed tasks 2 and 3
+  outputs:until    zset   the same member → ms at which its record vanishes; all its entries are removed then
+  kept:<owner>     zset   the same members of one owner whose bytes are bounded, with the same scores
+  kept             zset   such an owner → bytes
   queues           hash   queue → '0', or '1' when paused; at most max_queues
   counts:<queue>   hash   totals, the numbers now `scheduled` and `running`, `touched` (ms), and the totals as msgpack
                           maps: `began`, when the minute of `touched` began, `before`, when the one before it began
   workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob; capped
   workers:seen, brokers:seen  zset   name → ms of that heartbeat
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage),
-                          live (tasks that have not ended), kept (bytes of outputs), max_kept (as the last tick set it)
+                          live (tasks that have not ended), kept (bytes that ended tasks keep), max_kept (as the
+                          last tick set it)
 
 Fields of task:<id>
   PLAN (p)         msgpack array {name, start, retry, queue, priority, delay, keep, expires, on_lost}, as sent, in ms;
@@ -44,6 +49,9 @@ Fields of task:<id>
                    waiting tasks every letter is 10 MB (366 → 350 bytes a task), and every argument of a call costs time
   OWNER (w)        who may act on the task with `of: own`; absent: an anonymous client's. A requeue keeps it
   QUOTA (o)        the owner whose number of tasks counts this one; removed at the end of the task
+  GIVEN (g)        bytes of SPEC, if at least 1 KiB; '0' once it was dropped: SPEC then is the SHA-1 of what it was
+  LIMITS (k)       of the client: the longest time for which the record is kept, ms or nothing, then ' <owner>' if what
+                   it keeps counts for a bound of this owner; absent: none
   due              ms; absent while scheduled (the score has it); absent if never scheduled: then its start or CREATED
   attempt, token, worker, claimed, place   fence of the last claim, its instant, and the task's place in ready then
                                     (they stay after the end: to remove them would be one more call)
@@ -68,13 +76,15 @@ local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- with more queues `live` is not recounted: these take 1 ms
 local OWNED_SAMPLE = 50       -- tasks of an owner that are examined when it has as many as it may have
 local PAGE = 100              -- queues in one page; a small hash is read whole (512 at most)
-local CLAIM_BYTES = 1048576   -- bytes of specs after which a claim ends
+local CLAIM_BYTES = 1048576   -- bytes of specs after which a claim ends, or a drop of specs
 local CUT_BYTES = 4096        -- bytes of outputs that finish_cut takes
+local GIVEN_BYTES = 1024      -- what was given counts from this size on
 local IDLE_QUEUE = 86400000   -- ms after which the name of an empty queue is forgotten
 local BAND = 281474976710656  -- 2^48: room for the sequence below each priority
+local CLASS = 4398046511104   -- 2^42: room for the ms (until 2109) in each class of `outputs:ended`
 local STEP = 1 / 1024         -- fractions of a ms in `schedule`: exact in a double until the year 2248
 
-local PLAN, SPEC, STATE, CREATED, OWNER, QUOTA = 'p', 's', 't', 'c', 'w', 'o'
+local PLAN, SPEC, STATE, CREATED, OWNER, QUOTA, GIVEN, LIMITS = 'p', 's', 't', 'c', 'w', 'o', 'g', 'k'
 
 local TRANSITIONS = {
   scheduled = {ready = true, cancelled = true, expired = true},
@@ -124,6 +134,7 @@ function key.use(meta)
   key.meta, key.queues = meta, prefix .. 'queues'
   key.schedule, key.running, key.expiry = prefix .. 'schedule', prefix .. 'running', prefix .. 'expiry'
   key.outputs_ended, key.outputs_until = prefix .. 'outputs:ended', prefix .. 'outputs:until'
+  key.kept_bytes = prefix .. 'kept'
 end
 
 function key.task(id) return prefix .. 'task:' .. id end
@@ -131,6 +142,7 @@ function key.ready(queue) return prefix .. 'ready:' .. queue end
 function key.counts(queue) return prefix .. 'counts:' .. queue end
 function key.owned(owner) return prefix .. 'owned:' .. owner end
 function key.held(worker) return prefix .. 'held:' .. worker end
+function key.kept(owner) return prefix .. 'kept:' .. owner end
 function key.finished(state) return prefix .. 'finished:' .. state end
 function key.peers(kind) return prefix .. kind end  -- workers or brokers
 function key.seen(kind) return prefix .. kind .. ':seen' end

@@ -22,6 +22,8 @@ function fcall.begin(keys, args)
     stored = stored,       -- as read; `settle` writes those of the three that have changed
     counts = {},           -- by queue: how much its numbers grow; `settle` writes them
     closed = {},           -- states in which tasks ended: `settle` trims their index finished:<state>
+    ended = nil,           -- entries of outputs.collect: `settle` writes them
+    kept_of = {},          -- by owner: bytes that its ended tasks keep, if they are bounded; `settle` writes them
     gained = {},           -- by queue: how many tasks became ready
     earliest = nil,        -- once a task is scheduled here: the earliest instant before, or false if there was none
     problem = nil,         -- an error that ends the call after its work: `settle` raises it
@@ -71,6 +73,8 @@ local TOTALS = {'sequence', 'live', 'kept'}
 -- Ends every function that changes tasks: writes what changed in memory.
 function fcall.settle(c)
   for queue, gained in pairs(c.counts) do write_counts(c, queue, gained) end
+  local ok, problem = pcall(outputs.settle, c)  -- if it fails, the ends are counted, and the caller repeats the call
+  if not ok then c.problem = c.problem or problem end
   local sets = {}
   c.kept = math.max(c.kept, 0)  -- a negative number: an index was deleted from outside
   for _, field in ipairs(TOTALS) do

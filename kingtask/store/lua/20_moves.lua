@@ -97,7 +97,7 @@ function moves.enter_schedule(c, rows)
   for queue, n in pairs(gained) do counts.add(c, queue, 'scheduled', n) end
 end
 
--- Ends a task; `fields` of its last attempt are written with the rest. Returns for how many ms its record is kept.
+-- Ends a task; `fields` of its last attempt are written with the rest.
 function moves.close(c, task, to, reason, fields)
   local id, path, plan = task.id, task.path, task.plan
   local keep = plan.keep > 0 and plan.keep or c.args.keep
@@ -105,11 +105,14 @@ function moves.close(c, task, to, reason, fields)
   fields = fields or {}
   local due = task[STATE] == 'scheduled' and call('ZSCORE', key.schedule, id)
   if due then add(fields, 'due', int(floor(tonumber(due)))) end
-  local watched, quota, cancel, graced = task.watched, task[QUOTA], task.cancel, task.graced
+  local watched, quota, cancel, graced, given, limits =
+    task.watched, task[QUOTA], task.cancel, task.graced, task[GIVEN], task[LIMITS]
   if watched == nil then
-    watched, quota, cancel, graced = unpack(call('HMGET', path, 'watched', QUOTA, 'cancel', 'graced'))
+    watched, quota, cancel, graced, given, limits =
+      unpack(call('HMGET', path, 'watched', QUOTA, 'cancel', 'graced', GIVEN, LIMITS))
   end
   leave(c, task, to)
+  keep = outputs.collect(c, task, to, keep, given, limits)
   c.live = c.live - 1
   -- By pcall: these two indexes limit and list tasks; if they are damaged, they must not block the end.
   if quota then redis.pcall('ZREM', key.owned(quota), id) end
@@ -120,7 +123,6 @@ function moves.close(c, task, to, reason, fields)
   c.closed[to] = true
   counts.add(c, plan.queue, to, 1)
   if watched then fcall.publish(c, 'ended', id) end
-  return keep
 end
 
 -- Ends a waiting task that may not be started any more; returns whether it did.

@@ -58,11 +58,12 @@ local function owner_of(c, owner, most)
 end
 
 -- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
--- quota: absent, or {owner, how many tasks it may have that have not ended}
+-- quota: absent, or {owner, how many tasks it may have that have not ended (0: any number), whether a bound counts what
+-- its ended tasks keep, for how many ms a record may be kept (0: any time)}
 function tasks.admit(c, plan, quota)
   local queue, new = plan.queue, c.new
   if c.live >= c.args.max_tasks then return 'too_many_tasks' end
-  if quota and owner_of(c, unpack(quota)).left <= 0 then return 'quota_exceeded' end
+  if quota and quota[2] > 0 and owner_of(c, unpack(quota, 1, 2)).left <= 0 then return 'quota_exceeded' end
   local room = new.rooms[queue]
   if room == nil then room = enter_queue(c, queue) end
   if not room then return 'too_many_queues' end
@@ -77,14 +78,20 @@ function tasks.create(c, task)
   c.live = c.live + 1
   new.submitted[queue] = (new.submitted[queue] or 0) + 1
   new.created[#new.created + 1] = task
-  if task.owner or task.quota then task.more = task.more or {} end
+  local given = #task.spec
+  if task.owner or task.quota or given >= GIVEN_BYTES then task.more = task.more or {} end
   if task.owner then add(task.more, OWNER, task.owner) end
+  if given >= GIVEN_BYTES then add(task.more, GIVEN, int(given)) end
   if task.quota then
-    local owner = unpack(task.quota)
-    local of = new.owners[owner]
-    of.left = of.left - 1
-    add(of.adds, c.now_text, task.id)
-    add(task.more, QUOTA, owner)
+    local owner, most, bounded, longest = unpack(task.quota)
+    if most > 0 then
+      local of = new.owners[owner]
+      of.left = of.left - 1
+      add(of.adds, c.now_text, task.id)
+      add(task.more, QUOTA, owner)
+    end
+    local limits = (longest > 0 and int(longest) or '') .. (bounded and ' ' .. owner or '')
+    if limits ~= '' then add(task.more, LIMITS, limits) end
   end
   if due > c.now then
     task[STATE], task.due = 'scheduled', due
@@ -113,6 +120,11 @@ function tasks.flush(c)
   for queue, n in pairs(new.submitted) do counts.add(c, queue, 'submitted', n) end
 end
 
+-- The SPEC of a record is this one, or the digest of it: it was dropped.
+local function is_spec(stored, spec)
+  return stored == spec or stored and #stored == 40 and stored == redis.sha1hex(spec)
+end
+
 -- args {db, max_queues, max_queue_length, max_tasks, tasks = {{id, spec, plan, quota, owner}, …}}; quota: as in admit;
 -- owner: absent if anonymous. The task of another owner is a conflict, whatever it is: the client learns nothing of it.
 -- Returns {now_us, {outcome, …}, {queue, n, …}, {due, …}}; outcome: ready, scheduled, exists, conflict, or as of admit.
@@ -136,7 +148,7 @@ local function submit(keys, args)
     end
     if known then
       local spec, packed, owner = unpack(known)
-      local same = spec == task.spec and packed == task.plan.packed and owner == task.owner
+      local same = packed == task.plan.packed and owner == task.owner and is_spec(spec, task.spec)
       outcomes[i] = same and 'exists' or 'conflict'
     else
       local refusal = tasks.admit(c, task.plan, task.quota)
@@ -163,7 +175,8 @@ function tasks.hidden(c)
 end
 
 -- args {db, id, new_id, of, max_queues, max_queue_length, max_tasks, quota}: a new task, due now, of a terminal one.
--- Returns {outcome, queue}; outcome: ready, exists, conflict, of hidden, the state of a living one, or as of admit.
+-- Returns {outcome, queue}; outcome: ready, exists, conflict, of hidden, the state of a living one, dropped (its SPEC
+-- was), or as of admit.
 local function requeue(keys, args)
   local c = begin(keys, args)
   local id, path = c.args.new_id, key.task(c.args.new_id)
@@ -174,9 +187,11 @@ local function requeue(keys, args)
   end
   local hidden = tasks.hidden(c)
   if hidden then return {hidden, ''} end
-  local packed, spec, state, owner = unpack(call('HMGET', key.task(c.args.id), PLAN, SPEC, STATE, OWNER))
+  local packed, spec, state, owner, given =
+    unpack(call('HMGET', key.task(c.args.id), PLAN, SPEC, STATE, OWNER, GIVEN))
   if not packed then return {'missing', ''} end
   if not TERMINAL[state] then return {state, ''} end
+  if given == '0' then return {'dropped', ''} end
   local plan, quota = plans.read_for_now(packed), c.args.quota
   local refusal = tasks.admit(c, plan, quota)
   if refusal then return {refusal, ''} end

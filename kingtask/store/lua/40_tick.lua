@@ -138,7 +138,8 @@ local function upcoming(c, window, limit)
   return instants, #found / 2 < limit
 end
 
--- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, max_result_bytes, upcoming, window, housekeep}
+-- args {db, broker, heartbeat, keep, failed_keep, lease, max_lost, max_result_bytes, bounds (of outputs.bound),
+-- upcoming, window, housekeep}
 -- Returns {now_us, {queue, n, …}, {instant ms, …}, complete, more, lost as of reap}: the earliest `upcoming` instants
 -- within `window` ms; complete = 1 if there are no others in it; more = 1 if work was left for another tick.
 local function tick(keys, args)
@@ -150,7 +151,9 @@ local function tick(keys, args)
   local promoted = promote(c)
   local reaped, lost = reap(c)
   local expired = expire(c)
+  outputs.keep(c)
   local vanished = outputs.forget_vanished(c)
+  local bounded = outputs.bound(c, a.bounds)
   local dropped = outputs.drop(c, a.max_result_bytes)
   if a.housekeep == 1 then
     peers.hear(c, 'brokers', a.broker, a.heartbeat)
@@ -158,9 +161,9 @@ local function tick(keys, args)
   end
   fcall.settle(c)
   local instants, complete = upcoming(c, a.window, a.upcoming)
-  local more = math.max(promoted, reaped, expired, vanished, dropped) == BUDGET
+  local more = math.max(promoted, reaped, expired, vanished, bounded, dropped) >= BUDGET
   return {c.us, flat(c.gained), instants, complete and 1 or 0, more and 1 or 0, lost}
 end
-register('tick', tick, 'allow-oom')  -- it moves and ends stored tasks, whose outputs it drops
+register('tick', tick, 'allow-oom')  -- it moves and ends stored tasks, and drops what they keep
 
 end

@@ -2,7 +2,7 @@ do  -- Attempts: the functions claim, extend, finish, finish_cut, release, for w
 
 local TO_GRANT = {PLAN, STATE, 'attempt', 'token', SPEC, 'due', CREATED, 'claimed'}
 local TO_GIVE_BACK = {PLAN, STATE, 'attempt', 'token', 'cancel', 'place', 'claimed'}
-local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', QUOTA, 'cancel', 'graced', 'failures'}
+local TO_FINISH = {PLAN, STATE, 'attempt', 'token', 'watched', QUOTA, 'cancel', 'graced', 'failures', GIVEN, LIMITS}
 
 -- The task of an attempt {id, number, token, …}, with these fields. Nil if the worker does not hold the attempt, or the
 -- record is damaged.
@@ -171,10 +171,10 @@ local function extend(keys, args)
 end
 register('extend', extend, 'allow-oom')  -- otherwise a full store would end every lease
 
--- Records the end of one attempt {id, number, token, verdict, reason, record, out, err, out_size, err_size}, and adds
--- its outputs to `kept`. Returns the new state of the task, 'recorded' (if it was before) or 'fenced'.
+-- Records the end of one attempt {id, number, token, verdict, reason, record, out, err, out_size, err_size}. Returns
+-- the new state of the task, 'recorded' (if it was before) or 'fenced'.
 -- verdict: succeeded | failed | final (failed, no retry)
-local function finish_one(c, row, kept)
+local function finish_one(c, row)
   local id, number, _, verdict, reason, record, out, err, out_size, err_size = unpack(row)
   local task = read_held(c, row, TO_FINISH)
   if not task then return 'fenced' end
@@ -194,19 +194,17 @@ local function finish_one(c, row, kept)
   add(fields, 'err_size', int(err_size))
   if #out > 0 then add(fields, 'out', out) end
   if #err > 0 then add(fields, 'err', err) end
-  local keep = moves.close(c, task, to, to == 'succeeded' and '' or reason, fields)
-  if #out + #err > 0 then kept[#kept + 1] = {id = id, bytes = #out + #err, keep = keep} end
+  task.bytes = #out + #err
+  moves.close(c, task, to, to == 'succeeded' and '' or reason, fields)
   return to
 end
 
 -- args {db, worker, keep, failed_keep, ended = {row of finish_one, …}, lease, claim}; claim: absent, or {queues, n,
 -- token, nth, hints}: claimed by the same call. Returns {now_us, {answer, …}}, then tasks and more as of take.
 local function finish_all(c)
-  local kept = {}
-  local answers = fcall.answer_each(c, 'finish', c.args.ended, finish_one, kept)
+  local answers = fcall.answer_each(c, 'finish', c.args.ended, finish_one)
   local ok, granted, more = pcall(function()  -- if it fails, the ends are counted, and the worker repeats the call
-    outputs.keep(c, kept)
-    if c.max_kept then outputs.drop(c, c.max_kept) end  -- otherwise there was no tick yet
+    outputs.settle(c)
     if c.args.claim then return take(c, c.args.claim) end
   end)
   fcall.settle(c)

@@ -25,9 +25,10 @@ local function forget(keys, args)
   local c = fcall.begin(keys, args)
   local id, path, hidden = c.args.id, key.task(c.args.id), tasks.hidden(c)
   if hidden then return hidden end
-  local state, ended, out, err = unpack(call('HMGET', path, STATE, 'finished', 'out', 'err'))
+  local state, ended, out, err, given, limits =
+    unpack(call('HMGET', path, STATE, 'finished', 'out', 'err', GIVEN, LIMITS))
   if not TERMINAL[state] then return state or 'missing' end
-  outputs.forget_one(c, id, ended, #(out or '') + #(err or ''))
+  outputs.forget_one(c, id, ended, #(out or '') + #(err or ''), given, limits)
   call('DEL', path)
   redis.pcall('ZREM', key.finished(state), id)
   fcall.settle(c)

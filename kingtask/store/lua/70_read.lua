@@ -112,8 +112,8 @@ end
 register('stats', stats, 'no-writes')
 
 -- args {cursor ('0' at first)}. About a hundred queues at a time, for callers that poll and compute rates themselves.
--- Returns {now_us, next cursor ('0': that was all), {row of queue_rows, …}, number of queues, of living tasks, bytes of
--- outputs, workers and brokers heard from lately}
+-- Returns {now_us, next cursor ('0': that was all), {row of queue_rows, …}, number of queues, of living tasks, bytes
+-- that ended tasks keep, workers and brokers heard from lately}
 local function queues(keys, args)
   local c = fcall.begin(keys, args)
   local cursor, found = unpack(call('HSCAN', key.queues, c.args.cursor, 'COUNT', PAGE))

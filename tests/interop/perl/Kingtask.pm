@@ -20,7 +20,7 @@ use constant { BATCH => 1000, MESSAGE_BYTES => 4_194_304, UNDER_WAY => 500 };
 my %ABSENT = (
     args => [], tags => [], origin => undef, reason => '', cancelling => 0, worker => undef, attempt => 0,
     started_at => undef, finished_at => undef, stdout => '', stderr => '', stdout_size => 0, stderr_size => 0,
-    dropped => 0, attempts => [],
+    dropped => 0, request_dropped => 0, attempts => [],
 );
 
 # What kind each field of a request is; Perl does not tell 5 from "5", msgpack does. All others are text.
