@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from kingtask import protocol
-from kingtask.clock import monotonic_s
+from kingtask.clock import duration_ms, monotonic_s
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.config.sandbox_settings import first_unlisted
 from kingtask.errors import Busy, PermissionDenied, RequestRefused
@@ -89,7 +89,8 @@ class ClientPolicy:
         self.owner = None if audit.client == ANONYMOUS else rule.owner or audit.client
         self.of = self.owner if (rule.of or ("own" if rule.bounded else "all")) == "own" else None
         """The only owner on whose tasks the client may act; None: on all."""
-        self.quota = None if rule.max_outstanding is None else Quota(self.owner or audit.client, rule.max_outstanding)
+        bounds = rule.max_outstanding or 0, rule.max_kept_bytes is not None, duration_ms(rule.max_keep_result or 0)
+        self.quota = Quota(self.owner or audit.client, *bounds) if any(bounds) else None
 
     def depends_on_task(self, request: protocol.ById) -> bool:
         """True if `check_task` has to see the stored task first."""
@@ -107,7 +108,7 @@ class ClientPolicy:
             self._deny(op, {"queue": queue}, "queue", f"not one of this client's: {queue}", "queues")
 
     def check_submit(self, spec: TaskSpec, place: str, now_s: float) -> Quota | None:
-        """Check one task of a submit, at `place` of the request. Return the bound that only the store can check."""
+        """Check one task of a submit, at `place` of the request. Return the bounds that only the store can keep."""
         self._check_names("submit", spec.id, spec.name, spec.queue, place)
         self._check_limits("submit", spec, place)
         self._check_rate(place, now_s)
@@ -116,7 +117,7 @@ class ClientPolicy:
     def check_task(self, op: str, task: Result, packed_spec: bytes, now_s: float) -> None:
         """Check the stored task on which a request acts. A requeue is held to the limits of a submit."""
         self._check_names(op, task.id, task.name, task.queue, "id")
-        if op == "requeue":
+        if op == "requeue" and not task.request_dropped:  # otherwise the store refuses it
             stored = unpack_spec(packed_spec)
             limit_s = stored.time_limit_ms / 1000
             spec = TaskSpec(id=task.id, name=task.name, priority=task.priority, time_limit_s=limit_s, env=stored.env)
@@ -158,6 +159,9 @@ class ClientPolicy:
         if rule.max_time_limit is not None and not 0 < (spec.time_limit_s or 0) <= rule.max_time_limit:
             why = f"expected one of at most {rule.max_time_limit:g} s"
             self._deny(op, subject, f"{place}.time_limit_s", why, "max_time_limit")
+        if rule.max_keep_result is not None and (spec.keep_result_s or 0) > rule.max_keep_result:
+            why = f"expected at most {rule.max_keep_result:g} s, got {spec.keep_result_s:g}"
+            self._deny(op, subject, f"{place}.keep_result_s", why, "max_keep_result")
         if rule.env is not None and (name := first_unlisted(spec.env, rule.env)) is not None:
             why = "not one of the variables that this client may set"
             self._deny(op, subject, f"{place}.env[{name[:64]!a}]", why, "env")
@@ -216,6 +220,19 @@ class Authorizer:
             self._rates[client] = rate
         policy = self._policies[client] = ClientPolicy(self.trail_of(client), rule, source, rate)
         return policy
+
+
+def kept_bounds(permissions: PermissionsFile | None) -> dict[str, int]:
+    """Return the bounds of owners for Policy: the least `max_kept_bytes` of the entries of each."""
+    if permissions is None:
+        return {}
+    default = permissions.default or Rule()
+    rules = [(rule.owner or name, rule) for name, rule in permissions.clients.items() if name != ANONYMOUS]
+    rules += [(default.owner or "", default), (ANONYMOUS, permissions.rule_of(ANONYMOUS)[0])]
+    bounds: dict[str, int] = {}
+    for owner, rule in rules:
+        bounds[owner] = min(filter(None, (bounds.get(owner), rule.max_kept_bytes)), default=0)
+    return bounds if any(bounds.values()) else {}
 
 
 def _without_host(peer: dict[str, Any]) -> dict[str, Any]:

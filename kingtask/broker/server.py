@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import zmq
 from kingtask import __version__, daemon, linux
 from kingtask import log as logs
 from kingtask.broker.auth import CurveAuth
+from kingtask.broker.authorizer import kept_bounds
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
 from kingtask.broker.relay import Relay
@@ -84,7 +86,8 @@ class Broker:
             login=config.load_redis_address,
             observer=None if config.metrics_address is None else self._call_times,
         )
-        self._ticker = Ticker(self._store, config.policy, self.name, self._wakeups, heartbeat=self._heartbeat)
+        policy = replace(config.policy, kept_bounds=kept_bounds(config.load_permissions()))
+        self._ticker = Ticker(self._store, policy, self.name, self._wakeups, heartbeat=self._heartbeat)
         self._batcher = SubmitBatcher(self._store, config.policy, self._wakeups, self._ticker)
         waiters = Waiters(self._store)
         self._dispatcher = Dispatcher(self.name, config, self._store, self._router, self._batcher, waiters)
@@ -146,7 +149,7 @@ class Broker:
         self._config = config
         self._relay.max_reply_bytes = config.max_reply_bytes
         self._dispatcher.reconfigure(config, permissions)
-        self._ticker.reconfigure(config.policy)
+        self._ticker.reconfigure(replace(config.policy, kept_bounds=kept_bounds(permissions)))
         self._batcher.reconfigure(config.policy)
 
     @property

@@ -52,6 +52,8 @@ class Ticker:
         self._due = DueHeap()
         self._timer: asyncio.TimerHandle | None = None
         self._in_flight = False
+        self._more = False
+        """The last tick left work."""
         self._last_s = 0.0
         self._housekept_s = -inf
         self._stopped = True
@@ -149,6 +151,7 @@ class Ticker:
             upcoming=UPCOMING if housekeep else NEXT,
             window_ms=WINDOW_MS,
             housekeep=housekeep,
+            bound=housekeep or self._more,
         )
         self._in_flight = True
         self._store.send(call, self._ticked)
@@ -163,6 +166,7 @@ class Ticker:
         self._due.reached(reply.now_us // 1000)
         for instant_ms in reply.upcoming_ms:
             self._due.add(instant_ms)
+        self._more = reply.more
         self._arm(at_s=0.0 if reply.more else None)
         for queue, tasks in reply.ready:
             self._wakeups.ready(queue, tasks)

@@ -43,6 +43,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_time_limit: Annotated[float, msgspec.Meta(ge=0.001, le=task.MAX_INTERVAL_S)] | None = None
     submits_per_second: Annotated[float, msgspec.Meta(ge=0.01, le=1_000_000)] | None = None
     max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
+    max_keep_result: Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)] | None = None
+    max_kept_bytes: Annotated[int, msgspec.Meta(ge=1, le=2**40)] | None = None
     owner: Owner | None = None
     of: Literal["own", "all"] | None = None
     worker: bool = False

@@ -17,6 +17,7 @@ from kingtask.broker.authorizer import (
     Authorizer,
     ClientPolicy,
     Rate,
+    kept_bounds,
 )
 from kingtask.broker.ops import ForeignTask
 from kingtask.config.permissions_file import PermissionsFile, Rule
@@ -228,6 +229,47 @@ def test_a_rate_holds_over_any_time(per_s: float, steps: list[float]) -> None:
 def test_a_submit_returns_the_quota_that_the_store_checks() -> None:
     assert policy(max_outstanding=7).check_submit(TaskSpec(**SPEC), "task", 0.0) == Quota("alice", 7)
     assert policy().check_submit(TaskSpec(**SPEC), "task", 0.0) is None
+
+
+def test_the_store_keeps_the_bounds_of_ended_tasks() -> None:
+    assert policy(max_kept_bytes=9).quota == Quota("alice", 0, True)
+    assert policy(max_keep_result=1.5, max_outstanding=7, owner="team").quota == Quota("team", 7, False, 1500)
+    limited = policy(max_keep_result=60.0)
+    for keep_result_s in (None, 1.0, 60.0):
+        limited.check_submit(TaskSpec(**SPEC, keep_result_s=keep_result_s), "task", 0.0)
+    refused = r"task\.keep_result_s: expected at most 60 s, got 61 .clients\.alice\.max_keep_result"
+    with pytest.raises(PermissionDenied, match=refused):
+        limited.check_submit(TaskSpec(**SPEC, keep_result_s=61.0), "task", 0.0)
+
+
+def test_the_least_bound_of_an_owner_is_its_bound() -> None:
+    assert kept_bounds(None) == kept_bounds(rules(Rule(max_outstanding=5), alice=Rule())) == {}
+    clients = {
+        "alice": Rule(max_kept_bytes=9),
+        "bob": Rule(owner="alice", max_kept_bytes=5),
+        "carol": Rule(owner="alice"),
+        "dave": Rule(),
+        "anonymous": Rule(owner="alice", max_kept_bytes=1),
+    }
+    assert kept_bounds(rules(**clients)) == {"alice": 5, "dave": 0, "": 0, ANONYMOUS: 1}
+    assert kept_bounds(rules(Rule(max_kept_bytes=7), dave=Rule())) == {"dave": 0, "": 7, ANONYMOUS: 7}
+    assert kept_bounds(rules(Rule(max_kept_bytes=7, owner="team"))) == {"team": 7, ANONYMOUS: 7}
+
+
+def test_a_requeue_of_a_dropped_request_is_left_to_the_store() -> None:
+    gone = Result(
+        id=ID,
+        name="rm",
+        queue="mail",
+        priority=5,
+        state=State.FAILED,
+        created_at=1.0,
+        due_at=1.0,
+        request_dropped=True,
+    )
+    policy(max_time_limit=60).check_task("requeue", gone, NO_SPEC, 0.0)
+    with pytest.raises(PermissionDenied, match="tasks"):
+        policy(tasks=("send",)).check_task("requeue", gone, NO_SPEC, 0.0)
 
 
 def test_a_reload_keeps_an_unchanged_rate() -> None:

@@ -21,7 +21,7 @@ from kingtask.errors import StoreError
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store.codec import Page
-from kingtask.store.functions import StoredTask
+from kingtask.store.functions import Quota, StoredTask
 from kingtask.store.stats import QueueStats, StoreStats
 from tests.broker.fakes import LOST, FakeRouter, FakeStore, FakeTicker, FakeWakeups
 from tests.processes import PATIENCE_S
@@ -396,7 +396,7 @@ async def test_stats_show_only_the_queues_of_a_client(tmp_path: Path) -> None:
 async def test_a_requeue_carries_the_quota_of_its_client(tmp_path: Path) -> None:
     setting = with_permissions(tmp_path, default={"max_outstanding": 7})
     setting.ask("requeue", id=ID, new_id=OTHER)
-    assert setting.store.sent[0].call.arguments["quota"] == ("anonymous", 7)
+    assert setting.store.sent[0].call.arguments["quota"] == Quota("anonymous", 7)
 
 
 async def test_a_reload_changes_the_permissions(setting: DispatcherHarness, tmp_path: Path) -> None:

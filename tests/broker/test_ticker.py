@@ -187,6 +187,20 @@ async def test_without_redis_there_is_no_tick_until_it_is_up() -> None:
 
 
 @pytest.mark.usefixtures("seldom")
+async def test_the_bounds_of_owners_go_with_the_heartbeat_and_after_a_tick_that_left_work() -> None:
+    redis = ScriptedStore(*[lambda now_us: Ticked(now_us, [], [], True, True, [])] * 2)
+    ticker = made(redis)
+    ticker.reconfigure(Policy(kept_bounds={"alice": 5}))
+    ticker.start()
+    await redis.until_ticks(3)
+    ticker.now()
+    await redis.until_ticks(4)
+    ticker.stop()
+    assert [call.arguments["housekeep"] for call in redis.ticks] == [1, 0, 0, 0]
+    assert [call.arguments["bounds"] for call in redis.ticks] == [{"alice": 5}] * 3 + [{}]
+
+
+@pytest.mark.usefixtures("seldom")
 async def test_a_reload_applies_to_later_ticks() -> None:
     redis = ScriptedStore()
     ticker = made(redis)
