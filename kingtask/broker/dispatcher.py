@@ -16,6 +16,7 @@ from kingtask.broker import ops
 from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy
 from kingtask.broker.router import RouterSocket
+from kingtask.broker.stats_gatherer import StatsGatherer
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
@@ -55,6 +56,7 @@ class Dispatcher:
         self._batcher = batcher
         self._waiters = waiters
         self.idle = asyncio.Event()
+        self.gatherer = StatsGatherer(store)
         self.pending = 0
         self.pending_bytes = 0
         self.draining = False
@@ -124,6 +126,10 @@ class Dispatcher:
     def _act(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
         if isinstance(request, protocol.Submit):
             self._batcher.submit(request, client, reply.send)
+        elif isinstance(request, protocol.Stats):
+            if 2 * self.gatherer.waiting >= self._config.max_pending:  # they take long, so others keep half of the room
+                raise Busy("too many stats at once; come back later", retry_after_s=ops.BUSY_AGAIN_S)
+            self.gatherer.ask(partial(self._called, request, reply, client))
         elif client is not None and isinstance(request, protocol.ById) and client.depends_on_task(request):
             self._store.send(functions.get(request.id).of(client.of), partial(self._check_task, request, reply, client))
         else:
@@ -162,9 +168,7 @@ class Dispatcher:
             if not request.op.writes and self.router.overfull(reply.peer):
                 fields = ops.unread()
             else:
-                fields = ops.reply_to(request, value)
-                if client is not None:
-                    fields = client.filtered(fields)
+                fields = ops.reply_to(request, value, dict if client is None else client.filtered)
         except Exception as error:  # noqa: BLE001  (as in `dispatch`)
             fields = _refusal(error)
         if request.op.audited:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client.metrics_core import CounterMetricFamily as Counter
 from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
@@ -17,16 +17,16 @@ from kingtask.broker import counters as kinds
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
 from kingtask.broker.relay import Relay
+from kingtask.broker.stats_gatherer import StatsGatherer
 from kingtask.broker.ticker import Ticker
 from kingtask.broker.wakeups import Wakeups
 from kingtask.config import BrokerConfig
 from kingtask.errors import REFUSALS, StoreError
 from kingtask.event import Event
-from kingtask.metrics.collector import Kind, by_label, in_parts
+from kingtask.metrics.collector import by_label, in_parts
 from kingtask.states import TERMINAL
-from kingtask.store import functions
-from kingtask.store.stats import QueueFigures, QueuesPage
-from kingtask.store.store import Store
+from kingtask.store.redis.connection import answer_of
+from kingtask.store.stats import StoreStats
 
 log = logging.getLogger("kingtask.broker")
 
@@ -38,19 +38,15 @@ QUEUES_TIMEOUT_S = 3.0
 KINDS = (*REFUSALS, kinds.DROPPED_REPLY, kinds.EMPTY_MESSAGE, kinds.UNKNOWN_TOPIC, kinds.CUT_OFF, kinds.CONNECTION)
 
 
-async def ask_queues(store: Store) -> list[QueuesPage]:
-    """Read the queues from Redis, some hundred a call. Return no page if that fails or takes too long."""
-    pages: list[QueuesPage] = []
-    queues = 0
+async def ask_queues(gatherer: StatsGatherer) -> StoreStats | None:
+    """Read the numbers of the queues from Redis. Return None if that fails or takes too long."""
     try:
         async with asyncio.timeout(QUEUES_TIMEOUT_S):
-            while not pages or (pages[-1].cursor != "0" and queues < MAX_QUEUES):
-                pages.append(await store.ask(functions.queues(pages[-1].cursor if pages else "0")))
-                queues += len(pages[-1].queues)
+            found: StoreStats = await answer_of(gatherer.ask)
     except (StoreError, TimeoutError) as error:
         log.debug(Event("queues=unknown", error=str(error)))
-        return []
-    return pages
+        return None
+    return found
 
 
 def of_broker(
@@ -95,36 +91,35 @@ def of_relay(relay: Relay) -> Iterator[Metric]:
     yield Gauge("kingtask_broker_held_bytes", "Bytes of messages that are not complete.", relay.held)
 
 
-def of_queues(pages: list[QueuesPage]) -> Iterator[Metric]:
-    """Without `pages` the only metric is that Redis did not answer."""
-    yield Gauge("kingtask_queues_told", "1 if Redis returned the queues in time for this scrape.", bool(pages))
-    if not pages:
+def of_queues(found: StoreStats | None) -> Iterator[Metric]:
+    """Without `found` the only metric is that Redis did not answer."""
+    yield Gauge("kingtask_queues_told", "1 if Redis returned the queues in time for this scrape.", found is not None)
+    if found is None:
         return
-    last = pages[-1]
-    queues = sorted({queue.name: queue for page in pages for queue in page.queues}.values())[:MAX_QUEUES]
+    queues = found.queues[:MAX_QUEUES]
 
-    def of_each(kind: Kind, name: str, text: str, figure: Callable[[QueueFigures], float]) -> Iterator[Metric]:
-        return in_parts(kind, name, text, ("queue",), (((queue.name,), figure(queue)) for queue in queues))
+    def gauge(name: str, text: str, field: str) -> Iterator[Metric]:
+        return in_parts(Gauge, name, text, ("queue",), (((queue.name,), getattr(queue, field)) for queue in queues))
 
-    def count(kind: Kind, name: str, text: str, field: str) -> Iterator[Metric]:
-        return of_each(kind, name, text, lambda queue: queue.counts.get(field, 0))
+    def count(name: str, text: str, total: str) -> Iterator[Metric]:
+        samples = (((queue.name,), queue.totals.get(total, 0)) for queue in queues)
+        return in_parts(Counter, name, text, ("queue",), samples)
 
-    yield Gauge("kingtask_queues", "Names of queues; at most 1,000 of them have metrics.", last.names)
-    yield Gauge("kingtask_tasks", "Tasks that have not ended.", last.live)
-    yield Gauge("kingtask_output_bytes", "Bytes of outputs, and of what ended tasks were given.", last.kept_bytes)
-    yield Gauge("kingtask_workers", "Workers with a heartbeat within 20 s.", last.workers)
-    yield Gauge("kingtask_brokers", "Brokers with a heartbeat within 20 s.", last.brokers)
-    yield from of_each(Gauge, "kingtask_queue_ready", "Tasks that a worker could claim now.", lambda queue: queue.ready)
-    yield from count(Gauge, "kingtask_queue_scheduled", "Tasks that wait for their instant, with retries.", "scheduled")
-    yield from count(Gauge, "kingtask_queue_running", "Attempts in progress.", "running")
+    yield Gauge("kingtask_queues", "Names of queues; at most 1,000 of them have metrics.", len(found.queues))
+    yield Gauge("kingtask_tasks", "Tasks that have not ended.", found.live)
+    yield Gauge("kingtask_output_bytes", "Bytes of outputs, and of what ended tasks were given.", found.kept_bytes)
+    yield Gauge("kingtask_workers", "Workers with a heartbeat within 20 s.", sum(peer.alive for peer in found.workers))
+    yield Gauge("kingtask_brokers", "Brokers with a heartbeat within 20 s.", sum(peer.alive for peer in found.brokers))
+    yield from gauge("kingtask_queue_ready", "Tasks that a worker could claim now.", "ready")
+    yield from gauge("kingtask_queue_scheduled", "Tasks that wait for their instant, with retries.", "scheduled")
+    yield from gauge("kingtask_queue_running", "Attempts in progress.", "running")
     text = "How long the oldest ready task has waited; 0 if there is none."
-    yield from of_each(Gauge, "kingtask_queue_oldest_ready_seconds", text, lambda queue: queue.oldest_ready_s)
-    text = "1 if workers get no task of this queue."
-    yield from of_each(Gauge, "kingtask_queue_paused", text, lambda queue: queue.paused)
-    yield from count(Counter, "kingtask_queue_submitted_total", "Tasks accepted, also by requeue.", "submitted")
-    yield from count(Counter, "kingtask_queue_started_total", "Attempts claimed by a worker.", "started")
-    yield from count(Counter, "kingtask_queue_retried_total", "Failed attempts with a retry to follow.", "retried")
-    yield from count(Counter, "kingtask_queue_lost_total", "Attempts whose lease expired.", "lost")
-    samples = (((queue.name, state), queue.counts.get(state, 0)) for queue in queues for state in sorted(TERMINAL))
+    yield from gauge("kingtask_queue_oldest_ready_seconds", text, "oldest_waiting_s")
+    yield from gauge("kingtask_queue_paused", "1 if workers get no task of this queue.", "paused")
+    yield from count("kingtask_queue_submitted_total", "Tasks accepted, also by requeue.", "submitted")
+    yield from count("kingtask_queue_started_total", "Attempts claimed by a worker.", "started")
+    yield from count("kingtask_queue_retried_total", "Failed attempts with a retry to follow.", "retried")
+    yield from count("kingtask_queue_lost_total", "Attempts whose lease expired.", "lost")
+    samples = (((queue.name, state), queue.totals.get(state, 0)) for queue in queues for state in sorted(TERMINAL))
     text = "Tasks that have ended, by outcome."
     yield from in_parts(Counter, "kingtask_queue_finished_total", text, ("queue", "outcome"), samples)

@@ -1,7 +1,8 @@
 """The calls and replies of the ops. Pure: values in, values out.
 
 `call_of` returns the function call of a request, `reply_to` the reply's fields for what that call returned. `ping`,
-`submit` and `wait` are not single calls: see `dispatcher`, `submit` and `waiters`; `wait` ends with what `get` returns.
+`submit`, `wait` and `stats` are not single calls: see `dispatcher`, `submit`, `waiters` and `stats_gatherer`; `wait`
+ends with what `get` returns.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import TERMINAL, State
 from kingtask.store import functions
-from kingtask.store.stats import stats_fields
+from kingtask.store.stats import Filter
 
 BUSY_AGAIN_S = 0.5
 FULL_AGAIN_S = 5.0
@@ -54,8 +55,6 @@ def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | 
             return functions.forget(request.id)
         case protocol.List():
             return _list_call(request)
-        case protocol.Stats():
-            return functions.stats()
         case protocol.Pause():
             return functions.pause(policy, request.queue, True)
         case protocol.Resume():
@@ -64,7 +63,7 @@ def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | 
             raise TypeError(f"{request.op.name} is not a single call")
 
 
-def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
+def reply_to(request: protocol.Request, value: Any, filtered: Filter = dict) -> dict[str, Any]:
     """Return the reply's fields; `value` is what the call returned. Raises RequestRefused, also for a StoreError."""
     if isinstance(value, StoreError):
         raise store_refusal(value, writes=request.op.writes)
@@ -85,9 +84,10 @@ def reply_to(request: protocol.Request, value: Any) -> dict[str, Any]:
             return _forgotten(request.id, value)
         case protocol.List():
             cursor = None if value.cursor is None else f"{value.cursor[0]}:{value.cursor[1]}"
-            return {"tasks": [protocol.result_fields(result) for result in value.tasks], "cursor": cursor}
+            return filtered({"tasks": [protocol.result_fields(result) for result in value.tasks], "cursor": cursor})
         case protocol.Stats():
-            return stats_fields(value)
+            reply: dict[str, Any] = value.reply(filtered)
+            return reply
         case protocol.Pause() | protocol.Resume():
             if value != "ok" and (refused := submit_refusal(value, "")) is not None:
                 raise refused

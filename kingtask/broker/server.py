@@ -188,11 +188,11 @@ class Broker:
         from kingtask.broker import metrics  # noqa: PLC0415 - as the scrape server
         from kingtask.metrics import collector  # noqa: PLC0415
 
-        pages = await metrics.ask_queues(self._store) if self._store.up else []
+        found = await metrics.ask_queues(self._dispatcher.gatherer) if self._store.up else None
         reloads = {"done": self.reload.done, "refused": self.reload.refused}
         return chain(
             collector.of_daemon("broker", self.name, self._config.namespace, logs.lines, reloads),
-            metrics.of_queues(pages),
+            metrics.of_queues(found),
             metrics.of_broker(
                 self._config, self._store.ack_level, self._dispatcher, self._wakeups, self._ticker, self._counters
             ),

@@ -82,7 +82,8 @@ def start(
         def ready() -> bool:
             with suppress(KingtaskError):
                 # The record may still hold the worker of an earlier run, which was seen before this run began.
-                return any(worker["seen_s"] < monotonic_s() - started for worker in client.stats()["workers"])
+                workers = client.stats(timeout=5.0)["workers"] if client.ping()["ready"] else []
+                return any(worker["seen_s"] < monotonic_s() - started for worker in workers)
             return False
 
         _watch_until(ready, tree, "broker and worker are not ready", "see their messages")

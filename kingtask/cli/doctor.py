@@ -102,7 +102,6 @@ def _brokers(brokers: tuple[str, ...]) -> Generator[Finding, None, Stats | None]
 def _redis(settings: BrokerConfig) -> Generator[Finding, None, Stats | None]:
     """Yield findings about the Redis of a broker; return the numbers that Redis keeps, as in the reply to `stats`."""
     from kingtask.store.inspect import inspect
-    from kingtask.store.stats import stats_fields
 
     address = yield from _loaded(settings.load_redis_address)
     if address is None:
@@ -117,7 +116,7 @@ def _redis(settings: BrokerConfig) -> Generator[Finding, None, Stats | None]:
     yield from findings.record(found, settings.cluster)
     if found.offset_s is not None:
         yield findings.clock(found.offset_s, "Redis against this host")
-    return None if found.stats is None else stats_fields(found.stats)
+    return None if found.stats is None else found.stats.fields
 
 
 def _worker(path: Path, broker: BrokerConfig | None) -> Iterator[Finding]:

@@ -200,7 +200,14 @@ def _clock(asking: _Asking) -> tuple[float | None, float]:
 
 
 def _stats(asking: _Asking, keys: Keys) -> StoreStats | None:
-    call = functions.stats()
-    answer = asking.ask("FCALL_RO", shipped().function(call.function), 1, keys.meta, call.payload(keys.db))
-    found: StoreStats | None = None if answer is None else call.decode(answer)
-    return found
+    calls, value = functions.gather_stats(), None
+    while True:
+        try:
+            call = calls.send(value)
+        except StopIteration as done:
+            found: StoreStats = done.value
+            return found
+        answer = asking.ask("FCALL_RO", shipped().function(call.function), 1, keys.meta, call.payload(keys.db))
+        if answer is None:
+            return None
+        value = call.decode(answer)

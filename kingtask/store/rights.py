@@ -20,7 +20,7 @@ _FORMS: dict[Words, str] = {
     ("-",): "hdel hexists hget hmget zrem zscore",
     ("-", "-", "-"): "hset",
     ("-", "x"): "hincrby",
-    (0,): "hscan zpopmin",
+    (0,): "zpopmin",
     (0, 0): "zcount zrange zrangebyscore zremrangebyrank zrevrangebyscore",
     (1,): "pexpire",
     ("x", "-"): "zadd",

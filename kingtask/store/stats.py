@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import msgspec
 
 from kingtask.store.codec import hash_of
-from kingtask.wire import unpack_raw
+from kingtask.wire import pack, unpack_raw
 
 WORKER_ALIVE_S = 20.0
 """A worker sends a heartbeat every 5 s. After this time without one its queues no longer count as served."""
@@ -33,41 +36,75 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     seen_s: float
     facts: dict[str, Any]
 
+    @property
+    def alive(self) -> bool:
+        return self.seen_s < WORKER_ALIVE_S
 
-class StoreStats(NamedTuple):
+
+Filter = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StoreStats:
     queues: list[QueueStats]
     workers: list[Peer]
     brokers: list[Peer]
+    live: int = 0
+    """Tasks that have not ended."""
+    kept_bytes: int = 0
+    """Bytes of outputs."""
+    _replies: dict[Filter, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the reply to `stats`."""
+        served = {queue for worker in self.workers if worker.alive for queue in worker.facts.get("queues", ())}
+        return {
+            "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in self.queues],
+            "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in self.workers],
+            "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in self.brokers],
+        }
+
+    def reply(self, filtered: Filter) -> dict[str, Any]:
+        """Return the filtered fields of a reply, which are packed once for all replies with this filter."""
+        if filtered not in self._replies:
+            self._replies[filtered] = {name: msgspec.Raw(pack(value)) for name, value in filtered(self.fields).items()}
+        return self._replies[filtered]
 
 
-def stats_of(reply: Any) -> StoreStats:
-    now_us, rows, workers, brokers = reply
-    queues = [_queue_of(row, now_us / 1_000_000) for row in rows]
-    return StoreStats(sorted(queues, key=lambda queue: queue.name), _peers(workers, now_us), _peers(brokers, now_us))
+def stats_of(reply: Any) -> tuple[list[tuple[str, bool]], StoreStats]:
+    """Return the queues in order, with whether each is paused; and all numbers but those of the queues."""
+    now_us, queues, live, kept_bytes, workers, brokers = reply
+    paused = [(name, value == b"1") for name, value in sorted(hash_of(queues).items())]
+    return paused, StoreStats([], _peers(workers, now_us), _peers(brokers, now_us), live, kept_bytes)
 
 
-def stats_fields(stats: StoreStats) -> dict[str, Any]:
-    """Return the fields of the reply to `stats`."""
-    alive = [worker for worker in stats.workers if worker.seen_s < WORKER_ALIVE_S]
-    served = {queue for worker in alive for queue in worker.facts.get("queues", ())}
-    return {
-        "queues": [{**msgspec.structs.asdict(queue), "served": queue.name in served} for queue in stats.queues],
-        "workers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.workers],
-        "brokers": [{**peer.facts, "name": peer.name, "seen_s": round(peer.seen_s, 3)} for peer in stats.brokers],
-    }
+def queues_of(paused: Mapping[str, bool], reply: Any) -> list[QueueStats]:
+    """Return the numbers of these queues, in the same order; zeros of one whose numbers are damaged."""
+    now_us, rows = reply
+    queues = []
+    for (name, is_paused), row in zip(paused.items(), rows, strict=True):
+        try:
+            queues.append(_queue_of(name, is_paused, row, now_us / 1_000_000))
+        except Exception:  # noqa: BLE001  (they may raise anything)
+            queues.append(_queue_of(name, is_paused, [0, 0, []], 0.0))
+    return queues
 
 
-def _queue_of(row: list[Any], now_s: float) -> QueueStats:
-    name, paused, ready, oldest_ready_s, totals = _figures_of(row, now_s)
+def _queue_of(name: str, paused: bool, row: list[Any], now_s: float) -> QueueStats:
+    ready, oldest_ms, numbers = row
+    fields = hash_of(numbers)
+    totals = {key: int(n) for key, n in fields.items() if key not in ("touched", "began", "before", "owner")}
+    pack(totals)  # raises OverflowError for more than 64 bits, as the reply would
     return QueueStats(
         name=name,
         paused=paused,
         scheduled=totals.pop("scheduled", 0),
         ready=ready,
         running=totals.pop("running", 0),
-        oldest_waiting_s=oldest_ready_s,
+        oldest_waiting_s=max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0,
         totals=totals,
-        rates=_rates(totals, hash_of(row[-1]), now_s),
+        rates=_rates(totals, fields, now_s),
     )
 
 
@@ -82,44 +119,6 @@ def _rates(totals_now: dict[str, int], fields: dict[str, bytes], now_s: float) -
     span_s = 60 + now_s % 60
     happened = {key: n - were.get(key, 0) for key, n in totals_now.items()}
     return {key: round(n / span_s, 3) for key, n in sorted(happened.items()) if n}
-
-
-class QueueFigures(NamedTuple):
-    """A queue without rates, for frequent readers."""
-
-    name: str
-    paused: bool
-    ready: int
-    oldest_ready_s: float
-    counts: dict[str, int]
-    """`scheduled` and `running` now, all others since the queue was first used."""
-
-
-class QueuesPage(NamedTuple):
-    now_us: int
-    cursor: str
-    """Where the next page begins; "0": there is none."""
-    queues: list[QueueFigures]
-    names: int
-    """Number of queues on all pages."""
-    live: int
-    """Tasks that have not ended."""
-    kept_bytes: int
-    """Bytes of outputs, and of what ended tasks were given."""
-    workers: int
-    brokers: int
-
-
-def queues_of(reply: Any) -> QueuesPage:
-    now_us, cursor, rows, *totals = reply
-    return QueuesPage(now_us, cursor.decode(), [_figures_of(row, now_us / 1_000_000) for row in rows], *totals)
-
-
-def _figures_of(row: list[Any], now_s: float) -> QueueFigures:
-    name, paused, ready, oldest_ms, numbers = row
-    waited_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms else 0.0
-    counts = {key: int(n) for key, n in hash_of(numbers).items() if key not in ("touched", "began", "before")}
-    return QueueFigures(name.decode(), bool(paused), ready, waited_s, counts)
 
 
 def _peers(flat: list[Any], now_us: int) -> list[Peer]:

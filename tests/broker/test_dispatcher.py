@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from kingtask import protocol, wire
+from kingtask.broker import stats_gatherer
 from kingtask.broker.auth import AuthenticatedPeer, Peer
-from kingtask.broker.authorizer import AuditTrail
+from kingtask.broker.authorizer import AuditTrail, ClientPolicy
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
 from kingtask.broker.submit import SubmitBatcher
@@ -29,6 +30,8 @@ from tests.processes import PATIENCE_S
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
 PEER: Peer = (b"peer",)
+NO_STATS: tuple[list[Any], StoreStats] = ([], StoreStats([], [], []))
+"""The first answer of a gathering: no queue is left to be read."""
 
 
 def stored(state: State = State.READY, *, name: str = "a", queue: str = "default") -> StoredTask:
@@ -97,7 +100,7 @@ REPLIES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "cancel": ({"id": ID}, "ready", {"id": ID, "outcome": "cancelled"}),
     "forget": ({"id": ID}, "forgotten", {"id": ID, "outcome": "forgotten"}),
     "list": ({"state": "failed"}, Page([], None), {"tasks": [], "cursor": None}),
-    "stats": ({}, StoreStats([], [], []), {"queues": [], "workers": [], "brokers": []}),
+    "stats": ({}, NO_STATS, {"queues": [], "workers": [], "brokers": []}),
     "pause": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": True}),
     "resume": ({"queue": "mail"}, "ok", {"queue": "mail", "paused": False}),
 }
@@ -259,7 +262,7 @@ async def test_a_broker_that_stops_ends_waits_and_answers_requests_in_progress(s
     assert setting.code() == "unavailable"
     assert not draining.done()
     setting.store.sent.pop(0)
-    setting.store.answer("stats", StoreStats([], [], []))
+    setting.store.answer("stats", NO_STATS)
     await draining
     assert setting.reply()["rid"] == 8
 
@@ -382,15 +385,59 @@ async def test_a_list_of_own_tasks_and_a_submit_carry_the_owner(tmp_path: Path) 
     assert sent.call.arguments["tasks"][0][4] == "team"
 
 
+def numbers(queue: str) -> QueueStats:
+    return QueueStats(
+        name=queue, paused=False, scheduled=0, ready=0, running=0, oldest_waiting_s=0, totals={}, rates={}
+    )
+
+
 async def test_stats_show_only_the_queues_of_a_client(tmp_path: Path) -> None:
     setting = with_permissions(tmp_path, default={"queues": ["mail"]})
     setting.ask("stats")
-    queues = [
-        QueueStats(name=name, paused=False, scheduled=0, ready=0, running=0, oldest_waiting_s=0, totals={}, rates={})
-        for name in ("mail", "other")
-    ]
-    setting.store.answer("stats", StoreStats(queues, [], []))
+    queues = [numbers("mail"), numbers("other")]
+    setting.store.answer("stats", ([], StoreStats(queues, [], [])))
     assert [queue["name"] for queue in setting.reply()["queues"]] == ["mail"]
+
+
+async def test_stats_of_many_clients_are_one_gathering_and_packed_once_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats_gatherer, "APART_S", 0.0)
+    setting = with_permissions(tmp_path, clients={"alice": {"queues": ["mail"]}, "bob": {}})
+    alice, bob = (AuthenticatedPeer(PEER, name) for name in ("alice", "bob"))
+    filtered: list[Any] = []
+    original = ClientPolicy.filtered
+
+    def counted(*args: Any) -> Any:
+        filtered.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(ClientPolicy, "filtered", counted)
+    setting.ask("stats", peer=bob)
+    for rid in range(5):
+        setting.ask("stats", rid, peer=alice)
+        setting.ask("stats", rid, peer=bob)
+    setting.store.answer("stats", NO_STATS)
+    setting.router.replies.clear()
+    filtered.clear()
+    setting.store.answer("stats", ([], StoreStats([numbers("mail"), numbers("other")], [], [])))
+    assert setting.store.sent == []
+    assert len(filtered) == 2
+    for client, shown in ((alice, ["mail"]), (bob, ["mail", "other"])):
+        replies = [reply for peer, reply in setting.router.replies if peer is client]
+        assert [reply["rid"] for reply in replies] == list(range(5))
+        assert all([queue["name"] for queue in reply["queues"]] == shown for reply in replies)
+
+
+async def test_stats_take_half_of_the_requests_in_progress_at_most() -> None:
+    setting = DispatcherHarness(max_pending=4)
+    for _ in range(2):
+        setting.ask("stats")
+    assert setting.router.replies == []
+    setting.ask("stats")
+    assert setting.code() == "busy"
+    setting.ask("get", id=ID)
+    assert setting.router.replies == []
 
 
 async def test_a_requeue_carries_the_quota_of_its_client(tmp_path: Path) -> None:
@@ -433,7 +480,7 @@ async def test_with_metrics_each_reply_is_timed_by_its_op() -> None:
     setting = DispatcherHarness(metrics_addr="127.0.0.1:9597")
     assert set(setting.dispatcher.times) == set(protocol.OPS) - {"ping"}
     setting.ask("stats")
-    setting.store.answer("stats", StoreStats([], [], []))
+    setting.store.answer("stats", NO_STATS)
     counted = {op: times.buckets()[-1][1] for op, times in setting.dispatcher.times.items()}
     assert counted == {**dict.fromkeys(counted, 0), "stats": 1}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from kingtask.broker import metrics as module
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
+from kingtask.broker.stats_gatherer import StatsGatherer
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.config import BrokerConfig
-from kingtask.errors import REFUSALS, StoreError
+from kingtask.errors import REFUSALS
 from kingtask.metrics.collector import text_parts
-from kingtask.store.functions import FunctionCall
-from kingtask.store.stats import QueueFigures, QueuesPage
-from tests.broker.fakes import FakeRouter, FakeStore, FakeTicker, FakeWakeups
+from kingtask.store.stats import Peer, QueueStats, StoreStats
+from tests.broker.fakes import LOST, FakeRouter, FakeStore, FakeTicker, FakeWakeups
 from tests.metrics.scrape import Figures
 
 CONFIG = BrokerConfig(max_pending=11, max_waits=12, max_tasks=13, max_queues=14, metrics_addr="127.0.0.1:9597")
@@ -26,9 +27,12 @@ def exposed(families: Any) -> Figures:
     return Figures(b"".join(text_parts(families)).decode())
 
 
-def page(*names: str, cursor: str = "0", counts: dict[str, int] | None = None) -> QueuesPage:
-    queues = [QueueFigures(name, False, 2, 1.5, counts or {}) for name in names]
-    return QueuesPage(1, cursor, queues, 7, 8, 9, 3, 2)
+def stats(**totals: int) -> StoreStats:
+    queue = QueueStats(
+        name="mail", paused=False, scheduled=4, ready=2, running=5, oldest_waiting_s=1.5, totals=totals, rates={}
+    )
+    peers = [Peer(name=f"p{seen_s}", seen_s=seen_s, facts={}) for seen_s in (1.0, 19.9, 20.0)]
+    return StoreStats([queue], peers, peers[:2], 8, 9)
 
 
 class CountedWakeups(FakeWakeups):
@@ -79,10 +83,9 @@ def test_without_a_server_the_level_of_ack_is_unknown() -> None:
 
 
 def test_each_metric_of_a_queue_has_its_value() -> None:
-    counts = {"scheduled": 4, "running": 5, "submitted": 6, "started": 7, "retried": 8, "lost": 9, "failed": 10}
-    found = exposed(module.of_queues([page("mail", counts=counts)]))
+    found = exposed(module.of_queues(stats(submitted=6, started=7, retried=8, lost=9, failed=10)))
     assert [found(f"kingtask_{name}") for name in ("queues", "tasks", "output_bytes", "workers", "brokers")] == [
-        *(7, 8, 9, 3, 2)
+        *(1, 8, 9, 2, 2)
     ]
     shown = {"ready": 2, "scheduled": 4, "running": 5, "oldest_ready_seconds": 1.5, "paused": 0}
     shown |= {"submitted_total": 6, "started_total": 7, "retried_total": 8, "lost_total": 9}
@@ -91,39 +94,31 @@ def test_each_metric_of_a_queue_has_its_value() -> None:
     assert found("kingtask_queue_finished_total", queue="mail", outcome="succeeded") == 0
 
 
-def test_without_pages_the_only_metric_says_so() -> None:
-    (family,) = module.of_queues([])
+def test_without_stats_the_only_metric_says_so() -> None:
+    (family,) = module.of_queues(None)
     assert exposed([family])("kingtask_queues_told") == 0
 
 
-class _Pages(FakeStore):
-    """Answers each call of `queues` with the next page, and raises at the end."""
-
-    def __init__(self, *pages: QueuesPage) -> None:
-        super().__init__()
-        self.cursors: list[str] = []
-        self._pages = iter(pages)
-
-    async def ask(self, call: FunctionCall) -> QueuesPage:
-        self.cursors.append(call.arguments["cursor"])
-        try:
-            return next(self._pages)
-        except StopIteration:
-            raise StoreError("lost", "no answer") from None
+async def test_a_scrape_joins_a_gathering_of_stats() -> None:
+    store = FakeStore()
+    gatherer = StatsGatherer(store)
+    asked = asyncio.ensure_future(module.ask_queues(gatherer))
+    await asyncio.sleep(0)
+    found = stats()
+    store.answer("stats", ([], found))
+    assert await asked is found
 
 
-async def test_queues_are_read_page_by_page() -> None:
-    store = _Pages(page("a", cursor="17"), page("b"))
-    assert [queue.name for read in await module.ask_queues(store) for queue in read.queues] == ["a", "b"]
-    assert store.cursors == ["0", "17"]
+async def test_without_redis_a_scrape_has_no_queues() -> None:
+    store = FakeStore()
+    asked = asyncio.ensure_future(module.ask_queues(StatsGatherer(store)))
+    await asyncio.sleep(0)
+    store.answer("stats", LOST)
+    assert await asked is None
 
 
-async def test_no_more_queues_are_read_than_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_QUEUES", 2)
-    store = _Pages(page("a", "b", cursor="17"), page("c"))
-    pages = await module.ask_queues(store)
-    assert (len(pages), store.cursors) == (1, ["0"])
-
-
-async def test_a_failed_page_leaves_none() -> None:
-    assert await module.ask_queues(_Pages(page("a", cursor="17"))) == []
+async def test_a_scrape_does_not_wait_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUEUES_TIMEOUT_S", 0.0)
+    store = FakeStore()
+    assert await module.ask_queues(StatsGatherer(store)) is None
+    store.answer("stats", ([], stats()))  # comes too late, and harms nothing

@@ -27,7 +27,7 @@ PACKAGE = Path(kingtask.__file__).parent
 LUA = "\n".join(path.read_text() for path in sorted((PACKAGE / "store" / "lua").glob("*.lua")))
 REGISTERED = re.findall(r"^ *register\('(\w+)'", LUA, re.MULTILINE)
 
-NOT_ONE_CALL = {"ping", "submit", "wait"}
+NOT_ONE_CALL = {"ping", "submit", "wait", "stats"}
 TABLES = {
     "`REQUESTS` of `broker/test_ops.py`": {*test_ops.REQUESTS, *NOT_ONE_CALL},
     "`REPLIES` of `broker/test_dispatcher.py`": {*test_dispatcher.REPLIES, *NOT_ONE_CALL, "requeue"},

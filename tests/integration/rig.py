@@ -91,6 +91,9 @@ class Daemon:
             with Client(self.endpoint, **self._rig.keys) as client:
                 until(lambda: self._alive() and _pings(client), told)
         else:
+            if not self.config.keys() & {"log_format", "log_level", "log_path"}:
+                # Brokers read the names of workers at most once a second: ask when the worker is there.
+                until(lambda: self._alive() and f"pid={self.pid}" in self.text(), told)
             until(lambda: self._alive() and f".{self.pid}." in str(self._rig.worker_names()), told)
 
     def _alive(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from kingtask import TaskNotFound
 from kingtask.broker import metrics
 from kingtask.metrics.collector import text_parts
-from kingtask.store.stats import QueueFigures, QueuesPage
+from kingtask.store.stats import QueueStats, StoreStats
 from tests.integration.rig import StackHarness
 from tests.metrics.conftest import Metered
 from tests.metrics.scrape import Figures, ask, scrape
@@ -227,12 +227,13 @@ def test_without_metrics_nothing_of_prometheus_is_loaded() -> None:
 
 
 def test_of_very_many_queues_only_some_are_told() -> None:
-    def page(first: int, cursor: str) -> QueuesPage:
-        queues = [QueueFigures(f"q{n:05}", False, n, 0.0, {}) for n in range(first, first + 600)]
-        return QueuesPage(0, cursor, queues, 5_000, 0, 0, 1, 1)
+    def queue(n: int) -> QueueStats:
+        return QueueStats(
+            name=f"q{n:05}", paused=False, scheduled=0, ready=n, running=0, oldest_waiting_s=0.0, totals={}, rates={}
+        )
 
-    pages = [page(0, "7"), page(500, "9")]  # 100 came twice, as a hash that grows meanwhile gives them
-    figures = Figures(b"".join(text_parts(metrics.of_queues(pages))).decode())
+    found = StoreStats([queue(n) for n in range(5_000)], [], [])
+    figures = Figures(b"".join(text_parts(metrics.of_queues(found))).decode())
     ready = [sample.labels["queue"] for sample in figures.samples if sample.name == "kingtask_queue_ready"]
     assert len(ready) == len(set(ready)) == metrics.MAX_QUEUES
     assert figures("kingtask_queues") == 5_000

@@ -20,6 +20,7 @@ from kingtask.store import codec, functions
 from kingtask.store.functions import Claimed, EndedTask, Fence, FunctionCall, Quota
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped
+from kingtask.store.stats import StoreStats
 from kingtask.task import TaskSpec
 
 START_MS = 1_800_000_000_000
@@ -48,6 +49,15 @@ class SyncStore:
     def ask(self, call: FunctionCall) -> Any:
         name = self.library.function(call.function)
         return call.decode(self.client.fcall(name, 1, self.keys.meta, call.payload(self.keys.db)))
+
+    def stats(self) -> StoreStats:
+        calls, value = functions.gather_stats(), None
+        while True:
+            try:
+                value = self.ask(calls.send(value))
+            except StopIteration as done:
+                found: StoreStats = done.value
+                return found
 
 
 def load(client: redis.Redis, library: Library) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from kingtask.policy import Policy
 from kingtask.states import State
-from kingtask.store import functions
 from kingtask.store.functions import Quota
 from tests.store import keyspace
 from tests.store.syncstore import TimedStore
@@ -27,7 +26,7 @@ def test_as_many_tasks_as_may_be_refuse_more_in_every_queue_until_one_has_ended(
     assert store.submit(*specs).outcomes == ["ready", "scheduled", "ready", "too_many_tasks", "too_many_tasks"]
     assert store.submit(*specs).outcomes == ["exists", "exists", "exists", "too_many_tasks", "too_many_tasks"]
     assert store.find(specs[3].id or "") is None
-    assert {queue.name for queue in store.ask(functions.stats()).queues} == {"default", "q"}, "a refusal leaves no name"
+    assert {queue.name for queue in store.stats().queues} == {"default", "q"}, "a refusal leaves no name"
     fence = store.take()
     assert store.submit(specs[3]).outcomes == ["too_many_tasks"], "what runs lives"
     store.end(fence)
@@ -75,7 +74,7 @@ def test_a_client_has_no_more_tasks_than_it_may_until_one_has_ended(store: Timed
     specs = [store.spec(), store.spec(delay_s=1.0), store.spec(queue="q"), store.spec()]
     assert store.submit(*specs).outcomes == ["ready", "scheduled", "quota_exceeded", "quota_exceeded"]
     assert store.submit(*specs).outcomes == ["exists", "exists", "quota_exceeded", "quota_exceeded"]
-    assert {queue.name for queue in store.ask(functions.stats()).queues} == {"default"}, "a refusal leaves no name"
+    assert {queue.name for queue in store.stats().queues} == {"default"}, "a refusal leaves no name"
     store.quota = Quota("bob", 1)
     assert store.submit(store.spec()).outcomes == ["ready"], "another client's are not counted"
     store.quota = Quota("alice", 2)
@@ -285,7 +284,7 @@ def test_workers_under_ever_new_names_push_out_those_that_are_silent(store: Time
             store.extend(worker="steady", heartbeat=b"{}")
         store.pass_ms(1)
         store.extend(worker=f"w{n}", heartbeat=b"{}")
-    names = {worker.name for worker in store.ask(functions.stats()).workers}
+    names = {worker.name for worker in store.stats().workers}
     assert len(names) == LISTED
     assert {"steady", f"w{LISTED + 49}", "w60"} <= names
     assert "w0" not in names
@@ -294,10 +293,10 @@ def test_workers_under_ever_new_names_push_out_those_that_are_silent(store: Time
 def test_brokers_too_and_silence_ends_them_all(store: TimedStore) -> None:
     for n in range(LISTED + 5):
         store.tick(broker=f"b{n}", housekeep=True)
-    assert len(store.ask(functions.stats()).brokers) == LISTED
+    assert len(store.stats().brokers) == LISTED
     store.pass_ms(60_001)
     ticks = 0
-    while len(store.ask(functions.stats()).brokers) > 1:
+    while len(store.stats().brokers) > 1:
         store.tick(broker="b", housekeep=True)
         ticks += 1
     assert ticks <= LISTED // 200 + 1, "so many in one tick, no more"
@@ -307,9 +306,9 @@ def test_an_index_of_peers_deleted_from_outside_does_not_keep_them(store: TimedS
     store.extend(worker="w1", heartbeat=b"{}")
     store.client.delete(f"{store.keys.prefix}workers:seen")
     store.tick(housekeep=True)
-    assert store.ask(functions.stats()).workers == []
+    assert store.stats().workers == []
     store.extend(worker="w1", heartbeat=b"{}")
-    assert [worker.name for worker in store.ask(functions.stats()).workers] == ["w1"]
+    assert [worker.name for worker in store.stats().workers] == ["w1"]
 
 
 def test_what_a_worker_holds_has_a_ttl_and_goes_with_its_tasks(store: TimedStore) -> None:

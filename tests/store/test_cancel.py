@@ -64,7 +64,7 @@ def test_pause_and_resume(store: TimedStore, listener: ChannelListener) -> None:
     store.put()
     assert store.pause() == "ok"
     assert store.pause() == "ok"
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.paused, queue.ready) == (True, 2)
     store.put()
     assert listener.heard() == []

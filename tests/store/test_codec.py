@@ -14,7 +14,7 @@ from kingtask.result import Attempt, Result
 from kingtask.states import State
 from kingtask.store import codec, stats
 from kingtask.task import TaskSpec
-from kingtask.wire import pack_raw
+from kingtask.wire import pack_raw, unpack
 
 words = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
 seconds = st.floats(0, 30 * 86_400, allow_nan=False)
@@ -192,20 +192,34 @@ def test_only_a_running_task_has_a_worker(state: str, shown: str | None) -> None
     assert (result.worker, result.started_at) == (shown, 0.001)
 
 
-def test_peers_and_queues_of_stats_come_sorted() -> None:
+def test_peers_of_stats_come_sorted() -> None:
     beat = b"%013d" % 5000
-    reply = [
-        10_000_000,
-        [[name, 0, 0, 0, [b"submitted", b"3", b"touched", b"1"]] for name in (b"b", b"a")],
-        [b"w2", beat + b'{"slots":4}', b"w1", beat],
-        [],
-    ]
-    found = stats.stats_of(reply)
-    assert [(queue.name, queue.totals) for queue in found.queues] == [("a", {"submitted": 3}), ("b", {"submitted": 3})]
+    peers = [b"w2", beat + b'{"slots":4}', b"w1", beat]
+    paused, found = stats.stats_of([10_000_000, [b"b", b"0", b"a", b"1"], 3, 4, peers, []])
+    assert (paused, found.queues, found.live, found.kept_bytes) == ([("a", True), ("b", False)], [], 3, 4)
     assert [(peer.name, peer.seen_s, peer.facts) for peer in found.workers] == [
         ("w1", 5.0, {}),
         ("w2", 5.0, {"slots": 4}),
     ]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [b"running", b"many"],
+        [b"running", b"9" * 30],
+        [b"\xff", b"1"],
+        [b"submitted", b"3", b"touched", b"x"],
+        [b"submitted", b"3", b"touched", b"1", b"before", b"\xc1"],
+    ],
+)
+def test_damaged_numbers_of_a_queue_are_zeros_and_the_others_stay(numbers: list[bytes]) -> None:
+    rows = [[1, 2, numbers], [3, 0, [b"submitted", b"3", b"touched", b"1", b"owner", b"alice"]]]
+    damaged, sound = stats.queues_of({"a": True, "b": False}, [10_000_000, rows])
+    assert (damaged.name, damaged.paused, damaged.ready, damaged.totals) == ("a", True, 0, {})
+    assert (sound.name, sound.ready, sound.totals) == ("b", 3, {"submitted": 3})
+    fields = stats.StoreStats([damaged, sound], [], []).reply(dict)
+    assert [queue["name"] for queue in unpack(bytes(fields["queues"]))] == ["a", "b"]
 
 
 def test_a_page_at_the_end_has_no_cursor() -> None:

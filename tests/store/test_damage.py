@@ -222,7 +222,7 @@ def test_a_retry_that_the_schedule_cannot_take_is_repeated(store: TimedStore, se
     store.client.delete(schedule)
     assert store.finish(*ended) == ["recorded", "scheduled", "recorded"]
     assert index(store, "schedule") == {fences[1].id}
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.scheduled, queue.running) == (1, 0)
 
 
@@ -357,6 +357,24 @@ def test_housekeeping_survives_a_damaged_index(store: TimedStore, name: str) -> 
     assert index(store, "ready:b") == {task}
 
 
+@pytest.mark.parametrize("name", ["ready:b", "counts:b"])
+def test_a_damaged_index_costs_the_stats_of_its_queue_only(store: TimedStore, server: RedisServer, name: str) -> None:
+    for queue in ("a", "b", "c"):
+        store.put(queue=queue)
+    damaged(store, name)
+    shown = {queue.name: (queue.ready, queue.totals) for queue in store.stats().queues}
+    assert shown == {"a": (1, {"submitted": 1}), "b": (0, {}), "c": (1, {"submitted": 1})}
+    server.wait_for_log("stats failed for b: ")
+
+
+@pytest.mark.parametrize("place", ["1e300", "inf", "-inf"])
+def test_a_damaged_place_stops_no_stats(store: TimedStore, place: str) -> None:
+    task = store.put()
+    store.client.execute_command("ZADD", f"{store.keys.prefix}ready:default", place, task)
+    (queue,) = store.stats().queues
+    assert queue.name == "default"
+
+
 def test_a_damaged_index_of_the_worker_blocks_no_end(store: TimedStore) -> None:
     fences = [store.take() for _ in (store.put(), store.put(retry=(1.0,)), store.put())]
     damaged(store, "held:w1")
@@ -364,7 +382,7 @@ def test_a_damaged_index_of_the_worker_blocks_no_end(store: TimedStore) -> None:
     assert store.finish(store.ended(fences[1], "failed")) == ["scheduled"]
     assert store.release(fences[2]) == ["ready"]
     assert index(store, "running") == set()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.scheduled, queue.ready, queue.running) == (1, 1, 0)
 
 
@@ -374,7 +392,7 @@ def test_an_index_of_ended_tasks_blocks_no_end(store: TimedStore) -> None:
     damaged(store, "finished:succeeded")
     assert store.end(fence) == "succeeded"
     assert store.state(fence.id) == "succeeded"
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.running, queue.totals["succeeded"]) == (0, 1)
 
 
@@ -385,7 +403,7 @@ def test_ends_are_counted_although_their_outputs_cannot_be_indexed(store: TimedS
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         store.finish(store.ended(fence, stdout=b"text"))
     assert store.end(fence) == "recorded"
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.running, queue.totals["succeeded"]) == (0, 1)
 
 
@@ -412,7 +430,7 @@ def test_the_others_are_shown(store: TimedStore, damage: Damage) -> None:
         assert store.ask(call).tasks == []
     call = functions.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=9)
     assert [row.id for row in store.ask(call).tasks] == [first, last]
-    assert store.ask(functions.stats()).queues[0].ready == 3
+    assert store.stats().queues[0].ready == 3
 
 
 def test_what_is_dropped_is_named_in_the_servers_log(server: RedisServer, store: TimedStore) -> None:
@@ -451,7 +469,7 @@ def test_ends_are_counted_although_the_claim_that_came_with_them_fails(store: Ti
         store.finish_and_claim(store.ended(fence), claim=wish)
     store.client.rename(f"{queues}:away", queues)
     assert store.end(fence) == "recorded"
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.running, queue.totals) == (0, {"submitted": 1, "started": 1, "succeeded": 1})
 
 
@@ -499,6 +517,14 @@ def test_a_missing_right_is_reported_as_one(store: TimedStore, without: Callable
     assert store_error(caught.value).kind == "permission"
 
 
+def test_stats_without_a_right_are_no_zeros(store: TimedStore, without: Callable[[str], None]) -> None:
+    store.put()
+    without("zcard")
+    with pytest.raises(redis.ResponseError) as caught:
+        store.stats()
+    assert store_error(caught.value).kind == "permission"
+
+
 def test_the_other_ends_of_a_call_are_counted_although_a_right_is_missing(
     store: TimedStore, without: Callable[[str], None]
 ) -> None:
@@ -506,7 +532,7 @@ def test_the_other_ends_of_a_call_are_counted_although_a_right_is_missing(
     without("zrange")  # a retry needs it
     with pytest.raises(redis.ResponseError):
         store.finish(store.ended(fences[0]), store.ended(fences[1], "failed"))
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.running, queue.totals["succeeded"]) == (1, 1)
 
 

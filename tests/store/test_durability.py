@@ -117,7 +117,7 @@ async def test_submits_go_on_while_one_waits_for_its_replica(primary: RedisServe
         for _ in range(20):
             store.submit(some_task()[1], stored.append, reached.put_nowait)
         while len(stored) < 20:
-            await store.ask(functions.stats())
+            await store.ask(next(functions.gather_stats()))
         assert reached.empty()
         replica.resume()
         assert all([await reached.get() for _ in range(20)])
@@ -164,7 +164,7 @@ async def test_a_lost_barrier_means_not_confirmed(primary: RedisServer, replica:
     async with opened(store):
         replica.pause()
         waiting = asyncio.create_task(submitted(store, some_task()[1]))
-        await store.ask(functions.stats())
+        await store.ask(next(functions.gather_stats()))
         primary.client().client_kill_filter(_type="normal", skipme=True)
         assert not await waiting
         replica.resume()

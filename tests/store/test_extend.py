@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kingtask.policy import Policy
 from kingtask.states import State
-from kingtask.store import functions
 from kingtask.store.functions import Fence
 from tests.store.syncstore import START_MS, TimedStore
 
@@ -139,7 +138,7 @@ def test_the_heartbeat_is_kept_as_sent(store: TimedStore) -> None:
     store.extend(worker="w1", heartbeat=b'{"queues":["default"],"slots":4}')
     store.extend(worker="w1")
     store.pass_ms(2000)
-    (worker,) = store.ask(functions.stats()).workers
+    (worker,) = store.stats().workers
     assert (worker.name, worker.seen_s, worker.facts) == ("w1", 2.0, {"queues": ["default"], "slots": 4})
 
 

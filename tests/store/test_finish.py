@@ -198,7 +198,7 @@ def test_the_same_call_claims_what_is_next(store: TimedStore) -> None:
     assert [task.id for task in finished.claims.tasks] == [second]
     assert (store.state(first), store.state(second), store.state(third)) == ("succeeded", "running", "ready")
     assert store.claim(token=token, nth=2, again=True) == finished.claims.tasks, "its reply may be lost"
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.ready, queue.running, queue.totals["started"]) == (1, 1, 2)
 
 

@@ -106,4 +106,4 @@ def test_reading_works_throughout(filling: TimedStore) -> None:
     assert store.ask(functions.clock()).now_us == store.now_ms * 1000
     call = functions.list_tasks(State.READY, "default", first="-inf", last="+inf", rest=0, limit=5)
     assert [row.id for row in store.ask(call).tasks] == [task]
-    assert store.ask(functions.stats()).queues[0].ready == 1
+    assert store.stats().queues[0].ready == 1

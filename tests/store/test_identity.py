@@ -75,7 +75,7 @@ async def test_a_worker_waits_for_the_broker_that_begins_it(server: RedisServer,
         assert everything(server, namespace) == {}
         async with opened(broker(server, namespace)):
             await until(lambda: waiting.up)
-            assert (await waiting.ask(functions.stats())).queues == []
+            assert (await waiting.ask(next(functions.gather_stats())))[1].brokers == []
 
 
 async def test_two_brokers_share_what_one_began(server: RedisServer, namespace: str) -> None:
@@ -110,7 +110,7 @@ async def test_what_was_emptied_under_it_is_left_alone_until_it_is_back(
         identity: Any = own.client().hgetall(Keys(namespace).meta)
         own.client().flushall()
         claim = functions.claim(policy.Policy(), "w1", functions.ClaimRequest(["default"], 1, bytes(16), 1))
-        for call in (functions.pause(policy.Policy(), "default", True), claim, functions.stats()):
+        for call in (functions.pause(policy.Policy(), "default", True), claim, next(functions.gather_stats())):
             with pytest.raises(StoreError) as caught:
                 await store.ask(call)
             assert caught.value.kind in ("foreign", "away")

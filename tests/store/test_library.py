@@ -17,7 +17,6 @@ from kingtask.policy import Policy
 from kingtask.store import functions, keys, store
 from kingtask.store.keys import Keys
 from kingtask.store.library import Library, shipped, sources
-from kingtask.store.stats import StoreStats
 from tests.servers import RedisServer
 from tests.store import keyspace
 from tests.store.syncstore import SyncStore, TimedStore, load
@@ -25,7 +24,7 @@ from tests.store.test_identity import broker, opened, until, worker
 
 FUNCTIONS = set(
     "submit requeue tick claim extend finish finish_cut release cancel forget pause wait".split()
-    + "open mark clock get states list stats queues".split()
+    + "open mark clock get states list stats".split()
 )
 
 
@@ -148,15 +147,10 @@ async def test_a_worker_waits_for_a_broker_that_loads_its_library(
 async def test_a_worker_that_waits_says_so_in_stats(own: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = uuid4().hex
     other = only_of_another_release(own, namespace)
-
-    def listed() -> StoreStats:
-        found: StoreStats = other.ask(functions.stats())
-        return found
-
     waiting = worker(own, namespace)
     waiting.heartbeat = lambda why: ("w.1", json.dumps({"unfit": why}).encode())
     async with opened(waiting):
-        (peer,) = listed().workers
+        (peer,) = other.stats().workers
         assert (peer.name, peer.facts["unfit"]) == ("w.1", waiting.problem)
         assert peer.seen_s < 5
         keyspace.check(keyspace.dump(own.client(), Keys(namespace)))
@@ -164,7 +158,7 @@ async def test_a_worker_that_waits_says_so_in_stats(own: RedisServer, monkeypatc
     late = worker(own, namespace)
     late.heartbeat = lambda why: ("w.2", b"{}")
     async with opened(late):
-        assert [peer.name for peer in listed().workers] == ["w.1"], "the number of workers is bounded"
+        assert [peer.name for peer in other.stats().workers] == ["w.1"], "the number of workers is bounded"
 
 
 def test_the_cap_of_the_peers_is_the_librarys() -> None:

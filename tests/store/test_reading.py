@@ -11,6 +11,7 @@ from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.codec import Page
+from kingtask.store.stats import StoreStats
 from tests.store.syncstore import START_MS, TimedStore
 
 
@@ -212,7 +213,7 @@ def test_stats_of_a_queue(store: TimedStore) -> None:
     store.put(priority=9)
     store.pass_ms(1_000)
     store.take()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert (queue.name, queue.paused) == ("default", False)
     assert (queue.scheduled, queue.ready, queue.running) == (1, 1, 1)
     assert queue.totals == {"submitted": 4, "started": 2, "succeeded": 1}
@@ -228,13 +229,13 @@ def test_rates_look_back_one_to_two_minutes(store: TimedStore) -> None:
     store.pass_ms(minute_ms + 30_000)
     for _ in range(6):
         store.put()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.rates == {"submitted": pytest.approx(18 / 90, abs=1e-3)}
     store.pass_ms(minute_ms)
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.rates == {"submitted": pytest.approx(6 / 90, abs=1e-3)}
     store.pass_ms(minute_ms)
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.rates == {}
 
 
@@ -242,13 +243,13 @@ def test_the_oldest_may_wait_in_any_priority(store: TimedStore) -> None:
     for priority in (2, 9, 0):
         store.put(priority=priority)
         store.pass_ms(1000)
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == pytest.approx(3.0)
     store.take()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == pytest.approx(3.0)
     store.take()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == pytest.approx(1.0)
 
 
@@ -257,13 +258,13 @@ def test_waiting_begins_when_it_could_be_claimed(store: TimedStore) -> None:
     store.put(start_at=START_MS / 1000 + 1)
     store.pass_ms(5000)
     store.tick()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == pytest.approx(5.0), "submitted 5 s ago, however early it was meant to start"
     store.take()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == pytest.approx(4.0)
     store.take()
-    (queue,) = store.ask(functions.stats()).queues
+    (queue,) = store.stats().queues
     assert queue.oldest_waiting_s == 0.0
 
 
@@ -281,41 +282,51 @@ def test_totals_count_every_kind_of_event(store: TimedStore) -> None:
     for _ in range(16):
         store.pass_ms(1000)
         store.tick()
-    default, q = store.ask(functions.stats()).queues
+    default, q = store.stats().queues
     assert default.totals == {"submitted": 3, "started": 2, "retried": 1, "failed": 1, "cancelled": 1, "expired": 1}
     assert q.totals == {"submitted": 1, "started": 1, "lost": 1, "failed": 1}
 
 
-# ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a gathering of stats ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_queues_say_of_each_what_stats_say(store: TimedStore) -> None:
+def test_stats_have_the_numbers_of_the_namespace(store: TimedStore) -> None:
     store.put(delay_s=30.0)
     store.put()
     store.put(queue="q")
-    store.pass_ms(2_500)
-    store.end(store.take())
-    store.put(priority=9)
-    store.pass_ms(1_000)
-    store.ask(functions.pause(store.policy, "q", True))
-    page = store.ask(functions.queues("0"))
-    default, q = sorted(page.queues)
-    assert (page.cursor, page.names, page.live, page.kept_bytes) == ("0", 2, 3, 0)
-    assert default._replace(counts={}) == ("default", False, 1, pytest.approx(1.0), {})
-    assert default.counts == {"submitted": 3, "started": 1, "succeeded": 1, "scheduled": 1, "running": 0}
-    assert (q.name, q.paused, q.ready, q.oldest_ready_s) == ("q", True, 1, pytest.approx(3.5))
+    store.finish(store.ended(store.take(), stdout=b"text"))
+    store.pause("q")
+    store.extend(worker="w1", heartbeat=b'{"queues":["q"]}')
+    found = store.stats()
+    assert [(queue.name, queue.paused) for queue in found.queues] == [("default", False), ("q", True)]
+    assert (found.live, found.kept_bytes) == (2, 4)
+    assert [queue["served"] for queue in found.fields["queues"]] == [False, True]
+    store.pass_ms(20_000)
+    assert [worker.alive for worker in store.stats().workers] == [False]
 
 
-def test_many_queues_come_in_pages(store: TimedStore) -> None:
-    names = {f"q{i}" for i in range(700)}  # more than any server keeps in a small hash
-    for name in names:
-        store.ask(functions.pause(store.policy, name, False))
-    seen: set[str] = set()
-    cursor, looks = "0", 0
-    while looks == 0 or cursor != "0":
-        page = store.ask(functions.queues(cursor))
-        assert len(page.queues) <= 200
-        seen |= {queue.name for queue in page.queues}
-        cursor, looks = page.cursor, looks + 1
-    assert (seen, page.names) == (names, 700)
-    assert looks > 3
+@pytest.mark.parametrize("queues", [0, 1, 100, 101, 700])
+def test_stats_of_many_queues_are_read_by_short_calls(
+    store: TimedStore, queues: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"q{i:03}" for i in range(queues)]
+    for i, name in enumerate(names):
+        store.pause(name, paused=i == 7)
+    calls: list[functions.FunctionCall] = []
+
+    def asked(call: functions.FunctionCall, ask: Any = store.ask) -> Any:
+        calls.append(call)
+        return ask(call)
+
+    monkeypatch.setattr(store, "ask", asked)
+    found = store.stats().queues
+    assert all(len(call.arguments.get("queues", ())) <= functions.QUEUES_AT_ONCE == 100 for call in calls)
+    assert len(calls) == 1 + -(-queues // 100)
+    assert [(queue.name, queue.paused) for queue in found] == [(name, name == "q007") for name in names]
+
+
+def test_a_queue_that_was_forgotten_meanwhile_has_zeros(store: TimedStore) -> None:
+    calls = functions.gather_stats()
+    next(calls)
+    (queue,) = store.ask(calls.send(([("gone", False)], StoreStats([], [], []))))
+    assert (queue.name, queue.ready, queue.totals, queue.oldest_waiting_s) == ("gone", 0, {}, 0.0)

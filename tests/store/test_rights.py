@@ -13,7 +13,7 @@ from tests.servers import RedisServer
 TOP = Path(__file__).parents[2]
 FILE = TOP / "deploy" / "redis" / "kingtask.acl"
 CALLS: dict[rights.Role, set[str]] = {
-    "broker": set("submit requeue tick cancel forget pause wait open mark clock get states list stats queues".split()),
+    "broker": set("submit requeue tick cancel forget pause wait open mark clock get states list stats".split()),
     "worker": set("claim extend finish finish_cut release mark".split()),
 }
 """The functions that each role calls."""

@@ -320,7 +320,7 @@ def test_the_clock_set_back_delays_but_loses_nothing(ticking: TimedStore) -> Non
 
 
 def peers(store: TimedStore) -> tuple[list[str], list[str]]:
-    stats = store.ask(functions.stats())
+    stats = store.stats()
     return [worker.name for worker in stats.workers], [broker.name for broker in stats.brokers]
 
 
@@ -368,7 +368,7 @@ def test_a_long_idle_queue_is_forgotten_and_a_paused_or_used_one_is_not(store: T
 
 
 def _queues(store: TimedStore) -> set[str]:
-    return {queue.name for queue in store.ask(functions.stats()).queues}
+    return {queue.name for queue in store.stats().queues}
 
 
 def test_entries_of_vanished_records_go(store: TimedStore) -> None:

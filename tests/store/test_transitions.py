@@ -178,7 +178,7 @@ def _stale(store: TimedStore, subject: Subject) -> None:
 def _read(store: TimedStore, subject: Subject) -> None:
     store.get(subject.id)
     store.state(subject.id)
-    store.ask(functions.stats())
+    store.stats()
     for state in State:
         store.ask(functions.list_tasks(state, "default", first="-inf", last="+inf", rest=0, limit=50))
 

@@ -20,7 +20,7 @@ from tests.worker.rig import WorkerHarness
 
 def unfit(rig: WorkerHarness) -> str:
     """What the only worker says in its last sign of life."""
-    (worker,) = rig.store.ask(functions.stats()).workers
+    (worker,) = rig.store.stats().workers
     return str(worker.facts["unfit"])
 
 
@@ -294,4 +294,4 @@ def test_redis_may_come_later_than_the_worker(own_rig: WorkerHarness) -> None:
     worker.logged("redis=unreachable")
     rig.server.start()
     assert rig.result(task).stdout == b"hello\n"
-    assert rig.store.ask(functions.stats()).workers[0].name == worker.name
+    assert rig.store.stats().workers[0].name == worker.name

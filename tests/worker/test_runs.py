@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kingtask.store import functions
 from kingtask.task import TaskSpec
 from tests.processes import alive, descriptors, marked, until
 from tests.slowlog import Calls
@@ -322,7 +321,7 @@ def test_a_thousand_attempts_leave_nothing_behind(rig: WorkerHarness) -> None:
 
 def test_what_the_worker_says_of_itself(rig: WorkerHarness) -> None:
     worker = rig.start(queues=["a", "b"], concurrency=3, name="rack7")
-    (peer,) = until(lambda: rig.store.ask(functions.stats()).workers, "a heartbeat")
+    (peer,) = until(lambda: rig.store.stats().workers, "a heartbeat")
     assert peer.name == worker.name
     assert worker.name.startswith(f"rack7.{worker.pid}.")
     assert peer.facts == {

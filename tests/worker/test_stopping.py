@@ -82,7 +82,7 @@ def test_sigterm_waits_for_what_runs_and_claims_nothing_more(rig: WorkerHarness)
     worker.signal(signal.SIGTERM)
     worker.logged("worker=draining")
     # Its heartbeat serves no queue any more.
-    until(lambda: rig.store.ask(functions.stats()).workers[0].facts["queues"] == [], "a heartbeat without queues")
+    until(lambda: rig.store.stats().workers[0].facts["queues"] == [], "a heartbeat without queues")
     second = rig.put("long")
     (rig.directory / "on").touch()
     assert worker.wait() == 0

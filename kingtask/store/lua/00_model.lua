@@ -33,7 +33,8 @@ Keys. All have the prefix `{<namespace>}:` (one hash slot); KEYS[1] is `{<namesp
   kept             zset   such an owner → bytes
   queues           hash   queue → '0', or '1' when paused; at most max_queues
   counts:<queue>   hash   totals, the numbers now `scheduled` and `running`, `touched` (ms), and the totals as msgpack
-                          maps: `began`, when the minute of `touched` began, `before`, when the one before it began
+                          maps: `began`, when the minute of `touched` began, `before`, when the one before it began;
+                          `owner` whose number of names counts this one
   workers, brokers hash   name → heartbeat: ms as 13 digits, then an opaque blob; capped
   workers:seen, brokers:seen  zset   name → ms of that heartbeat
   meta             hash   schema, cluster, sequence (of places), ticked (ms), returned (ms: end of an outage),
@@ -68,14 +69,12 @@ local LIVE_ATTEMPTS = 72      -- records kept per task: 1 + 64 retries, some los
 local FINISHED_CAP = 10000    -- entries of each finished:<state>
 local HELD_TTL = 86400000     -- ms; far past any lease, short enough to vanish by itself
 local HEARTBEAT_TTL = 60000   -- ms; a worker or broker silent for longer is no longer listed
-local ALIVE = 20000           -- ms since the last heartbeat: a worker sends one every 5 s, a broker every second
 local PEERS_CAP = 2000        -- workers listed, and brokers listed: those heard from last
 local OUTAGE = 3000           -- ms without a tick after which leases are forgiven (brokers tick every second)
 local MAX_GRACED = 3          -- outages forgiven to one attempt
 local BUDGET = 200            -- items of one kind in one tick, claim or page
 local RECOUNT_QUEUES = 1000   -- with more queues `live` is not recounted: these take 1 ms
-local OWNED_SAMPLE = 50       -- tasks of an owner that are examined when it has as many as it may have
-local PAGE = 100              -- queues in one page; a small hash is read whole (512 at most)
+local OWNED_SAMPLE = 50       -- tasks or queues of an owner that are examined when it has as many as it may have
 local CLAIM_BYTES = 1048576   -- bytes of specs after which a claim ends, or a drop of specs
 local CUT_BYTES = 4096        -- bytes of outputs that finish_cut takes
 local GIVEN_BYTES = 1024      -- what was given counts from this size on

@@ -78,51 +78,45 @@ local function list(keys, args)
 end
 register('list', list, 'no-writes')
 
--- The instant since which the longest waiting task of a queue could have been claimed: the first task of each priority
--- shows it.
+-- The instant since which the longest waiting task of a queue could have been claimed, or nil: the first task of each
+-- priority shows it. A damaged place may be above those of all priorities.
 local function oldest_since(queue)
   local oldest, from = nil, 0
-  while true do
+  for _ = 0, 9 do
     local id, place = unpack(
       call('ZRANGEBYSCORE', key.ready(queue), int(from), '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
-    if not id then return oldest end
+    if not id then break end
     local due, created = unpack(redis.pcall('HMGET', key.task(id), 'due', CREATED))
     local since = tonumber(due or created or nil)  -- with a start in the past: since its submit
     if since and (not oldest or since < oldest) then oldest = since end
     from = (floor(tonumber(place) / BAND) + 1) * BAND
   end
+  return oldest
 end
 
--- A row {queue, paused, ready, oldest since ms or 0, {counts:<queue>…}} for each in a flat list {queue, paused, …}.
-local function queue_rows(found)
-  local rows, names, paused = {}, split(found)
-  for i, queue in ipairs(names) do
-    local ready, since = call('ZCARD', key.ready(queue)), oldest_since(queue) or 0
-    rows[i] = {queue, paused[i] == '1' and 1 or 0, ready, since, call('HGETALL', key.counts(queue))}
-  end
-  return rows
+local function numbers_of(queue)
+  return {call('ZCARD', key.ready(queue)), oldest_since(queue) or 0, call('HGETALL', key.counts(queue))}
 end
 
--- args {}. Returns {now_us, {row of queue_rows, …}, {worker, heartbeat, …}, {broker, heartbeat, …}}
+-- args {queues}: a part of what `gather_stats` of functions.py reads. Returns {now_us, {{tasks that are ready, oldest
+-- since ms or 0, {counts:<queue>…}}, …}} of these queues, zeros of one with a damaged index. Without `queues`: {now_us,
+-- {queue, paused, …} of all, living tasks, bytes of outputs, {worker, heartbeat, …}, {broker, heartbeat, …}}
 local function stats(keys, args)
   local c = fcall.begin(keys, args)
-  local rows = queue_rows(call('HGETALL', key.queues))
-  return {c.us, rows, call('HGETALL', key.peers('workers')), call('HGETALL', key.peers('brokers'))}
+  local queues, rows = c.args.queues, {}
+  if not queues then
+    return {
+      c.us, call('HGETALL', key.queues), c.live, c.kept,
+      call('HGETALL', key.peers('workers')), call('HGETALL', key.peers('brokers')),
+    }
+  end
+  for i, queue in ipairs(queues) do
+    local ok, row = pcall(numbers_of, queue)
+    if not ok and fcall.failed(c, 'stats', queue, row) then error(row) end
+    rows[i] = ok and row or {0, 0, {}}
+  end
+  return {c.us, rows}
 end
 register('stats', stats, 'no-writes')
-
--- args {cursor ('0' at first)}. About a hundred queues at a time, for callers that poll and compute rates themselves.
--- Returns {now_us, next cursor ('0': that was all), {row of queue_rows, …}, number of queues, of living tasks, bytes
--- that ended tasks keep, workers and brokers heard from lately}
-local function queues(keys, args)
-  local c = fcall.begin(keys, args)
-  local cursor, found = unpack(call('HSCAN', key.queues, c.args.cursor, 'COUNT', PAGE))
-  local since = int(c.now - ALIVE)
-  return {
-    c.us, cursor, queue_rows(found), call('HLEN', key.queues), c.live, c.kept,
-    call('ZCOUNT', key.seen('workers'), since, '+inf'), call('ZCOUNT', key.seen('brokers'), since, '+inf'),
-  }
-end
-register('queues', queues, 'no-writes')
 
 end
