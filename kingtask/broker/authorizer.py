@@ -90,7 +90,8 @@ class ClientPolicy:
         self.of = self.owner if (rule.of or ("own" if rule.bounded else "all")) == "own" else None
         """The only owner on whose tasks the client may act; None: on all."""
         bounds = rule.max_outstanding or 0, rule.max_kept_bytes is not None, duration_ms(rule.max_keep_result or 0)
-        self.quota = Quota(self.owner or audit.client, *bounds) if any(bounds) else None
+        limited = any(bounds) or rule.max_queues is not None
+        self.quota = Quota(self.owner or audit.client, *bounds, rule.max_queues) if limited else None
 
     def depends_on_task(self, request: protocol.ById) -> bool:
         """True if `check_task` has to see the stored task first."""

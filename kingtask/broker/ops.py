@@ -43,7 +43,7 @@ class ForeignTask(TaskNotFound):
 
 
 def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | None) -> functions.FunctionCall:
-    """Return the call of an op that is a single one. `quota` bounds a requeue. Raises InvalidRequest."""
+    """Return the call of an op that is a single one. `quota` bounds what it creates. Raises InvalidRequest."""
     match request:
         case protocol.Get():
             return functions.get(request.id)
@@ -56,9 +56,9 @@ def call_of(request: protocol.Request, policy: Policy, quota: functions.Quota | 
         case protocol.List():
             return _list_call(request)
         case protocol.Pause():
-            return functions.pause(policy, request.queue, True)
+            return functions.pause(policy, request.queue, True, quota)
         case protocol.Resume():
-            return functions.pause(policy, request.queue, False)
+            return functions.pause(policy, request.queue, False, quota)
         case _:
             raise TypeError(f"{request.op.name} is not a single call")
 
@@ -109,6 +109,9 @@ def submit_refusal(outcome: str, task_id: str) -> RequestRefused | None:
         case "too_many_queues":
             why = "queue: there are too many queues; use an existing one, or raise max_queues"
             return Busy(why, field="queue", retry_after_s=FULL_AGAIN_S)
+        case "too_many_names":
+            why = "queue: this client may make no further one (max_queues of its permissions); use an existing one"
+            return Busy(why, code="rate_limited", field="queue", retry_after_s=FULL_AGAIN_S)
         case "too_many_tasks":
             why = "there are as many tasks as this installation takes (max_tasks); come back later"
             return Busy(why, retry_after_s=FULL_AGAIN_S)

@@ -45,6 +45,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_outstanding: Annotated[int, msgspec.Meta(ge=1, le=20_000_000)] | None = None
     max_keep_result: Annotated[float, msgspec.Meta(ge=1, le=task.MAX_KEEP_S)] | None = None
     max_kept_bytes: Annotated[int, msgspec.Meta(ge=1, le=2**40)] | None = None
+    max_queues: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     owner: Owner | None = None
     of: Literal["own", "all"] | None = None
     worker: bool = False

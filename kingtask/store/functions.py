@@ -49,7 +49,7 @@ class Fence(NamedTuple):
     token: bytes
 
 
-REFUSED = frozenset({"queue_full", "too_many_queues", "too_many_tasks", "quota_exceeded"})
+REFUSED = frozenset({"queue_full", "too_many_queues", "too_many_names", "too_many_tasks", "quota_exceeded"})
 """Outcomes of `submit` and `requeue` with which nothing was stored."""
 
 
@@ -154,6 +154,8 @@ class Quota(NamedTuple):
     """The bytes that ended tasks keep are bounded, by `Policy.kept_bounds`."""
     keep_ms: int = 0
     """The longest time for which a record is kept; 0: any time."""
+    queues: int | None = None
+    """Names of queues that they made; None: any number."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -259,8 +261,9 @@ def forget(task_id: str) -> FunctionCall:
     return FunctionCall("forget", {"id": task_id}, _text)
 
 
-def pause(policy: Policy, queue: str, paused: bool) -> FunctionCall:
-    return FunctionCall("pause", {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues}, _text)
+def pause(policy: Policy, queue: str, paused: bool, quota: Quota | None = None) -> FunctionCall:
+    arguments = {"queue": queue, "paused": int(paused), "max_queues": policy.max_queues, "quota": quota}
+    return FunctionCall("pause", arguments, _text)
 
 
 def wait(task_id: str) -> FunctionCall:

@@ -228,6 +228,7 @@ def test_a_rate_holds_over_any_time(per_s: float, steps: list[float]) -> None:
 
 def test_a_submit_returns_the_quota_that_the_store_checks() -> None:
     assert policy(max_outstanding=7).check_submit(TaskSpec(**SPEC), "task", 0.0) == Quota("alice", 7)
+    assert policy(max_queues=0).check_submit(TaskSpec(**SPEC), "task", 0.0) == Quota("alice", queues=0)
     assert policy().check_submit(TaskSpec(**SPEC), "task", 0.0) is None
 
 

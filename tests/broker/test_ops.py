@@ -88,10 +88,11 @@ def test_a_foreign_task_is_refused_as_a_missing_one() -> None:
         assert refusals[0] == refusals[1]
 
 
-def test_the_call_of_a_requeue_carries_the_quota() -> None:
-    assert ops.call_of(REQUESTS["requeue"], POLICY, None).arguments["quota"] is None
-    quota = functions.Quota("alice", 7)
-    assert ops.call_of(REQUESTS["requeue"], POLICY, quota).arguments["quota"] == quota
+@pytest.mark.parametrize("op", ["requeue", "pause", "resume"])
+def test_a_call_that_may_create_something_carries_the_quota(op: str) -> None:
+    assert ops.call_of(REQUESTS[op], POLICY, None).arguments["quota"] is None
+    quota = functions.Quota("alice", 7, queues=8)
+    assert ops.call_of(REQUESTS[op], POLICY, quota).arguments["quota"] == quota
 
 
 def test_a_failed_call_is_refused_by_whether_the_op_writes() -> None:
@@ -114,6 +115,7 @@ def test_a_stored_task_is_no_refusal(outcome: str) -> None:
         ("queue_full", Busy, True, "no"),
         ("too_many_queues", Busy, True, "no"),
         ("too_many_tasks", Busy, True, "no"),
+        ("too_many_names", Busy, True, "no"),
         ("quota_exceeded", Busy, True, "no"),
         ("unconfirmed", NotConfirmed, True, "unknown"),
         ("??", RequestRefused, False, "unknown"),

@@ -174,6 +174,23 @@ def test_tasks_outstanding_are_counted_by_all_brokers_until_they_end(keyed: Keye
         assert told(0, "requeue", id=first, new_id=str(uuid4()))["error"]["code"] == "rate_limited"
 
 
+def test_names_of_queues_are_counted_by_all_brokers(keyed: Keyed):
+    rules = {"clients": {"alice": {"max_queues": 1}, "bob": {"owner": "alice", "max_queues": 1}, "carol": {}}}
+    brokers = [keyed.start_broker(permissions=write(keyed, rules)) for _ in range(2)]
+    with (
+        Client(brokers[0].endpoint, timeout=0.5, **keyed.keys_of("alice")) as alice,
+        Client(brokers[1].endpoint, timeout=0.5, **keyed.keys_of("bob")) as bob,
+    ):
+        alice.submit("ledger", queue="mail")
+        bob.submit("ledger", queue="mail")
+        for act in (lambda: bob.submit("ledger", queue="other"), lambda: bob.pause("other")):
+            with pytest.raises(Busy, match="max_queues") as refused:
+                act()
+            assert (refused.value.code, refused.value.field, refused.value.stored) == ("rate_limited", "queue", "no")
+        as_(keyed, "carol").submit("ledger", queue="other")
+        bob.submit("ledger", queue="other")
+
+
 def test_permissions_change_with_a_reload_and_a_bad_file_changes_nothing(keyed: Keyed):
     path = Path(write(keyed, {"clients": {"alice": {}}}))
     broker = keyed.start_broker(permissions=str(path))

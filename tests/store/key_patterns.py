@@ -11,6 +11,7 @@ KEY_PATTERNS = {
     "running": re.compile(r"running"),
     "expiry": re.compile(r"expiry"),
     "owned": re.compile(r"owned:[^{}:]+"),
+    "named": re.compile(r"named:[^{}:]+"),
     "held": re.compile(r"held:[^{}:]+"),
     "finished": re.compile(r"finished:(succeeded|failed|cancelled|expired)"),
     "outputs": re.compile(r"outputs:(ended|until)"),

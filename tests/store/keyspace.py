@@ -27,7 +27,7 @@ PEERS_CAP = 2_000
 ATTEMPTS_CAP = 72
 META_FIELDS = set(b"schema cluster sequence ticked returned live kept max_kept".split())
 COUNT_FIELDS = {
-    *(b"submitted started retried lost scheduled running touched began before".split()),
+    *(b"submitted started retried lost scheduled running touched began before owner".split()),
     *(state.encode() for state in TERMINAL),
 }
 TASK_FIELDS = {
@@ -170,6 +170,7 @@ BOUNDS = {
     "running": Bound("names living tasks only: max_tasks", _no_ttl),
     "expiry": Bound("names living tasks only: max_tasks", _no_ttl),
     "owned": Bound("names living tasks only: max_outstanding", _no_ttl),
+    "named": Bound("names known queues only: max_queues of permissions", _no_ttl),
     "held": Bound("TTL; names running tasks only", _with_ttl),
     "finished": Bound("capped", _finished),
     "outputs": Bound("max_result_bytes; an entry leaves when the record's TTL has passed", _no_ttl),
@@ -251,11 +252,17 @@ def _check_counts(view: Dump, policy: Policy) -> None:
     assert live == living, f"meta counts {live} living tasks, there are {living}"
     names = {key.removeprefix("counts:") for key in view if key.startswith("counts:")}
     assert {queue for queue, state in real if state in LIVING} <= names
+    owners = [key.removeprefix("named:") for key in view if key.startswith("named:")]
+    listed = {(owner, name) for owner in owners for name in _members(view, f"named:{owner}")}
+    made = set()
     for queue in names:
         assert queue in _members(view, "queues"), f"counts:{queue} for a queue without a name"
         counted = _members(view, f"counts:{queue}")
         for state in ("scheduled", "running"):
             assert int(counted.get(state, 0)) == real[queue, state], f"counts:{queue} {state}: {counted.get(state)!r}"
+        if "owner" in counted:
+            made.add((counted["owner"].decode(), queue))
+    assert made == listed, f"{made} made names, {listed} are counted"
 
 
 def _check_outputs(view: Dump, policy: Policy) -> None:

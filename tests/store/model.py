@@ -124,6 +124,8 @@ class Model:
         self.queues: dict[str, bool] = {}
         """Name to paused."""
         self.kept: list[Kept] = []
+        self.makers: dict[str, str] = {}
+        """By queue: the owner that made its name, if the number of these is limited."""
         self.published: list[tuple[str, str]] = []
         self._order = 0
         self._ticked = 0
@@ -378,8 +380,8 @@ class Model:
         return task.state.value
 
     def pause(self, queue: str, *, paused: bool) -> str:
-        if queue not in self.queues and len(self.queues) >= self.policy.max_queues:
-            return "too_many_queues"
+        if refused := self._know(queue):
+            return refused
         self.queues[queue] = paused
         waiting = len(self.ready(queue))
         if not paused and waiting:
@@ -422,12 +424,23 @@ class Model:
             and sum(task.quota == self.quota.owner for task in self.tasks.values()) >= self.quota.most
         ):
             return "quota_exceeded"
-        if queue not in self.queues:
-            if len(self.queues) >= self.policy.max_queues:
-                return "too_many_queues"
-            self.queues[queue] = False
+        if refused := self._know(queue):
+            return refused
         waiting = sum(task.queue == queue for task in [*self._in(State.SCHEDULED), *self._in(State.READY)])
         return "queue_full" if waiting >= self.policy.max_queue_length else None
+
+    def _know(self, queue: str) -> str | None:
+        """Make the name known, or return why it may not be."""
+        if queue in self.queues:
+            return None
+        if len(self.queues) >= self.policy.max_queues:
+            return "too_many_queues"
+        if self.quota and self.quota.queues is not None:
+            if list(self.makers.values()).count(self.quota.owner) >= self.quota.queues:
+                return "too_many_names"
+            self.makers[queue] = self.quota.owner
+        self.queues[queue] = False
+        return None
 
     def _may_see(self, task: ModelTask) -> bool:
         return self.of in (None, task.owner)

@@ -212,7 +212,7 @@ class TimedStore(SyncStore):
         return state
 
     def pause(self, queue: str = "default", paused: bool = True) -> str:
-        answer: str = self.ask(functions.pause(self.policy, queue, paused))
+        answer: str = self.ask(functions.pause(self.policy, queue, paused, self.quota))
         return answer
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,9 @@ def used(store: TimedStore) -> Iterator[TimedStore]:
     store.quota = Quota("alice", 2, True)
     store.put()
     store.finish(store.ended(store.take(), stdout=b"57"))
+    store.quota = Quota("alice", 2, queues=1)
     store.put()
+    store.pause("mail", paused=False)
     store.quota = None
     store.take()
     store.put(expires_at=START_MS / 1000 + 60)
@@ -75,6 +77,8 @@ SPOILT: dict[str, Spoil] = {
     "ended tasks without end": lambda r, p, s: r.zadd(
         f"{p}finished:failed", {str(n): n for n in range(keyspace.FINISHED_CAP + 1)}
     ),
+    "a name of a queue that counts for another owner": lambda r, p, s: r.zadd(f"{p}named:bob", {"mail": 1}),
+    "a name of a queue that is not counted": lambda r, p, s: r.delete(f"{p}named:alice"),
     "an entry of schedule without a task": lambda r, p, s: r.zadd(f"{p}schedule", {s.new_id(): 1}),
     "an entry of ready without a task": lambda r, p, s: r.zadd(f"{p}ready:default", {s.new_id(): 1}),
     "an entry of running without a task": lambda r, p, s: r.zadd(f"{p}running", {s.new_id(): 1}),

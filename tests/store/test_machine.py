@@ -111,6 +111,8 @@ class StoreMachine(RuleBasedStateMachine):
                 Quota("alice", 0, True, 50_000),
                 Quota("bob", 3, True),
                 Quota("bob", 0, False, 50_000),
+                Quota("alice", 4, False, 0, 1),
+                Quota("bob", 0, False, 0, 1),
             ]
         ),
         owner=mostly(None, "alice", "bob"),
@@ -357,6 +359,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert {task_id: int(score) for task_id, score in running} == leases
         names = view["queues"].value if "queues" in view else {}
         assert {name.decode(): paused == b"1" for name, paused in names.items()} == self.model.queues
+        counts = {key.removeprefix("counts:"): entry.value for key, entry in view.items() if key.startswith("counts:")}
+        made = {name: numbers[b"owner"].decode() for name, numbers in counts.items() if b"owner" in numbers}
+        assert made == self.model.makers
 
 
 OUTPUTS = ("outputs:ended", "outputs:until")

@@ -72,6 +72,7 @@ def test_one_value_may_stand_for_a_list(load: Load):
         ("default: {max_outstanding: 0}", "1: default.max_outstanding: expected an integer from 1"),
         ("default: {max_keep_result: 0}", "1: default.max_keep_result: expected a number from 1 to 31,536,000"),
         ("default: {max_kept_bytes: 0}", "1: default.max_kept_bytes: expected an integer from 1"),
+        ("default: {max_queues: -1}", "1: default.max_queues: expected an integer from 0 to 100,000"),
         ("default: {owner: a/b}", "1: default.owner: expected a name of 1 to 64 letters"),
         ("default: {of: mine}", "1: default.of: expected one of all, own"),
         ("default: {worker: 1}", "1: default.worker: expected true or false"),

@@ -23,6 +23,7 @@ Keys. All have the prefix `{<namespace>}:` (one hash slot); KEYS[1] is `{<namesp
   running          zset   id → end of the lease, ms
   expiry           zset   id → ms; waiting tasks that may not be started after an instant
   owned:<owner>    zset   id → when accepted, ms; living tasks of an owner whose number of tasks is limited
+  named:<owner>    zset   queue → ms; known names that an owner made whose number of names is limited
   held:<worker>    hash   id → attempt number ':' number of the claim ':' token; the worker's attempts (TTL)
   finished:<state> zset   id → ms; recent terminal tasks, capped
   outputs:ended    zset   what ended tasks keep, in the order of dropping: id, ms at which the task ended, ':' (outputs)
@@ -140,6 +141,7 @@ function key.task(id) return prefix .. 'task:' .. id end
 function key.ready(queue) return prefix .. 'ready:' .. queue end
 function key.counts(queue) return prefix .. 'counts:' .. queue end
 function key.owned(owner) return prefix .. 'owned:' .. owner end
+function key.named(owner) return prefix .. 'named:' .. owner end
 function key.held(worker) return prefix .. 'held:' .. worker end
 function key.kept(owner) return prefix .. 'kept:' .. owner end
 function key.finished(state) return prefix .. 'finished:' .. state end

@@ -41,7 +41,7 @@ function counts.add(c, queue, field, n)
   gained[field] = (gained[field] or 0) + n
 end
 
-local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true}
+local NO_TOTAL = {scheduled = true, running = true, touched = true, began = true, before = true, owner = true}
 
 -- In a new minute: adds to `sets` the totals at the beginning of the last two minutes, which give the rates.
 local function begin_minute(queue, minutes, sets)

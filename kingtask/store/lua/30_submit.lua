@@ -9,65 +9,76 @@ local function begin(keys, args)
     rooms = {},        -- by queue: how many more tasks could wait in it at the beginning
     submitted = {},    -- by queue: how many tasks are created
     owners = {},       -- by owner: how many more tasks it may have (left), and index entries of new ones (adds)
-    samples = BUDGET,  -- records of owners' tasks that may still be examined
     ready = {}, scheduled = {}, created = {},  -- created tasks; flush writes them
   }
   return c
 end
 
--- Makes the queue's name known; false if there are too many queues already.
-function tasks.know_queue(c, queue)
-  if call('HEXISTS', key.queues, queue) == 1 then return true end
-  if call('HLEN', key.queues) >= c.args.max_queues then return false end
-  call('HSET', key.queues, queue, '0')
-  call('HSET', key.counts(queue), 'touched', c.now_text)
-  return true
-end
-
--- The entry of c.new.rooms; false if the queue is new and there are too many.
-local function enter_queue(c, queue)
-  local room = tasks.know_queue(c, queue)
-  if room then
-    local scheduled = tonumber(redis.pcall('HGET', key.counts(queue), 'scheduled') or 0) or 0
-    room = c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
-  end
-  c.new.rooms[queue] = room
-  return room
-end
-
--- The entry of c.new.owners: {left, adds}. An owner's index may name tasks by mistake: their records were deleted from
--- outside, or a release without this index has ended them. Some are removed from the index when they are in the way.
-local function owner_of(c, owner, most)
-  local new = c.new
-  local of = new.owners[owner]
-  if of then return of end
-  local index = key.owned(owner)
-  local owned = tonumber(redis.pcall('ZCARD', index))
-  local left = owned and most - owned or 0  -- if it is no index, this owner is refused, and no other
-  local sample = math.min(OWNED_SAMPLE, new.samples)
-  if owned and left <= 0 and sample > 0 then
-    new.samples = new.samples - sample
-    for _, id in ipairs(call('ZRANDMEMBER', index, sample)) do
-      local state, quota = unpack(redis.pcall('HMGET', key.task(id), STATE, QUOTA))
-      if not state or TERMINAL[state] or quota ~= owner then left = left + call('ZREM', index, id) end
+-- How many more entries an index of an owner may get: none if it is damaged, so that this owner is refused, and no
+-- other. It may have entries by mistake: what they name was deleted from outside, or a release without this index has
+-- removed it. Some of them are removed when they are in the way; is_stale(member) finds them.
+local function entries_left(c, index, most, is_stale)
+  local n = tonumber(redis.pcall('ZCARD', index))
+  local left = n and most - n or 0
+  local sample = math.min(OWNED_SAMPLE, c.samples or BUDGET)
+  if n and left <= 0 and sample > 0 then
+    c.samples = (c.samples or BUDGET) - sample
+    for _, member in ipairs(call('ZRANDMEMBER', index, sample)) do
+      if is_stale(member) then left = left + call('ZREM', index, member) end
     end
   end
-  of = {left = left, adds = {}}
-  new.owners[owner] = of
-  return of
+  return left
+end
+
+-- Makes the queue's name known; quota: as in admit. Returns nil, or the reason of the refusal.
+function tasks.know_queue(c, queue, quota)
+  if call('HEXISTS', key.queues, queue) == 1 then return nil end
+  if call('HLEN', key.queues) >= c.args.max_queues then return 'too_many_queues' end
+  local owner, _, _, _, most = unpack(quota or NONE, 1, 5)
+  if most then
+    local left = entries_left(c, key.named(owner), most, function(name)
+      return redis.pcall('HGET', key.counts(name), 'owner') ~= owner
+    end)
+    if left <= 0 then return 'too_many_names' end
+    call('ZADD', key.named(owner), c.now_text, queue)
+  end
+  call('HSET', key.queues, queue, '0')
+  call('HSET', key.counts(queue), 'touched', c.now_text, unpack(most and {'owner', owner} or NONE))
+end
+
+-- How many more tasks may wait in the queue, whose name is known.
+local function room_in(c, queue)
+  local scheduled = tonumber(redis.pcall('HGET', key.counts(queue), 'scheduled') or 0) or 0
+  return c.args.max_queue_length - scheduled - (moves.count_ready(queue) or math.huge)
+end
+
+-- The entry of c.new.owners: {left, adds}.
+local function owner_of(c, owner, most)
+  local owners = c.new.owners
+  if not owners[owner] then
+    local left = entries_left(c, key.owned(owner), most, function(id)
+      local state, quota = unpack(redis.pcall('HMGET', key.task(id), STATE, QUOTA))
+      return not state or TERMINAL[state] or quota ~= owner
+    end)
+    owners[owner] = {left = left, adds = {}}
+  end
+  return owners[owner]
 end
 
 -- Returns nil if a task with this plan may be created, otherwise the reason of the refusal.
 -- quota: absent, or {owner, how many tasks it may have that have not ended (0: any number), whether a bound counts what
--- its ended tasks keep, for how many ms a record may be kept (0: any time)}
+-- its ended tasks keep, for how many ms a record may be kept (0: any time), how many names of queues it may make (nil:
+-- any number)}
 function tasks.admit(c, plan, quota)
   local queue, new = plan.queue, c.new
   if c.live >= c.args.max_tasks then return 'too_many_tasks' end
-  if quota and quota[2] > 0 and owner_of(c, unpack(quota, 1, 2)).left <= 0 then return 'quota_exceeded' end
-  local room = new.rooms[queue]
-  if room == nil then room = enter_queue(c, queue) end
-  if not room then return 'too_many_queues' end
-  if room <= (new.submitted[queue] or 0) then return 'queue_full' end
+  if quota and quota[2] > 0 and owner_of(c, quota[1], quota[2]).left <= 0 then return 'quota_exceeded' end
+  if not new.rooms[queue] then
+    local refusal = tasks.know_queue(c, queue, quota)
+    if refusal then return refusal end
+    new.rooms[queue] = room_in(c, queue)
+  end
+  if new.rooms[queue] <= (new.submitted[queue] or 0) then return 'queue_full' end
 end
 
 -- Creates an admitted task {id, path, plan, spec, owner, quota, more}; returns its state. The last three may be absent;

@@ -102,12 +102,13 @@ end
 local function forget_idle_queue(c)
   local queue = call('HRANDFIELD', key.queues)
   if not queue or call('HGET', key.queues, queue) ~= '0' or call('EXISTS', key.ready(queue)) == 1 then return end
-  local scheduled, running, touched =
-    unpack(redis.pcall('HMGET', key.counts(queue), 'scheduled', 'running', 'touched'))
+  local scheduled, running, touched, owner =
+    unpack(redis.pcall('HMGET', key.counts(queue), 'scheduled', 'running', 'touched', 'owner'))
   if tonumber(scheduled or 0) + tonumber(running or 0) > 0 then return end
   if tonumber(touched or 0) < c.now - IDLE_QUEUE then
     call('HDEL', key.queues, queue)
     call('DEL', key.counts(queue))
+    if owner then redis.pcall('ZREM', key.named(owner), queue) end
   end
 end
 

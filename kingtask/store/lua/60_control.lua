@@ -36,11 +36,12 @@ local function forget(keys, args)
 end
 register('forget', forget, 'allow-oom')  -- it drains
 
--- args {db, queue, paused, max_queues}. Returns 'ok' or 'too_many_queues'.
+-- args {db, queue, paused, max_queues, quota}; quota: as in admit. Returns 'ok', or the reason of know_queue.
 local function pause(keys, args)
   local c = fcall.begin(keys, args)
   local queue, paused = c.args.queue, c.args.paused == 1
-  if not tasks.know_queue(c, queue) then return 'too_many_queues' end
+  local refusal = tasks.know_queue(c, queue, c.args.quota)
+  if refusal then return refusal end
   call('HSET', key.queues, queue, paused and '1' or '0')
   local n = paused and 0 or call('ZCARD', key.ready(queue))
   if n > 0 then fcall.publish(c, 'ready', queue .. ' ' .. int(n)) end
