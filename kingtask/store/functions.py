@@ -52,6 +52,9 @@ class Fence(NamedTuple):
 REFUSED = frozenset({"queue_full", "too_many_queues", "too_many_names", "too_many_tasks", "quota_exceeded"})
 """Outcomes of `submit` and `requeue` with which nothing was stored."""
 
+BULK = frozenset({"get", "list", "stats", "queues"})
+"""Functions that only read, with replies that may be large. The broker has a connection for them."""
+
 
 class Submitted(NamedTuple):
     now_us: int

@@ -81,7 +81,7 @@ class Store:
         self.on_down: list[Callable[[], None]] = []
         self._link = self._connect_for(
             self.role,
-            on_up=lambda server: self._notify(self.on_up),
+            on_up=self._came_up,
             on_down=lambda: self._notify(self.on_down),
             accept=partial(level_on, ack),
         )
@@ -95,6 +95,7 @@ class Store:
         self.ack_level: AckLevel | None = None
         """The current level of a broker's OK; None before the first connect."""
         self._submits = self._connect_for("submit", accept=self._accept) if self.role == "broker" else self._link
+        self._reads = self._connect_for("read") if self.role == "broker" else self._link
 
     @property
     def up(self) -> bool:
@@ -124,7 +125,7 @@ class Store:
 
     def send(self, call: FunctionCall, callback: Callback) -> None:
         """Send a call; `callback` gets what the call decodes to, or a StoreError. Raises nothing."""
-        self._send(self._link, call, callback)
+        self._send(self._reads if call.function in functions.BULK else self._link, call, callback)
 
     def confirm(self, callback: Callable[[bool], None]) -> None:
         """Report whether the writes that were answered so far are stored at the level of `ack`; may call back at once.
@@ -236,13 +237,18 @@ class Store:
         for link in self.links:
             link.repoint(address)
 
+    def _came_up(self, server: ServerFacts) -> None:
+        if self._reads.history not in ("", server.history):  # a demoted server refuses writes and still answers reads
+            self._reads.reconnect(f"{self._primary.address} has another history")
+        self._notify(self.on_up)
+
     def _notify(self, listeners: list[Callable[[], None]]) -> None:
         for listener in listeners:
             listener()
 
 
 class BrokerStore(Store):
-    """A broker's access: it has further connections for submits and for the subscription."""
+    """A broker's access: it has further connections for submits, for reads in bulk and for the subscription."""
 
     role = "broker"
 

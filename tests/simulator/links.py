@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kingtask.clock import ServerClock, monotonic_us
 from kingtask.errors import StoreError
-from kingtask.store.functions import FunctionCall
+from kingtask.store.functions import BULK, FunctionCall
 from tests.simulator.faults import Fate, Faults
 from tests.simulator.redis import SimulatedRedis
 from tests.simulator.world import Loop, here
@@ -253,6 +253,7 @@ class BrokerStore(WorkerStore):
         super().__init__(at)
         self.ack_level = "replicas"
         self._submits = self.link(lambda: None, lambda: None)
+        self._reads = self.link(lambda: None, lambda: None)
         self._resubscribed: Callable[[], None] = lambda: None
         self._events: dict[str, Callable[[str], None]] = {}
         self._subscription = self.link(self._stands_anew, lambda: None)
@@ -268,13 +269,18 @@ class BrokerStore(WorkerStore):
 
     async def open(self) -> None:
         self._submits.open()
+        self._reads.open()
         self._subscription.open()
         await super().open()
 
     async def close(self) -> None:
         self._submits.close()
+        self._reads.close()
         self._subscription.close()
         await super().close()
+
+    def send(self, call: FunctionCall, callback: Callback) -> None:
+        (self._reads if call.function in BULK else self._link).send(call, callback)
 
     def submit(self, call: FunctionCall, stored: Callback, confirmed: Callable[[bool], None]) -> None:
         def answered(value: Any) -> None:
