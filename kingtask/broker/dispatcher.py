@@ -15,6 +15,7 @@ from kingtask import __version__, protocol, wire
 from kingtask.broker import ops
 from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy
+from kingtask.broker.reads import Reads
 from kingtask.broker.router import RouterSocket
 from kingtask.broker.stats_gatherer import StatsGatherer
 from kingtask.broker.submit import SubmitBatcher
@@ -36,7 +37,7 @@ REQUEST_S = (*CALL_S, 10.0, 30.0, 60.0)
 
 
 class Dispatcher:
-    """`pending` requests, of `pending_bytes`, are in progress. A `wait` counts only until it begins to wait."""
+    """`pending` requests, of `pending_bytes`, are in progress. A `wait` does not count while it waits."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Dispatcher:
         self.router = router
         self._batcher = batcher
         self._waiters = waiters
+        self._reads = Reads(store)
         self.idle = asyncio.Event()
         self.gatherer = StatsGatherer(store)
         self.pending = 0
@@ -126,12 +128,15 @@ class Dispatcher:
     def _act(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
         if isinstance(request, protocol.Submit):
             self._batcher.submit(request, client, reply.send)
+        elif not request.op.writes and self.router.overfull(reply.peer):
+            raise ops.unread()
         elif isinstance(request, protocol.Stats):
             if 2 * self.gatherer.waiting >= self._config.max_pending:  # they take long, so others keep half of the room
                 raise Busy("too many stats at once; come back later", retry_after_s=ops.BUSY_AGAIN_S)
             self.gatherer.ask(partial(self._called, request, reply, client))
         elif client is not None and isinstance(request, protocol.ById) and client.depends_on_task(request):
-            self._store.send(functions.get(request.id).of(client.of), partial(self._check_task, request, reply, client))
+            call = functions.get(request.id).of(client.of)
+            self._reads.send(reply.peer[0], call, partial(self._check_task, request, reply, client))
         else:
             self._call(request, reply, client)
 
@@ -143,7 +148,10 @@ class Dispatcher:
             return
         try:
             client.check_task(request.op.name, ops.task_of(request.id, found), found.spec, monotonic_s())
-            self._call(request, reply, client)
+            if isinstance(request, protocol.Get):
+                self._called(request, reply, client, found)
+            else:
+                self._call(request, reply, client)
         except Exception as error:  # noqa: BLE001  (as in `dispatch`)
             refused = _refusal(error)
             reply.send(refused)
@@ -152,15 +160,24 @@ class Dispatcher:
 
     def _call(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None) -> None:
         quota, of = (None, None) if client is None else (client.quota, client.of)
-        if not isinstance(request, protocol.Wait):
-            call = ops.call_of(request, self._policy, quota).of(of)
-            self._store.send(call, partial(self._called, request, reply, client))
+        answer = partial(self._called, request, reply, client)
+        if request.op.writes:
+            self._store.send(ops.call_of(request, self._policy, quota).of(of), answer)
+        elif not isinstance(request, protocol.Wait):
+            self._reads.send(reply.peer[0], ops.call_of(request, self._policy, quota).of(of), answer)
         elif len(self._waiters) >= self._config.max_waits:
             raise Busy("too many waits at once; use get, or come back later", retry_after_s=ops.FULL_AGAIN_S)
         else:
             reply.release()  # a wait may be long; max_waits bounds it
-            answer = partial(self._called, request, reply, client)
-            self._waiters.add(request.id, request.timeout_s, answer, of)
+            self._waiters.add(request.id, request.timeout_s, partial(self._waited, request, reply, client), of)
+
+    def _waited(self, request: protocol.Wait, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
+        reply.hold()
+        answer = partial(self._called, request, reply, client)
+        if value is None:  # by its owner again: the record may have gone, and another client may have used the id
+            self._reads.send(reply.peer[0], functions.get(request.id).of(None if client is None else client.of), answer)
+        else:
+            answer(value)
 
     def _called(self, request: protocol.Request, reply: _PendingReply, client: ClientPolicy | None, value: Any) -> None:
         fields: dict[str, Any] | RequestRefused
@@ -197,7 +214,7 @@ class Dispatcher:
 class _PendingReply:
     """The reply to one request in progress."""
 
-    __slots__ = ("_began_us", "_dispatcher", "_rid", "_size", "_times", "peer")
+    __slots__ = ("_began_us", "_dispatcher", "_held", "_rid", "_size", "_times", "peer")
 
     def __init__(
         self, dispatcher: Dispatcher, peer: Peer, rid: protocol.Rid, size: int, times: Histogram | None
@@ -208,16 +225,21 @@ class _PendingReply:
         self._size = size
         self._times = times
         self._began_us = 0 if times is None else monotonic_us()
-        dispatcher.pending += 1
-        dispatcher.pending_bytes += size
+        self.hold()
+
+    def hold(self) -> None:
+        """Count the request as in progress."""
+        self._held = True
+        self._dispatcher.pending += 1
+        self._dispatcher.pending_bytes += self._size
 
     def release(self) -> None:
         """No longer count the request as in progress."""
         dispatcher = self._dispatcher
-        if self._size:
+        if self._held:
+            self._held = False
             dispatcher.pending -= 1
             dispatcher.pending_bytes -= self._size
-            self._size = 0
             if not dispatcher.pending:
                 dispatcher.idle.set()
 

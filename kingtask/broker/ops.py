@@ -71,11 +71,10 @@ def reply_to(request: protocol.Request, value: Any, filtered: Filter = dict) -> 
     if outcome in HIDDEN and isinstance(request, protocol.ById):
         raise _not_found(request.id, outcome)
     match request:
-        case protocol.Get():
-            return {"task": protocol.result_fields(task_of(request.id, value))}
-        case protocol.Wait():
+        case protocol.Get() | protocol.Wait():
             task = task_of(request.id, value)
-            return {"task": protocol.result_fields(task), "pending": not task.ended}
+            pending = {"pending": not task.ended} if isinstance(request, protocol.Wait) else {}
+            return {"task": value.packed, **pending}
         case protocol.Cancel():
             return _cancelled(request.id, value)
         case protocol.Requeue():

@@ -14,7 +14,6 @@ from functools import partial
 from kingtask.errors import StoreError
 from kingtask.states import TERMINAL
 from kingtask.store import functions
-from kingtask.store.functions import StoredTask
 from kingtask.store.store import Store
 
 POLL_S = 1.0
@@ -23,15 +22,14 @@ CHUNK = 200
 
 _STOPPING = StoreError("stopping", "this broker is stopping; ask another one")
 
-Answer = Callable[[StoredTask | StoreError], None]
-"""Called once, with the task as it ended, or after the timeout as it is."""
+Answer = Callable[[str | StoreError | None], None]
+"""Called once: with None once the task is to be read, or with `missing`, `foreign` or a StoreError if it cannot be."""
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
     id: str
     answer: Answer
-    of: str | None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -40,7 +38,7 @@ class Waiters:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._by_id: dict[str, list[_Waiter]] = {}
+        self._by_id: dict[str, dict[_Waiter, None]] = {}
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -62,8 +60,8 @@ class Waiters:
         if self._stopped:
             answer(_STOPPING)
             return
-        waiter = _Waiter(task_id, answer, of)
-        self._by_id.setdefault(task_id, []).append(waiter)  # before the mark, so that no publication is missed
+        waiter = _Waiter(task_id, answer)
+        self._by_id.setdefault(task_id, {})[waiter] = None  # before the mark, so that no publication is missed
         self._count += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(POLL_S, self._poll_again)
@@ -73,21 +71,18 @@ class Waiters:
     def _marked(self, waiter: _Waiter, state: str | StoreError) -> None:
         if isinstance(state, StoreError) or state in ("missing", "foreign"):
             if self._remove(waiter):
-                waiter.answer(
-                    state if isinstance(state, StoreError) else StoredTask(0, None, foreign=state == "foreign")
-                )
+                waiter.answer(state)
         elif state in TERMINAL:
             self.ended(waiter.id)
 
     def ended(self, task_id: str) -> None:
         """Answer all that wait for this task, which has ended."""
-        waiters = self._by_id.pop(task_id, [])
+        waiters = self._by_id.pop(task_id, {})
         self._count -= len(waiters)
         for waiter in waiters:
             if waiter.timer is not None:
                 waiter.timer.cancel()
-        if waiters:
-            self._fetch(task_id, waiters)
+            waiter.answer(None)
 
     def poll(self) -> None:
         """Ask Redis for the state of every waited task."""
@@ -113,23 +108,14 @@ class Waiters:
 
     def _timed_out(self, waiter: _Waiter) -> None:
         if self._remove(waiter):
-            self._fetch(waiter.id, [waiter])
-
-    def _fetch(self, task_id: str, waiters: list[_Waiter]) -> None:
-        def fetched(found: StoredTask | StoreError) -> None:
-            for waiter in waiters:
-                # Meanwhile the record may have gone, and another client may have used the id.
-                known = found.owner if isinstance(found, StoredTask) and found.result is not None else waiter.of
-                waiter.answer(found if waiter.of in (None, known) else StoredTask(0, None, foreign=True))
-
-        self._store.send(functions.get(task_id), fetched)
+            waiter.answer(None)
 
     def _remove(self, waiter: _Waiter) -> bool:
         """Return False if this waiter is gone already."""
-        waiters = self._by_id.get(waiter.id, [])
+        waiters = self._by_id.get(waiter.id, {})
         if waiter not in waiters:
             return False
-        waiters.remove(waiter)
+        del waiters[waiter]
         if not waiters:
             del self._by_id[waiter.id]
         if waiter.timer is not None:

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from kingtask import protocol
 from kingtask.policy import Policy
 from kingtask.result import Result
 from kingtask.states import State
-from kingtask.store import codec, keys
+from kingtask.store import codec
 from kingtask.store.codec import hash_of
 from kingtask.store.stats import StoreStats, queues_of, stats_of
 from kingtask.task import TaskSpec
-from kingtask.wire import pack_raw
+from kingtask.wire import pack, pack_raw
 
 QueueGains = list[tuple[str, int]]
 
@@ -52,7 +53,7 @@ class Fence(NamedTuple):
 REFUSED = frozenset({"queue_full", "too_many_queues", "too_many_names", "too_many_tasks", "quota_exceeded"})
 """Outcomes of `submit` and `requeue` with which nothing was stored."""
 
-BULK = frozenset({"get", "list", "stats", "queues"})
+BULK = frozenset({"get", "list", "stats"})
 """Functions that only read, with replies that may be large. The broker has a connection for them."""
 
 
@@ -125,7 +126,8 @@ class StoredTask(NamedTuple):
 
     now_us: int
     result: Result | None
-    owner: str | None = None
+    packed: msgspec.Raw = msgspec.Raw()
+    """The result as in a reply to a client; packed once for all that get it."""
     spec: bytes = codec.NO_SPEC
     foreign: bool = False
 
@@ -278,8 +280,8 @@ def get(task_id: str) -> FunctionCall:
         now_us, due_ms, flat = reply
         fields = hash_of(flat)
         result = codec.result_of(task_id, fields, due_ms) if fields else None
-        owner = fields.get(keys.OWNER, b"").decode() or None
-        return StoredTask(now_us, result, owner, codec.spec_in(fields), foreign=due_ms < 0)
+        packed = msgspec.Raw(b"" if result is None else pack(protocol.result_fields(result)))
+        return StoredTask(now_us, result, packed, codec.spec_in(fields), foreign=due_ms < 0)
 
     return FunctionCall("get", {"id": task_id}, decode)
 

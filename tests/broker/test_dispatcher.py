@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from kingtask.broker.auth import AuthenticatedPeer, Peer
 from kingtask.broker.authorizer import AuditTrail, ClientPolicy
 from kingtask.broker.counters import Counters
 from kingtask.broker.dispatcher import Dispatcher
+from kingtask.broker.reads import MOST
 from kingtask.broker.submit import SubmitBatcher
 from kingtask.broker.waiters import Waiters
 from kingtask.config import BrokerConfig, permissions_file
@@ -36,7 +38,7 @@ NO_STATS: tuple[list[Any], StoreStats] = ([], StoreStats([], [], []))
 
 def stored(state: State = State.READY, *, name: str = "a", queue: str = "default") -> StoredTask:
     task = Result(id=ID, name=name, queue=queue, priority=5, state=state, created_at=1.0, due_at=1.0)
-    return StoredTask(1, task)
+    return StoredTask(1, task, msgspec.Raw(wire.pack(protocol.result_fields(task))))
 
 
 class DispatcherHarness:
@@ -236,6 +238,47 @@ async def test_a_wait_that_timed_out_is_pending_still(setting: DispatcherHarness
     assert setting.reply()["pending"] is True
 
 
+async def test_a_wait_reads_its_task_by_its_owner(tmp_path: Path) -> None:
+    """The record may have gone meanwhile, by its time or by `forget`, and another client may have used the id."""
+    setting = with_permissions(tmp_path, clients={"alice": {"of": "own"}})
+    alice = AuthenticatedPeer(PEER, "alice")
+    setting.ask("wait", peer=alice, id=ID)
+    setting.store.answer("wait", "succeeded")
+    assert setting.store.answer("get", FOREIGN).arguments["of"] == "alice"
+    assert setting.code(alice) == "not_found"
+
+
+async def test_a_wait_that_has_ended_is_in_progress_until_its_reply(setting: DispatcherHarness) -> None:
+    setting.ask("wait", id=ID)
+    setting.store.answer("wait", "succeeded")
+    assert (setting.dispatcher.pending, setting.dispatcher.waiting) == (1, 0)
+    draining = asyncio.ensure_future(setting.dispatcher.drain(PATIENCE_S))
+    await asyncio.sleep(0)
+    assert not draining.done()
+    setting.store.answer("get", stored(State.SUCCEEDED))
+    await draining
+    assert setting.reply()["pending"] is False
+    assert (setting.dispatcher.pending, setting.dispatcher.pending_bytes) == (0, 0)
+
+
+async def test_all_that_wait_for_a_task_get_one_record(setting: DispatcherHarness) -> None:
+    for _ in range(MOST):
+        setting.ask("get", id=OTHER)
+    for rid in range(100):
+        setting.ask("wait", rid, id=ID)
+    setting.store.sent[-1].answer("succeeded")
+    for call, answer in list(setting.store.sent):
+        if call.function == "get":
+            answer(LOST)
+    await asyncio.sleep(0)
+    setting.router.replies.clear()
+    call, answer = setting.store.sent[-1]
+    answer(stored(State.SUCCEEDED))
+    assert call.arguments["id"] == ID
+    assert sorted(reply["rid"] for _, reply in setting.router.replies) == list(range(100))
+    assert {reply["task"]["state"] for _, reply in setting.router.replies} == {"succeeded"}
+
+
 async def test_a_wait_for_an_unknown_task_is_not_found(setting: DispatcherHarness) -> None:
     setting.ask("wait", id=ID)
     setting.store.answer("wait", "missing")
@@ -276,10 +319,14 @@ async def test_a_drain_ends_at_its_timeout(setting: DispatcherHarness, caplog: p
 async def test_a_client_that_leaves_replies_unread_gets_busy_from_ops_that_only_read(
     setting: DispatcherHarness,
 ) -> None:
-    setting.router.leaves_unread = True
     setting.ask("get", id=ID)
+    setting.router.leaves_unread = True
     setting.store.answer("get", stored(State.SUCCEEDED))
     assert setting.code() == "busy"
+    for op in ("get", "wait"):
+        setting.ask(op, id=ID)
+        assert setting.code() == "busy"
+        assert not setting.store.sent
     setting.ask("cancel", id=ID)
     setting.store.answer("cancel", "ready")
     assert setting.reply()["ok"]
@@ -315,6 +362,9 @@ async def test_an_op_by_id_reads_the_task_before_it_acts(tmp_path: Path) -> None
     setting.store.answer("get", stored(queue="other"))
     assert setting.code() == "permission_denied"
     assert not setting.store.sent
+    setting.ask("get", id=ID)
+    setting.store.answer("get", stored(queue="mail"))
+    assert setting.reply()["task"]["id"] == ID, "which is read once"
     for found, code in ((StoredTask(1, None), "not_found"), (LOST, "unavailable")):
         setting.ask("cancel", id=ID)
         setting.store.answer("get", found)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from kingtask import policy, protocol
+from kingtask import policy, protocol, wire
 from kingtask.broker import ops
 from kingtask.errors import (
     Busy,
@@ -19,6 +20,7 @@ from kingtask.errors import (
     Unavailable,
     WrongState,
 )
+from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.codec import Page
@@ -159,6 +161,17 @@ def test_cancel(state: str, outcome: str) -> None:
 def test_cancel_of_an_ended_task(state: str) -> None:
     with pytest.raises(WrongState, match=state):
         answer(protocol.Cancel(id=ID), state)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED])
+def test_a_record_is_in_the_reply_as_it_is_packed(state: State) -> None:
+    task = Result(id=ID, name="a", queue="q", priority=5, state=state, created_at=1.0, due_at=1.0, stdout=b"\0out")
+    packed = msgspec.Raw(wire.pack(protocol.result_fields(task)))
+    found = functions.StoredTask(0, task, packed)
+    assert answer(protocol.Get(id=ID), found) == {"task": packed}
+    reply = answer(protocol.Wait(id=ID), found)
+    assert reply["pending"] == (state is State.RUNNING)
+    assert protocol.ok(1, reply) == protocol.ok(1, {**reply, "task": protocol.result_fields(task)})
 
 
 def test_an_unknown_task_is_not_found() -> None:

@@ -11,17 +11,13 @@ import pytest
 from kingtask.broker import waiters as module
 from kingtask.broker.waiters import Waiters
 from kingtask.errors import StoreError
-from kingtask.result import Result
-from kingtask.states import State
-from kingtask.store.functions import FunctionCall, StoredTask
+from kingtask.store.functions import FunctionCall
 from kingtask.store.store import Store
 from tests.broker.conftest import PATIENCE_MS
 from tests.broker.fakes import LOST, FakeStore
 
 ID = "6f1c2b8e-4c1d-4d1e-9a52-0c6d5b0a7f11"
 OTHER = "0d0c7a42-95a8-4f5c-8a6c-0f2f0e6f8d55"
-ENDED = StoredTask(1, Result(id=ID, name="a", queue="q", priority=5, state=State.SUCCEEDED, created_at=1.0, due_at=1.0))
-FOREIGN = StoredTask(0, None, foreign=True)
 
 
 class WaitersHarness:
@@ -30,17 +26,11 @@ class WaitersHarness:
     def __init__(self) -> None:
         self.store = FakeStore()
         self.waiters = Waiters(self.store)
-        self.answers: list[StoredTask | StoreError] = []
+        self.answers: list[str | StoreError | None] = []
 
-    def wait(
-        self,
-        task_id: str = ID,
-        timeout_s: float = 60.0,
-        state: str | StoreError = "running",
-        of: str | None = None,
-    ) -> None:
+    def wait(self, task_id: str = ID, timeout_s: float = 60.0, state: str | StoreError = "running") -> None:
         """A wait for a task that Redis has in this state."""
-        self.waiters.add(task_id, timeout_s, self.answers.append, of)
+        self.waiters.add(task_id, timeout_s, self.answers.append)
         self.store.answer("wait", state)
 
 
@@ -50,65 +40,47 @@ async def test_a_wait_ends_with_the_publication_of_its_task() -> None:
     setting.waiters.ended(OTHER)
     assert not setting.store.sent
     setting.waiters.ended(ID)
-    setting.store.answer("get", ENDED)
-    assert (setting.answers, len(setting.waiters)) == ([ENDED], 0)
+    assert (setting.answers, len(setting.waiters)) == ([None], 0)
 
 
-async def test_all_waits_for_one_task_end_with_one_read() -> None:
+async def test_all_waits_for_one_task_end_together() -> None:
     setting = WaitersHarness()
     setting.wait()
     setting.wait()
     assert len(setting.waiters) == 2
     setting.waiters.ended(ID)
-    setting.store.answer("get", ENDED)
-    assert (setting.answers, setting.store.sent) == ([ENDED, ENDED], [])
+    assert (setting.answers, setting.store.sent) == ([None, None], [])
 
 
 async def test_a_wait_for_an_ended_task_is_answered_at_once() -> None:
     setting = WaitersHarness()
     setting.wait(state="succeeded")
-    setting.store.answer("get", ENDED)
-    assert setting.answers == [ENDED]
+    assert setting.answers == [None]
 
 
-@pytest.mark.parametrize(("state", "answer"), [("missing", StoredTask(0, None)), ("foreign", FOREIGN), (LOST, LOST)])
-async def test_a_wait_that_cannot_begin_is_answered_at_once(
-    state: str | StoreError, answer: StoredTask | StoreError
-) -> None:
+@pytest.mark.parametrize("state", ["missing", "foreign", LOST])
+async def test_a_wait_that_cannot_begin_is_answered_at_once(state: str | StoreError) -> None:
     setting = WaitersHarness()
     setting.wait(state=state)
-    assert (setting.answers, len(setting.waiters)) == ([answer], 0)
+    assert (setting.answers, len(setting.waiters)) == ([state], 0)
 
 
-async def test_a_wait_gets_no_task_of_another_owner_that_took_the_id_meanwhile() -> None:
-    """A record may go, by its time or by `forget`, and its id be used again between two polls."""
-    setting = WaitersHarness()
-    for of in ("alice", "bob", None):
-        setting.wait(of=of)
-    setting.waiters.ended(ID)
-    bobs = ENDED._replace(owner="bob")
-    setting.store.answer("get", bobs)
-    assert setting.answers == [FOREIGN, bobs, bobs]
-
-
-async def test_a_wait_that_is_not_allowed_gets_nothing_of_an_end_in_between() -> None:
+async def test_a_wait_is_answered_once() -> None:
     setting = WaitersHarness()
     setting.waiters.add(ID, 60.0, setting.answers.append, "alice")
     setting.waiters.ended(ID)
-    setting.store.answer("wait", "foreign")
-    setting.store.answer("get", ENDED._replace(owner="bob"))
-    assert setting.answers == [FOREIGN]
+    assert setting.store.answer("wait", "foreign").arguments["of"] == "alice"
+    assert setting.answers == [None]
 
 
-async def test_a_wait_that_times_out_gets_the_task_as_it_is() -> None:
+async def test_a_wait_that_times_out_is_answered() -> None:
     setting = WaitersHarness()
     setting.wait(timeout_s=0.0)
     for _ in range(5):
         await asyncio.sleep(0)
     assert len(setting.waiters) == 0
-    setting.store.answer("get", ENDED)
     setting.waiters.ended(ID)
-    assert (setting.answers, setting.store.sent) == ([ENDED], [])
+    assert (setting.answers, setting.store.sent) == ([None], [])
 
 
 async def test_a_poll_finds_ends_whose_publication_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +93,9 @@ async def test_a_poll_finds_ends_whose_publication_was_lost(monkeypatch: pytest.
     first = setting.store.answer("states", ["running", ""])
     second = setting.store.answer("states", LOST)
     assert [first.arguments["ids"], second.arguments["ids"]] == [ids[:2], ids[2:]]
-    assert setting.store.answer("get", ENDED).arguments["id"] == ids[1]
-    assert len(setting.waiters) == 2
+    assert (setting.answers, len(setting.waiters)) == ([None], 2)
+    setting.waiters.ended(ids[1])
+    assert len(setting.waiters) == 2, "the second has ended"
 
 
 async def test_no_poll_is_sent_while_redis_is_unreachable_or_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +107,6 @@ async def test_no_poll_is_sent_while_redis_is_unreachable_or_nobody_waits(monkey
         await asyncio.sleep(0)
     assert not setting.store.sent
     setting.waiters.ended(ID)
-    setting.store.sent.clear()
     setting.store.connected = True
     for _ in range(5):
         await asyncio.sleep(0)
@@ -164,7 +136,7 @@ class _FailsOnce(Store):
             self.polls += 1
             if self.polls == 1:
                 raise RuntimeError("a fault of ours")
-        callback({"wait": "running", "states": ["failed"], "get": StoredTask(0, None)}[call.function])
+        callback({"wait": "running", "states": ["failed"]}[call.function])
 
 
 async def test_waited_tasks_are_polled_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
+from kingtask import protocol, wire
 from kingtask.errors import StoreError
 from kingtask.policy import Policy
 from kingtask.result import Result
@@ -202,7 +205,10 @@ class SimulatedRedis:
 
     def _get(self, a: dict[str, Any], now_us: int) -> functions.StoredTask:
         task = self.model.tasks.get(a["id"])
-        return functions.StoredTask(now_us, _result(task) if task else None)
+        if task is None:
+            return functions.StoredTask(now_us, None)
+        result = _result(task)
+        return functions.StoredTask(now_us, result, msgspec.Raw(wire.pack(protocol.result_fields(result))))
 
     def _clock(self, a: dict[str, Any], now_us: int) -> functions.ServerTime:
         return functions.ServerTime(now_us)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kingtask import protocol, wire
 from kingtask.result import Result
 from kingtask.states import State
 from kingtask.store import functions
@@ -64,6 +65,7 @@ def test_get_shows_how_a_task_stands(store: TimedStore) -> None:
     assert store.get(task) == expected
     found = store.ask(functions.get(task))
     assert found.now_us == START_MS * 1000
+    assert bytes(found.packed) == wire.pack(protocol.result_fields(expected))
     assert store.ask(functions.get(store.new_id())).result is None
 
 
