@@ -387,6 +387,10 @@ class RelayedConnection:
 class Served(Protocol):
     """The owner of a socket of libzmq."""
 
+    @property
+    def amid_message(self) -> bool:
+        """Whether only a part of a message was read so far."""
+
     def left(self, connection: RelayedConnection) -> None:
         """This peer sends nothing more."""
 
@@ -426,7 +430,10 @@ class Front:
         return endpoint
 
     def disconnect(self, endpoint: str) -> None:
-        """Drop the endpoint, which libzmq keeps if the peer broke the protocol."""
+        """Drop the endpoint and what is unread of it, but not amid a message: libzmq would abort (fq.cpp, `!_more`)."""
+        if self.served.amid_message:
+            self.relay.loop.call_soon(self.disconnect, endpoint)
+            return
         with contextlib.suppress(zmq.ZMQError):
             self.socket.disconnect(endpoint)
         self.served.drain_again()

@@ -49,7 +49,9 @@ SOCKET_OPTIONS: dict[int, int] = {
     zmq.SNDHWM: 1_000,  # messages per peer
     zmq.RCVHWM: 256,
     zmq.LINGER: 0,
-    zmq.RECONNECT_IVL: -1,
+    # Never passes: the relay ends each endpoint itself. With -1 libzmq ends it at once, also amid a message that is
+    # being read, and then aborts (fq.cpp, `!_more`).
+    zmq.RECONNECT_IVL: 2**30,  # ms
     # A domain, which the relay sets for each connection, also makes libzmq refuse peers of ZMTP 1 and 2
     # (zmtp_engine.cpp). Random bytes mostly pass for such a peer, and its messages do not name their connection.
     zmq.ZAP_ENFORCE_DOMAIN: 1,
@@ -102,6 +104,11 @@ class BrokerSocket:
 
     def taken(self, connection: RelayedConnection) -> None:
         """This peer has taken a part of its replies, and more of them wait."""
+
+    @property
+    def amid_message(self) -> bool:
+        """Whether only a part of a message was read so far."""
+        return False
 
     def drain_again(self) -> None:
         if not self._drain_scheduled and self._loop is not None:
@@ -173,6 +180,10 @@ class RouterSocket(BrokerSocket):
             self._give(connection, peer, message, len(message) + HEADER_BYTES * len(peer))
         self.drain_again()
 
+    @property
+    def amid_message(self) -> bool:
+        return self._refusing is not None and not self._socket.closed
+
     def overfull(self, peer: Peer) -> bool:
         """Whether this peer leaves too many replies unread."""
         connection = self._relay.connections.get(peer[0])
@@ -191,13 +202,14 @@ class RouterSocket(BrokerSocket):
         for number in range(DRAIN_MESSAGES):
             if number < 2 and not self._readable():  # most drains find one message or none
                 break
+            amid_message = self._refusing is not None
             try:
                 request = self._receive()
             except zmq.Again:
                 break
             if request is not None:
                 self._on_request(*request)
-            if self._refusing is not None or (number % 8 == 7 and monotonic_us() > until_us):
+            if amid_message or self._refusing is not None or (number % 8 == 7 and monotonic_us() > until_us):
                 self.drain_again()
                 break
         else:

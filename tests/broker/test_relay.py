@@ -27,8 +27,6 @@ from tests.processes import descriptors, until
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
-PING = zmtp.frame(b"\4PING\0\0", zmtp.COMMAND)
-RESET = struct.pack("ii", 1, 0)
 
 
 def alone(story: Callable[[str], None], argument: str) -> None:
@@ -53,35 +51,40 @@ def still_answers(served: EchoRouter, sockets: Sockets) -> None:
     assert dealer.recv() == b"still here"
 
 
-def end(peer: socket.socket, how: str) -> None:
-    with suppress(OSError):
-        if how == "half-close":
-            peer.shutdown(socket.SHUT_WR)
-            return
-        if how == "reset":
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    peer.close()
-
-
 def ends_with_pings_behind_a_full_queue(how: str) -> None:
     with serving() as (served, sockets):
-        words = zmtp.frame(b"x") * 300 + PING + (zmtp.frame(b"x") * 50 + PING) * 100
         peers = []
         for _ in range(100):
             peers.append(zmtp.connect(served.port))
             peers[-1].setblocking(False)
             with suppress(OSError):
-                peers[-1].send(words)
-            end(peers[-1], how)
+                peers[-1].send(zmtp.full_queue())
+            zmtp.end(peers[-1], how)
         still_answers(served, sockets)
         for peer in peers:
             peer.close()
 
 
-@pytest.mark.parametrize("how", ["close", "reset", "half-close"])
+@pytest.mark.parametrize("how", zmtp.ENDS)
 def test_no_end_of_a_connection_aborts_the_process(how: str) -> None:
     """libzmq asserts `!_io_error` if a PING stands behind a full queue whose connection is closed both ways."""
     alone(ends_with_pings_behind_a_full_queue, how)
+
+
+def ends_while_its_message_is_read(_: str) -> None:
+    with serving() as (served, sockets):
+        for number in range(1, 4):
+            peer = zmtp.connect(served.port)
+            peer.sendall(zmtp.long_message(100_000))
+            until(lambda: served.router.amid_message, "a part of the message is read")
+            zmtp.end(peer, "reset")
+            still_answers(served, sockets)
+            until(lambda: len(served.relay.connections) == number, "it is forgotten")  # noqa: B023
+
+
+def test_the_end_of_a_connection_whose_message_is_half_read_does_not_abort_the_process() -> None:
+    """libzmq asserts `!_more` if an endpoint is dropped amid a message."""
+    alone(ends_while_its_message_is_read, "")
 
 
 def claims_the_routing_ids_of_later_connections(_: str) -> None:
@@ -166,7 +169,7 @@ def test_heartbeats_of_an_idle_peer_are_not_held_for_messages(served: EchoRouter
         assert peer.recv(100) == zmtp.frame(b"hello")
         before = served.relay.held
         for _ in range(100):
-            peer.sendall(PING)
+            peer.sendall(zmtp.PING)
             assert peer.recv(100)
         assert served.relay.held <= before
 
