@@ -156,7 +156,7 @@ class Siege:
                 dealers[-1].connect(self._endpoint)
             part.connections = len(dealers)
             left = number
-            while left:
+            while left and self.survived:
                 for dealer in dealers:
                     burst = min(left, IN_FLIGHT)
                     for frames in self._chance.choices(pool, k=burst):
@@ -206,8 +206,8 @@ class Siege:
         with selectors.DefaultSelector() as selector, ExitStack() as stack:
             stack.callback(lambda: _close(selector))
             quiet: collections.deque[socket.socket] = collections.deque()
-            while part.sent < number:
-                while len(selector.get_map()) < CONNECTIONS:
+            while part.sent < number and self.survived:
+                while len(selector.get_map()) < CONNECTIONS and self.survived:
                     with suppress(ConnectionError, TimeoutError):
                         made, opening = opened()
                         part.connections += 1
@@ -284,12 +284,12 @@ def siege(messages: int, size: int, words: int, seconds: float, seed: int = 1) -
         ]
         parts = []
         for act, amount in acts:
-            if amount:
+            if amount and attack.survived:
                 parts.append(act(amount))
                 print(parts[-1], flush=True)
         faults = [f"{part.name}: {fault}" for part in parts for fault in part.faults()]
         if not attack.survived:
-            faults.append("the broker's process ended: " + broker.text()[-2000:])
+            return parts, [*faults, "the broker's process ended: " + broker.text()[-2000:]]
         refused = rig.client().stats()["brokers"][0]["refused"]
         print("refused, as stats tells:", ", ".join(f"{kind} {n:,}" for kind, n in sorted(refused.items())))
         print(f"log of the broker: {len(broker.text().splitlines())} lines")
