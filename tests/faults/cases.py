@@ -10,6 +10,7 @@ from tests.faults import host_stories as h
 from tests.faults import isolation_stories as i
 from tests.faults import limit_stories as m
 from tests.faults import reload_stories as r
+from tests.faults import siege_stories as g
 from tests.faults import stories as s
 from tests.faults import worker_stories as w
 from tests.faults.layout import LINKS, Fleet, Layout
@@ -400,6 +401,19 @@ EDGE = [
     )
 ]
 
+SIEGE = Case(
+    name="F86",
+    what="every kind of hostile peer at once, with keys and without: good clients go on",
+    loads=LIGHT,
+    layout=Layout(brokers=1, workers=1, clients=1, prepare=g.one_broker_for_all),
+    rules=Rules(rss_growth_bytes=g.GROWTH_BYTES, fd_growth=g.OPEN_FILES, ping_ms=3_000),
+    faults=for_ever(g.siege),
+    check=s.no_client_saw_an_error,
+    alone=True,
+    seconds=140.0,
+    long_seconds=140.0,
+)
+
 UPGRADE = [
     Case(
         name="F82",
@@ -533,6 +547,16 @@ CONTROLS = [
         rules=FAILOVER,
         faults=(Again(story=f.part(1, 2), every=(12, 14), after=2, times=1),),
         caught_by=frozenset({"I1"}),
+    ),
+    replace(
+        SIEGE,
+        name="F86-",
+        what="the same where the relay bounds nothing: the broker takes any amount of memory",
+        layout=replace(SIEGE.layout, variant="unbounded"),
+        caught_by=frozenset({"I14"}),
+        seconds=40.0,
+        long_seconds=40.0,
+        short=False,
     ),
 ]
 
@@ -724,4 +748,5 @@ MORE = [
     ),
 ]
 
-CASES = {case.name: case for case in [*MORE, *BROKER, *WORKER, *STORE, *NETWORK, *EDGE, *UPGRADE, *SENTINEL, *CONTROLS]}
+ALL_CASES = [*MORE, *BROKER, *WORKER, *STORE, *NETWORK, *EDGE, SIEGE, *UPGRADE, *SENTINEL, *CONTROLS]
+CASES = {case.name: case for case in ALL_CASES}

@@ -49,8 +49,9 @@ def attack(kind: str, for_s: float, *, wakeups: bool = False, peers: int = 1) ->
             for each in attackers:
                 each.kill()
                 told, _ = each.communicate()
+                told = told.removeprefix("ready").strip()
                 stage.expect(each.returncode == 0 and int(told) > 0, f"{kind} did not attack: {each.returncode} {told}")
-                stage.timeline.append(f"          {kind}: {told.strip()}")
+                stage.timeline.append(f"          {kind}: {told}")
         same = broker.process is not None and broker.pid == pid
         stage.expect(same, "the broker is not the same process any more")
         _answered(stage, began_ns)

@@ -149,7 +149,7 @@ class FaultTestbed(Chronicle):
     def _environment(self) -> dict[str, str]:
         """Of every broker and worker, unless a story gives it another."""
         name = self.layout.variant
-        if not name:
+        if not name or name in variants.PATCHES:
             return {}
         return {VARIABLE: name if name not in variants.VARIANTS else f"library={variants.write(name, self.directory)}"}
 
@@ -161,6 +161,8 @@ class FaultTestbed(Chronicle):
         daemon.environment = self.environment
         if daemon.kind == "broker" and self.layout.broker_limits:
             daemon.prefix = ["prlimit", *self.layout.broker_limits, "--"]
+        if daemon.kind == "broker" and self.layout.variant in variants.PATCHES:
+            daemon.program = f"from tests.faults import variants; variants.{self.layout.variant}(); {daemon.program}"
         if self.logs is not None:
             daemon.log = self.logs / daemon.log.name
 

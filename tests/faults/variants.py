@@ -1,9 +1,10 @@
-"""The product broken on purpose, by function libraries of its own: a suite that sees nothing wrong there is blind."""
+"""The product broken on purpose, by a library of its own or a patch: a suite that sees nothing wrong there is blind."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from kingtask.broker import relay
 from kingtask.store.library import shipped
 
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -16,6 +17,18 @@ VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     "no_fence": ((" or tonumber(task.attempt or 0) ~= number or task.token ~= token then", " then"),),
 }
 """By name, what is replaced in the shipped text."""
+
+
+def unbounded() -> None:
+    """In the process of a broker: its relay bounds nothing."""
+    relay.Relay.makes_wait = lambda self, connection: False  # type: ignore[method-assign]
+    relay.Relay.overfull = lambda self, connection: False  # type: ignore[method-assign]
+    relay.Relay.slow = lambda self, connection: None  # type: ignore[method-assign]
+    relay.Relay.hold = lambda self, connection: None  # type: ignore[method-assign]
+
+
+PATCHES = frozenset({unbounded.__name__})
+"""Functions of this module that are called before a broker starts."""
 
 
 def write(name: str, directory: Path) -> Path:

@@ -48,8 +48,9 @@ class Daemon:
         self.path.write_text(yaml.safe_dump(config))
         self.log = rig.directory / f"{kind}{number}.log"
         self.environment: dict[str, str] = {}
-        """Beside that of the tests; taken in by the next start, as is the `prefix` of its command."""
+        """Beside that of the tests; taken in by the next start, as are the `prefix` of its command and the program."""
         self.prefix: list[str] = []
+        self.program = PROGRAM.format(kind)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +67,7 @@ class Daemon:
     def start(self, *, ready: bool = True) -> Self:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-c", PROGRAM.format(self.kind), "-c", self.path],
+                [*self.prefix, sys.executable, "-c", self.program, "-c", self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
