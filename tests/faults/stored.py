@@ -13,7 +13,7 @@ from tests.store.key_patterns import KEY_PATTERNS
 
 WITH_TTL = frozenset({"held"})
 BOUNDED = frozenset(
-    "schedule ready running expiry finished outputs queues counts workers brokers meta owned kept".split()
+    "schedule ready running expiry finished outputs queues counts workers brokers meta owned named kept".split()
 )
 """Kinds of keys that have no TTL, and must not have one."""
 LISTED = 10_000
