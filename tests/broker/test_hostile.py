@@ -107,7 +107,10 @@ def test_random_bytes_are_closed_and_no_message(sockets: Sockets, served: EchoRo
     assert received == []
 
 
-def test_an_endless_message_is_read_in_pieces_and_refused_once(sockets: Sockets, served: EchoRouter) -> None:
+def test_an_endless_message_is_read_in_pieces_and_refused_once(
+    sockets: Sockets, served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_FRAMES", 1_000_000)  # as with CURVE
     frames, turns = 50_000, 0
     drained = served.on_drained
 

@@ -72,6 +72,7 @@ def test_no_end_of_a_connection_aborts_the_process(how: str) -> None:
 
 
 def ends_while_its_message_is_read(_: str) -> None:
+    module.MAX_FRAMES = 1_000_000  # as with CURVE
     with serving() as (served, sockets):
         for number in range(1, 4):
             peer = zmtp.connect(served.port)
@@ -161,6 +162,35 @@ def test_messages_without_an_end_cost_those_that_hold_most(
     until(lambda: served.relay.held <= 1_000_000, lambda: f"less is held: {served.relay.held:,}")
     for peer in endless:
         peer.close()
+
+
+def test_a_message_of_very_many_frames_costs_its_connection(sockets: Sockets, served: EchoRouter) -> None:
+    with zmtp.connect(served.port) as peer:
+        peer.sendall(zmtp.frame(b"x", zmtp.MORE) * module.MAX_FRAMES)
+        with suppress(ConnectionError):
+            assert peer.recv(100) == b""
+    assert served.counters.counts == {"cut_off": 1}
+    still_answers(served, sockets)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1_000])
+def test_frames_are_counted_however_they_come(served: EchoRouter, piece: int) -> None:
+    received: list[bytes] = []
+    served.on_request = lambda peer, message: received.append(message)
+    body = zmtp.frame(b"", zmtp.MORE) * 2 + zmtp.frame(bytes(300))  # in it what would be frames
+    words = (zmtp.frame(b"", zmtp.MORE) + zmtp.frame(body)) * 100
+    with zmtp.connect(served.port) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, 3_000, piece):
+            peer.sendall(words[at : at + piece])
+        peer.sendall(words[at + piece :])
+        until(lambda: len(received) == 100, lambda: f"100 messages: {len(received)}")
+        assert set(received) == {body}
+        peer.sendall(zmtp.long_message(module.MAX_FRAMES))
+        until(lambda: served.counters.counts.get("bad_frames"), "a message is refused")
+        peer.sendall(zmtp.long_message(module.MAX_FRAMES + 1))
+        until(lambda: served.counters.counts.get("cut_off"), "the next one is too long")
+        assert served.counters.counts == {"bad_frames": 1, "cut_off": 1}
 
 
 def test_heartbeats_of_an_idle_peer_are_not_held_for_messages(served: EchoRouter) -> None:
