@@ -242,7 +242,7 @@ def test_only_the_daemons_and_root_reach_redis(host: Container):
     host.write(f"{BIN}/intruder", f"#!/bin/sh\n{tries}\n", 0o755)
     for told in (
         host.run("kingtask submit --wait intruder"),
-        *(host.run(tries, user=user) for user in ("member", "stranger", "kingtask-task")),
+        *(host.run(tries, user=user) for user in ("member", "stranger", "kingtask-task1")),
     ):
         assert "Permission denied" in told
         assert "Connection refused" in told
