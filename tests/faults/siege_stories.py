@@ -55,7 +55,8 @@ QUIET_S = 20.0
 PING_P99_MS = 1_000.0
 SUBMIT_TIMES = 5.0
 SCRAPE_EVERY_S = 5.0
-SCRAPE_S = 5.0
+SCRAPE_S = 10.0
+"""Prometheus's own timeout."""
 ENDS_S = 50.0
 """An attacker waits for its replies so long before it ends."""
 
