@@ -7,8 +7,7 @@ receives. Every frame is hostile.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 import zmq.backend
@@ -16,18 +15,14 @@ import zmq.backend
 from kingtask import protocol, wire
 from kingtask.broker import counters
 from kingtask.broker.auth import AuthenticatedPeer, Peer
+from kingtask.broker.broker_socket import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
 from kingtask.broker.counters import Counters
 from kingtask.broker.relay import QUEUED_BYTES, Relay, RelayedConnection
 from kingtask.clock import monotonic_us
-from kingtask.errors import ConfigurationError, InvalidRequest, RequestRefused
+from kingtask.errors import InvalidRequest, RequestRefused
 
-NOBLOCK = int(zmq.NOBLOCK)
-NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-"""Plain integers: to combine the enums takes longer than to send a frame."""
-
-_send, _get = zmq.backend.Socket.send, zmq.backend.Socket.get
-"""Without their wrappers, which take longer than sending does (1.5 against 0.5 µs)."""
-EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_send = zmq.backend.Socket.send
+"""Without its wrapper, which takes longer than sending does (1.5 against 0.5 µs)."""
 
 MAX_FRAME_BYTES = wire.MAX_MESSAGE_BYTES + 65_536
 """A message slightly over the limit gets an error; a larger frame closes the connection."""
@@ -37,95 +32,14 @@ HEADER_BYTES = 2
 """Length of a short frame's header. A longer one has 9, one of CURVE 33 more. Too few bytes are safe, too many not."""
 DRAIN_MESSAGES = 256
 DRAIN_FRAMES = 2_048
-"""A message may have any number of frames. Those of a message that is refused are dropped over several drains."""
-DRAIN_US = 2_000
-"""A drain ends at any of these three bounds, so that timers and replies from Redis do not wait longer."""
-
-SOCKET_OPTIONS: dict[int, int] = {
-    zmq.HANDSHAKE_IVL: 3_000,  # ms; a connection without a ZMTP handshake is closed after it
-    # No heartbeats from here: libzmq 4.3.5 aborts the process when one falls due on a connection that has ended while
-    # its messages are still unread (libzmq issue 4364). Our clients and workers send heartbeats with a time to live,
-    # after which libzmq ends their connection here. For other peers the kernel sends probes (relay).
-    zmq.SNDHWM: 1_000,  # messages per peer
-    zmq.RCVHWM: 256,
-    zmq.LINGER: 0,
-    # Never passes: the relay ends each endpoint itself. With -1 libzmq ends it at once, also amid a message that is
-    # being read, and then aborts (fq.cpp, `!_more`).
-    zmq.RECONNECT_IVL: 2**30,  # ms
-    # A domain, which the relay sets for each connection, also makes libzmq refuse peers of ZMTP 1 and 2
-    # (zmtp_engine.cpp). Random bytes mostly pass for such a peer, and its messages do not name their connection.
-    zmq.ZAP_ENFORCE_DOMAIN: 1,
-}
-
-
-class BrokerSocket:
-    """One socket of a broker, behind the relay and read on the loop: the common part of ROUTER and XPUB."""
-
-    def __init__(
-        self,
-        socket: zmq.Socket[bytes],
-        options: Mapping[int, int],
-        relay: Relay,
-        endpoints: Sequence[str],
-        setting: str,
-    ) -> None:
-        """Listen. Raises ConfigurationError that names the setting if an endpoint cannot be bound."""
-        for option, value in {**SOCKET_OPTIONS, **options}.items():
-            socket.setsockopt(option, value)
-        if relay.auth is not None:
-            relay.auth.secure(socket)
-        self._socket = socket
-        self._relay = relay
-        self._fd = int(socket.getsockopt(zmq.FD))
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._drain_scheduled = False
-        try:
-            relay.serve(socket, endpoints, setting, self)
-        except ConfigurationError:
-            socket.close()
-            raise
-
-    def left(self, connection: RelayedConnection) -> None:
-        """This peer sends nothing more."""
-
-    def _read(self) -> None:
-        """Call `_drain` from now on whenever the descriptor has an event."""
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._drain)
-        self.drain_again()
-
-    def stop(self, linger_ms: int = 0) -> None:
-        """Stop reading; messages sent before get `linger_ms` to leave. Idempotent."""
-        if self._socket.closed:
-            return
-        if self._loop is not None:
-            self._loop.remove_reader(self._fd)
-        self._socket.close(linger_ms)
-
-    def taken(self, connection: RelayedConnection) -> None:
-        """This peer has taken a part of its replies, and more of them wait."""
-
-    @property
-    def amid_message(self) -> bool:
-        """Whether only a part of a message was read so far."""
-        return False
-
-    def drain_again(self) -> None:
-        if not self._drain_scheduled and self._loop is not None:
-            self._drain_scheduled = True
-            self._loop.call_soon(self._drain)
-
-    def _readable(self) -> bool:
-        """Whether there is a message: 1 µs. The exception of a receive without one takes 3."""
-        return bool(int(_get(self._socket, EVENTS)) & POLLIN)
-
-    def _drain(self) -> None:
-        """Read what there is, within bounds. The descriptor is edge-triggered: after sends `drain_again` is due."""
-        raise NotImplementedError
+"""A drain ends at each of these bounds, and at DRAIN_US. A message may have any number of frames; those of a message
+that is refused are dropped over several drains."""
 
 
 class RouterSocket(BrokerSocket):
     """Owns the ROUTER socket."""
+
+    send_bytes, most_held = 32_768, 2 * wire.MAX_MESSAGE_BYTES
 
     def __init__(
         self,
@@ -136,7 +50,9 @@ class RouterSocket(BrokerSocket):
     ) -> None:
         """Raises ConfigurationError if an endpoint cannot be bound."""
         options: dict[int, int] = {zmq.ROUTER_MANDATORY: 1, zmq.MAXMSGSIZE: MAX_FRAME_BYTES, zmq.SNDHWM: 0}
-        super().__init__(context.socket(zmq.ROUTER), options, relay, endpoints, "addr")
+        super().__init__(context.socket(zmq.ROUTER), options, relay.auth, endpoints, "addr")
+        relay.sockets.append(self)
+        self._relay = relay
         self._counters = counters
         self._on_request: Callable[[Peer, bytes], None] = lambda peer, message: None
         self._on_drained: Callable[[], None] = lambda: None
@@ -173,7 +89,8 @@ class RouterSocket(BrokerSocket):
             connection.account(-size)
             self._counters.count(counters.DROPPED_REPLY, "peer gone")
 
-    def taken(self, connection: RelayedConnection) -> None:
+    def taken(self, connection_id: bytes) -> None:
+        connection = self._relay.connections[connection_id]
         while connection.replies and connection.given < WINDOW_BYTES:
             peer, message = connection.replies.popleft()
             connection.account(-QUEUED_BYTES)

@@ -15,17 +15,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import secrets
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import zmq
 
 from kingtask import topics
 from kingtask.broker import counters
+from kingtask.broker.broker_socket import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
 from kingtask.broker.counters import Counters
-from kingtask.broker.hint_ledger import Candidate, HintLedger
-from kingtask.broker.relay import Relay, RelayedConnection
-from kingtask.broker.router import DRAIN_US, NOBLOCK, NOBLOCK_MORE, BrokerSocket
+from kingtask.broker.hint_ledger import HintLedger, WakeupPeer
+from kingtask.broker.relay import Relay
 from kingtask.clock import monotonic_s, monotonic_us
 
 MAX_MESSAGE_BYTES = 48
@@ -43,27 +43,10 @@ MAX_UNREAD = 16
 hostile connections stopped the loop for 6 s when they ended."""
 
 
-@dataclass(slots=True, eq=False)
-class WakeupPeer(Candidate):
-    """The subscriptions of one connection."""
-
-    connection: RelayedConnection
-    queues: set[bytes] = field(default_factory=set)
-    names: set[bytes] = field(default_factory=set)
-    """Topics for cancels."""
-    topic: bytes = b""
-    """The topic of this connection alone, for hints."""
-    idle: bool = False
-    hint: bytes = b""
-    """The hint that it got since it was idle."""
-    second: int = 0
-    messages: int = 0
-    """Within this second."""
-    unknown: int = 0
-
-
 class Wakeups(BrokerSocket):
     """Owns the XPUB socket."""
+
+    send_bytes, most_held = 2_048, 65_536
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], relay: Relay, endpoints: Sequence[str], counters: Counters
@@ -74,16 +57,19 @@ class Wakeups(BrokerSocket):
             zmq.RCVHWM: MAX_UNREAD,
             zmq.XPUB_MANUAL: 1,
         }
-        super().__init__(context.socket(zmq.XPUB), options, relay, endpoints, "wakeup")
+        super().__init__(context.socket(zmq.XPUB), options, relay.auth, endpoints, "wakeup")
+        relay.sockets.append(self)
+        self._relay = relay
         self._counters = counters
-        self._peers: dict[RelayedConnection, WakeupPeer] = {}
+        self._peers: dict[bytes, WakeupPeer] = {}
+        """By the id of the connection."""
         self._numbers = itertools.count(1)
         # By the topic of a queue: its idle peers, the longest idle first, and how many tasks found none.
         self._idle: dict[bytes, dict[WakeupPeer, None]] = {}
-        self._undelivered: dict[bytes, int] = {}
+        self._undelivered = Counter[bytes]()
         self._last_queue = b""
         """The topic of the latest hint."""
-        self._ledger: HintLedger[WakeupPeer] = HintLedger()
+        self._ledger = HintLedger()
         self.hints_sent = 0
 
     @property
@@ -102,8 +88,8 @@ class Wakeups(BrokerSocket):
 
     def notify_early(self, queue: str) -> bool:
         """Send a hint for a task on its way to Redis. Return False if no worker is idle; then call `ready` later."""
-        topic = self._last_queue = topics.ready_topic(queue)
-        return self._hint_idle(topic, topics.EARLY)
+        self._last_queue = topics.ready_topic(queue)
+        return self._hint_idle(self._last_queue + topics.EARLY)
 
     def warm_up(self) -> None:
         """Make one worker poll, so that it is awake for the next task."""
@@ -124,25 +110,25 @@ class Wakeups(BrokerSocket):
         """Send hints that no claim followed to other workers, and ask those without hints for a claim."""
         now_s = monotonic_s()
         for hint in self._ledger.overdue(now_s):
-            self._deliver(hint[: topics.READY_TOPIC_BYTES], 1)
+            self._deliver(hint, 1)
         for peer in self._ledger.to_ask(now_s):
             self._send_hint(peer, b"")
 
-    def _deliver(self, queue: bytes, tasks: int, suffix: bytes = b"") -> None:
-        self._last_queue = queue
-        while tasks and self._hint_idle(queue, suffix):
+    def _deliver(self, hint: bytes, tasks: int) -> None:
+        queue = self._last_queue = hint[: topics.READY_TOPIC_BYTES]
+        while tasks and self._hint_idle(hint):
             tasks -= 1
         if tasks:
-            self._undelivered[queue] = min(self._undelivered.get(queue, 0) + tasks, len(self._peers))
+            self._undelivered[queue] = min(self._undelivered[queue] + tasks, len(self._peers))
 
-    def _hint_idle(self, queue: bytes, suffix: bytes = b"") -> bool:
-        """Send a hint to the peer of this queue that has been idle longest. Return False if there is none."""
-        idle = self._idle.get(queue)
+    def _hint_idle(self, hint: bytes) -> bool:
+        """Send a hint to the peer of its queue that has been idle longest. Return False if there is none."""
+        idle = self._idle.get(hint[: topics.READY_TOPIC_BYTES])
         while idle:
             peer = next(iter(idle))
             self._set_busy(peer)
             if self._ledger.admits(peer):
-                self._send_hint(peer, queue + suffix)
+                self._send_hint(peer, hint)
                 return True
         return False
 
@@ -181,9 +167,9 @@ class Wakeups(BrokerSocket):
         connection.completed(len(frame))
         if connection.finished:
             return
-        peer = self._peers.get(connection)
+        peer = self._peers.get(connection.id)
         if peer is None:
-            peer = self._peers[connection] = WakeupPeer(connection)
+            peer = self._peers[connection.id] = WakeupPeer()
         second = monotonic_us() // 1_000_000
         if second != peer.second:
             peer.second, peer.messages = second, 0
@@ -204,7 +190,7 @@ class Wakeups(BrokerSocket):
                 self._set_idle(peer)
             elif peer.hint:
                 hint, peer.hint = peer.hint, b""  # it was given back
-                self._deliver(hint[: topics.READY_TOPIC_BYTES], 1, hint[topics.READY_TOPIC_BYTES :])
+                self._deliver(hint, 1)
             else:
                 self._set_busy(peer)
             return True
@@ -233,9 +219,8 @@ class Wakeups(BrokerSocket):
             return
         peer.hint = b""
         for queue in peer.queues if self._ledger.admits(peer) else ():
-            if left := self._undelivered.pop(queue, 0):
-                if left > 1:
-                    self._undelivered[queue] = left - 1
+            if self._undelivered[queue]:
+                self._undelivered[queue] -= 1
                 self._set_busy(peer)
                 self._send_hint(peer, queue)
                 return
@@ -249,7 +234,7 @@ class Wakeups(BrokerSocket):
             for queue in peer.queues:
                 del self._idle[queue][peer]
 
-    def left(self, connection: RelayedConnection) -> None:
-        if (peer := self._peers.pop(connection, None)) is not None:
+    def left(self, connection_id: bytes) -> None:
+        if (peer := self._peers.pop(connection_id, None)) is not None:
             self._set_busy(peer)
             self._ledger.forget(peer)

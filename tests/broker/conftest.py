@@ -6,14 +6,16 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import zmq
 
 from kingtask.broker.auth import Peer
+from kingtask.broker.broker_socket import BrokerSocket
 from kingtask.broker.counters import Counters
 from kingtask.broker.relay import Relay
-from kingtask.broker.router import BrokerSocket, RouterSocket
+from kingtask.broker.router import RouterSocket
 from tests.servers import free_port
 
 PATIENCE_MS = 20_000
@@ -41,6 +43,9 @@ class EchoRouter:
         self.on_request: Callable[[Peer, bytes], object] = self.answer
         self.on_drained: Callable[[], None] = lambda: None
         self.loop = asyncio.new_event_loop()
+        self.errors: list[dict[str, Any]] = []
+        """Of callbacks of the loop."""
+        self.loop.set_exception_handler(lambda _, error: self.errors.append(error))
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def answer(self, peer: Peer, message: bytes) -> None:
@@ -62,7 +67,10 @@ class EchoRouter:
         asyncio.run_coroutine_threadsafe(stop(self.router, self.relay, self.context), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        registered = list(self.loop._selector.get_map())  # type: ignore[attr-defined]
         self.loop.close()
+        assert self.errors == []
+        assert len(registered) == 1, "the loop's own descriptor, and none of a connection that has ended"
 
 
 @pytest.fixture

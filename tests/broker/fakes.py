@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from kingtask import protocol, wire
 from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
+from kingtask.broker.hint_ledger import WakeupPeer
 from kingtask.broker.router import RouterSocket
 from kingtask.broker.ticker import Ticker
-from kingtask.broker.wakeups import WakeupPeer, Wakeups
+from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import ServerClock
 from kingtask.errors import RequestRefused, StoreError
 from kingtask.store.functions import FunctionCall, Submitted

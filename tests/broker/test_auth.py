@@ -12,9 +12,10 @@ import zmq.utils.z85
 from kingtask import curve
 from kingtask.broker import auth as module
 from kingtask.broker.auth import AuthenticatedPeer, CurveAuth
+from kingtask.broker.broker_socket import BrokerSocket
 from kingtask.broker.counters import Counters
 from kingtask.broker.relay import Relay
-from kingtask.broker.router import BrokerSocket, RouterSocket
+from kingtask.broker.router import RouterSocket
 from kingtask.broker.wakeups import Wakeups
 from kingtask.config.permissions_file import PermissionsFile, Rule
 from kingtask.errors import ConfigurationError

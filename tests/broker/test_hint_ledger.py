@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kingtask.broker.hint_ledger import ASK_AGAIN_S, FOLLOW_S, MAX_ASKED, MAX_IGNORED, RECENT_S, Candidate, HintLedger
+from kingtask.broker.hint_ledger import ASK_AGAIN_S, FOLLOW_S, MAX_ASKED, MAX_IGNORED, RECENT_S, HintLedger, WakeupPeer
 
 HINT = b"r\0\1"
 
@@ -15,19 +15,19 @@ class Scene:
     """A ledger with some subscribers, and a clock."""
 
     def __init__(self, *tokens: str) -> None:
-        self.ledger: HintLedger[Candidate] = HintLedger()
+        self.ledger = HintLedger()
         self.now_s = 100.0
         self.peers = [self.add(token) for token in tokens]
 
-    def add(self, token: str) -> Candidate:
-        peer = Candidate()
+    def add(self, token: str) -> WakeupPeer:
+        peer = WakeupPeer()
         self.ledger.add(peer, token, self.now_s)
         return peer
 
     def confirm(self, token: str) -> None:
         self.ledger.confirmed(token, self.now_s)
 
-    def ignore(self, peer: Candidate, hint: bytes = HINT) -> list[bytes]:
+    def ignore(self, peer: WakeupPeer, hint: bytes = HINT) -> list[bytes]:
         """Let a hint become overdue."""
         self.now_s += 2 * RECENT_S
         assert self.ledger.sent(peer, hint, self.now_s) == peer.token
@@ -92,7 +92,7 @@ class Anything(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scene = Scene()
-        self.alive: dict[str, Candidate] = {}
+        self.alive: dict[str, WakeupPeer] = {}
         self.working = False
         self.confirmed: dict[str, bool] = {}
         self.unfollowed: dict[str, float] = {}

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from kingtask import protocol, topics
-from kingtask.broker import relay, router
+from kingtask.broker import broker_socket, relay, router
 from kingtask.broker.auth import Peer
 from kingtask.broker.counters import Counters
 from kingtask.broker.relay import Relay
@@ -188,7 +188,7 @@ def test_who_takes_the_name_of_another_gets_none_of_its_replies(sockets: Sockets
 
 def test_no_heartbeats_of_our_own() -> None:
     """Libzmq would end the process at one that falls due on an ended connection behind a full queue."""
-    assert zmq.HEARTBEAT_IVL not in router.SOCKET_OPTIONS
+    assert zmq.HEARTBEAT_IVL not in broker_socket.SOCKET_OPTIONS
 
 
 def test_who_falls_silent_after_a_heartbeat_with_a_time_to_live_is_let_go(served: EchoRouter) -> None:

@@ -117,7 +117,7 @@ def test_a_slow_peer_that_reads_is_not_cut_off(served: EchoRouter, monkeypatch: 
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         peer.connect(("127.0.0.1", served.port))
         zmtp.shaken(peer).sendall(zmtp.frame(b"get"))
-        until(lambda: bool(served.relay.slow_ones), "its reply")
+        until(lambda: bool(served.relay._watched), "its reply")
         for _ in range(module.SLOW_CHECKS + 10):
             read(peer, module.PROGRESS_BYTES)
             on_loop(served, served.relay._check)

@@ -12,8 +12,9 @@ import zmq
 from kingtask import topics
 from kingtask.broker import wakeups
 from kingtask.broker.counters import Counters
+from kingtask.broker.hint_ledger import WakeupPeer
 from kingtask.broker.relay import Relay
-from kingtask.broker.wakeups import WakeupPeer, Wakeups
+from kingtask.broker.wakeups import Wakeups
 from kingtask.clock import monotonic_s
 from tests.broker.conftest import Sockets, stop
 from tests.broker.fakes import CredulousWakeups, StoppedClock
@@ -318,6 +319,6 @@ async def test_nothing_is_kept_of_a_connection_that_was_cut_off(strict: WakeupsH
     token = worker.peer.token
     for number in range(10):
         worker._socket.subscribe(b"unknown%d" % number)
-    await strict.until(lambda: worker.peer.connection.ended)
+    await strict.until(lambda: worker.peer not in strict.peers())
     strict.wakeups.claimed(token)
     assert strict.wakeups.idle == 0

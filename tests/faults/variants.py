@@ -21,9 +21,9 @@ VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 def unbounded() -> None:
     """In the process of a broker: its relay bounds nothing."""
-    relay.Relay.makes_wait = lambda self, connection: False  # type: ignore[method-assign]
+    relay.RelayedConnection._must_wait = lambda self: False  # type: ignore[method-assign]
     relay.Relay.overfull = lambda self, connection: False  # type: ignore[method-assign]
-    relay.Relay.slow = lambda self, connection: None  # type: ignore[method-assign]
+    relay.RelayedConnection._checks_unread = lambda self: 0  # type: ignore[method-assign]
     relay.Relay.hold = lambda self, connection: None  # type: ignore[method-assign]
 
 
