@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import secrets
 import socket
@@ -27,9 +26,6 @@ TCP_OPTIONS = {
 }
 SIOCGIFADDR = 0x8915
 """linux/sockios.h."""
-
-_RANDOM = secrets.token_hex(8)
-_names = itertools.count(1)
 
 
 def listen_at(endpoints: Sequence[str], setting: str) -> list[socket.socket]:
@@ -108,11 +104,15 @@ def close(listener: socket.socket) -> None:
 
 
 def listen_privately() -> socket.socket:
-    """Listen at a new abstract name, by which libzmq ends its connection. Use `accept_own`. Raises OSError."""
+    """Listen at a new abstract name, by which libzmq ends its connection. Use `accept_own`. Raises OSError.
+
+    The name is random, since any local user can bind one that can be guessed. Any can also connect to it, and libzmq
+    tries only once: so there is room for many.
+    """
     listener = socket.socket(socket.AF_UNIX)
     listener.setblocking(False)
-    listener.bind(f"\0kingtask.{_RANDOM}.{next(_names)}")
-    listener.listen(8)
+    listener.bind(f"\0kingtask.{secrets.token_hex(8)}")
+    listener.listen(BACKLOG)
     return listener
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kingtask.broker import listening
-from kingtask.broker.listening import close, listen
+from kingtask.broker.listening import accept_own, close, endpoint_of, listen, listen_privately
 from tests.broker.conftest import PATIENCE_MS
 from tests.servers import free_port
 
@@ -28,6 +30,45 @@ from tests.servers import free_port
 )
 def test_addresses_are_grouped_by_who_may_have_them(address: str, name: str) -> None:
     assert listening.name_of(address) == name
+
+
+CONNECT = """
+import os, socket, sys
+peers = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+for peer in peers:
+    peer.setblocking(False)  # with no room it raises
+    peer.connect(sys.argv[1].replace("ipc://@", "\\0"))
+print(flush=True)
+for peer in peers:
+    peer.setblocking(True)
+    assert peer.recv(1) == b""
+"""
+
+
+def test_a_private_listener_has_room_for_this_process_and_sends_all_others_away() -> None:
+    """Every local user finds its name in /proc/net/unix."""
+    listener = listen_privately()
+    other = subprocess.Popen([sys.executable, "-c", CONNECT, endpoint_of(listener)], stdout=subprocess.PIPE)
+    with listener, other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with socket.socket(socket.AF_UNIX) as own:
+            own.setblocking(False)  # as libzmq's, which would not try again
+            own.connect(listener.getsockname())
+            accepted = accept_own(listener)
+            assert accepted is not None
+            with accepted:
+                accepted.send(b"x")
+                assert own.recv(1) == b"x"
+        assert accept_own(listener) is None
+    assert other.returncode == 0
+
+
+def test_nobody_can_take_the_name_of_the_next_private_listener() -> None:
+    with listen_privately() as first, listen_privately() as second:
+        names = [listener.getsockname().rpartition(b".")[2] for listener in (first, second)]
+    assert [len(bytes.fromhex(name.decode())) for name in names] == [8, 8]
+    assert names[0][:8] != names[1][:8], "it is random, and no number that counts up"
 
 
 @pytest.mark.parametrize("mask", [0o117, 0o077, 0o000])
