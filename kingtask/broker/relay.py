@@ -398,8 +398,8 @@ class Relay:
         """Bytes of replies: of all peers, and of each address or user."""
         self.waiting: dict[RelayedConnection, None] = {}
         """Connections that are not read since all together hold too much; but the first one is."""
-        self._stalled: tuple[RelayedConnection | None, int] = None, 0
-        """The first one that waits, and for how many checks."""
+        self._first: tuple[RelayedConnection | None, int] = None, 0
+        """The first one that waits, and since which check."""
         self._watched: set[RelayedConnection] = set()
         """Connections that hold too much by themselves, do not read their replies, or have finished."""
         self.checks = 0
@@ -562,8 +562,10 @@ class Relay:
 
     def resume(self, connection: RelayedConnection) -> None:
         """Read connections again as far as there is room, now that this one holds less."""
-        if connection.held <= SMALL_BYTES:
-            self.waiting.pop(connection, None)
+        if connection in self.waiting:
+            del self.waiting[connection]
+            if connection.held > SMALL_BYTES:
+                self.waiting[connection] = None  # behind the others
         connection.review()
         if self.held <= HELD_BYTES:
             resumed, self.waiting = self.waiting, {}
@@ -599,9 +601,10 @@ class Relay:
             for connection in list(self._watched):
                 if not connection.check():
                     self._watched.discard(connection)
-            first, checks = next(iter(self.waiting), None), self._stalled[1]
-            self._stalled = first, checks + 1 if first is self._stalled[0] else 0
-            if first is not None and checks >= STALLED_CHECKS:
+            first = next(iter(self.waiting), None)
+            if first is not self._first[0]:
+                self._first = first, self.checks
+            if first is not None and self.checks - max(first.since, self._first[1]) > STALLED_CHECKS:
                 self._cut_heaviest()
         finally:
             again = self._watched or self.waiting

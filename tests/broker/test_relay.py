@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
@@ -19,6 +20,8 @@ import zmq
 
 from kingtask.broker import relay as module
 from kingtask.broker.auth import Peer
+from kingtask.broker.counters import Counters
+from kingtask.broker.relay import Relay, RelayedConnection
 from tests import zmtp
 from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
 from tests.processes import descriptors, until
@@ -204,6 +207,50 @@ def test_connections_that_end_before_libzmq_has_connected_leave_nothing(sockets:
         peer.close()
     until(lambda: not served.relay.connections, "all connections are forgotten")
     still_answers(served, sockets)
+
+
+class WaitingConnection(RelayedConnection):
+    """Holds a part of a message, and records whether it is cut off."""
+
+    def __init__(self, relay: Relay, name: str) -> None:
+        self._relay, self.name, self.id = relay, name, name.encode()
+        self.held, self.since, self.ended = module.SMALL_BYTES + 1, 0, False
+        relay.connections[self.id] = self
+        relay.waiting[self] = None
+
+    def review(self) -> None:
+        pass
+
+    def end(self, *, reset: bool = False) -> None:
+        self.ended = True
+
+    def completes(self) -> None:
+        self.since = self._relay.checks
+        self._relay.resume(self)
+
+
+async def test_a_connection_that_waits_is_stalled_only_if_it_is_the_first_and_completes_nothing() -> None:
+    with zmq.Context() as context:
+        relay = Relay(context, Counters())
+        relay.loop = asyncio.get_running_loop()
+        relay.held = module.HELD_BYTES + 1
+        good = WaitingConnection(relay, "good")
+        for _ in range(10):
+            relay._check()
+            good.completes()
+        other = WaitingConnection(relay, "other")
+        good.completes()
+        assert list(relay.waiting) == [other, good], "it waits for its turn"
+        for _ in range(3):
+            relay._check()
+            good.completes()
+        assert (good.ended, other.ended) == (False, False)
+        other.held += 1
+        relay._check()
+        assert (good.ended, other.ended) == (False, True)
+        relay.connections.clear()
+        await relay.closed(0)
+        relay.close()
 
 
 def test_heartbeats_of_an_idle_peer_are_not_held_for_messages(served: EchoRouter) -> None:
