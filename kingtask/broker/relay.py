@@ -18,6 +18,7 @@ import errno
 import fcntl
 import itertools
 import resource
+import select
 import socket
 import struct
 import termios
@@ -147,6 +148,7 @@ class RelayedConnection:
             self._relay.loop.remove_reader(self._inner)
             self._inner.close()
             self._inner, self._joined = inner, True
+            self._relay.joined(inner, self.broker_socket, self._endpoint)
             self._relay.loop.add_reader(inner, self._read_inner)
             self.review()
 
@@ -383,6 +385,10 @@ class Relay:
         self.sockets: list[BrokerSocket] = []
         self.connections: dict[bytes, RelayedConnection] = {}
         """By id, until libzmq has closed its end."""
+        self._ended = select.epoll()
+        """Has an event once for each connection that libzmq has closed."""
+        self._endpoints: dict[int, tuple[BrokerSocket, str]] = {}
+        """By descriptor, of its latest connection."""
         self._opened = False
         self.ids = itertools.count(1)
         self.most = max(FEWEST, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES) // FILES)
@@ -452,12 +458,13 @@ class Relay:
             await asyncio.sleep(POLL_S)
 
     def close(self) -> None:
-        """Close everything. The context must have ended."""
+        """Close everything. The context must have ended, if a peer was accepted."""
         self.stop()
         for connection in list(self.connections.values()):
             connection.close()
         if self._timer is not None:
             self._timer.cancel()
+        self._ended.close()
 
     # ── connections ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -466,6 +473,10 @@ class Relay:
             self.loop.add_reader(listener, self._accept, broker_socket, listener)
 
     def _accept(self, broker_socket: BrokerSocket, listener: socket.socket) -> None:
+        if (
+            broker_socket.amid_message
+        ):  # `disconnect` would be too late; the listener is still readable at the next turn
+            return
         for _ in range(ACCEPTS):
             try:
                 outer, name = listening.accept(listener)
@@ -485,6 +496,7 @@ class Relay:
         """Connect libzmq with a new peer, or close its connection if there are too many."""
         try:
             self._make_room(name)
+            self._disconnect_ended()
             outer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, OUTER_SEND_BYTES)
             connection = RelayedConnection(self, broker_socket, outer, name)
         except (OSError, zmq.ZMQError) as error:
@@ -510,6 +522,20 @@ class Relay:
                 errno.EMFILE, f"{self._numbers[name]:,} connections of {name}, {len(self.connections):,} in all"
             )
         self.cut(oldest, "a newer connection took the place of one without a message", counters.CONNECTION)
+
+    def joined(self, inner: socket.socket, broker_socket: BrokerSocket, endpoint: str) -> None:
+        self._endpoints[inner.fileno()] = broker_socket, endpoint
+        self._ended.register(inner, select.EPOLLET)
+
+    def _disconnect_ended(self) -> None:
+        """Drop the endpoints of connections that libzmq has closed, before it connects again.
+
+        If a peer broke the protocol, libzmq keeps the endpoint with a pointer to a session that it frees, and may use
+        again for the next connection. It would end that one if the endpoint were dropped later.
+        """
+        for fd, _ in self._ended.poll(0):
+            broker_socket, endpoint = self._endpoints[fd]
+            broker_socket.disconnect(endpoint)
 
     def own_endpoints(self) -> list[tuple[str, int]]:
         """Return an endpoint for one connection of this process itself to each socket, and the socket's type."""

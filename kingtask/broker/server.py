@@ -74,7 +74,7 @@ class Broker:
             self._router = RouterSocket(self._context, self._relay, config.endpoints, self._counters)
             self._wakeups = Wakeups(self._context, self._relay, config.wakeup_endpoints, self._counters)
         except BaseException:
-            self._relay.stop()
+            self._relay.close()
             self._context.destroy(0)
             raise
         self._call_times = CallTimes()

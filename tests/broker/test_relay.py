@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from tests.broker.conftest import PATIENCE_MS, EchoRouter, Sockets
 from tests.processes import descriptors, until
 
 ROOT = Path(__file__).parents[2]
+GOOD = zmtp.frame(b"hello")
 
 
 def alone(story: Callable[[str], None], argument: str) -> None:
@@ -191,6 +193,28 @@ def test_frames_are_counted_however_they_come(served: EchoRouter, piece: int) ->
         peer.sendall(zmtp.long_message(module.MAX_FRAMES + 1))
         until(lambda: served.counters.counts.get("cut_off"), "the next one is too long")
         assert served.counters.counts == {"bad_frames": 1, "cut_off": 1}
+
+
+@pytest.mark.long
+def test_peers_that_break_the_protocol_end_no_other_connection(served: EchoRouter) -> None:
+    """libzmq keeps their endpoints, with pointers to sessions that it frees, and uses again for later connections."""
+    answered: list[bytes] = []
+
+    def come_and_go(sent: bytes) -> None:
+        while len(answered) < 3_000:
+            peers = [zmtp.connect(served.port) for _ in range(8)]
+            for peer in peers:
+                peer.sendall(sent)
+            for peer in peers:
+                with peer, suppress(ConnectionResetError):
+                    if (reply := peer.recv(100)) or sent == GOOD:
+                        answered.append(reply)
+
+    with ThreadPoolExecutor() as pool:
+        ends = [pool.submit(come_and_go, sent) for sent in [GOOD] * 2 + [b"\xff" * 20] * 3]
+    for end in ends:
+        end.result()
+    assert set(answered) == {GOOD}
 
 
 def test_connections_that_end_before_libzmq_has_connected_leave_nothing(sockets: Sockets, served: EchoRouter) -> None:
