@@ -120,7 +120,7 @@ class RelayedConnection:
         self.held = 0
         """Bytes of messages that this broker has not read; also of what libzmq consumes itself, as far as not known."""
         self.since = relay.checks
-        """The check before it last began or completed a message, came to hold too much, or sent its end."""
+        """The check before it last got on: began or completed a message, came to hold too much, or sent its end."""
         self.replies: deque[tuple[Peer, bytes]] = deque()
         """Replies that libzmq does not have yet."""
         self.unread = self.given = 0
@@ -306,6 +306,8 @@ class RelayedConnection:
 
     def check(self) -> bool:
         """Cut the peer off if it stalls, or let libzmq see its end. Return whether another check is needed."""
+        if self.finished and not self.ended and _queued(self._inner):  # libzmq has not read all of it
+            self.since = self._relay.checks
         since = self._relay.checks - self.since
         too_much = self.held > self.broker_socket.most_held
         slow = self._checks_unread() if self._to_outer else 0
@@ -319,7 +321,7 @@ class RelayedConnection:
 
     def _checks_unread(self) -> int:
         """Return for how many checks the peer has not read."""
-        (waiting,) = struct.unpack("i", fcntl.ioctl(self._outer, termios.TIOCOUTQ, bytes(4)))
+        waiting = _queued(self._outer)
         if self._taken - waiting >= self._target:
             self._target = self._taken - waiting + min(PROGRESS_BYTES, waiting + len(self._to_outer))
             self._read_at = self._relay.checks
@@ -671,6 +673,11 @@ class Relay:
                 self._counters.count(counters.AUTHENTICATOR, repr(error))
                 status, why = b"500", b"the authenticator failed"
             zap.send_multipart([b"1.0", request, status, why, domain if status == b"200" else b"", b""])
+
+
+def _queued(sender: socket.socket) -> int:
+    """Return the bytes that the other side has not acknowledged (TCP) or read (unix)."""
+    return int(struct.unpack("i", fcntl.ioctl(sender, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def _send(to: socket.socket, data: bytes | memoryview) -> int:

@@ -143,6 +143,18 @@ def test_what_a_peer_sent_before_its_end_is_processed(served: EchoRouter) -> Non
     until(lambda: len(received) == 150, lambda: f"all messages: {len(received)}")
 
 
+def test_an_end_waits_until_libzmq_has_read_what_was_before(
+    served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    with monkeypatch.context() as unread:
+        unread.setattr(module, "_queued", lambda sender: 1)
+        zmtp.connect(served.port).close()
+        until(lambda: served.relay.checks > 10 * module.END_CHECKS, "checks")
+        assert len(served.relay.connections) == 1
+    until(lambda: not served.relay.connections, "it has ended")
+
+
 def test_messages_without_an_end_cost_those_that_hold_most(
     sockets: Sockets, served: EchoRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
