@@ -161,7 +161,7 @@ def siege(stage: FaultTestbed, random: Random) -> Steps:
             *(Attack(kind, where) for kind in ("ends", "unterminated", "hoard") for where in (tcp, ipc)),
             *(Attack("unread", where, ids=[large]) for where in (tcp, ipc)),
             Attack("gets", ipc, ids=[large]),
-            *(Attack(kind, tcp) for kind in ("garbage", "frames", "statistics")),
+            Attack("statistics", tcp),
             *(Attack(kind, wakeup) for kind in ("ends_of_subscribers", "liars")),
             Attack("scrapers", metrics),
             *(Attack("ends_with_key", behind_keys, keyed.environment(name)) for name in ("dashboard", "revoked")),
