@@ -12,6 +12,7 @@ from kingtask.errors import StoreError
 from kingtask.policy import Policy
 from kingtask.store import functions
 from kingtask.store.keys import Keys
+from kingtask.store.redis import connection as module
 from kingtask.store.redis.connection import Connection
 from kingtask.store.redis.supervisor import SupervisedConnection
 from kingtask.store.store import Store
@@ -41,6 +42,26 @@ async def test_an_error_in_one_callback_keeps_no_other_from_its_answer() -> None
     (answer,) = answers
     assert isinstance(answer, StoreError)
     assert answer.stored == "unknown"
+
+
+async def test_a_reply_is_waited_for_as_long_as_parts_of_it_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_us = 1
+    monkeypatch.setattr(module, "monotonic_us", lambda: now_us)
+    connection = Connection(5.0, lambda connection, why: None)
+    connection.connection_made(_Transport())
+    answers: list[object] = []
+    connection.send(("GET", "x"), answers.append)
+    connection.data_received(b"$3\r\n")
+    for _ in range(3):
+        now_us += 4_000_000
+        connection.data_received(b"a")
+        connection._check_overdue()
+    connection.data_received(b"\r\n")
+    assert answers == [b"aaa"]
+    connection.send(("GET", "x"), answers.append)
+    now_us += 5_000_000
+    connection._check_overdue()
+    assert isinstance(answers[1], StoreError)
 
 
 def link_of(store: Store, purpose: str) -> SupervisedConnection:

@@ -55,6 +55,8 @@ class Connection(asyncio.Protocol):
         self._why = "the server closed the connection"
         self.on_message: Callable[[bytes, bytes], None] | None = None
         """Gets channel and message. Set before SUBSCRIBE; after that only PING may be sent."""
+        self._received_us = 0
+        """When the last bytes came: a large reply may take longer than the timeout."""
         self.sent_us = 0
         """While a callback runs: the time when its command was sent (monotonic µs)."""
 
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        self._received_us = monotonic_us()
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
@@ -126,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._watch = None
         if not self._pending or self._transport is None:
             return
-        left_s = self._timeout_s - (monotonic_us() - self._pending[0][1]) / 1e6
+        left_s = self._timeout_s - (monotonic_us() - max(self._pending[0][1], self._received_us)) / 1e6
         if left_s <= 0:
             self.abort(f"no answer within {self._timeout_s:g} s")
         else:
