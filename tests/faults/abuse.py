@@ -446,25 +446,25 @@ def _ask(dealer: zmq.Socket[bytes], requests: Sequence[bytes]) -> list[bytes]:
     """Send all, then read the replies. One is missing if this process reads too slowly, and is cut off."""
     for request in requests:
         dealer.send(request)
-    replies = []
+    replies: list[bytes] = []
     while len(replies) < len(requests) and dealer.poll(REPLY_MS):
         replies.append(dealer.recv())
     return replies
 
 
 def statistics(target: AbuseTarget) -> int:
-    """Two hundred requests for `stats` at once, again and again."""
+    """Two hundred requests for `stats` at once, each second."""
     with ExitStack() as stack:
         dealer = target.dealer(stack)
-        return sum(len(_ask(dealer, [protocol.encode_request(1, "stats", {})] * 200)) for _ in target.turns(0.1))
+        return sum(len(_ask(dealer, [protocol.encode_request(1, "stats", {})] * 200)) for _ in target.turns(1.0))
 
 
 def gets(target: AbuseTarget) -> int:
-    """Two hundred requests for one large result at once, again and again; the replies are read."""
+    """Two hundred requests for one large result at once, each second; the replies are read."""
     with ExitStack() as stack:
         dealer = target.dealer(stack)
         request = protocol.encode_request(1, "get", {"id": target.ids[0]})
-        return sum(len(_ask(dealer, [request] * 200)) for _ in target.turns(0.1))
+        return sum(len(_ask(dealer, [request] * 200)) for _ in target.turns(1.0))
 
 
 def meddlers(target: AbuseTarget) -> int:
