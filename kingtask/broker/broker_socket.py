@@ -105,8 +105,16 @@ class BrokerSocket:
     def _read(self) -> None:
         """Call `_drain` from now on whenever the descriptor has an event."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._drain)
+        self._loop.add_reader(self._fd, self._on_event)
         self.drain_again()
+
+    def _on_event(self) -> None:
+        if not self._drain_scheduled:  # a drain beside the scheduled one would schedule another each time
+            self._drain()
+
+    def _on_schedule(self) -> None:
+        self._drain_scheduled = False
+        self._drain()
 
     @property
     def amid_message(self) -> bool:
@@ -116,7 +124,7 @@ class BrokerSocket:
     def drain_again(self) -> None:
         if not self._drain_scheduled and self._loop is not None:
             self._drain_scheduled = True
-            self._loop.call_soon(self._drain)
+            self._loop.call_soon(self._on_schedule)
 
     def _readable(self) -> bool:
         """Whether there is a message: 1 µs. The exception of a receive without one takes 3."""

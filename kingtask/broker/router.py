@@ -112,7 +112,6 @@ class RouterSocket(BrokerSocket):
         self.reply(peer, protocol.refusal(rid, error))
 
     def _drain(self) -> None:
-        self._drain_scheduled = False
         if self._socket.closed:
             return
         until_us = monotonic_us() + DRAIN_US

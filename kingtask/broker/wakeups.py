@@ -148,7 +148,6 @@ class Wakeups(BrokerSocket):
 
     def _drain(self) -> None:
         """Read messages for at most DRAIN_US, so that the loop is not blocked."""
-        self._drain_scheduled = False
         until_us = monotonic_us() + DRAIN_US
         while monotonic_us() < until_us:
             if self._socket.closed or not self._readable():

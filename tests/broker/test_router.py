@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import Counter
 
 import pytest
 import zmq
@@ -27,6 +28,31 @@ def test_thousands_in_flight_are_all_answered_in_order(sockets: Sockets, served:
     for i in range(900):
         dealer.send(str(i).encode())
     assert [int(dealer.recv()) for _ in range(900)] == list(range(900))
+
+
+def test_drains_do_not_multiply_under_load(sockets: Sockets, served: EchoRouter) -> None:
+    """One for the event and one that was scheduled, in one turn of the loop; else each takes its time of the turn."""
+    in_turn, drains = 0, Counter[int]()
+
+    def turn() -> None:
+        nonlocal in_turn
+        drains[in_turn] += 1
+        in_turn = 0
+        served.loop.call_soon(turn)
+
+    def drained() -> None:
+        nonlocal in_turn
+        in_turn += 1
+
+    served.on_drained = drained
+    served.loop.call_soon_threadsafe(turn)
+    dealers = [sockets.new(zmq.DEALER, served.endpoint) for _ in range(4)]
+    for _ in range(100):
+        for dealer in dealers * 50:
+            dealer.send(b"x" * 2_000)
+        for dealer in dealers * 50:
+            dealer.recv()
+    assert max(drains) <= 2, drains
 
 
 @pytest.mark.parametrize("frames", [[b"a", b"b"], [b"", b"a", b"b"], [b"a"] * 5, [b"x"] * 5_000, [b"", b"", b"a"]])
