@@ -11,12 +11,15 @@ from collections import OrderedDict, deque
 from functools import partial
 from typing import Any
 
+from kingtask.store import functions
 from kingtask.store.functions import FunctionCall
 from kingtask.store.redis.connection import Callback
 from kingtask.store.store import Store
 
-MOST = 32
+MOST, FEWEST = 32, 2
 """Calls under way. A record has at most 6 MiB, so Redis holds at most 192 MiB of replies."""
+MOST_BYTES = 2**21
+"""The same of calls whose results are as large as the latest: Redis and this broker serve nobody else between them."""
 
 
 class Reads:
@@ -29,10 +32,16 @@ class Reads:
         self._asked: dict[tuple[Any, ...], tuple[FunctionCall, list[Callback]]] = {}
         """The calls that wait, and the recipients of the value of each."""
         self._under_way = 0
+        self._size = 1
+        """Bytes of a large result of the latest."""
+
+    @property
+    def _most(self) -> int:
+        return max(FEWEST, min(MOST, MOST_BYTES // self._size))
 
     def send(self, peer: bytes, call: FunctionCall, answer: Callback) -> None:
         """Send a call as soon as this peer has its turn; `answer` gets its value or a StoreError. Raises nothing."""
-        if self._under_way < MOST and not self._waiting:
+        if self._under_way < self._most and not self._waiting:
             self._start(call, [answer])
             return
         key = (call.function, *call.arguments.values())
@@ -47,7 +56,7 @@ class Reads:
         self._store.send(call, partial(self._answered, answers))
 
     def _refill(self) -> None:
-        while self._waiting and self._under_way < MOST:
+        while self._waiting and self._under_way < self._most:
             peer, keys = self._waiting.popitem(last=False)
             call, answers = self._asked.pop(keys.popleft())
             if keys:
@@ -56,9 +65,11 @@ class Reads:
 
     def _answered(self, answers: list[Callback], value: Any) -> None:
         self._under_way -= 1
+        if isinstance(value, functions.StoredTask):
+            self._size = max(len(value.packed), self._size - self._size // 16, 1)
         # Half of them together: one by one, many reads took twice the CPU. In a turn of its own: a store that is away
         # answers at once, so that each call would nest in the one before.
-        if self._waiting and self._under_way <= MOST // 2:
+        if self._waiting and self._under_way <= self._most // 2:
             asyncio.get_running_loop().call_soon(self._refill)
         for answer in answers:
             answer(value)

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from kingtask.broker.reads import MOST, Reads
+import msgspec
+
+from kingtask.broker.reads import FEWEST, MOST, MOST_BYTES, Reads
 from kingtask.states import State
 from kingtask.store import functions
 from kingtask.store.functions import FunctionCall
@@ -79,6 +81,23 @@ async def test_pages_of_different_lists_are_different_calls() -> None:
     await setting.answer_all()
     assert [setting.store.answer("list", number).arguments["from"] for number in (1, 2)] == ["5", "6"]
     assert pages == [1, 1, 2]
+
+
+async def test_fewer_calls_are_under_way_after_large_results() -> None:
+    """Sixteen results of 1 MB that came together stopped Redis and the broker for 60 ms."""
+    setting = ReadsHarness()
+    for number in range(500):
+        setting.get(str(number))
+
+    async def answer(size: int, times: int) -> int:
+        for _ in range(times):
+            setting.store.answer("get", functions.StoredTask(0, None, msgspec.Raw(bytes(size))))
+            await asyncio.sleep(0)
+        return len(setting.sent())
+
+    assert await answer(MOST_BYTES // 3, MOST) in {2, 3}
+    assert await answer(MOST_BYTES, 10) == FEWEST
+    assert await answer(100, 100) > MOST // 2, "the effect of a large result wears off"
 
 
 async def test_peers_take_turns() -> None:
