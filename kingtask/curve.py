@@ -25,7 +25,10 @@ SECRET_SUFFIX = ".key_secret"  # noqa: S105 - of a file name
 PUBLIC_SUFFIX = ".key"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
 """The name of a pair, and so of a client."""
+ANONYMOUS = "anonymous"
+"""The name of every client without a key, and so of none with a key."""
 NAMES = "1 to 64 letters, digits, dots, dashes and underscores, not beginning with a dot or dash"
+_EXPECTED = f"{NAMES}; but not {ANONYMOUS}, which stands for clients without a key"
 KEY_LENGTH = 40
 MAX_BYTES = 65_536
 
@@ -121,8 +124,8 @@ def read_directory(path: Path) -> dict[str, str]:
     _refuse_exposed(path, depth=1)
     found: dict[str, str] = {}
     for file in files:
-        if not NAME.match(file.stem):
-            raise ConfigurationError(f"{file}: the part before {PUBLIC_SUFFIX} names a client: expected {NAMES}")
+        if not NAME.match(file.stem) or file.stem == ANONYMOUS:
+            raise ConfigurationError(f"{file}: the part before {PUBLIC_SUFFIX} names a client: expected {_EXPECTED}")
         other = found.setdefault(read_public(file, checked=True).decode(), file.stem)
         if other != file.stem:
             raise ConfigurationError(f"{file} holds the same key as {other}{PUBLIC_SUFFIX}: one client, one key")
@@ -136,8 +139,8 @@ def write_pair(directory: Path, name: str, *, replace: bool) -> tuple[Path, Path
 
     import zmq.auth
 
-    if not NAME.match(name):
-        raise ConfigurationError(f"NAME: expected {NAMES}, got {name!r}")
+    if not NAME.match(name) or name == ANONYMOUS:
+        raise ConfigurationError(f"NAME: expected {_EXPECTED}, got {name!r}")
     public, secret = directory / f"{name}{PUBLIC_SUFFIX}", directory / f"{name}{SECRET_SUFFIX}"
     try:
         with TemporaryDirectory(prefix=".keygen-", dir=directory) as private:  # mode 0700

@@ -14,6 +14,7 @@ from kingtask import protocol
 from kingtask.clock import duration_ms, monotonic_s
 from kingtask.config.permissions_file import PermissionsFile, Rule, compiled
 from kingtask.config.sandbox_settings import first_unlisted
+from kingtask.curve import ANONYMOUS
 from kingtask.errors import Busy, PermissionDenied, RequestRefused
 from kingtask.event import Event
 from kingtask.result import Result
@@ -23,7 +24,6 @@ from kingtask.task import TaskSpec
 
 log = logging.getLogger("kingtask.audit")
 
-ANONYMOUS = "anonymous"
 UNCHANGED_PER_S, UNCHANGED_BURST = 1.0, 20
 """Audit lines of one client for requests that changed nothing."""
 _NO_RULES = PermissionsFile(clients={}, default=Rule())

@@ -14,7 +14,7 @@ from typing import Any
 from kingtask import __version__, protocol, wire
 from kingtask.broker import ops
 from kingtask.broker.auth import AuthenticatedPeer, Peer
-from kingtask.broker.authorizer import ANONYMOUS, Authorizer, ClientPolicy
+from kingtask.broker.authorizer import Authorizer, ClientPolicy
 from kingtask.broker.reads import Reads
 from kingtask.broker.router import RouterSocket
 from kingtask.broker.stats_gatherer import StatsGatherer
@@ -23,6 +23,7 @@ from kingtask.broker.waiters import Waiters
 from kingtask.clock import monotonic_s, monotonic_us, wall_s
 from kingtask.config import BrokerConfig
 from kingtask.config.permissions_file import PermissionsFile
+from kingtask.curve import ANONYMOUS
 from kingtask.errors import Busy, RequestRefused, StoreError, Unavailable, describe_error
 from kingtask.event import Event
 from kingtask.metrics.call_times import CALL_S, Histogram

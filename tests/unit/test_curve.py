@@ -154,5 +154,10 @@ def test_a_directory_with_something_wrong_in_it_is_refused(tmp_path: Path, pair:
     (tmp_path / "bob.key").rename(tmp_path / "b ob.key")
     with pytest.raises(ConfigurationError, match=r"b ob.key: the part before .key names a client"):
         curve.read_directory(tmp_path)
+    (tmp_path / "b ob.key").rename(tmp_path / "anonymous.key")
+    with pytest.raises(ConfigurationError, match=r"anonymous.key: .* but not anonymous"):
+        curve.read_directory(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"NAME: .* but not anonymous"):
+        curve.write_pair(tmp_path, "anonymous", replace=False)
     with pytest.raises(ConfigurationError, match="cannot read the directory"):
         curve.read_directory(tmp_path / "nowhere")
