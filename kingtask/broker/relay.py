@@ -54,11 +54,11 @@ OUTER_SEND_BYTES = 262_144
 CHECK_S = 0.25
 POLL_S = 0.005
 HELD_BYTES = 4 * wire.MAX_MESSAGE_BYTES
-"""Unfinished messages of all connections, as sent. In memory a tiny frame takes 64 bytes."""
+"""Unfinished messages of all connections. Without CURVE each frame but the last counts FRAME_BYTES more."""
 SMALL_BYTES = 8_192
 """A connection that holds less is read even if all together hold too much: requests without bulk always get through."""
 FRAME_BYTES = 64
-"""At least what ZMTP adds to a frame, also with CURVE."""
+"""Memory of a frame beside its content; and more than ZMTP adds to it, also with CURVE."""
 HANDSHAKE_BYTES = 1_024
 """At least what a handshake takes, also with CURVE."""
 MORE, LONG = 1, 2
@@ -165,13 +165,16 @@ class RelayedConnection:
         if not size:
             self._finish()
             return
-        if self._relay.auth is None and self._too_many_frames(_read_block[:size]):
-            self._relay.cut(self, f"a message of more than {MAX_FRAMES:,} frames")
-            return
+        weight = size
+        if self._relay.auth is None:
+            weight += FRAME_BYTES * self._follow_frames(_read_block[:size])
+            if self._frames >= MAX_FRAMES:
+                self._relay.cut(self, f"a message of more than {MAX_FRAMES:,} frames")
+                return
         if not self.held:
             self.since = self._relay.checks
-        self.held += size
-        self._relay.held += size
+        self.held += weight
+        self._relay.held += weight
         sent = _send(self._inner, _read_block[:size])
         if sent < size:
             self._to_inner = bytes(_read_block[sent:size])
@@ -180,22 +183,24 @@ class RelayedConnection:
         if self.held > SMALL_BYTES and (self.held > self.broker_socket.most_held or self._relay.held > HELD_BYTES):
             self._relay.hold(self)
 
-    def _too_many_frames(self, data: bytes | memoryview) -> bool:
-        """Follow the peer's frames. Return True once a message has more than MAX_FRAMES."""
+    def _follow_frames(self, data: bytes | memoryview) -> int:
+        """Count the frames of the message so far, up to MAX_FRAMES. Return how many frames here have a successor."""
         if self._header:
             data, self._header = self._header + bytes(data), b""
-        at, size = self._next_frame, len(data)
-        while at < size:
+        at, size, followed = self._next_frame, len(data), 0
+        while at < size and self._frames < MAX_FRAMES:
             header = 9 if data[at] & LONG else 2
             if at + header > size:
                 self._header, at = bytes(data[at:]), size
                 break
-            self._frames = self._frames + 1 if data[at] & MORE else 0
-            if self._frames >= MAX_FRAMES:
-                return True
+            if data[at] & MORE:
+                self._frames += 1
+                followed += 1
+            else:
+                self._frames = 0
             at += header + int.from_bytes(data[at + 1 : at + header], "big")
         self._next_frame = at - size
-        return False
+        return followed
 
     def _write_inner(self) -> None:
         self._to_inner = self._to_inner[_send(self._inner, self._to_inner) :]

@@ -178,6 +178,21 @@ def test_messages_without_an_end_cost_those_that_hold_most(
         peer.close()
 
 
+def test_tiny_frames_count_with_their_memory(
+    sockets: Sockets, served: EchoRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each peer sends less than is always read, but a frame of two bytes takes 64 in memory."""
+    monkeypatch.setattr(module, "HELD_BYTES", 1_000_000)
+    peers = [zmtp.connect(served.port) for _ in range(20)]
+    for peer in peers:
+        peer.sendall(zmtp.frame(b"", zmtp.MORE) * 4_000)
+    until(lambda: served.counters.counts.get("cut_off"), "some are cut off")
+    until(lambda: served.relay.held <= 1_000_000, lambda: f"less is held: {served.relay.held:,}")
+    still_answers(served, sockets)
+    for peer in peers:
+        peer.close()
+
+
 def test_a_message_of_very_many_frames_costs_its_connection(sockets: Sockets, served: EchoRouter) -> None:
     with zmtp.connect(served.port) as peer:
         peer.sendall(zmtp.frame(b"x", zmtp.MORE) * module.MAX_FRAMES)
