@@ -168,7 +168,10 @@ class Watch:
     """Processes that are expected to end."""
 
     def __init__(self, pids: set[int]) -> None:
-        self._pidfds = {pid: os.pidfd_open(pid) for pid in pids}
+        self._pidfds = {}
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has ended
+                self._pidfds[pid] = os.pidfd_open(pid)
 
     def survivors(self) -> set[int]:
         """Those that have not ended after a while."""
