@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kingtask import protocol
 from kingtask.broker.authorizer import (
-    ANONYMOUS,
     UNCHANGED_BURST,
     AuditTrail,
     Authorizer,
@@ -21,6 +20,7 @@ from kingtask.broker.authorizer import (
 )
 from kingtask.broker.ops import ForeignTask
 from kingtask.config.permissions_file import PermissionsFile, Rule
+from kingtask.curve import ANONYMOUS
 from kingtask.errors import Busy, NotConfirmed, PermissionDenied, RequestRefused, TaskNotFound
 from kingtask.result import Result
 from kingtask.states import State
