@@ -1,7 +1,8 @@
 """Reads all numbers of queues, workers and brokers from Redis, for the op `stats` and for the metrics.
 
 All requests share one gathering at a time, which begins at least APART_S after the one before. A request joins the next
-one, so that no reply is older than its request. A gathering is many short calls: Redis serves others in between.
+one, so that no reply is older than its request. A gathering is many short calls: Redis serves others in between, and
+after a long one for REST times as long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kingtask.store.stats import StoreStats
 from kingtask.store.store import Store
 
 APART_S = 1.0
+REST = 3
 
 Calls = Generator[functions.FunctionCall, Any, StoreStats]
 Callback = Callable[[StoreStats | StoreError], None]
@@ -33,7 +35,7 @@ class StatsGatherer:
         self._next: list[Callback] = []
         self._busy = False
         """A gathering is in progress, or a timer will begin it."""
-        self._began_s = -inf
+        self._began_s = self._next_s = -inf
         self.waiting = 0
 
     def ask(self, callback: Callback) -> None:
@@ -45,9 +47,9 @@ class StatsGatherer:
 
     def _begin(self) -> None:
         self._busy = True
-        at_s, now_s = self._began_s + APART_S, monotonic_s()
-        if now_s < at_s:
-            asyncio.get_running_loop().call_at(at_s, self._begin)
+        now_s = monotonic_s()
+        if now_s < self._next_s:
+            asyncio.get_running_loop().call_at(self._next_s, self._begin)
             return
         asked, self._next, self._began_s = self._next, [], now_s
         self._step(functions.gather_stats(), asked, None)
@@ -61,6 +63,8 @@ class StatsGatherer:
         except StopIteration as done:
             value = done.value
         self._busy = False
+        now_s = monotonic_s()
+        self._next_s = max(self._began_s + APART_S, now_s + REST * (now_s - self._began_s))
         if self._next:
             self._begin()
         self.waiting -= len(asked)

@@ -453,6 +453,7 @@ async def test_stats_of_many_clients_are_one_gathering_and_packed_once_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stats_gatherer, "APART_S", 0.0)
+    monkeypatch.setattr(stats_gatherer, "REST", 0)
     setting = with_permissions(tmp_path, clients={"alice": {"queues": ["mail"]}, "bob": {}})
     alice, bob = (AuthenticatedPeer(PEER, name) for name in ("alice", "bob"))
     filtered: list[Any] = []

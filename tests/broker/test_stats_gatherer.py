@@ -55,6 +55,24 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "APART_S", 0.01)
 
 
+async def test_a_long_gathering_takes_a_quarter_of_the_time(
+    setting: GathererHarness, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = asyncio.get_running_loop().time()
+    monkeypatch.setattr(module, "monotonic_s", lambda: now_s)
+    setting.ask()
+    now_s += 2.0
+    setting.answer()
+    setting.ask()
+    assert not setting.store.sent
+    now_s += 5.9
+    setting.gatherer._begin()
+    assert not setting.store.sent
+    now_s += 0.2
+    setting.gatherer._begin()
+    assert len(setting.store.sent) == 1
+
+
 async def test_the_first_gathering_begins_at_once(setting: GathererHarness) -> None:
     setting.ask()
     assert len(setting.store.sent) == 1
@@ -90,6 +108,7 @@ async def test_a_request_joins_the_next_gathering_and_all_share_it(setting: Gath
 
 async def test_no_gathering_begins_without_a_request(setting: GathererHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "APART_S", 0.0)
+    monkeypatch.setattr(module, "REST", 0)
     setting.ask()
     setting.answer()
     assert setting.store.sent == []
