@@ -403,7 +403,7 @@ EDGE = [
 
 SIEGE = Case(
     name="F86",
-    what="every kind of hostile peer at once, with keys and without: good clients go on",
+    what="every kind of hostile peer without a key at once: good clients go on",
     loads=LIGHT,
     layout=Layout(brokers=1, workers=1, clients=1, prepare=g.one_broker_for_all),
     rules=Rules(rss_growth_bytes=g.GROWTH_BYTES, fd_growth=g.OPEN_FILES, ping_ms=3_000),
@@ -412,6 +412,13 @@ SIEGE = Case(
     alone=True,
     seconds=140.0,
     long_seconds=140.0,
+)
+
+SIEGE_WITH_KEYS = replace(
+    SIEGE,
+    name="F86B",
+    what="every kind of hostile peer with a key, and unknown keys, at once: good clients go on",
+    faults=for_ever(g.siege_with_keys),
 )
 
 UPGRADE = [
@@ -748,5 +755,5 @@ MORE = [
     ),
 ]
 
-ALL_CASES = [*MORE, *BROKER, *WORKER, *STORE, *NETWORK, *EDGE, SIEGE, *UPGRADE, *SENTINEL, *CONTROLS]
+ALL_CASES = [*MORE, *BROKER, *WORKER, *STORE, *NETWORK, *EDGE, SIEGE, SIEGE_WITH_KEYS, *UPGRADE, *SENTINEL, *CONTROLS]
 CASES = {case.name: case for case in ALL_CASES}

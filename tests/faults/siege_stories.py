@@ -1,4 +1,4 @@
-"""The siege: every kind of hostile peer at once, at a broker without keys and at one with keys, beside good clients.
+"""The siege: every kind of hostile peer at once, at a broker without keys or at one with keys, beside a good client.
 
 The attackers run only when nothing else does (SCHED_IDLE), since they stand for programs of other machines.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -142,35 +142,60 @@ class Attack(NamedTuple):
 
 
 def siege(stage: FaultTestbed, random: Random) -> Steps:
-    """Goes on until the case is over."""
+    """Of the broker without keys. Goes on until the case is over."""
     broker = stage.brokers[0]
-    pids = {broker: broker.pid}
     large = stage.submit("work", "0", "0", str(LARGE_BYTES))
+    tcp, ipc = broker.config["addr"]
+    wakeup = broker.config["wakeup"]
+    addresses = [Address(name="tcp", endpoint=f"tcp://{tcp}"), Address(name="ipc", endpoint=ipc)]
+    attacks = [
+        *(Attack(kind, where) for kind in ("ends", "unterminated", "hoard") for where in (tcp, ipc)),
+        *(Attack("unread", where, ids=[large]) for where in (tcp, ipc)),
+        Attack("gets", ipc, ids=[large]),
+        Attack("statistics", tcp),
+        *(Attack(kind, wakeup) for kind in ("ends_of_subscribers", "liars")),
+    ]
+    with _tasks(stage, f"tcp://{tcp}", {}):
+        yield from _besiege(stage, random, broker, addresses, attacks, lambda: None)
+
+
+def siege_with_keys(stage: FaultTestbed, random: Random) -> Steps:
+    """Of a second broker, which asks for keys. Goes on until the case is over."""
     keyed = _start_keyed_broker(stage)
     while "broker=started" not in keyed.daemon.text() and keyed.daemon.process is not None:
         yield TICK_S
-    pids[keyed.daemon] = keyed.daemon.pid
-    tcp, ipc = broker.config["addr"]
-    addresses = [
-        Address(name="tcp", endpoint=f"tcp://{tcp}"),
-        Address(name="ipc", endpoint=ipc),
-        Address(name="curve", endpoint=keyed.daemon.endpoint, **keyed.keys("peer")),
-    ]
-    with _tasks(stage, keyed) as owned, _meter(stage, addresses, random):
-        wakeup, metrics = broker.config["wakeup"], broker.config["metrics_addr"]
-        behind_keys = keyed.daemon.config["addr"]
+
+    def revoke() -> None:
+        (keyed.directory / "authorized" / "revoked.key").unlink()
+        keyed.daemon.signal(signal.SIGHUP)
+
+    address = keyed.daemon.config["addr"]
+    with _tasks(stage, keyed.daemon.endpoint, keyed.keys("peer")) as owned:
+        addresses = [Address(name="curve", endpoint=keyed.daemon.endpoint, **keyed.keys("peer"))]
         attacks = [
-            *(Attack(kind, where) for kind in ("ends", "unterminated", "hoard") for where in (tcp, ipc)),
-            *(Attack("unread", where, ids=[large]) for where in (tcp, ipc)),
-            Attack("gets", ipc, ids=[large]),
-            Attack("statistics", tcp),
-            *(Attack(kind, wakeup) for kind in ("ends_of_subscribers", "liars")),
-            Attack("scrapers", metrics),
-            *(Attack("ends_with_key", behind_keys, keyed.environment(name)) for name in ("dashboard", "revoked")),
-            Attack("statistics", behind_keys, keyed.environment("dashboard")),
-            Attack("meddlers", behind_keys, keyed.environment("hostile"), owned),
-            Attack("strangers", behind_keys, keyed.environment("peer")),
+            *(Attack("ends_with_key", address, keyed.environment(name)) for name in ("dashboard", "revoked")),
+            Attack("statistics", address, keyed.environment("dashboard")),
+            Attack("meddlers", address, keyed.environment("hostile"), owned),
+            Attack("strangers", address, keyed.environment("peer")),
         ]
+        yield from _besiege(stage, random, keyed.daemon, addresses, attacks, revoke)
+    stage.kill(keyed.daemon, signal.SIGTERM)
+    for daemons in (stage.daemons, stage.brokers):
+        daemons.remove(keyed.daemon)
+
+
+def _besiege(
+    stage: FaultTestbed,
+    random: Random,
+    broker: Daemon,
+    addresses: list[Address],
+    attacks: list[Attack],
+    begin: Callable[[], None],
+) -> Steps:
+    """All attacks at once until the case is over, and a slow scraper; `begin` is called when they have begun."""
+    pid, metrics = broker.pid, broker.config["metrics_addr"]
+    attacks = [*attacks, Attack("scrapers", metrics)]
+    with _meter(stage, addresses, random):
         attackers = [_start(attack, random) for attack in attacks]
         for attacker in attackers:
             assert attacker.stdout is not None
@@ -182,8 +207,7 @@ def siege(stage: FaultTestbed, random: Random) -> Steps:
                 assert attacker.stdin is not None
                 attacker.stdin.write("begin\n")
                 attacker.stdin.flush()
-            (keyed.directory / "authorized" / "revoked.key").unlink()
-            keyed.daemon.signal(signal.SIGHUP)
+            begin()
             next_s = stage.clock_s()
             while not stage.over:
                 if stage.clock_s() >= next_s:
@@ -204,17 +228,13 @@ def siege(stage: FaultTestbed, random: Random) -> Steps:
                 stage.expect(done, f"{attack.kind} ended with {attacker.returncode}: {told} {complaint[-500:]}")
                 stage.timeline.append(f"          {attack.kind} {attack.address}: {told}")
         yield 1.0
-    for daemon, pid in pids.items():
-        same = daemon.process is not None and daemon.pid == pid and alive(pid)
-        stage.expect(same, f"a broker is not the same process any more: {daemon.text()[-2000:]}")
-        ends_s = stage.clock_s() + PATIENCE_S
-        while same and len(descriptors(pid)) > OTHER_FILES and stage.clock_s() < ends_s:
-            yield TICK_S
-        stage.expect(stage.clock_s() < ends_s, "a broker keeps descriptors of the attackers")
+    same = broker.process is not None and broker.pid == pid and alive(pid)
+    stage.expect(same, f"the broker is not the same process any more: {broker.text()[-2000:]}")
+    ends_s = stage.clock_s() + PATIENCE_S
+    while same and len(descriptors(pid)) > OTHER_FILES and stage.clock_s() < ends_s:
+        yield TICK_S
+    stage.expect(stage.clock_s() < ends_s, "the broker keeps descriptors of the attackers")
     _judge(stage, began_ns, ended_ns)
-    stage.kill(keyed.daemon, signal.SIGTERM)
-    for daemons in (stage.daemons, stage.brokers):
-        daemons.remove(keyed.daemon)
 
 
 def _start(attack: Attack, random: Random) -> subprocess.Popen[str]:
@@ -248,10 +268,10 @@ def _scrape(stage: FaultTestbed, address: str) -> None:
 
 
 @contextmanager
-def _tasks(stage: FaultTestbed, keyed: KeyedBroker) -> Iterator[list[str]]:
-    """Some tasks that belong to `peer`; and many that make `stats` large. They wait until the siege is over."""
+def _tasks(stage: FaultTestbed, endpoint: str, keys: Mapping[str, str]) -> Iterator[list[str]]:
+    """Five tasks of this client, and many more that make `stats` large. They wait until the siege is over."""
     recorder = HistoryRecorder(stage.histories, "siege")
-    with Client(keyed.daemon.endpoint, timeout=60.0, **keyed.keys("peer")) as client:
+    with Client(endpoint, timeout=60.0, **keys) as client:
         specs = [TaskSpec(id=str(uuid.uuid4()), name="work", delay_s=86_400.0) for _ in range(5)]
         owned = [str(spec.id) for spec in specs]
         specs += [
@@ -266,11 +286,11 @@ def _tasks(stage: FaultTestbed, keyed: KeyedBroker) -> Iterator[list[str]]:
             else:
                 recorder.ok(op, outcome=outcome.outcome, ack=stage.layout.ack)
         yield owned
-    asyncio.run(_cancel(keyed, recorder, [str(spec.id) for spec in specs]))
+    asyncio.run(_cancel(endpoint, keys, recorder, [str(spec.id) for spec in specs]))
     recorder.close()
 
 
-async def _cancel(keyed: KeyedBroker, recorder: HistoryRecorder, ids: list[str]) -> None:
+async def _cancel(endpoint: str, keys: Mapping[str, str], recorder: HistoryRecorder, ids: list[str]) -> None:
     room = asyncio.Semaphore(CANCELS_AT_ONCE)
 
     async def cancel(client: AsyncClient, task_id: str) -> None:
@@ -278,7 +298,7 @@ async def _cancel(keyed: KeyedBroker, recorder: HistoryRecorder, ids: list[str])
             op = recorder.invoke("cancel", task_id)
             recorder.ok(op, outcome=await client.cancel(task_id))
 
-    async with AsyncClient(keyed.daemon.endpoint, timeout=60.0, **keyed.keys("peer")) as client:
+    async with AsyncClient(endpoint, timeout=60.0, **keys) as client:
         await asyncio.gather(*(cancel(client, task_id) for task_id in ids))
 
 
